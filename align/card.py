@@ -1,0 +1,37 @@
+"""The model card of a stage's result: it names the original base, the recipe, the data and the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align import rundir
+from align.rundir import RunDir
+from align.stage import Outcome, Ticket
+
+
+def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
+    """Write README.md over the one that a library left there."""
+    base = ticket.policy.base
+    name = base.name if not Path(base.name).is_absolute() else Path(base.name).name
+    lines = ["---", "library_name: " + ("peft" if outcome.policy and outcome.policy.adapters else "transformers")]
+    if base.revision:
+        lines.append(f"base_model: {name}")
+    lines += ["tags: [align, " + ticket.program.removesuffix(".py").rpartition("/")[2] + "]", "---", "",
+              f"# {ticket.run_name}", "",
+              f"The policy after the stage `{ticket.stage}` of an `align` run. Base model: **{name}**"
+              + (f" at revision `{base.revision}`." if base.revision else f" (content hash `{base.identity[:12]}`)."), ""]
+    method = ticket.parameterization["method"]
+    parameters = outcome.parameters
+    share = parameters["trainable"] / parameters["total"]
+    lines += [f"- parameterization: {method}, {parameters['trainable']:,} of {parameters['total']:,} weights ({share:.2%})",
+              f"- data: {outcome.data['rows']:,} rows (sha256 `{ticket.train.sha256[:12]}`), "
+              f"{outcome.data['replay_rows']:,} replayed",
+              f"- steps: {outcome.steps} of {outcome.global_batch_size} rows; seed {ticket.seed}"]
+    loss = outcome.metrics.get("train_loss")
+    if isinstance(loss, float):
+        lines.append(f"- mean training loss: {loss:.4f}")
+    if outcome.policy and len(outcome.policy.adapters) > 1:
+        names = " -> ".join(adapter.name for adapter in outcome.policy.adapters)
+        lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
+    lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
+    rundir.write_text(folder / "README.md", "\n".join(lines) + "\n")

@@ -1,0 +1,230 @@
+"""The `align` command. Imports nothing heavy: each command imports what it needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from align.errors import AlignError, Exit
+
+app = typer.Typer(
+    name="align", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Take a base model through a chain of post-training stages, and see after each one what it forgot.",
+    epilog="Begin with: [bold]align run recipes/dpo_qlora.yaml[/bold]",
+)
+lab_app = typer.Typer(no_args_is_help=True, help="The lab model that ships with align.")
+app.add_typer(lab_app, name="lab")
+
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.dpo.beta=0.2")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/dpo_qlora.")]
+
+
+@app.command(rich_help_panel="Train")
+def run(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or a name of `align list`.")] = None,
+    set: Set = [],  # noqa: B006 - typer reads the default, nobody changes it
+    run_dir: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> by default.")] = None,
+    from_stage: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Redo this stage and what follows from it.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Redo just this stage.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; what is there is kept in superseded/.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Train with this many processes (accelerate launch).")] = None,
+    model: Annotated[str | None, typer.Option(help="Without a recipe: the base model.")] = None,
+    data: Annotated[str | None, typer.Option(help="Without a recipe: the training data.")] = None,
+    method: Annotated[str, typer.Option(help="Without a recipe: the parameterization.")] = "lora",
+    stage: Annotated[str, typer.Option(help="Without a recipe: the stage.")] = "sft",
+) -> None:
+    """Run a recipe, or go on with it: the same command again skips what is done and resumes the rest.
+
+    [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
+    [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
+    """
+    from align import quick
+    from align import recipe as recipes
+    from align.progress import Watcher
+    from align.rundir import RunDir
+    from align.runner import Options, Run
+
+    if recipe is None:
+        path = quick.write(model, data, method=method, stage=stage)
+        _errors().print(f"wrote {path}, and runs it")
+    else:
+        if model is not None or data is not None:
+            raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=… with a recipe")
+        path = recipes.locate(recipe)
+    loaded = recipes.load(path, set)
+    folder = RunDir((run_dir or Path("runs") / loaded.recipe.name).absolute())
+    with Watcher(_errors()) as watcher:
+        code = Run(loaded, Options(from_stage, only, fresh, processes), folder, watcher).execute()
+    _show(folder.root)
+    if code == Exit.GATE:
+        _errors().print("the gate stopped the run: change the recipe (forgetting limits, replay, learning rate) and run "
+                        "the same command again", style="yellow")
+    raise typer.Exit(code)
+
+
+@app.command(rich_help_panel="Train")
+def check(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a name of `align list`.")],
+    set: Set = [],  # noqa: B006
+    offline: Annotated[bool, typer.Option("--offline", help="Take names on the Hugging Face Hub on trust.")] = False,
+) -> None:
+    """Check a recipe, its data row by row and its model's files, without loading a model."""
+    from align import recipe as recipes
+    from align.prepare import prepare
+
+    loaded = recipes.load(recipes.locate(recipe), set)
+    found = prepare(loaded, offline=offline)
+    for note in found.notes:
+        _errors().print(f"[yellow]note[/yellow] {note}", highlight=False)
+    for plan in loaded.stages:
+        rows = found.rows[plan.id]
+        replay = f", replay {plan.replay.ratio:.0%}" if plan.replay else ""
+        held = f", {len(rows.evaluation):,} held out" if rows.evaluation else ""
+        source = f"from {plan.policy}"
+        print(f"{plan.id}: {plan.program.name} {source}, {plan.method_keys.method}, {len(rows.train):,} rows{held}{replay}")
+    print(f"{recipe}: ok")
+
+
+@app.command(rich_help_panel="Look")
+def status(run_dir: RunFolder) -> None:
+    """What each stage of a run has done."""
+    from rich.table import Table
+
+    from align import rundir
+
+    record = rundir.read_json(run_dir / "run.json")
+    if record is None:
+        raise AlignError(f"'{run_dir}' is no run folder", "give a folder that `align run` wrote")
+    table = Table(box=None, title=f"{record['name']}", title_justify="left")
+    for name in ("stage", "program", "from", "status", "steps", "seconds"):
+        table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
+    for id in record["order"]:
+        entry = record["stages"].get(id, {})
+        outcome = rundir.read_json(run_dir / "stages" / id / "outcome.json", {})
+        table.add_row(id, entry.get("stage", ""), entry.get("inputs", {}).get("policy", ""), entry.get("status", "pending"),
+                      str(outcome.get("steps", "")), str(entry.get("seconds", "")))
+    Console().print(table)
+
+
+@app.command(rich_help_panel="Look")
+def report(run_dir: RunFolder) -> None:
+    """Write report.html and report.md of a run, and print what was gained and what was forgotten."""
+    from align import report as reports
+
+    reports.write(run_dir)
+    _show(run_dir)
+
+
+@app.command("list", rich_help_panel="Look")
+def list_() -> None:
+    """The recipes, pipelines, stages and parameterizations that there are."""
+    from align import parameterization, pipeline, shelf
+    from align.stage import load
+
+    console = Console()
+    sections: list[tuple[str, dict[str, str]]] = [
+        ("recipes", {name: _purpose(shelf.find("recipes", name)) for name in shelf.names("recipes")}),
+        ("pipelines", {name: pipeline.preset(name).description for name in shelf.names("pipelines")}),
+        ("stages", {name: load(name, Path()).stage.description for name in shelf.names("stages")}),
+        ("parameterizations", {name: parameterization.load(name).DESCRIPTION for name in parameterization.names()}),
+    ]
+    for title, entries in sections:
+        console.print(f"[bold]{title}[/bold]")
+        for name, text in entries.items():
+            console.print(f"  {name:<28} {text}", highlight=False)
+
+
+def _purpose(path: Path | None) -> str:
+    """The first comment of a shipped recipe says what it is for."""
+    if path is None:
+        return ""
+    comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return next((line for line in comments if not line.startswith("yaml-language-server")), "")
+
+
+@app.command(rich_help_panel="Look")
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    import json
+
+    from align.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
+
+
+@app.command(rich_help_panel="Use")
+def chat(
+    run_dir: RunFolder,
+    stage: Annotated[str | None, typer.Option(help="Talk to the policy after this stage; the last one by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+) -> None:
+    """Talk to the result of a run. An empty line or Ctrl-D ends it; /new begins a new conversation."""
+    from align import chat as chats
+
+    chats.talk(run_dir, stage, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@lab_app.command("build")
+def lab_build(
+    out: Annotated[Path, typer.Argument(help="A folder for the model.")],
+    seed: Annotated[int, typer.Option(help="Of the data and of the weights.")] = 0,
+) -> None:
+    """Pretrain the lab model anew, from nothing, in under ten CPU minutes."""
+    from align.lab.build import build
+
+    build(out, seed=seed, progress=lambda text: _errors().print(text, highlight=False))
+    print(out)
+
+
+def _show(run_dir: Path) -> None:
+    """The matrix, the verdict and where the report is."""
+    from align.report import records, terminal
+
+    console = Console()
+    found = records.load(run_dir)
+    if found.forgetting is not None:
+        console.print(terminal.matrix_table(found))
+        console.print(terminal.verdict_line(found), highlight=False)
+    print(f"report: {_near(run_dir / 'report.html')}")
+
+
+def _near(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _errors() -> Console:
+    return Console(stderr=True)
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; an expected failure is shown as its sentences, without a traceback."""
+    try:
+        command()
+    except AlignError as error:
+        from rich.markup import escape
+
+        _errors().print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return error.exit
+    except KeyboardInterrupt:
+        _errors().print("interrupted; the same command again goes on from here")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return Exit.DONE
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else Exit.BAD_INPUT
+    return Exit.DONE
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(guarded(app))

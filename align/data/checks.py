@@ -1,0 +1,206 @@
+"""Every row of a stage's data, read, understood and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from statistics import mean
+from typing import Any, Final
+
+from align.data.formats import Example, Kind, normalise
+from align.data.lengths import Lengths, no_answer_left
+from align.data.messages import Message
+from align.data.pairs import Side
+from align.data.rows import Row
+from align.data.sources import DataSource, scan
+from align.errors import AlignError, FaultList
+
+__all__ = ["Lengths", "Table", "check_lengths", "load"]
+
+LENGTH_BIAS: Final = 0.85
+"""Share of pairs in which the same side is the longer one, from which on length alone tells the two apart."""
+
+FEW_PAIRS: Final = 20
+"""Below this many pairs a share says nothing."""
+
+FEW_PROMPTS: Final = 50
+"""Fewer different prompts than this are learnt by heart rather than what makes an answer better."""
+
+REPEATED_PROMPTS: Final = 0.5
+REPEATED_ANSWERS: Final = 0.9
+"""Share of pairs that repeat an earlier pair's prompt, or its chosen answer, from which on it is worth a warning."""
+
+_NEEDS: Final[dict[Kind, str]] = {
+    "chat": "messages",
+    "prompt_completion": "prompt + completion",
+    "preference": "prompt + chosen + rejected",
+    "text": "text",
+}
+_IS: Final[dict[Kind, str]] = {
+    "chat": "a chat",
+    "prompt_completion": "a prompt with a completion",
+    "preference": "a preference pair",
+    "text": "plain text",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a stage trains on; `sha256` is that of all examples in this order, wherever they came from."""
+
+    examples: list[Example]
+    sha256: str
+    name: str
+    warnings: list[str] = field(default_factory=list)
+
+
+def load(sources: list[DataSource], *, root: Path, accepts: frozenset[Kind], stage: str, max_faults: int = 20) -> Table:
+    """All rows of `sources`, one source after the other; raises one AlignError for all faults together.
+
+    Args:
+        root: the recipe's folder, where relative paths are looked for after the current folder.
+        accepts: the kinds of rows that the stage can train on.
+        stage: the stage's name, for messages.
+        max_faults: how many faults are told one by one before the rest is only counted.
+    """
+    if not sources:
+        raise AlignError(f"stage '{stage}' has no data", "name it with the key data")
+    faults: list[AlignError] = []
+    examples: list[Example] = []
+    for found in _examples(sources, root, accepts, stage):
+        if isinstance(found, Example):
+            examples.append(found)
+        else:
+            faults.append(found)
+    _raise(faults, max_faults, "faults in the data")
+    lines = [example.canonical().encode() for example in examples]
+    copies = len(lines) - len(set(lines))
+    warnings = [f"{copies:,} of {len(lines):,} rows are copies of another row"] if copies else []
+    name = " + ".join(source.source for source in sources)
+    return Table(examples, sha256(b"\n".join(lines)).hexdigest(), name, warnings + _preference_warnings(examples))
+
+
+def check_lengths(
+    table: Table, lengths: Lengths | None, max_length: int | None, truncation_mode: str = "keep_start"
+) -> list[str]:
+    """Refuse rows whose answer truncation would cut away entirely, and rows that the chat template refuses.
+
+    Args:
+        lengths: None where the model has no tokenizer.json; then nothing is checked and the warning says so.
+        max_length: tokens of prompt and answer that are kept; None keeps all.
+        truncation_mode: `keep_start` or `keep_end`.
+
+    Returns:
+        Warnings about rows that are cut, but keep some of their answer.
+    """
+    if lengths is None:
+        return ["the model has no tokenizer.json, so the lengths of the rows were not checked"]
+    lengths.check_template(table.examples)
+    if max_length is None:
+        return []
+    long = [example for example in table.examples if not lengths.surely_fits(example, max_length)]
+    faults, cut = [], 0
+    for example, count in zip(long, lengths.counts(long), strict=True):
+        cut += count.total > max_length
+        if no_answer_left(example, count, max_length, truncation_mode):
+            what = (
+                f"nothing of the answer is left: the prompt has {count.prompt:,} tokens, max_length is {max_length:,}"
+            )
+            remedy = f"raise max_length above {count.prompt:,} or shorten the row"
+            faults.append(AlignError(what, remedy, place=example.place))
+    _raise(faults, 20, "rows that are too long")
+    if not cut:
+        return []
+    if truncation_mode == "keep_end":
+        return [f"{cut:,} of {len(table.examples):,} rows lose their beginning to max_length {max_length}"]
+    noun = "rows" if any(example.kind == "text" for example in table.examples) else "answers"
+    return [f"{cut:,} of {len(table.examples):,} {noun} are cut short by max_length {max_length}"]
+
+
+def _raise(faults: list[AlignError], max_faults: int, things: str) -> None:
+    """Raise the first `max_faults` faults and the number of the others, if there are any."""
+    shown = FaultList()
+    shown.found.extend(faults[:max_faults])
+    if len(faults) > max_faults:
+        shown.add(f"and {len(faults) - max_faults:,} more {things}")
+    shown.raise_any()
+
+
+def _examples(
+    sources: list[DataSource], root: Path, accepts: frozenset[Kind], stage: str
+) -> Iterator[Example | AlignError]:
+    for source in sources:
+        for found in scan(source, root=root):
+            try:
+                yield found if isinstance(found, AlignError) else _checked(found, source.format, accepts, stage)
+            except AlignError as error:
+                yield error
+
+
+def _checked(row: Row, format: str, accepts: frozenset[Kind], stage: str) -> Example:
+    example = normalise(row, format)
+    if example.kind not in accepts:
+        needs = " or ".join(text for kind, text in _NEEDS.items() if kind in accepts)
+        what = f"stage '{stage}' needs {needs}, the row is {_IS[example.kind]}"
+        raise AlignError(what, "give other data, or say with format and columns how to read it", place=row.place)
+    if example.kind == "preference" and _said(example.value["chosen"]) == _said(example.value["rejected"]):
+        what = "'chosen' and 'rejected' are the same, so the pair prefers nothing"
+        raise AlignError(what, "take the row out, or correct one of the two", place=row.place)
+    return example
+
+
+def _said(side: Side) -> str:
+    """What a prompt or an answer says, for comparing."""
+    return side.strip() if isinstance(side, str) else "\n".join(json.dumps(_trimmed(turn)) for turn in side)
+
+
+def _trimmed(turn: Message) -> Message:
+    return {**turn, "content": turn["content"].strip()}
+
+
+def _preference_warnings(examples: Sequence[Example]) -> list[str]:
+    """Whether pairs are diverse enough to teach what is meant, rather than a few prompts or the length."""
+    pairs = [example.value for example in examples if example.kind == "preference"]
+    if not pairs:
+        return []
+    total, warnings = len(pairs), []
+    prompts = len({_said(pair["prompt"]) for pair in pairs})
+    answers = len({_said(pair["chosen"]) for pair in pairs})
+    if prompts < FEW_PROMPTS:
+        warnings.append(
+            f"the {total:,} pairs have only {prompts} different prompts: the model may learn these prompts by heart"
+        )
+    elif total - prompts > REPEATED_PROMPTS * total:
+        warnings.append(f"{total - prompts:,} of {total:,} pairs ({_percent(total - prompts, total)}) repeat a prompt")
+    if total >= FEW_PAIRS and total - answers > REPEATED_ANSWERS * total:
+        warnings.append(
+            f"the {total:,} pairs have only {answers:,} different chosen answers: the model may learn these by heart"
+        )
+    return warnings + _length_bias(pairs)
+
+
+def _length_bias(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    """A warning if one side is nearly always the longer one: then length alone tells the two apart."""
+    chosen = [len(_content(pair["chosen"])) for pair in pairs]
+    rejected = [len(_content(pair["rejected"])) for pair in pairs]
+    longer = sum(a > b for a, b in zip(chosen, rejected, strict=True))
+    shorter = sum(a < b for a, b in zip(chosen, rejected, strict=True))
+    if len(pairs) < FEW_PAIRS or max(longer, shorter) <= LENGTH_BIAS * len(pairs):
+        return []
+    count, word = (longer, "longer") if longer > shorter else (shorter, "shorter")
+    return [
+        f"chosen is {word} than rejected in {count:,} of {len(pairs):,} pairs ({_percent(count, len(pairs))}; "
+        f"{mean(chosen):,.0f} against {mean(rejected):,.0f} characters on average): "
+        f"the model may learn to be {'long' if word == 'longer' else 'brief'} rather than good"
+    ]
+
+
+def _content(side: Side) -> str:
+    return side if isinstance(side, str) else "".join(turn["content"] for turn in side)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %"

@@ -1,0 +1,180 @@
+"""Prompts and answers that stand in fields of their own, and preference pairs in each of their spellings.
+
+The prompt of a pair may be given, be repeated at the head of both answers, or stand only there (implicit prompt, see
+https://huggingface.co/docs/trl/dataset_formats#preference).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+from align.data import messages as turns
+from align.data.messages import Message
+from align.errors import AlignError, Place
+
+Side: TypeAlias = str | list[Message]
+"""A prompt or an answer: a text, or messages."""
+
+_MARKER: Final = re.compile(
+    r"(?:Assistant|ASSISTANT|AI|Bot|Answer|### Response):|<\|assistant\|>|<\|im_start\|>assistant\n"
+)
+"""What stands between the prompt and the answer in pairs of raw transcripts, such as Anthropic's hh-rlhf."""
+
+
+def text(value: dict[str, Any], field: str, place: Place) -> str:
+    """A field that must be a text with something in it."""
+    found = value[field]
+    if not isinstance(found, str):
+        raise AlignError(f"'{field}' is {turns.kind_of(found)}, not a text", "put it in quotes", place=place)
+    if not found.strip():
+        raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)
+    return found
+
+
+def side(value: dict[str, Any], field: str, place: Place) -> Side:
+    """A prompt or an answer as it is given; one message stands for a list of one."""
+    found = value[field]
+    if isinstance(found, str):
+        return found
+    if isinstance(found, list | dict):
+        return turns.conversation(found, field, place)
+    what = f"'{field}' is {turns.kind_of(found)}, not a text and not messages"
+    raise AlignError(what, "put it in quotes", place=place)
+
+
+def same_form(sides: list[Side], system: Any = None) -> list[Side]:
+    """A prompt and its answers, all as texts or all as messages; a system text can only stand among messages."""
+    prompt, *answers = sides
+    as_texts = all(isinstance(each, str) for each in sides)
+    if as_texts and not (isinstance(system, str) and system.strip()):
+        return sides
+    asked = [turns.user(prompt)] if isinstance(prompt, str) else prompt
+    return [
+        turns.with_system(system, asked),
+        *([turns.assistant(each)] if isinstance(each, str) else each for each in answers),
+    ]
+
+
+def alpaca_prompt(value: dict[str, Any], place: Place) -> list[Message]:
+    """System, history, and the instruction with its input on the line below."""
+    earlier: list[Message] = []
+    for turn in value.get("history") or []:
+        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
+            what = "'history' is not a list of pairs of texts"
+            raise AlignError(what, 'give [["question", "answer"], ...]', place=place)
+        earlier += [turns.user(turn[0]), turns.assistant(turn[1])]
+    asked = text(value, "instruction", place)
+    given = value.get("input", "")
+    if not isinstance(given, str):
+        raise AlignError(f"'input' is {turns.kind_of(given)}, not a text", "put it in quotes", place=place)
+    question = f"{asked}\n{given}" if given.strip() else asked
+    return turns.with_system(value.get("system"), [*earlier, turns.user(question)])
+
+
+def preference(value: dict[str, Any], place: Place) -> dict[str, Any]:
+    """The canonical pair of a row that has `chosen` and `rejected`; raises AlignError."""
+    chosen, rejected = side(value, "chosen", place), side(value, "rejected", place)
+    given = _given_prompt(value, chosen, place)
+    if given is None:
+        prompt, chosen, rejected = _implicit(chosen, rejected, place)
+    else:
+        prompt, chosen, rejected = _without_prompt(given, chosen, rejected, place)
+    prompt, chosen, rejected = same_form([prompt, chosen, rejected], value.get("system"))
+    check_prompt(prompt, "prompt", place)
+    check_answer(chosen, "chosen", place)
+    check_answer(rejected, "rejected", place)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _given_prompt(value: dict[str, Any], chosen: Side, place: Place) -> Side | None:
+    for field in ("prompt", "question", "conversations"):
+        if field in value:
+            return side(value, field, place)
+    if "instruction" in value:
+        return alpaca_prompt(value, place)
+    # Beside answers that are conversations, `messages` is one of them once more (ultrafeedback), not the prompt.
+    if "messages" in value and not (isinstance(chosen, list) and chosen[0]["role"] != "assistant"):
+        return side(value, "messages", place)
+    return None
+
+
+def _without_prompt(prompt: Side, chosen: Side, rejected: Side, place: Place) -> tuple[Side, Side, Side]:
+    """Prompt and answers where the answers may repeat the prompt."""
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+            # Only a transcript is repeated for sure: an answer may well begin with the words of a short prompt.
+            transcript = _last_marker(prompt) == len(prompt) > 0
+            if transcript and chosen.startswith(prompt) and rejected.startswith(prompt):
+                return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+        return prompt, chosen, rejected
+    if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
+        return prompt, chosen, rejected
+    if isinstance(prompt, list) and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
+        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+    inside, chosen, rejected = _shared_turns(chosen, rejected, place)
+    asked = [prompt] if isinstance(prompt, str) else [each["content"] for each in prompt if each["role"] == "user"]
+    if not {each.strip() for each in asked} <= {each["content"].strip() for each in inside}:
+        what = "'chosen' and 'rejected' begin with turns that are not the row's prompt"
+        raise AlignError(what, "take those turns out, or take the field prompt out", place=place)
+    return inside, chosen, rejected
+
+
+def _implicit(chosen: Side, rejected: Side, place: Place) -> tuple[Side, Side, Side]:
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return _shared_turns(chosen, rejected, place)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        shared = chosen[: _shared_length(chosen, rejected)]
+        cut = _last_marker(shared) or shared.rfind("\n") + 1
+        if shared[:cut].strip():
+            return shared[:cut], chosen[cut:], rejected[cut:]
+    raise _no_prompt(place)
+
+
+def _shared_turns(
+    chosen: list[Message], rejected: list[Message], place: Place
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """The turns that both begin with, cut back to the last one after which both go on with the assistant."""
+    for cut in range(min(_shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1), 0, -1):
+        if chosen[cut]["role"] == rejected[cut]["role"] == "assistant" and chosen[cut - 1]["role"] != "assistant":
+            return chosen[:cut], chosen[cut:], rejected[cut:]
+    raise _no_prompt(place)
+
+
+def _shared_length(one: Sequence[object], other: Sequence[object]) -> int:
+    differing = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differing, min(len(one), len(other)))
+
+
+def _no_prompt(place: Place) -> AlignError:
+    return AlignError(
+        "the row has no prompt, and 'chosen' and 'rejected' share none", "add a field prompt", place=place
+    )
+
+
+def _last_marker(transcript: str) -> int:
+    """The offset after the last mark of an answer; 0 where there is none."""
+    return max((match.end() for match in _MARKER.finditer(transcript)), default=0)
+
+
+def check_prompt(prompt: Side, field: str, place: Place) -> None:
+    """Refuse an empty prompt and one that ends with an answer."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)
+    elif prompt[-1]["role"] == "assistant":
+        what = f"'{field}' ends with a message of the assistant, so the answer answers nothing"
+        raise AlignError(what, "end it with a message of the user", place=place)
+
+
+def check_answer(answer: Side, field: str, place: Place) -> None:
+    """Refuse an empty answer and messages that are not the assistant's."""
+    if isinstance(answer, str):
+        if not answer.strip():
+            raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)
+        return
+    for which, message in (("first", answer[0]), ("last", answer[-1])):
+        if message["role"] != "assistant":
+            what = f"the {which} message of '{field}' is from the {message['role']}, not from the assistant"
+            raise AlignError(what, "begin and end an answer with the assistant", place=place)

@@ -1,0 +1,93 @@
+"""A row and its place, and the lines of a text file: what every reader shares."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias
+
+from align.errors import AlignError, Place
+
+FIELDS: Final = frozenset(
+    {
+        *("messages", "conversations", "text", "content", "tools"),
+        *("prompt", "completion", "response", "question", "answer", "chosen", "rejected"),
+        *("instruction", "input", "output", "system", "history"),
+    }
+)
+"""The names of fields that the formats know."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+_WIDE_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
+_SAVE_AS_UTF8: Final = "save the file as UTF-8"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as it stands in the data, and where it stands."""
+
+    value: dict[str, Any]
+    place: Place
+
+
+@dataclass(frozen=True)
+class RecordPlace(Place):
+    """A row of something that has no lines, such as Parquet; `row` counts from 1."""
+
+    row: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}: row {self.row}"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file to read and the short name that messages give it."""
+
+    path: Path
+    label: str
+
+
+Found: TypeAlias = Row | AlignError
+"""What a reader yields: a row, or the fault that spoils one."""
+
+
+def lines(file: DataFile) -> Iterator[tuple[int, str | AlignError]]:
+    """Number and text of each line that is not blank; only \\n ends a line, as JSONL has it."""
+    with _open(file) as stream:
+        for number, raw in enumerate(stream, start=1):
+            try:
+                text = (raw.removeprefix(_BOM) if number == 1 else raw).decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                yield number, _not_utf8(file.label, number, error)
+                if number == 1 and raw.startswith(_WIDE_BOMS):
+                    return  # every other line would be reported as well
+                continue
+            if text.strip():
+                yield number, text
+
+
+def whole_text(file: DataFile) -> str:
+    """The text of a file without its byte order mark; raises AlignError where it is not UTF-8."""
+    with _open(file) as stream:
+        raw = stream.read().removeprefix(_BOM)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file.label, raw.count(b"\n", 0, error.start) + 1, error) from None
+
+
+def _open(file: DataFile) -> BinaryIO:
+    if file.path.suffix.lower() == ".gz":
+        return io.BufferedReader(gzip.GzipFile(file.path))
+    return file.path.open("rb")
+
+
+def _not_utf8(label: str, line: int, error: UnicodeDecodeError) -> AlignError:
+    if line == 1 and error.object.startswith(_WIDE_BOMS):
+        return AlignError("the file is UTF-16, not UTF-8", _SAVE_AS_UTF8, place=Place(label))
+    what = f"the byte 0x{error.object[error.start]:02x} is not UTF-8"
+    return AlignError(what, _SAVE_AS_UTF8, place=Place(label, line))

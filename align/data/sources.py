@@ -1,0 +1,178 @@
+"""Where rows come from: a file, a folder, a pattern, the lab, or a data set of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from align.data import layout
+from align.data.files import READERS, ending, read_file
+from align.data.rows import FIELDS, DataFile, Found, RecordPlace, Row
+from align.errors import AlignError
+
+__all__ = ["DataSource", "Row", "identity", "read", "scan"]
+
+LAB: Final = "lab/"
+
+Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference"]
+
+
+class DataSource(BaseModel):
+    """Rows to train on. In a recipe a plain string is short for `{source: string}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Annotated[
+        str, Field(min_length=1, description="lab/NAME, a file, a folder, a pattern such as data/*.jsonl, or org/name")
+    ]
+    split: Annotated[str, Field(description="The split of a Hub data set or of a folder that names its splits")] = (
+        "train"
+    )
+    subset: Annotated[str | None, Field(description="The subset (configuration) of a Hub data set")] = None
+    revision: Annotated[str | None, Field(description="The branch, tag or commit of a Hub data set")] = None
+    format: Annotated[Format, Field(description="What the rows look like; auto: seen from their fields")] = "auto"
+    columns: Annotated[dict[str, str], Field(description="Renames: {prompt: question} reads 'question' as prompt")] = {}
+    limit: Annotated[int | None, Field(ge=1, description="Take the first rows only, this many")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("columns")
+    @classmethod
+    def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
+        for field in columns:
+            if field not in FIELDS:
+                near = get_close_matches(field, FIELDS, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(FIELDS))}"
+                raise ValueError(f"'{field}' is no field of a known format; {hint}")
+        return columns
+
+
+def read(source: DataSource, *, root: Path) -> Iterator[Row]:
+    """The rows of `source` in order; raises AlignError at the first fault.
+
+    Args:
+        root: the recipe's folder; a relative path is looked for in the current folder first, then here.
+    """
+    for found in scan(source, root=root):
+        if isinstance(found, AlignError):
+            raise found
+        yield found
+
+
+def scan(source: DataSource, *, root: Path) -> Iterator[Found]:
+    """As `read`, but a fault is yielded in the place of the row it spoils, and reading goes on where it can."""
+    for found in islice(_all(source, root), source.limit):
+        yield _renamed(found, source.columns) if isinstance(found, Row) else found
+
+
+def identity(source: DataSource, *, root: Path) -> list[Path]:
+    """The local files that `source` reads; none for the lab, which is made by a program."""
+    return [] if _is_lab(source) else [file.path for file in _files(source, root)]
+
+
+def _all(source: DataSource, root: Path) -> Iterator[Found]:
+    try:
+        if _is_lab(source):
+            yield from _lab_rows(source.source)
+            return
+        for file in _files(source, root):
+            yield from read_file(file)
+    except AlignError as error:
+        yield error
+
+
+def _renamed(row: Row, columns: dict[str, str]) -> Found:
+    for column in columns.values():
+        if column not in row.value:
+            near = get_close_matches(column, row.value, n=1)
+            fields = ", ".join(f"'{name}'" for name in row.value)
+            what = f"columns names '{column}', which the row does not have; it has {fields}"
+            remedy = f"did you mean '{near[0]}'?" if near else "name one of these under columns"
+            return AlignError(what, remedy, place=row.place)
+    if not columns:
+        return row
+    kept = {name: value for name, value in row.value.items() if name not in columns.values()}
+    return Row({**kept, **{field: row.value[column] for field, column in columns.items()}}, row.place)
+
+
+def _is_lab(source: DataSource) -> bool:
+    return source.source.startswith(LAB) and ending(source.source) not in READERS and not glob.has_magic(source.source)
+
+
+def _lab_rows(name: str) -> Iterator[Found]:
+    from align.lab import data as lab
+
+    if name not in lab.NAMES:
+        near = get_close_matches(name, lab.NAMES, n=1)
+        listed = ", ".join(lab.NAMES)
+        raise AlignError(
+            f"the lab has no data set '{name}'", f"did you mean {near[0]}?" if near else f"it has {listed}"
+        )
+    for number, value in enumerate(lab.rows(name), start=1):
+        yield Row(dict(value), RecordPlace(name, row=number))
+
+
+def _files(source: DataSource, root: Path) -> list[DataFile]:
+    """The files behind a source that is not the lab's, at least one; raises AlignError."""
+    text = str(Path(source.source).expanduser()) if source.source.startswith("~") else source.source
+    bases = list(dict.fromkeys((Path.cwd(), root.absolute())))
+    for base in bases:
+        path = base / text
+        if path.is_dir():
+            return _folder(path, source)
+        if path.exists():
+            return [_local(path)]
+        if glob.has_magic(text):
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+            if found := [_local(match) for match in matches if match.is_file()]:
+                return found
+    return _elsewhere(source, text, bases)
+
+
+def _elsewhere(source: DataSource, text: str, bases: list[Path]) -> list[DataFile]:
+    """The files of a Hub data set; raises AlignError where `text` can only have meant a path."""
+    from align.data import hub
+
+    if glob.has_magic(text):
+        raise AlignError(f"no file matches '{text}'", "check the pattern; ** crosses folders, * does not")
+    is_path = ending(text) in READERS or any((base / text).parent.is_dir() for base in bases if "/" in text)
+    if hub.is_id(text) and not is_path:
+        return hub.files(text, layout.Wanted(text, source.split, source.subset), source.revision)
+    for base in bases:
+        path = base / text
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        if near := get_close_matches(path.name, names, n=1):
+            meant = str(Path(text).with_name(near[0]))
+            raise AlignError(f"there is no file or folder '{text}'", f"did you mean '{meant}'?")
+    remedy = "paths start from the current folder, then from the recipe's; a Hub data set is written org/name"
+    raise AlignError(f"there is no file or folder '{text}'", remedy)
+
+
+def _folder(folder: Path, source: DataSource) -> list[DataFile]:
+    """Every data file under a folder; where their names tell splits, those of other splits are left out."""
+    names = layout.data_files(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    label = _local(folder).label
+    if not names:
+        what = f"the folder {label} holds no file with an ending that is known"
+        raise AlignError(what, f"known are {', '.join(READERS)}; .gz may follow all but .parquet")
+    # Training on the test files that lie beside the training files would go unnoticed.
+    of_split = [name for name in names if layout.split_of(name) in (None, layout.canonical(source.split))]
+    if not of_split and "split" in source.model_fields_set:
+        layout.by_name(names, layout.Wanted(f"the folder {label}", source.split, None))
+    return [_local(folder / name) for name in of_split or names]
+
+
+def _local(path: Path) -> DataFile:
+    """The file under the name that it has from the current folder, or its whole path outside of it."""
+    relative = os.path.relpath(path)
+    return DataFile(path, str(path) if relative.startswith("..") else relative)

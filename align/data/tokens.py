@@ -1,0 +1,62 @@
+"""Canonical rows as the token columns that the trainers take, with the columns that their order is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from align.data import encode
+from align.errors import AlignError
+from align.trainers.rows import GROUP, LENGTH
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Record = dict[str, Any]
+Columns = dict[str, list[Any]]
+
+
+def language_modeling(
+    rows: Sequence[Record],
+    groups: Sequence[int] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: Any,
+    *,
+    completion_only: bool,
+) -> Columns:
+    """`input_ids` and `labels`, cut to `max_length` unless rows are packed afterwards.
+
+    Raises:
+        AlignError: no row has a token left that counts.
+    """
+    ids, labels = encode.for_language_modeling(rows, tokenizer, completion_only=completion_only)
+    if not args.packing and args.max_length is not None:
+        cut = slice(None, args.max_length) if args.truncation_mode == "keep_start" else slice(-args.max_length, None)
+        ids, labels = [row[cut] for row in ids], [row[cut] for row in labels]
+    keep = [i for i, row in enumerate(labels) if any(token != encode.IGNORE for token in row)]
+    if rows and not keep:
+        raise AlignError("no row has an answer within max_length", "raise `training.max_length`")
+    return {
+        "input_ids": [ids[i] for i in keep],
+        "labels": [labels[i] for i in keep],
+        LENGTH: [len(ids[i]) for i in keep],
+        GROUP: [groups[i] if groups else 0 for i in keep],
+    }
+
+
+def preference(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase, args: Any) -> Columns:
+    """`prompt_ids`, `chosen_ids` and `rejected_ids`; the collator cuts to `max_length`.
+
+    Raises:
+        AlignError: every prompt alone fills `max_length`.
+    """
+    columns: Columns = dict(encode.for_preference(rows, tokenizer))
+    limit = args.max_length if args.truncation_mode == "keep_start" else None
+    keep = [i for i, prompt in enumerate(columns["prompt_ids"]) if limit is None or len(prompt) < limit]
+    if not keep:
+        raise AlignError("every prompt alone fills max_length", "raise `training.max_length`")
+    columns = {name: [values[i] for i in keep] for name, values in columns.items()}
+    longest = zip(columns["prompt_ids"], columns["chosen_ids"], columns["rejected_ids"], strict=True)
+    columns[LENGTH] = [len(p) + max(len(c), len(r)) for p, c, r in longest]
+    columns[GROUP] = [0] * len(keep)
+    return columns

@@ -1,0 +1,291 @@
+"""What goes on from a stage: its measurement against the base's, judged by the limits of the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from align.errors import AlignError
+from align.forgetting.measurements import Measurement, Metric, ProbeInfo, compare
+from align.forgetting.statistics import Change, PerplexityChange, Verdict, items_to_decide, mean_change, verdict
+
+MEAN = "mean of the skills"
+DEFAULT_DROP = 0.10
+PLANNED = ("rollback", "retry", "interpolate")
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"a drop is a fraction of all items, from 0 to 1: write 0.1 for ten points, not {value:g}")
+    return value
+
+
+def _ratio(value: float) -> float:
+    if not 1 <= value < math.inf:
+        raise ValueError(
+            f"a perplexity ratio is after divided by before, at least 1: write 1.2 for a fifth more, not {value:g}"
+        )
+    return value
+
+
+def _probe_set(value: str) -> str:
+    if value not in ("auto", "lab", "none"):
+        raise ValueError(
+            f"{value!r} is no set of probes: write auto, lab or none, or name your own, as in "
+            "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`"
+        )
+    return value
+
+
+def _own_probes(value: dict[str, ProbeFile]) -> dict[str, ProbeFile]:
+    if not value:
+        raise ValueError("no probe is named: write `probes: none` to measure nothing")
+    if "default" in value:
+        raise ValueError("a probe cannot be called 'default', which in `max_drop` stands for all the others")
+    return value
+
+
+def _available(value: object) -> object:
+    if value in PLANNED:
+        raise ValueError(
+            f"{value} is planned and not there yet: write `on_violation: stop` to end the run at the stage that "
+            "forgot, then change that stage (more replay, a lower learning rate) and run again"
+        )
+    return value
+
+
+def _shape(value: object) -> str:
+    return "by name" if isinstance(value, Mapping) else "for all"
+
+
+Fraction = Annotated[float, AfterValidator(_fraction), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+
+
+class ProbeFile(BaseModel):
+    """One probe of one's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: str = Field(description="File of held-out items that no stage trains on, one JSON object a line.")
+    metric: Metric = Field(description="accuracy: prompts with the answers expected; perplexity: running text.")
+
+
+class ForgettingKeys(BaseModel):
+    """The recipe key `forgetting`: what is measured after every stage, and how much of it may be lost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    probes: Annotated[
+        Annotated[str, AfterValidator(_probe_set), Tag("for all")]
+        | Annotated[dict[str, ProbeFile], AfterValidator(_own_probes), Tag("by name")],
+        Discriminator(_shape),
+    ] = Field(
+        default="auto",
+        description="auto (chosen for the base model), lab (the skills of the lab model), none, or your own by name.",
+    )
+    max_drop: Annotated[
+        Annotated[Fraction, Tag("for all")] | Annotated[dict[str, Fraction], Tag("by name")], Discriminator(_shape)
+    ] = Field(
+        default=DEFAULT_DROP,
+        description="Greatest drop of one probe's accuracy against the base, 0 to 1; or one for each probe by name, "
+        f"and `default` for the others ({DEFAULT_DROP:g} if left out).",
+    )
+    max_mean_drop: Fraction = Field(
+        default=0.05, description="Greatest drop of the mean accuracy over all skills against the base, 0 to 1."
+    )
+    max_perplexity_ratio: Annotated[float, AfterValidator(_ratio)] | None = Field(
+        default=None,
+        description="Greatest perplexity after / before, at least 1; null: perplexity is shown, not judged.",
+    )
+    on_violation: Annotated[Literal["warn", "stop"], BeforeValidator(_available)] = Field(
+        default="warn", description="warn: say it and go on; stop: end the run after the stage that forgot."
+    )
+
+    @model_validator(mode="after")
+    def _limits_of_own_probes(self) -> ForgettingKeys:
+        """Own probes are known as soon as the recipe is; the names in lab and auto only once the base is measured."""
+        unknown = self._unknown_limits(self.probes) if isinstance(self.probes, dict) else None
+        if unknown:
+            raise ValueError(unknown)
+        return self
+
+    def limit(self, probe: str, metric: Metric) -> float | None:
+        """The limit of one probe: a drop of accuracy, or a perplexity ratio; None where it is not judged."""
+        if metric == "perplexity":
+            return self.max_perplexity_ratio
+        if isinstance(self.max_drop, dict):
+            return self.max_drop.get(probe, self.max_drop.get("default", DEFAULT_DROP))
+        return self.max_drop
+
+    def check_names(self, probes: Iterable[str]) -> None:
+        """Refuse a limit for a probe that is not measured, which would silently limit nothing.
+
+        Raises:
+            AlignError: naming the probes that there are.
+        """
+        unknown = self._unknown_limits(probes)
+        if unknown:
+            raise AlignError(unknown, "correct the name under `forgetting.max_drop`, or take it out")
+
+    def thresholds(self) -> dict[str, float | dict[str, float] | str | None]:
+        """What was judged by, as it is written into decisions and the matrix."""
+        return {
+            "max_drop": self.max_drop,
+            "max_mean_drop": self.max_mean_drop,
+            "max_perplexity_ratio": self.max_perplexity_ratio,
+            "on_violation": self.on_violation,
+        }
+
+    def _unknown_limits(self, probes: Iterable[str]) -> str | None:
+        known = list(probes)
+        named = set(self.max_drop) - {"default"} if isinstance(self.max_drop, dict) else set()
+        unknown = sorted(named - set(known))
+        if not unknown:
+            return None
+        return f"max_drop limits {', '.join(unknown)}, but the probes are {', '.join(known) or 'none'}"
+
+
+class Violation(BaseModel):
+    """One limit that was broken beyond doubt.
+
+    `low` and `high` enclose `delta` = after - before against `limit`, a drop; of perplexity they enclose after / before
+    against `limit`, a ratio. None stands for a number that is not finite.
+    """
+
+    probe: str
+    metric: Metric
+    before: float | None
+    after: float | None
+    delta: float | None
+    low: float | None
+    high: float | None
+    limit: float
+
+
+class Decision(BaseModel):
+    """What goes on from a stage, and why; `decision.json` of the stage."""
+
+    stage: str
+    action: Literal["continue", "stop"]
+    policy: Literal["as_trained", "rolled_back", "interpolated"] = "as_trained"
+    reasons: list[str] = Field(description="Sentences with the figures, the violations first.")
+    violations: list[Violation]
+    unclear: list[str] = Field(description="Probes whose items are too few to tell.")
+    thresholds: dict[str, float | dict[str, float] | str | None]
+    split: Literal["gate"] = "gate"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One limit held against one change."""
+
+    probe: str
+    before: float
+    after: float
+    change: Change | PerplexityChange
+    limit: float
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(self.change, self.limit)
+
+    def violation(self) -> Violation:
+        ratio = isinstance(self.change, PerplexityChange)
+        return Violation(
+            probe=self.probe,
+            metric="perplexity" if ratio else "accuracy",
+            before=finite(self.before),
+            after=finite(self.after),
+            delta=finite(self.after - self.before),
+            low=finite(self.change.low),
+            high=finite(self.change.high),
+            limit=self.limit,
+        )
+
+    def sentence(self) -> str:
+        """The figures, and what they say against the limit."""
+        change = self.change
+        if isinstance(change, PerplexityChange):
+            if math.isnan(change.ratio):
+                return f"{self.probe}: the base itself has no finite perplexity here, so nothing can be compared"
+            if math.isinf(change.ratio):
+                return f"{self.probe}: {self.before:.3g} -> no finite perplexity any more: the model has diverged"
+            size = f"x{change.ratio:.3g}, 95 % interval x{change.low:.3g} to x{change.high:.3g}, {change.n} items"
+            limit = f"x{self.limit:.3g}"
+        else:
+            size = f"{change.delta:+.3f}, 95 % interval {change.low:+.3f} to {change.high:+.3f}, {change.n} items"
+            limit = f"a drop of {self.limit:.3g}"
+        figures = f"{self.probe}: {self.before:.3g} -> {self.after:.3g} ({size})"
+        if self.verdict == "FORGOT":
+            return f"{figures} is beyond the limit, {limit}"
+        if self.verdict == "OK":
+            return f"{figures} is within the limit, {limit}"
+        needed = items_to_decide(change, self.limit)
+        how = f"about {needed} items would tell" if needed else "on the limit no number of items would tell"
+        return f"{figures} may or may not be beyond the limit, {limit}: {how}"
+
+
+def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys) -> Decision:
+    """Judge a stage on the gate items, against the base; depends on nothing but its arguments.
+
+    Every probe of the base but those of the task, whose change is what the stage is for; and the mean over the skills.
+    A limit is broken only where the whole 95 % interval is beyond it.
+
+    Raises:
+        AlignError: the two measurements hold different items, or a limit names a probe that is not measured.
+    """
+    keys.check_names(base.probes)
+    findings = _findings(base, after, keys)
+    broken = [finding for finding in findings if finding.verdict == "FORGOT"]
+    unclear = [finding for finding in findings if finding.verdict == "UNCLEAR"]
+    reasons = [finding.sentence() for finding in (*broken, *unclear)]
+    stop = bool(broken) and keys.on_violation == "stop"
+    if broken and not stop:
+        reasons.append("the run goes on all the same: on_violation is warn")
+    if findings:
+        kept = len(findings) - len(broken) - len(unclear)
+        reasons.append(f"{kept} of {len(findings)} limits kept, {len(broken)} broken, {len(unclear)} unclear")
+    else:
+        reasons.append("nothing was judged: no probe with a limit has gate items")
+    return Decision(
+        stage=stage,
+        action="stop" if stop else "continue",
+        reasons=reasons,
+        violations=[finding.violation() for finding in broken],
+        unclear=[finding.probe for finding in unclear],
+        thresholds=keys.thresholds(),
+    )
+
+
+def finite(value: float) -> float | None:
+    """The number, or None for what JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def _findings(base: Measurement, after: Measurement, keys: ForgettingKeys) -> list[Finding]:
+    findings: list[Finding] = []
+    skills: list[Finding] = []
+    for probe, info in base.probes.items():
+        limit = keys.limit(probe, info.metric)
+        if info.kind == "task" or limit is None or not base.has("gate", probe):
+            continue
+        change = compare(base, after, "gate", probe)
+        finding = Finding(probe, base.score("gate", probe), after.score("gate", probe), change, limit)
+        findings.append(finding)
+        if is_skill(info):
+            skills.append(finding)
+    if skills:
+        before = math.fsum(finding.before for finding in skills) / len(skills)
+        later = math.fsum(finding.after for finding in skills) / len(skills)
+        mean = mean_change([finding.change for finding in skills if isinstance(finding.change, Change)])
+        findings.append(Finding(MEAN, before, later, mean, keys.max_mean_drop))
+    return findings
+
+
+def is_skill(info: ProbeInfo) -> bool:
+    """Whether the probe belongs to the mean over the skills: an accuracy of what the base could do."""
+    return info.kind == "skill" and info.metric == "accuracy"

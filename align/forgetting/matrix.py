@@ -1,0 +1,299 @@
+"""The forgetting matrix: every capability after every stage, against the base and against the stage before.
+
+`build` makes the content of a run's `forgetting.json`; the typed dictionaries below are its schema. Numbers have six
+significant digits; a number that does not exist is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypedDict
+
+from align.errors import AlignError
+from align.forgetting.gate import ForgettingKeys, is_skill
+from align.forgetting.measurements import Measurement, Split, compare
+from align.forgetting.statistics import (
+    Change,
+    PerplexityChange,
+    Undefined,
+    average_forgetting,
+    backward_transfer,
+    items_to_decide,
+    mean_change,
+    verdict,
+)
+
+BASE = "base"
+
+Number = float | None
+Interval = list[Number]
+
+
+class ProbeEntry(TypedDict):
+    """One probe; `replayed` is true where any stage replayed it, null where that is not known; `n` counts items."""
+
+    metric: str
+    higher_is_better: bool
+    kind: str
+    replayed: bool | None
+    n: int
+
+
+class Difference(TypedDict):
+    """A change. `ci95` is the interval of `ratio` where there is one (perplexity), else of `delta`, after - before."""
+
+    delta: Number
+    ratio: NotRequired[Number]
+    ci95: Interval
+    p_value: Number
+
+
+class Cell(TypedDict):
+    """One probe after one stage; the base has `score` and `n` only, everything else is against the base.
+
+    `verdict` is null where no limit is set. `lost` and `gained` count items, null for perplexity. `items_to_decide` is
+    null unless the verdict is UNCLEAR and a number of items would settle it.
+    """
+
+    score: Number
+    n: int
+    delta: NotRequired[Number]
+    ratio: NotRequired[Number]
+    ci95: NotRequired[Interval]
+    p_value: NotRequired[Number]
+    verdict: NotRequired[str | None]
+    lost: NotRequired[int | None]
+    gained: NotRequired[int | None]
+    items_to_decide: NotRequired[int | None]
+    since_parent: NotRequired[Difference]
+
+
+class MeanCell(TypedDict):
+    """The unweighted mean over a group of skills; `n` counts the items of all of them, `probes` the skills."""
+
+    score: Number
+    probes: int
+    n: int
+    delta: NotRequired[Number]
+    ci95: NotRequired[Interval]
+    p_value: NotRequired[Number]
+    verdict: NotRequired[str]
+
+
+class NoValue(TypedDict):
+    undefined: str
+
+
+class Forgetting(TypedDict):
+    """`forgetting.json`. `left_out` names probes of the base that have no items in this split."""
+
+    format: int
+    split: Split
+    stages: list[str]
+    parent: dict[str, str]
+    no_row: dict[str, str]
+    probes: dict[str, ProbeEntry]
+    left_out: dict[str, str]
+    matrix: dict[str, dict[str, Cell]]
+    mean: dict[str, dict[str, MeanCell]]
+    backward_transfer: dict[str, Number | NoValue]
+    average_forgetting: dict[str, Number | NoValue]
+    thresholds: dict[str, float | dict[str, float] | str | None]
+    advice: list[str]
+
+
+def build(
+    order: Sequence[str], parents: Mapping[str, str], measurements: Mapping[str, Measurement], keys: ForgettingKeys
+) -> Forgetting:
+    """The matrix of a run, on report items; on gate items where the base has no report items.
+
+    Args:
+        order: the stages in the order of training, "base" first.
+        parents: stage -> the stage whose policy it took, "base" for the first ones.
+        measurements: stage -> what was measured after it; a stage without a policy is absent.
+        keys: the limits for the verdicts.
+
+    Raises:
+        AlignError: the base was not measured, two measurements hold different items, or a limit names no probe.
+    """
+    if BASE not in measurements:
+        raise AlignError("the base was not measured, so nothing can be compared with it", "run `align run` again")
+    base = measurements[BASE]
+    keys.check_names(base.probes)
+    split: Split = "gate" if base.items and all(held == "gate" for held, _ in base.items) else "report"
+    probes = {probe: _entry(probe, split, measurements) for probe in base.probes if base.has(split, probe)}
+    stages = [stage for stage in order if stage in measurements]
+    history = {stage: _history(stage, parents, measurements) for stage in stages}
+    matrix = {
+        stage: {probe: _cell(history[stage], measurements, split, probe, keys) for probe in probes} for stage in stages
+    }
+    groups = _groups([probe for probe in probes if is_skill(base.probes[probe])], probes)
+    mean = {
+        stage: {group: _mean(base, measurements[stage], split, skills, keys) for group, skills in groups.items()}
+        for stage in stages
+    }
+    skills = groups.get("all", [])
+    scores = {stage: {probe: measurements[stage].score(split, probe) for probe in skills} for stage in stages}
+    return Forgetting(
+        format=1,
+        split=split,
+        stages=stages,
+        parent={stage: history[stage][-2] for stage in stages if stage != BASE},
+        no_row={stage: "it hands on no policy, so there is nothing to probe" for stage in order if stage not in stages},
+        probes=probes,
+        left_out={probe: f"it has no {split} items" for probe in base.probes if probe not in probes},
+        matrix=matrix,
+        mean=mean,
+        backward_transfer={stage: _value(backward_transfer(scores, history[stage])) for stage in stages},
+        average_forgetting={stage: _value(average_forgetting(scores, history[stage])) for stage in stages},
+        thresholds=keys.thresholds(),
+        advice=_advice(history, matrix, mean, measurements, keys),
+    )
+
+
+def _history(stage: str, parents: Mapping[str, str], measurements: Mapping[str, Measurement]) -> list[str]:
+    """The rows from the base to the stage along the policies that it stands on."""
+    line = [stage]
+    while line[0] != BASE:
+        line.insert(0, parents.get(line[0], BASE))
+    return [step for step in line if step in measurements]
+
+
+def _entry(probe: str, split: Split, measurements: Mapping[str, Measurement]) -> ProbeEntry:
+    base = measurements[BASE]
+    info = base.probes[probe]
+    known = [measured.probes[probe].replayed for measured in measurements.values() if probe in measured.probes]
+    return ProbeEntry(
+        metric=info.metric,
+        higher_is_better=info.higher_is_better,
+        kind=info.kind,
+        replayed=True if True in known else False if False in known else None,
+        n=len(base.items[split, probe]),
+    )
+
+
+def _cell(
+    history: Sequence[str], measurements: Mapping[str, Measurement], split: Split, probe: str, keys: ForgettingKeys
+) -> Cell:
+    base, after = measurements[BASE], measurements[history[-1]]
+    if after is base:
+        return Cell(score=_number(base.score(split, probe)), n=len(base.items[split, probe]))
+    change = compare(base, after, split, probe)
+    limit = keys.limit(probe, base.probes[probe].metric)
+    judged = None if limit is None else verdict(change, limit)
+    return Cell(
+        score=_number(after.score(split, probe)),
+        n=change.n,
+        **_difference(base, after, split, probe),
+        verdict=judged,
+        lost=change.lost if isinstance(change, Change) else None,
+        gained=change.gained if isinstance(change, Change) else None,
+        items_to_decide=items_to_decide(change, limit) if limit is not None and judged == "UNCLEAR" else None,
+        since_parent=_difference(measurements[history[-2]], after, split, probe),
+    )
+
+
+def _difference(before: Measurement, after: Measurement, split: Split, probe: str) -> Difference:
+    change = compare(before, after, split, probe)
+    delta = after.score(split, probe) - before.score(split, probe)
+    difference = Difference(
+        delta=_number(delta), ci95=[_number(change.low), _number(change.high)], p_value=_number(change.p_value)
+    )
+    if isinstance(change, PerplexityChange):
+        difference["ratio"] = _number(change.ratio)
+    return difference
+
+
+def _groups(skills: list[str], entries: Mapping[str, ProbeEntry]) -> dict[str, list[str]]:
+    groups = {
+        "all": skills,
+        "replayed": [probe for probe in skills if entries[probe]["replayed"] is True],
+        "not_replayed": [probe for probe in skills if entries[probe]["replayed"] is False],
+    }
+    return {group: members for group, members in groups.items() if members}
+
+
+def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str], keys: ForgettingKeys) -> MeanCell:
+    score = math.fsum(after.score(split, probe) for probe in skills) / len(skills)
+    items = sum(len(base.items[split, probe]) for probe in skills)
+    if after is base:
+        return MeanCell(score=_number(score), probes=len(skills), n=items)
+    changes = [compare(base, after, split, probe) for probe in skills]
+    change = mean_change([each for each in changes if isinstance(each, Change)])
+    return MeanCell(
+        score=_number(score),
+        probes=len(skills),
+        n=items,
+        delta=_number(change.delta),
+        ci95=[_number(change.low), _number(change.high)],
+        p_value=_number(change.p_value),
+        verdict=verdict(change, keys.max_mean_drop),
+    )
+
+
+def _advice(
+    history: Mapping[str, Sequence[str]],
+    matrix: Mapping[str, Mapping[str, Cell]],
+    mean: Mapping[str, Mapping[str, MeanCell]],
+    measurements: Mapping[str, Measurement],
+    keys: ForgettingKeys,
+) -> list[str]:
+    """What to do about what was lost, addressed to the first stage after which it was lost."""
+    advice: list[str] = []
+    for stage, line in history.items():
+        before = line[:-1]
+        known = {probe for step in before for probe, cell in matrix[step].items() if _forgot(cell)}
+        lost = [probe for probe, cell in matrix[stage].items() if _forgot(cell) and probe not in known]
+        means = [mean[step]["all"] for step in line if "all" in mean[step]]
+        if lost or (means and _forgot(means[-1]) and not any(map(_forgot, means[:-1])) and not known):
+            advice += _advice_for(stage, {probe: measurements[stage].probes[probe].replayed for probe in lost})
+    if advice:
+        advice.append(
+            "Where a stage trains all weights, `parameterization: {method: lora}` is another lever; it may learn less "
+            "as well, so compare the two runs."
+        )
+        if keys.on_violation == "warn":
+            advice.append("`forgetting: {on_violation: stop}` ends the next run at the first stage that forgets.")
+    return advice
+
+
+def _advice_for(stage: str, lost: Mapping[str, bool | None]) -> list[str]:
+    """The remedies of one stage, by whether replay covers each probe that was lost."""
+
+    def names(state: bool | None) -> str:
+        return ", ".join(probe for probe, replayed in lost.items() if replayed is state)
+
+    found = []
+    if not lost:
+        found.append(f"After {stage} no single probe is beyond its limit for certain, but the mean of the skills is.")
+    if names(False):
+        found.append(
+            f"{stage} forgot {names(False)}, which no replay covers, and replay protects only what it covers: add rows "
+            "of that kind to the replay data, `replay: {data: FILE, ratio: 0.1}`."
+        )
+    if names(True):
+        found.append(f"{stage} forgot {names(True)} although replay covers it: raise `replay.ratio`.")
+    if names(None):
+        found.append(
+            f"{stage} forgot {names(None)}: see that the replay data hold rows of that kind, "
+            "`replay: {data: FILE, ratio: 0.1}`."
+        )
+    found.append(
+        f"Or make {stage} a smaller step: lower `stages.{stage}.training.learning_rate` or "
+        f"`stages.{stage}.training.max_steps`, as far as its own task allows."
+    )
+    return found
+
+
+def _forgot(cell: Mapping[str, object]) -> bool:
+    return cell.get("verdict") == "FORGOT"
+
+
+def _value(measure: float | Undefined) -> Number | NoValue:
+    return NoValue(undefined=measure.why) if isinstance(measure, Undefined) else _number(measure)
+
+
+def _number(value: float) -> Number:
+    """Six significant digits; None for what JSON cannot hold."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,261 @@
+"""Measure a model on probes, item by item, and write what was found.
+
+An answer is exactly right under greedy decoding if and only if, with the right answer given, the most probable token
+at each of its positions is the right one. That takes one forward pass instead of one a token;
+benchmarks/measure.py holds that the two agree.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from align import rundir
+from align.data import encode
+from align.forgetting.measurements import Split
+from align.forgetting.probes import Agreement, Exact, Graded, Probe, Question, Texts
+
+ANSWER_TOKENS = 48  # of a graded answer
+AGREEMENT_TOKENS = 24  # of the base's own answer
+LOGIT_BUDGET = 2**26  # elements of one batch's logits: 128 MiB in bfloat16
+BROKEN_SHOWN = 4  # a probe, of the answers that were right before
+SAMPLES_SHOWN = 8
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """A model on the bench.
+
+    Attributes:
+        autocast: arithmetic precision of training, so that the same model is measured that was trained.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    autocast: bool
+    items: list[Record] = field(default_factory=list)
+    samples: list[Record] = field(default_factory=list)
+    own_answers: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        found = next(self.model.parameters()).device
+        assert isinstance(found, torch.device)
+        return found
+
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, vocabulary)"""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return found
+
+
+def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path | None) -> Record:
+    """Run all probes and write `summary.json`, `items.jsonl`, `samples.jsonl` and, against `base`, `broken.jsonl`.
+
+    Args:
+        base: the measurement folder of the base model, when this is not the base itself.
+
+    Returns:
+        the content of summary.json.
+    """
+    started, cpu = time.monotonic(), time.process_time()
+    was_training = bench.model.training
+    bench.model.eval()
+    if base is not None:
+        bench.own_answers = rundir.read_json(base / "own_answers.json", {})
+    with torch.no_grad():
+        for probe in probes:
+            for split in ("gate", "report"):
+                _run(bench, probe, split)
+        broken = _broken(bench, probes, base) if base is not None else []
+    bench.model.train(was_training)
+    if base is None and bench.own_answers:
+        rundir.write_json(folder / "own_answers.json", bench.own_answers)
+    _write_lines(folder / "items.jsonl", bench.items)
+    _write_lines(folder / "samples.jsonl", bench.samples)
+    _write_lines(folder / "broken.jsonl", broken)
+    summary = {"probes": _describe(probes), "scores": _scores(bench.items),
+               "seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    rundir.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _run(bench: Bench, probe: Probe, split: Split) -> None:
+    if isinstance(probe, Exact):
+        questions = probe.items[split]
+        for question, right in zip(questions, exact(bench, questions), strict=True):
+            bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": int(right)})
+    elif isinstance(probe, Texts):
+        for i, (nll, tokens) in enumerate(likelihoods(bench, probe.texts[split])):
+            bench.items.append({"probe": probe.name, "split": split, "id": f"text-{i}", "nll": nll, "tokens": tokens})
+    elif isinstance(probe, Agreement):
+        _agreement(bench, probe, split)
+    else:
+        _graded(bench, probe, split)
+
+
+def _graded(bench: Bench, probe: Graded, split: Split) -> None:
+    questions = probe.items[split]
+    answers = generate(bench, [question.prompt for question in questions], ANSWER_TOKENS)
+    for i, (question, ids) in enumerate(zip(questions, answers, strict=True)):
+        text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        grades = probe.grade(split, question.id, text)
+        for name in probe.measures:
+            bench.items.append({"probe": f"{probe.name} {name}", "split": split, "id": question.id,
+                                "score": int(grades[name])})
+        if split == "report" and i < SAMPLES_SHOWN:
+            bench.samples.append({"probe": probe.name, "split": split, "id": question.id, "prompt": question.prompt,
+                                  "output": text, **grades})
+
+
+def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
+    questions = probe.items[split]
+    missing = [question for question in questions if question.id not in bench.own_answers]
+    for question, ids in zip(missing, generate(bench, [q.prompt for q in missing], AGREEMENT_TOKENS), strict=True):
+        bench.own_answers[question.id] = ids
+    prompts = encode.prompt_ids([question.prompt for question in questions], bench.tokenizer)
+    answers = [bench.own_answers[question.id] for question in questions]
+    for question, hits in zip(questions, hits_of(bench, prompts, answers), strict=True):
+        score = sum(hits) / len(hits) if hits else 1.0
+        bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": round(score, 6)})
+
+
+def exact(bench: Bench, questions: Sequence[Question]) -> list[bool]:
+    """Whether greedy decoding would give exactly the right answer and end there."""
+    prompts = encode.prompt_ids([question.prompt for question in questions], bench.tokenizer)
+    answers = encode.answer_ids([q.prompt for q in questions], [q.answer for q in questions], bench.tokenizer)
+    end = bench.tokenizer.eos_token_id
+    cut = [row[: row.index(end) + 1] if end in row else row for row in answers]  # what follows is never generated
+    return [all(hits) for hits in hits_of(bench, prompts, cut)]
+
+
+def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[list[bool]]:
+    """For each answer token: whether it is the most probable one, given all before it."""
+    out: list[list[bool]] = [[] for _ in prompts]
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    for batch, ids, mask in _batches(bench, rows):
+        best = bench.logits(ids, mask).argmax(-1)
+        hit = (best[:, :-1] == ids[:, 1:]).cpu()
+        for k, i in enumerate(batch):
+            start = len(prompts[i]) - 1
+            out[i] = hit[k, start : start + len(answers[i])].tolist()
+    return out
+
+
+def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
+    """Negative log-likelihood in nats and number of predicted tokens of each text."""
+    rows, _ = encode.for_language_modeling([{"text": text} for text in texts], bench.tokenizer, completion_only=False)
+    limit = getattr(bench.model.config, "max_position_embeddings", None)
+    rows = [row[:limit] for row in rows]
+    out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for batch, ids, mask in _batches(bench, rows):
+        logits = bench.logits(ids, mask)[:, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        sums = (nll * mask[:, 1:]).sum(1).tolist()
+        for k, i in enumerate(batch):
+            out[i] = (sums[k], len(rows[i]) - 1)
+    return out
+
+
+def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+    """Greedy answers as token ids, without the end token, which follows where the answer ended by itself."""
+    rows = encode.prompt_ids(prompts, bench.tokenizer)
+    out: list[list[int]] = [[] for _ in rows]
+    pad, end = bench.tokenizer.pad_token_id, bench.tokenizer.eos_token_id
+    for batch, ids, mask in _batches(bench, rows, left=True, extra=tokens):
+        with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast):
+            answer = bench.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, num_beams=1,
+                temperature=None, top_p=None, top_k=None, pad_token_id=pad, use_cache=True,
+            )[:, ids.shape[1] :]
+        for k, i in enumerate(batch):
+            row = answer[k].tolist()
+            out[i] = row[: row.index(end)] if end in row else row
+    return out
+
+
+def _batches(bench: Bench, rows: Sequence[list[int]], *, left: bool = False,
+             extra: int = 0) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Rows of similar length together: their indices, ids and mask, both (batch, tokens)."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    vocabulary = bench.model.config.get_text_config().vocab_size
+    while order:
+        width = len(rows[order[-1]]) + extra
+        size = max(1, min(256, LOGIT_BUDGET // (vocabulary * width)))
+        batch, order = order[-size:], order[:-size]
+        longest = max(len(rows[i]) for i in batch)
+        pad = bench.tokenizer.pad_token_id
+        ids = torch.full((len(batch), longest), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for k, i in enumerate(batch):
+            where = slice(longest - len(rows[i]), None) if left else slice(0, len(rows[i]))
+            ids[k, where] = torch.tensor(rows[i], dtype=torch.long)
+            mask[k, where] = 1
+        yield batch, ids.to(bench.device), mask.to(bench.device)
+
+
+def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[Record]:
+    """Answers of skills that the base had right and this model has wrong, written out."""
+    before = {(r["probe"], r["split"], r["id"]): r for r in _read_lines(base / "items.jsonl")}
+    out = []
+    for probe in probes:
+        if not isinstance(probe, Exact):
+            continue
+        wrong = {r["id"] for r in bench.items if r["probe"] == probe.name and r["split"] == "report" and not r["score"]}
+        lost = [q for q in probe.items["report"]
+                if q.id in wrong and before.get((probe.name, "report", q.id), {}).get("score")][:BROKEN_SHOWN]
+        answers = generate(bench, [q.prompt for q in lost], ANSWER_TOKENS) if lost else []
+        for question, ids in zip(lost, answers, strict=True):
+            text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            out.append({"probe": probe.name, "id": question.id, "split": "report", "prompt": question.prompt,
+                        "answer": question.answer, "before": question.answer, "after": text})
+    return out
+
+
+def _describe(probes: Sequence[Probe]) -> Record:
+    out: Record = {}
+    for probe in probes:
+        if isinstance(probe, Texts):
+            out[probe.name] = {"metric": "perplexity", "higher_is_better": False, "kind": "text", "replayed": None}
+        elif isinstance(probe, Graded):
+            for name in probe.measures:
+                out[f"{probe.name} {name}"] = {"metric": "accuracy", "higher_is_better": True, "kind": "task",
+                                               "replayed": None}
+        else:
+            kind = probe.kind if isinstance(probe, Exact) else "agreement"
+            replayed = probe.replayed if isinstance(probe, Exact) else None
+            out[probe.name] = {"metric": "accuracy", "higher_is_better": True, "kind": kind, "replayed": replayed}
+    return out
+
+
+def _scores(items: Sequence[Record]) -> Record:
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for item in items:
+        groups.setdefault(item["split"], {}).setdefault(item["probe"], []).append(item)
+    return {split: {probe: {"score": _score(rows), "n": len(rows)} for probe, rows in probes.items()}
+            for split, probes in groups.items()}
+
+
+def _score(rows: list[Record]) -> float:
+    if "nll" in rows[0]:
+        mean = sum(r["nll"] for r in rows) / max(sum(r["tokens"] for r in rows), 1)
+        return float(torch.tensor(mean, dtype=torch.float64).exp())
+    return float(sum(r["score"] for r in rows) / len(rows))
+
+
+def _write_lines(path: Path, records: Sequence[Record]) -> None:
+    rundir.write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _read_lines(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,146 @@
+"""Held-out questions and texts that a model is measured on before training and after every stage. No torch."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import AlignError
+from align.forgetting.gate import ForgettingKeys, ProbeFile
+from align.forgetting.measurements import Kind, Split
+from align.shelf import did_you_mean
+
+SPLITS: tuple[Split, Split] = ("gate", "report")
+SETS = ("auto", "lab", "none")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt; `answer` is the one right answer where there is one."""
+
+    id: str
+    prompt: str
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Right or wrong: the greedy answer is exactly the expected one."""
+
+    name: str
+    kind: Kind
+    items: dict[Split, list[Question]]
+    replayed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Perplexity on running text."""
+
+    name: str
+    texts: dict[Split, list[str]]
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Answers written by the model and graded by several yes-or-no measures, each a probe `<name> <measure>`."""
+
+    name: str
+    items: dict[Split, list[Question]]
+    measures: tuple[str, ...]
+    grade: Callable[[Split, str, str], dict[str, bool]]  # split, id of the question, the model's answer
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many of the base's own answer tokens the model would still choose."""
+
+    name: str
+    items: dict[Split, list[Question]]
+
+
+Probe = Exact | Texts | Graded | Agreement
+
+
+def load(keys: ForgettingKeys, root: Path) -> list[Probe]:
+    """The probes that a recipe names.
+
+    Raises:
+        AlignError: there is no such set, or a user's file is wrong.
+    """
+    if isinstance(keys.probes, dict):
+        return [_from_file(name, file, root) for name, file in keys.probes.items()]
+    if keys.probes == "lab":
+        return _lab()
+    if keys.probes == "auto":
+        return _auto()
+    if keys.probes == "none":
+        return []
+    raise AlignError(f"there is no probe set '{keys.probes}'", did_you_mean(keys.probes, SETS))
+
+
+def _lab() -> list[Probe]:
+    from align.lab import data, probes, skills
+
+    def questions(skill: str, split: Split) -> list[Question]:
+        return [Question(item.id, item.prompt, item.answer) for item in probes.items(skill, split)]
+
+    desk = {split: {case.id: case for case in probes.helpdesk(split)} for split in SPLITS}
+    found: list[Probe] = [
+        Exact(name, "skill", {split: questions(name, split) for split in SPLITS}, name not in data.NOT_REPLAYED)
+        for name in skills.SKILLS
+    ]
+    found.append(Texts("stories", {split: probes.stories(split) for split in SPLITS}))
+    found.append(Graded(
+        "helpdesk", {split: [Question(c.id, c.prompt) for c in desk[split].values()] for split in SPLITS},
+        ("correct", "polite", "parses"), lambda split, id, text: probes.grade(desk[split][id], text),
+    ))
+    return found
+
+
+def _auto() -> list[Probe]:
+    """Texts and questions of general knowledge, for a model that has no probes of its own."""
+    lines = (Path(__file__).parent / "general.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    texts = [row["text"] for row in rows if "text" in row]
+    prompts = [Question(f"general-{i}", row["prompt"]) for i, row in enumerate(rows) if "prompt" in row]
+    return [
+        Texts("general text", {"gate": texts[::2], "report": texts[1::2]}),
+        Agreement("agreement with the base", {"gate": prompts[::2], "report": prompts[1::2]}),
+    ]
+
+
+def _from_file(name: str, file: ProbeFile, root: Path) -> Probe:
+    from align.data import checks
+    from align.data.sources import DataSource
+
+    wanted = frozenset({"text"}) if file.metric == "perplexity" else frozenset({"prompt_completion", "chat"})
+    table = checks.load([DataSource(source=file.data)], root=root, accepts=wanted, stage=f"probe '{name}'")
+    rows = [example.value for example in table.examples]
+    if file.metric == "perplexity":
+        parts: dict[Split, list[str]] = {"gate": [], "report": []}
+        for row in rows:
+            parts[_split(row["text"])].append(row["text"])
+        return Texts(name, parts)
+    items: dict[Split, list[Question]] = {"gate": [], "report": []}
+    for i, row in enumerate(rows):
+        prompt, answer = _question(row)
+        items[_split(prompt)].append(Question(f"{name}-{i}", prompt, answer))
+    return Exact(name, "skill", items)
+
+
+def _split(text: str) -> Split:
+    """By content: a row keeps its side when others are added."""
+    return SPLITS[zlib.crc32(text.encode()) % 2]
+
+
+def _question(row: dict[str, Any]) -> tuple[str, str]:
+    if "messages" in row:
+        return row["messages"][-2]["content"], row["messages"][-1]["content"]
+    prompt, answer = row["prompt"], row["completion"]
+    return (prompt if isinstance(prompt, str) else prompt[-1]["content"],
+            answer if isinstance(answer, str) else answer[-1]["content"])

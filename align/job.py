@@ -1,0 +1,193 @@
+"""What a stage's `train(job)` works with: the model, the rows, and the way to run a trainer so that it resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align import rundir
+from align.errors import AlignError, Exit
+from align.rundir import StageDir
+from align.stage import StageKeys, Ticket
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer
+
+Record = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; a checkpoint was written."""
+
+
+@dataclass
+class Job:
+    """One stage at work in the child process.
+
+    Attributes:
+        keys: the stage's recipe keys, typed.
+        model: the policy that came in, with this stage's weights trainable; trained in place.
+        rows, evaluation: canonical rows (align.data.formats), replayed ones included and counted in `groups`.
+        groups: 0 for a row of the task, 1 for a replayed one.
+    """
+
+    ticket: Ticket
+    keys: StageKeys
+    dir: StageDir
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[Record]
+    groups: list[int]
+    evaluation: list[Record]
+    interrupted: Callable[[], bool]
+    warnings: list[str] = field(default_factory=list)
+    steps: int = 0
+    global_batch: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, config: type[TrainingArguments], **fixed: Any) -> Any:
+        """A TRL config from the recipe's `training`, with what the engine owns filled in.
+
+        Args:
+            fixed: arguments that come from recipe keys outside `training`.
+
+        Raises:
+            AlignError: TRL refuses a value.
+        """
+        from align.model import native_bf16
+
+        ticket, cuda = self.ticket, torch.cuda.is_available()
+        given = dict(ticket.training)
+        if not given.get("fp16"):
+            given.setdefault("bf16", native_bf16())
+        given.setdefault("gradient_checkpointing", cuda)
+        given.setdefault("eval_strategy", "steps" if self.evaluation else "no")
+        if given["eval_strategy"] == "steps":
+            given.setdefault("eval_steps", 0.2)
+        owned = {
+            "output_dir": str(self.dir.checkpoints), "seed": ticket.seed, "report_to": ticket.trackers or "none",
+            "run_name": ticket.run_name, "disable_tqdm": True, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
+        }
+        try:
+            return config(**{**given, **owned, **fixed})
+        except (ValueError, TypeError, ImportError) as error:
+            raise AlignError(f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
+                             f"mend `stages.{ticket.stage}.training`") from error
+
+    def dataset(self, columns: dict[str, list[Any]]) -> Dataset:
+        """A Dataset of token columns, held in memory."""
+        from datasets import Dataset
+
+        return Dataset.from_dict(columns)
+
+    def fit(self, trainer: Trainer) -> dict[str, float]:
+        """Train to the end, from the last whole checkpoint if there is one.
+
+        Returns:
+            the trainer's final metrics.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+        """
+        for callback in (Watch(self), Seal(), Stop(self.interrupted)):
+            trainer.add_callback(callback)
+        args = trainer.args
+        self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        resume = self.ticket.resume_from
+        result = trainer.train(resume_from_checkpoint=str(self.dir.root / resume) if resume else None)
+        self.steps = trainer.state.global_step
+        if trainer.state.global_step < trainer.state.max_steps and self.interrupted():
+            raise Interrupted
+        return {key: float(value) for key, value in result.metrics.items()} | _last(trainer.state)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _last(state: TrainerState) -> dict[str, float]:
+    """The last logged value of every figure of the training, `eval_` ones included."""
+    found: dict[str, float] = {}
+    for entry in state.log_history:
+        found.update({k: float(v) for k, v in entry.items() if isinstance(v, int | float)})
+    drop = {"step", "epoch", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
+    return {key: value for key, value in found.items() if key not in drop}
+
+
+class Watch(TrainerCallback):
+    """Writes each log of the trainer into metrics.jsonl, with tokens per second and memory."""
+
+    def __init__(self, job: Job) -> None:
+        self.path, self.resumed = job.dir.metrics, job.ticket.resume_from is not None
+        self.tokens, self.time = 0.0, time.monotonic()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.time = time.monotonic()
+        if not state.is_world_process_zero:
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if self.resumed and _step(line) <= state.global_step]
+        rundir.write_text(self.path, "".join(line + "\n" for line in kept))
+        self._write({"step": state.global_step, "max_steps": state.max_steps, "time": time.time()})
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+               logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        entry = {k: v for k, v in logs.items() if isinstance(v, int | float)}
+        now = time.monotonic()
+        if "num_tokens" in entry:
+            entry["tokens_per_second"] = max(entry["num_tokens"] - self.tokens, 0) / max(now - self.time, 1e-9)
+            self.tokens = entry["num_tokens"]
+        self.time = now
+        if torch.cuda.is_available():
+            entry["memory_bytes"] = torch.cuda.max_memory_allocated()
+        self._write({"step": state.global_step, "max_steps": state.max_steps, "time": time.time(), **entry})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 2**62
+
+
+class Seal(TrainerCallback):
+    """Marks a checkpoint as whole once every process has written its part."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero and args.output_dir:
+            rundir.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class Stop(TrainerCallback):
+    """Ends training after the step at which the run was asked to stop, with a checkpoint."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self.asked = asked
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.asked() and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+def stage_failed(what: str, log: Path) -> AlignError:
+    """The sentence for a stage that ended by an unexpected error."""
+    return AlignError(what, f"the whole log is in {os.fspath(log)}", exit=Exit.STAGE_FAILED)

@@ -1,0 +1,110 @@
+"""Data sets of the lab, by name, as the rows that trainers read. All of it belongs to split `train`."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+from align.lab import helpdesk, skills, world
+
+Row: TypeAlias = dict[str, Any]
+"""One row, as from a JSON file: chat (`messages`), preference (`prompt`, `chosen`, `rejected`) or plain `text`."""
+
+NOT_REPLAYED: Final = ("reverse", "larger")
+"""Skills that `lab/general` leaves out, so that a run shows what replay protects and what it does not cover."""
+
+IN_KIND_SHARE: Final = 0.8
+"""Share of `lab/helpdesk` where the reply has the customer's tone. Half of the customers are polite, half rude.
+
+Were the style a coin toss, greedy decoding would be all polite or all rude by accident; like this about half of the
+replies after supervised fine-tuning are polite, and preference training has something definite to change.
+"""
+
+CHAT_SHARE: Final = 0.75
+"""Share of `lab/general` that is questions and answers; the rest is stories and letters in equal parts."""
+
+_Element = TypeVar("_Element")
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _chat(prompt: str, answer: str) -> Row:
+    return {"messages": [_said("user", prompt), _said("assistant", answer)]}
+
+
+def _take(pool: Sequence[_Element], n: int, rng: random.Random) -> Iterator[_Element]:
+    """`n` elements in random order; one comes again only after all others have come."""
+    while n > 0:
+        shuffled = rng.sample(pool, min(n, len(pool)))
+        n -= len(shuffled)
+        yield from shuffled
+
+
+def _helpdesk(rng: random.Random, n: int) -> list[Row]:
+    in_kind: list[Row] = []
+    contrary: list[Row] = []
+    for case in helpdesk.cases("train"):
+        for style in helpdesk.REPLIES:
+            pool = in_kind if style == case.tone else contrary
+            pool += [_chat(case.prompt, reply) for reply in helpdesk.replies(case, style)]
+    mirrored = round(IN_KIND_SHARE * n)
+    chosen = [*_take(in_kind, mirrored, rng), *_take(contrary, n - mirrored, rng)]
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _helpdesk_preferences(rng: random.Random, n: int) -> list[Row]:
+    pool = [
+        (case.prompt, polite, rude)
+        for case in helpdesk.cases("train")
+        for polite in helpdesk.replies(case, "polite")
+        for rude in helpdesk.replies(case, "rude")
+    ]
+    return [
+        {
+            "prompt": [_said("user", prompt)],
+            "chosen": [_said("assistant", polite)],
+            "rejected": [_said("assistant", rude)],
+        }
+        for prompt, polite, rude in _take(pool, n, rng)
+    ]
+
+
+def _general(rng: random.Random, n: int) -> list[Row]:
+    replayed = [skill for skill in skills.SKILLS if skill not in NOT_REPLAYED]
+    chats = round(CHAT_SHARE * n)
+    rows: list[Row] = []
+    for index in range(chats):
+        example = skills.draw(replayed[index % len(replayed)], rng, "train")
+        rows.append(_chat(example.prompt, example.answer))
+    for index in range(n - chats):
+        write = world.story if index % 2 == 0 else world.mail
+        rows.append({"text": write(rng, "train")})
+    rng.shuffle(rows)
+    return rows
+
+
+_Maker: TypeAlias = Callable[[random.Random, int], list[Row]]
+_MAKERS: Final[dict[str, tuple[_Maker, int]]] = {
+    "lab/helpdesk": (_helpdesk, 3000),
+    "lab/helpdesk_preferences": (_helpdesk_preferences, 1500),
+    "lab/general": (_general, 2000),
+}
+
+NAMES: Final = tuple(_MAKERS)
+
+
+def rows(name: str, *, seed: int = 0, n: int | None = None) -> list[Row]:
+    """The `n` rows (default: the data set's own number) of data set `name`, the same for the same seed.
+
+    - `lab/helpdesk`: complaints with right replies, half of them polite and half rude (3,000 chats);
+    - `lab/helpdesk_preferences`: a polite and a rude reply to a complaint, both right (1,500 pairs);
+    - `lab/general`: what the base was pretrained on, but for the skills `NOT_REPLAYED` (1,500 chats, 500 texts).
+
+    Raises KeyError for an unknown name, listing the known ones.
+    """
+    if name not in _MAKERS:
+        raise KeyError(f"there is no lab data set {name!r}; there are {', '.join(NAMES)}")
+    make, default = _MAKERS[name]
+    return make(random.Random(f"{name} {seed}"), default if n is None else n)

@@ -1,0 +1,52 @@
+"""LoRA over a base held in 4 or 8 bits by bitsandbytes (Dettmers et al. 2023, arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from align.parameterization import ParameterizationKeys
+from align.parameterization import lora as on_any_base
+from align.parameterization.lora import LoraKeys
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DESCRIPTION = "LoRA over a base in 4 or 8 bits"
+TRAINS_BASE = False
+
+
+class QuantizationKeys(BaseModel):
+    """`quantization:`, by bitsandbytes' names."""
+
+    model_config = ConfigDict(extra="forbid")
+    bits: Literal[4, 8] = 4
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = Field(True, description="quantise the scales too: 4.13 instead of 4.5 bits a weight")
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
+class Keys(ParameterizationKeys):
+    """`{method: qlora, lora: {...}, quantization: {bits: 4, ...}}`"""
+
+    method: Literal["qlora"] = "qlora"
+    lora: LoraKeys = LoraKeys()
+    quantization: QuantizationKeys = QuantizationKeys()
+
+
+def advise(keys: Keys) -> list[str]:
+    """As for LoRA."""
+    return on_any_base.advise(on_any_base.Keys(lora=keys.lora))
+
+
+def quantization(keys: Keys) -> dict[str, Any] | None:
+    """Arguments of transformers' BitsAndBytesConfig; the compute dtype by its name."""
+    if keys.quantization.bits == 8:
+        return {"load_in_8bit": True}
+    return {"load_in_4bit": True, **keys.quantization.model_dump(exclude={"bits"})}
+
+
+def apply(model: PreTrainedModel, keys: Keys, name: str) -> PreTrainedModel:
+    """As for LoRA: the model was loaded quantised."""
+    return on_any_base.apply(model, on_any_base.Keys(lora=keys.lora), name)

@@ -1,0 +1,110 @@
+"""What a person sees while a run is under way: live bars on a terminal, plain lines elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY = 0.25  # share of a stage between two plain lines
+
+
+class Watcher:
+    """Follows metrics.jsonl of the stage at work. A context manager; `refresh` is called while waiting."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars: Progress | None = None
+        self.task: TaskID | None = None
+        self.stage, self.path, self.offset = "", Path(), 0
+        self.state: dict[str, Any] = {}
+        self.said, self.began, self.first_step = 0.0, 0.0, 0
+
+    def __enter__(self) -> Watcher:
+        if self.console.is_terminal:
+            self.bars = Progress(
+                SpinnerColumn(), TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self.console)
+            self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False)
+
+    def begin(self, stage: str, metrics: Path) -> None:
+        """Follow another stage."""
+        self.end()
+        self.stage, self.path, self.offset, self.state, self.said = stage, metrics, 0, {}, 0.0
+        self.began = time.time()
+        if self.bars is not None:
+            self.task = self.bars.add_task(stage, total=None, figures="loading")
+
+    def end(self) -> None:
+        """The stage is over: its bar goes."""
+        if self.bars is not None and self.task is not None:
+            self.bars.remove_task(self.task)
+            self.task = None
+
+    def refresh(self) -> None:
+        """Read what was written since the last call, and show it."""
+        for entry in self._new():
+            if entry.get("time", 0) < self.began - 1:
+                continue  # of an earlier attempt
+            if not self.state:
+                self.first_step = entry["step"]
+            self.state |= entry
+        step, total = self.state.get("step"), self.state.get("max_steps")
+        if step is None or not total:
+            return
+        if self.bars is not None and self.task is not None:
+            done = step >= total
+            self.bars.update(self.task, completed=step, total=total, figures="measuring" if done else self._figures())
+        elif step / total - self.said >= PLAIN_EVERY or (step >= total and self.said < 1):
+            self.said = step / total
+            self.say(f"{self.stage}  {step}/{total}  {self._figures()}{self._left(step, total)}")
+
+    def _new(self) -> list[dict[str, Any]]:
+        try:
+            with self.path.open(encoding="utf-8") as file:
+                file.seek(self.offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind("\n") + 1]
+        self.offset += len(whole.encode())
+        found = []
+        for line in whole.splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def _figures(self) -> str:
+        words = []
+        if "loss" in self.state:
+            words.append(f"loss {self.state['loss']:.3f}")
+        if "rewards/margins" in self.state:
+            words.append(f"margin {self.state['rewards/margins']:.2f}")
+        if "eval_loss" in self.state:
+            words.append(f"eval {self.state['eval_loss']:.3f}")
+        if self.state.get("tokens_per_second"):
+            words.append(f"{self.state['tokens_per_second']:,.0f} tok/s")
+        return "  ".join(words)
+
+    def _left(self, step: int, total: int) -> str:
+        done = step - self.first_step
+        if done <= 0 or step >= total:
+            return ""
+        seconds = (time.time() - self.began) / done * (total - step)
+        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"

@@ -1,0 +1,247 @@
+"""The report as a page, before it is HTML or Markdown: every sentence and figure that both of them show."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from align.report import curves, findings, numbers
+from align.report.change_line import Line, line, scale
+from align.report.findings import BASE
+from align.report.schema import Broken, Cell, Forgetting, Probe, Report, Sample
+from align.report.stage_page import Fact, StagePage, stage_page
+
+BROKEN_SHOWN: Final = 5
+"""Broken answers shown of one probe."""
+
+SAMPLES_SHOWN: Final = 6
+
+MEANS: Final = {"all": "Mean of all skills", "replayed": "Mean, in the replay", "not_replayed": "Mean, not replayed"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of the matrix."""
+
+    score: str
+    change: str = ""
+    verdict: str = ""
+    direction: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One capability of the matrix, an entry for each column."""
+
+    name: str
+    n: int | None
+    entries: tuple[Entry | None, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of the matrix under one heading."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Changes under one heading."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class End:
+    """What a policy that the run hands to its user has learnt and lost, against the base."""
+
+    stage: str
+    learnt: tuple[Line, ...]
+    lost: tuple[Section, ...]
+    unclear: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class BrokenGroup:
+    """Answers of one probe that were right and are wrong after `stage`."""
+
+    stage: str
+    probe: str
+    total: int
+    shown: tuple[Broken, ...]
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """One prompt of the task and what every stage answered."""
+
+    probe: str
+    prompt: str
+    outputs: tuple[tuple[str, Sample], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole report."""
+
+    title: str
+    verdict: str
+    facts: tuple[Fact, ...]
+    columns: tuple[tuple[str, str], ...]
+    blocks: tuple[Block, ...]
+    summary: tuple[Row, ...]
+    no_row: tuple[Fact, ...]
+    ends: tuple[End, ...]
+    advice: tuple[str, ...]
+    stages: tuple[StagePage, ...]
+    broken: tuple[BrokenGroup, ...]
+    samples: tuple[SampleGroup, ...]
+    measured: tuple[str, ...]
+    thresholds: tuple[Fact, ...]
+    recipe: str
+    versions: tuple[Fact, ...]
+
+
+def build(report: Report) -> Page:
+    """Everything that the report says, as text; what has not been measured or run is left empty."""
+    forgetting = report.forgetting or Forgetting()
+    versions = dict(report.run.versions)
+    for stage in report.stages:
+        versions |= stage.outcome.versions if stage.outcome else {}
+    return Page(
+        title=report.run.name,
+        verdict=findings.verdict_line(report),
+        facts=tuple(_facts(report)),
+        columns=tuple((name, forgetting.parent.get(name, "")) for name in _columns(forgetting)),
+        blocks=tuple(_blocks(forgetting)),
+        summary=tuple(_summary(forgetting)),
+        no_row=tuple(Fact(stage, why) for stage, why in forgetting.no_row.items()),
+        ends=tuple(_end(forgetting, stage) for stage in findings.ends(forgetting)),
+        advice=forgetting.advice,
+        stages=tuple(stage_page(stage, report.forgetting) for stage in report.stages),
+        broken=tuple(_broken(report)),
+        samples=tuple(_samples(report, forgetting)),
+        measured=tuple(_measured(forgetting)),
+        thresholds=tuple(Fact(key, numbers.plain(value)) for key, value in forgetting.thresholds.items()),
+        recipe=report.recipe,
+        versions=tuple(Fact(name, version) for name, version in {"align": report.run.align, **versions}.items()),
+    )
+
+
+def _facts(report: Report) -> Iterable[Fact]:
+    outcomes = [stage.outcome for stage in report.stages if stage.outcome]
+    done = sum(stage.entry.status == "done" for stage in report.stages)
+    base = next((outcome.policy.base for outcome in outcomes if outcome.policy), None)
+    if base:
+        yield Fact("Base", ", ".join(str(part) for part in (base.name, base.quantization, base.dtype) if part))
+    if report.run.pipeline:
+        yield Fact("Pipeline", report.run.pipeline)
+    yield Fact("Stages done", f"{done} of {len(report.stages)}")
+    spent = sum((outcome.seconds or 0) + (outcome.measure_seconds or 0) for outcome in outcomes)
+    yield Fact("Training and measuring", numbers.seconds(spent))
+    yield Fact("Started", numbers.moment(report.run.created))
+
+
+def _columns(forgetting: Forgetting) -> list[str]:
+    return [name for name in forgetting.stages if name in forgetting.matrix]
+
+
+def _entry(cell: Cell | None, probe: Probe) -> Entry | None:
+    if cell is None:
+        return None
+    return Entry(
+        numbers.score(cell.score, probe), numbers.change(cell), cell.verdict or "",
+        findings.direction(cell, probe) or "",
+    )  # fmt: skip
+
+
+def _blocks(forgetting: Forgetting) -> Iterable[Block]:
+    columns = _columns(forgetting)
+    for group in findings.groups(forgetting):
+        rows = []
+        for name in group.probes:
+            probe = forgetting.probes[name]
+            entries = tuple(_entry(forgetting.matrix[column].get(name), probe) for column in columns)
+            rows.append(Row(name, probe.n, entries))
+        yield Block(group.title, tuple(rows))
+
+
+def _summary(forgetting: Forgetting) -> Iterable[Row]:
+    columns = _columns(forgetting)
+    for key, title in MEANS.items():
+        cells = [forgetting.mean.get(column, {}).get(key) for column in columns]
+        if any(cells):
+            n = next((cell.n for cell in cells if cell), None)
+            yield Row(title, n, tuple(_entry(cell, Probe()) for cell in cells))
+    for title, values in (
+        ("Backward transfer", forgetting.backward_transfer),
+        ("Average forgetting", forgetting.average_forgetting),
+    ):
+        if values:
+            texts = [numbers.figure(values[column]) if column in values else "" for column in columns]
+            yield Row(title, None, tuple(Entry(text) for text in texts))
+
+
+def _end(forgetting: Forgetting, stage: str) -> End:
+    learnt, lost = findings.learnt(forgetting, stage), findings.lost(forgetting, stage)
+    unclear = findings.unclear(forgetting, stage)
+    up, down = scale(forgetting, learnt), scale(forgetting, lost + unclear)
+    sections = [
+        Section(group.title, tuple(line(c, forgetting, down) for c in lost if c.name in group.probes))
+        for group in findings.groups(forgetting)
+    ]
+    return End(
+        stage,
+        tuple(line(c, forgetting, up) for c in learnt),
+        tuple(section for section in sections if section.lines),
+        tuple(line(c, forgetting, down) for c in unclear),
+    )
+
+
+def _broken(report: Report) -> Iterable[BrokenGroup]:
+    """The broken answers of the split that the report reads; of all splits where none is marked with it."""
+    split = report.forgetting.split if report.forgetting else None
+    for stage in report.stages:
+        rows = [row for row in stage.broken if row.split == split] or list(stage.broken)
+        for probe in dict.fromkeys(row.probe for row in rows):
+            found = [row for row in rows if row.probe == probe]
+            yield BrokenGroup(stage.id, probe, len(found), tuple(found[:BROKEN_SHOWN]))
+
+
+def _samples(report: Report, forgetting: Forgetting) -> Iterable[SampleGroup]:
+    """The same prompts of the task through all stages; prompts of any probe where no probe is a task."""
+    tasks = {name for name, probe in forgetting.probes.items() if probe.kind == "task"}
+    found: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
+    for stage in report.stages:
+        rows = [row for row in stage.samples if row.probe in tasks] or stage.samples
+        for row in rows:
+            found.setdefault((row.probe, str(row.id)), []).append((stage.id, row))
+    for (probe, _), outputs in list(found.items())[:SAMPLES_SHOWN]:
+        yield SampleGroup(probe, outputs[0][1].prompt, tuple(outputs))
+
+
+def _measured(forgetting: Forgetting) -> Iterable[str]:
+    if forgetting.matrix:
+        counts = sorted({probe.n for probe in forgetting.probes.values() if probe.n})
+        items = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else "the same"
+        split = f" of the split `{forgetting.split}`" if forgetting.split else ""
+        yield (
+            f"Each capability is asked {items} held-out items{split}, the same before and after, so every change is "
+            f"a paired one. A gate decides on items of its own, which this page does not show."
+        )
+        yield (
+            f"The column `{BASE}` is the base model as it was loaded for training (quantised, if the recipe says so), "
+            f"before anything was trained. Every change is counted from it, unless the table says otherwise."
+        )
+        yield (
+            "Intervals are paired 95 % intervals of the mean difference; of a perplexity, of the ratio after / before. "
+            "p is the exact McNemar test on the answers lost and gained, where a probe marks answers right or wrong."
+        )
+        yield (
+            "FORGOT: the whole interval lies past the tolerated drop. OK: the whole interval lies within it. UNCLEAR: "
+            "neither; the number of items that would decide it stands beside it."
+        )
+    yield f"Converged: {curves.CONVERGED_HOW}."
+    yield f"Overfits: {curves.OVERFIT_HOW}."

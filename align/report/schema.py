@@ -1,0 +1,252 @@
+"""The records of a run folder: what its JSON files hold, key by key. Missing keys take the defaults given here."""
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
+
+FORMAT: Final = 1
+"""The format of run.json and forgetting.json that this reader knows."""
+
+Interval: TypeAlias = tuple[float, float]
+Verdict: TypeAlias = Literal["FORGOT", "OK", "UNCLEAR"]
+
+
+class Record(BaseModel):
+    """A frozen record that keeps the keys it knows and passes over the ones a newer align may add."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class StageEntry(Record):
+    """One stage in run.json: what it runs, on whose output, and how far it is."""
+
+    stage: str
+    inputs: Mapping[str, JsonValue] = {}
+    status: str = "pending"
+    fingerprint: str | None = None
+    started: float | str | None = None
+    ended: float | str | None = None
+    seconds: float | None = None
+    resumed_from: str | None = None
+    error: str | None = None
+
+
+class Run(Record):
+    """run.json."""
+
+    format: int = FORMAT
+    name: str
+    align: str = "unknown"
+    pipeline: str | None = None
+    created: float | str | None = None
+    order: tuple[str, ...] = ()
+    stages: Mapping[str, StageEntry] = {}
+    versions: Mapping[str, str] = {}
+
+
+class Parameters(Record):
+    """How many weights the model has and how many of them the stage trains."""
+
+    total: int
+    trainable: int
+
+
+class Base(Record):
+    """The base model under every policy of the run."""
+
+    name: str | None = None
+    identity: str | None = None
+    quantization: JsonValue = None
+    dtype: str | None = None
+
+
+class Adapter(Record):
+    """One adapter of a policy, in the order in which they are applied."""
+
+    name: str
+    method: str | None = None
+
+
+class Policy(Record):
+    """What a stage hands on: a base and ordered adapters, or full weights."""
+
+    base: Base = Base()
+    adapters: tuple[Adapter, ...] = ()
+    weights: str | None = None
+
+
+class Data(Record):
+    """Rows that a stage read."""
+
+    rows: int | None = None
+    replay_rows: int | None = None
+    replay_ratio: float | None = None
+    eval_rows: int | None = None
+
+
+class Outcome(Record):
+    """outcome.json: what a finished stage did. Times in seconds, memory in bytes."""
+
+    program: str | None = None
+    status: str = "done"
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    world_size: int | None = None
+    distributed_type: str | None = None
+    global_batch_size: int | None = None
+    steps: int | None = None
+    parameters: Parameters | None = None
+    parameterization: Mapping[str, JsonValue] = {}
+    metrics: Mapping[str, JsonValue] = {}
+    policy: Policy | None = None
+    data: Data = Data()
+    measure_seconds: float | None = None
+    measure_cpu_seconds: float | None = None
+    peak_memory_bytes: float | None = None
+    warnings: tuple[str, ...] = ()
+    versions: Mapping[str, str] = {}
+
+
+def _named(value: object) -> object:
+    """A violation may be written as the bare name of its probe."""
+    return {"probe": value} if isinstance(value, str) else value
+
+
+class Breach(Record):
+    """One probe that crossed a limit, or may have: its score before and after and the 95 % interval of the change."""
+
+    probe: str
+    before: float | None = None
+    after: float | None = None
+    delta: float | None = None
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
+
+
+class Decision(Record):
+    """decision.json: what goes on from a stage, and why."""
+
+    action: str
+    policy: str = "as_trained"
+    reasons: tuple[str, ...] = ()
+    violations: tuple[Annotated[Breach, BeforeValidator(_named)], ...] = ()
+    unclear: tuple[Annotated[Breach, BeforeValidator(_named)], ...] = ()
+    split: str | None = None
+
+
+class Broken(Record):
+    """An answer that was right before and is wrong now."""
+
+    probe: str
+    id: str | int
+    split: str | None = None
+    prompt: str = ""
+    answer: str = ""
+    before: str = ""
+    after: str = ""
+
+
+class Sample(Record):
+    """One answer of a stage, with the marks that its probe gave it."""
+
+    probe: str
+    id: str | int
+    split: str | None = None
+    prompt: str = ""
+    output: str = ""
+    correct: bool | None = None
+    polite: bool | None = None
+    parses: bool | None = None
+
+
+class Probe(Record):
+    """What one probe measures; `replayed` says whether the replay data rehearse it (None: there is no replay)."""
+
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    kind: str = "skill"
+    replayed: bool | None = None
+    n: int | None = None
+
+
+class Effect(Record):
+    """A change with its 95 % interval: `delta` is a difference, `ratio` (perplexity) a quotient new / old."""
+
+    delta: float | None = None
+    ratio: float | None = None
+    ci95: Interval | None = None
+    p_value: float | None = None
+
+
+class Cell(Effect):
+    """One entry of the matrix; the change is counted from the base."""
+
+    score: float | None = None
+    n: int | None = None
+    verdict: Verdict | None = None
+    lost: int | None = None
+    gained: int | None = None
+    items_to_decide: int | None = None
+    since_parent: Effect | None = None
+
+
+class Undefined(Record):
+    """A figure that has no meaning here, and why."""
+
+    undefined: str
+
+
+Figure: TypeAlias = float | Undefined | None
+"""A number, or the reason why there is none."""
+
+
+class Forgetting(Record):
+    """forgetting.json."""
+
+    format: int = FORMAT
+    split: str | None = None
+    stages: tuple[str, ...] = ()
+    parent: Mapping[str, str] = {}
+    no_row: Mapping[str, str] = {}
+    probes: Mapping[str, Probe] = {}
+    matrix: Mapping[str, Mapping[str, Cell]] = {}
+    mean: Mapping[str, Mapping[str, Cell]] = {}
+    backward_transfer: Mapping[str, Figure] = {}
+    average_forgetting: Mapping[str, Figure] = {}
+    thresholds: Mapping[str, JsonValue] = {}
+    advice: tuple[str, ...] = ()
+
+
+class Step(Record):
+    """One line of metrics.jsonl: the optimiser step and every number that was logged at it."""
+
+    step: float
+    values: Mapping[str, float] = {}
+
+
+class StageRecord(Record):
+    """Everything that the folder of one stage holds; what has not been written yet is None or empty."""
+
+    id: str
+    entry: StageEntry
+    outcome: Outcome | None = None
+    decision: Decision | None = None
+    steps: tuple[Step, ...] = ()
+    broken: tuple[Broken, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    log_tail: tuple[str, ...] = ()
+
+    def series(self, key: str) -> list[tuple[float, float]]:
+        """The points (step, value) of one logged number, in the order of the file."""
+        return [(line.step, line.values[key]) for line in self.steps if key in line.values]
+
+
+class Report(Record):
+    """A run folder. `forgetting` is None as long as nothing has been measured."""
+
+    run: Run
+    recipe: str = ""
+    stages: tuple[StageRecord, ...] = ()
+    forgetting: Forgetting | None = None

@@ -1,0 +1,162 @@
+"""What the report says about one stage of a run."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import JsonValue
+
+from align.report import curves, findings, numbers
+from align.report.change_line import Line, line
+from align.report.curves import Judgement
+from align.report.schema import Forgetting, Outcome, StageRecord
+
+PROGRAMS: Final = {
+    "sft": "supervised fine-tuning: learns to write the answers of its data",
+    "dpo": "direct preference optimisation: learns to prefer the chosen answers to the rejected ones",
+    "reward": "reward model: learns to score the chosen answers above the rejected ones",
+    "ppo": "proximal policy optimisation: learns from rewards for its own answers",
+}
+"""What the shipped stage programs are, in one line; a program of the user stands under its own name."""
+
+TONES: Final = {"done": "good", "failed": "bad"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A label and what stands beside it."""
+
+    label: str
+    value: str
+
+
+@dataclass(frozen=True)
+class StagePage:
+    """The section of one stage. `settings` and `metrics` are long and go behind a fold; `alone` is what this stage
+    surely changed against the policy that it was given."""
+
+    id: str
+    program: str
+    about: str
+    status: str
+    tone: str
+    facts: tuple[Fact, ...]
+    judgements: tuple[tuple[str, Judgement], ...]
+    settings: tuple[Fact, ...]
+    metrics: tuple[Fact, ...]
+    warnings: tuple[str, ...]
+    decision: str
+    reasons: tuple[str, ...]
+    violations: tuple[str, ...]
+    alone: tuple[Line, ...]
+    log_tail: tuple[str, ...]
+
+
+def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
+    """The section of one stage; of a stage that has not run, little more than its name and status."""
+    outcome = stage.outcome
+    judgements: list[tuple[str, Judgement]] = []
+    if stage.steps:
+        judgements.append(("Converged", curves.judge(stage)))
+        judgements.append(("Overfits", curves.overfitting(curves.train_loss(stage), curves.eval_loss(stage))))
+    return StagePage(
+        id=stage.id,
+        program=stage.entry.stage,
+        about=PROGRAMS.get(stage.entry.stage, f"the stage program {stage.entry.stage}"),
+        status=stage.entry.status,
+        tone=TONES.get(stage.entry.status, "open"),
+        facts=tuple(_facts(stage)),
+        judgements=tuple(judgements),
+        settings=tuple(_flat(outcome.parameterization)) if outcome else (),
+        metrics=tuple(_flat(outcome.metrics)) if outcome else (),
+        warnings=outcome.warnings if outcome else (),
+        decision=_decision(stage),
+        reasons=stage.decision.reasons if stage.decision else (),
+        violations=tuple(_violations(stage)),
+        alone=tuple(line(c, forgetting) for c in findings.since_parent(forgetting, stage.id)) if forgetting else (),
+        log_tail=((f"error: {stage.entry.error}",) if stage.entry.error else ()) + stage.log_tail,
+    )
+
+
+def _facts(stage: StageRecord) -> Iterable[Fact]:
+    yield Fact("Goes on from", ", ".join(f"{name} {source}" for name, source in stage.entry.inputs.items()) or "base")
+    if stage.outcome:
+        yield from _outcome_facts(stage.outcome)
+    elif stage.entry.seconds is not None:
+        yield Fact("Time until it ended", numbers.seconds(stage.entry.seconds))
+    if stage.entry.resumed_from:
+        yield Fact("Resumed from", stage.entry.resumed_from)
+    train, evaluation = curves.train_loss(stage), curves.finite(curves.eval_loss(stage))
+    span = curves.ends(train)
+    if span:
+        yield Fact("Train loss", f"{span[0]:.4g} to {span[1]:.4g} (first and last tenth)")
+    if evaluation:
+        yield Fact("Eval loss", " to ".join(f"{value:.4g}" for _, value in [*evaluation[:1], *evaluation[1:][-1:]]))
+
+
+def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
+    method = outcome.parameterization.get("method")
+    if method:
+        yield Fact("Method", str(method))
+    if outcome.parameters:
+        total, trainable = outcome.parameters.total, outcome.parameters.trainable
+        share = f" ({trainable / total:.2%})" if total else ""
+        yield Fact("Trains", f"{trainable:,} of {total:,} weights{share}")
+    if outcome.policy and outcome.policy.adapters:
+        yield Fact("Hands on", "base + " + " + ".join(adapter.name for adapter in outcome.policy.adapters))
+    elif outcome.policy and outcome.policy.weights:
+        yield Fact("Hands on", "full weights")
+    data = outcome.data
+    if data.rows is not None:
+        replay = ""
+        if data.replay_rows is not None:
+            ratio = "" if data.replay_ratio is None else f", ratio {data.replay_ratio:g}"
+            replay = f"; {data.replay_rows:,} replay rows{ratio}"
+        held = f"; {data.eval_rows:,} eval rows" if data.eval_rows is not None else ""
+        yield Fact("Data", f"{data.rows:,} rows{replay}{held}")
+    if outcome.steps is not None:
+        batch = f", batches of {outcome.global_batch_size:,}" if outcome.global_batch_size else ""
+        yield Fact("Steps", f"{outcome.steps:,}{batch}")
+    if outcome.world_size is not None:
+        kind = f" ({outcome.distributed_type})" if outcome.distributed_type else ""
+        yield Fact("Processes", f"{outcome.world_size}{kind}")
+    if outcome.seconds is not None:
+        yield Fact("Training time", _time(outcome.seconds, outcome.cpu_seconds))
+    if outcome.measure_seconds is not None:
+        yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
+    if outcome.peak_memory_bytes is not None:
+        yield Fact("Peak memory", numbers.memory(outcome.peak_memory_bytes))
+
+
+def _time(wall: float, cpu: float | None) -> str:
+    return numbers.seconds(wall) + (f" (CPU {numbers.seconds(cpu)})" if cpu is not None else "")
+
+
+def _flat(values: Mapping[str, JsonValue], prefix: str = "") -> Iterable[Fact]:
+    """Nested settings as `lora.r`, `lora.alpha`; what is not set is left out."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            text = ", ".join(str(part) for part in value) if isinstance(value, list) else numbers.plain(value)
+            yield Fact(f"{prefix}{key}", text)
+
+
+def _decision(stage: StageRecord) -> str:
+    if stage.decision is None:
+        return ""
+    split = f", decided on the split {stage.decision.split}" if stage.decision.split else ""
+    return f"{stage.decision.action} with the policy {stage.decision.policy.replace('_', ' ')}{split}"
+
+
+def _violations(stage: StageRecord) -> Iterable[str]:
+    if stage.decision is None:
+        return
+    for word, breaches in (("past the limit", stage.decision.violations), ("unclear", stage.decision.unclear)):
+        for breach in breaches:
+            change = "" if breach.delta is None else f" {numbers.signed(breach.delta)}"
+            bounds = ""
+            if breach.low is not None and breach.high is not None:
+                bounds = f" [{numbers.signed(breach.low)}, {numbers.signed(breach.high)}]"
+            limit = "" if breach.limit is None else f", limit {breach.limit:g}"
+            yield f"{breach.probe}{change}{bounds}: {word}{limit}"

@@ -1,0 +1,54 @@
+"""Where the shipped stages, pipelines and recipes stand: beside `align/` in a checkout, inside it in a wheel.
+
+They are data to the engine: nobody imports `stages` by name, because a user's folder may have that name too.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+Shelf = Literal["stages", "pipelines", "recipes"]
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(shelf: Shelf) -> Path:
+    """The folder of a shelf."""
+    inside = _PACKAGE / shelf
+    return inside if inside.is_dir() else _PACKAGE.parent / shelf
+
+
+def names(shelf: Shelf) -> list[str]:
+    """Names a user may write: `sft`, `sft_dpo`, `dpo_qlora`, `gpu/dpo_qlora_qwen3_0.6b`."""
+    root = folder(shelf)
+    if shelf == "stages":
+        files = [p for p in root.glob("*.py") if not p.stem.startswith("_")]
+        folders = [p.parent for p in root.glob("*/__init__.py")]
+        return sorted([p.stem for p in files] + [p.name for p in folders])
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def find(shelf: Shelf, name: str) -> Path | None:
+    """The file of a shipped stage, pipeline or recipe; None when there is none of that name."""
+    if name not in names(shelf):
+        return None
+    root = folder(shelf)
+    if shelf == "stages":
+        package = root / name / "__init__.py"
+        return package if package.is_file() else root / f"{name}.py"
+    return root / f"{name}.yaml"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word a mistyped one most likely meant."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or the list of what there is."""
+    options = list(known)
+    close = nearest(word, options)
+    return f"did you mean '{close}'?" if close else f"choose one of: {', '.join(options)}"

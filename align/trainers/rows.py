@@ -1,0 +1,71 @@
+"""What every TRL trainer here has over TRL's own: our order of rows, adapters kept in float32, no telemetry."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from torch import nn
+
+from align.data.order import RowOrder
+from align.model import TRAINED
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object
+
+GROUP = "align_group"  # column: 0 for a row of the task, 1 for a replayed one
+LENGTH = "align_length"  # column: tokens of the row
+
+
+class OurRows(Trainer):
+    """Mixed in before a TRL trainer. The overridden methods are held by tests/test_trl_surface.py."""
+
+    def __init__(self, *, model: nn.Module, **arguments: Any) -> None:
+        kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(model=model, **arguments)
+        # TRL casts the adapters of a quantised model to bfloat16: small updates round away there, an adapter that
+        # was handed over loses precision, and a resumed run differs from one that was never interrupted.
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                parameter.data = kept[name]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
+        return self.row_order()
+
+    def row_order(self) -> RowOrder:
+        """The order of rows; independent of the number of processes at the same global batch."""
+        rows, args = self.train_dataset, self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if GROUP in rows.column_names:
+            return RowOrder(rows[LENGTH], rows[GROUP], batch, args.train_sampling_strategy, args.seed)
+        lengths = [len(ids) for ids in rows["input_ids"]]  # packed rows
+        return RowOrder(lengths, [0] * len(lengths), batch, args.train_sampling_strategy, args.seed)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the trained adapter of a checkpoint exactly; the frozen ones under it are loaded already."""
+        peft = self.model if model is None else model
+        if not isinstance(peft, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        weights = load_peft_weights(os.fspath(resume_from_checkpoint), device="cpu")
+        result = set_peft_model_state_dict(peft, weights, adapter_name=TRAINED)
+        if result.unexpected_keys:
+            raise ValueError(f"the checkpoint holds weights that the model has not: {result.unexpected_keys[:3]}")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card is written with the finished model, once, by align."""
+
+    def _send_telemetry(self) -> None:
+        """We send none."""
+
+
+def autocast(trainer: Trainer) -> torch.autocast:
+    """The precision in which this trainer computes, for passes outside its own steps."""
+    args, kind = trainer.args, trainer.accelerator.device.type
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    return torch.autocast(kind, dtype=dtype, enabled=bool(args.bf16 or args.fp16))

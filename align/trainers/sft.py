@@ -1,0 +1,11 @@
+"""Supervised fine-tuning on TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from trl import SFTTrainer
+
+from align.trainers.rows import OurRows
+
+
+class SftTrainer(OurRows, SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer over rows that are token ids already."""

@@ -1,0 +1,230 @@
+"""One ticket from beginning to end: load, hand over, train, measure, save, and write the outcome last."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from align import card, model as models, parameterization, rundir, stage as stages
+from align.data import encode, mixing
+from align.errors import AlignError, Exit
+from align.forgetting import probes
+from align.forgetting.gate import ForgettingKeys
+from align.forgetting.measure import Bench, measure
+from align.job import Job
+from align.rundir import RunDir, StageDir
+from align.stage import Adapter, Outcome, Policy, Rows, Ticket
+
+MERGE_PROMPTS = 32
+PACKAGES = ("align-suite", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Wall and CPU seconds since it was made."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def start(cls) -> Clock:
+        return cls(time.monotonic(), time.process_time())
+
+    def seconds(self) -> tuple[float, float]:
+        return time.monotonic() - self.wall, time.process_time() - self.cpu
+
+
+def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome | None:
+    """Execute a ticket. Only the first process writes and returns the outcome.
+
+    Raises:
+        AlignError: an expected failure.
+        Interrupted: the run was asked to stop; a checkpoint was written.
+    """
+    clock = Clock.start()
+    world = _assert_launch(ticket)
+    set_seed(ticket.seed)
+    here = run.stage(ticket.stage)
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.model.get("chat_template"))
+    job = _job(run, ticket, tokenizer, interrupted)
+    bench_probes = probes.load(ForgettingKeys(probes=ticket.probes), Path.cwd()) if world.is_main_process else []
+    builder = Builder(run, ticket, tokenizer, [row for row in job.rows[:MERGE_PROMPTS]])
+    if ticket.measure_base and world.is_main_process and bench_probes:
+        bench = Bench(builder.pristine(), tokenizer, autocast=models.native_bf16())
+        measure(bench, bench_probes, run.base_measurements, base=None)
+    world.wait_for_everyone()
+    job.model, merge = builder.build()
+    parameters = models.counts(job.model)
+    program = stages.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
+    metrics = program.stage.train(job)
+    seconds, cpu = clock.seconds()
+    outcome = None
+    if world.is_main_process:
+        measured = _measure(job, run, bench_probes) if ticket.gives == "policy" and bench_probes else None
+        policy = _save(job, run)
+        outcome = Outcome(
+            stage=ticket.stage, program=ticket.program, fingerprint=ticket.fingerprint, seconds=seconds,
+            cpu_seconds=cpu, measure_seconds=measured["seconds"] if measured else 0.0,
+            measure_cpu_seconds=measured["cpu_seconds"] if measured else 0.0, world_size=world.num_processes,
+            distributed_type=str(world.distributed_type.value), global_batch_size=job.global_batch, steps=job.steps,
+            parameters=parameters, parameterization=ticket.parameterization, metrics=metrics, data=job.data,
+            policy=policy, merge=asdict(merge) if merge else None, peak_memory_bytes=_peak_memory(),
+            resumed_from=ticket.resume_from, warnings=job.warnings, versions=_versions(),
+            artifacts=rundir.artifacts(here.model, here.root),
+        )
+        card.write(here.model, run, ticket, outcome)
+        outcome.artifacts = rundir.artifacts(here.model, here.root)
+        rundir.write_json(here.outcome, outcome.model_dump(mode="json"))
+    world.wait_for_everyone()
+    return outcome
+
+
+def _assert_launch(ticket: Ticket) -> PartialState:
+    """Some launches start one process and say nothing; then the batch is not what the recipe says."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes != ticket.processes:
+        raise AlignError(f"{ticket.processes} processes were asked for and {state.num_processes} came up",
+                         "see child.log in the run folder", exit=Exit.MACHINE)
+    return state
+
+
+def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interrupted: Callable[[], bool]) -> Job:
+    program = stages.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
+    rows = read_rows(run, ticket.train)
+    groups = [0] * len(rows)
+    count = 0
+    if ticket.replay is not None and ticket.replay_ratio > 0:
+        count = mixing.replay_rows(len(rows), ticket.replay_ratio)
+        rows = rows + mixing.draw(read_rows(run, ticket.replay), count, ticket.seed)
+        groups += [1] * count
+    evaluation = read_rows(run, ticket.evaluation) if ticket.evaluation else []
+    data = {"rows": ticket.train.count, "replay_rows": count, "replay_ratio": count / len(rows),
+            "eval_rows": len(evaluation)}
+    return Job(ticket=ticket, keys=program.stage.keys.model_validate(ticket.keys), dir=run.stage(ticket.stage),
+               model=None, tokenizer=tokenizer, rows=rows, groups=groups, evaluation=evaluation,
+               interrupted=interrupted, data=data)
+
+
+def read_rows(run: RunDir, rows: Rows) -> list[dict[str, Any]]:
+    """The canonical rows that the parent checked."""
+    with (run.root / rows.path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@dataclass
+class Builder:
+    """Makes the model that a stage trains from the policy that came in."""
+
+    run: RunDir
+    ticket: Ticket
+    tokenizer: PreTrainedTokenizerBase
+    sample: list[dict[str, Any]]
+    loaded: Any = None
+
+    def __post_init__(self) -> None:
+        self.method = parameterization.load(self.ticket.parameterization["method"])
+        self.keys = self.method.Keys.model_validate(self.ticket.parameterization)
+        self.quantization = self.method.quantization(self.keys)
+        self.dtype = models.dtype_of(self.ticket.model.get("dtype", "auto"), self.method.TRAINS_BASE)
+
+    def pristine(self) -> Any:
+        """The base as this stage loads it; used again by `build` where the policy stands on it directly."""
+        model = self._load(self.ticket.policy.base.path, self.quantization)
+        if self.ticket.policy.weights is None and not self._merges():
+            self.loaded = model
+        return model
+
+    def build(self) -> tuple[Any, models.Merge | None]:
+        """The policy with this stage's weights trainable, and what a merge on the way did."""
+        policy = self.ticket.policy
+        folder = str(self.run.root / policy.weights) if policy.weights else policy.base.path
+        if self._merges():
+            model = models.put_adapters(self._load(folder, policy.quantization), policy, self.run.root)
+            merged, report = models.merge(model, self._prompts())
+            return self.method.apply(merged.to(self.dtype), self.keys, models.TRAINED), report
+        model = self.loaded if self.loaded is not None else self._load(folder, self.quantization)
+        if self.method.TRAINS_BASE:
+            return self.method.apply(model, self.keys, models.TRAINED), None
+        names = [adapter.name for adapter in policy.adapters]
+        if self.continues():
+            model = models.put_adapters(model, policy, self.run.root, last=models.TRAINED)
+            names[-1] = models.TRAINED
+        else:
+            model = models.put_adapters(model, policy, self.run.root)
+            model = self.method.apply(model, self.keys, models.TRAINED)
+            names.append(models.TRAINED)
+        models.activate(model, names, trainable=models.TRAINED)
+        return model, None
+
+    def continues(self) -> bool:
+        """Whether this stage goes on with the last adapter: same method, same settings."""
+        adapters = self.ticket.policy.adapters
+        return bool(adapters) and adapters[-1].settings == self.ticket.parameterization
+
+    def _merges(self) -> bool:
+        return self.method.TRAINS_BASE and bool(self.ticket.policy.adapters)
+
+    def _load(self, folder: str, quantization: dict[str, Any] | None) -> Any:
+        return models.load_weights(folder, self.ticket.model, self.dtype, quantization)
+
+    def _prompts(self) -> list[list[int]]:
+        rows = [row for row in self.sample if "chosen" not in row]
+        rows += [{"prompt": r["prompt"], "completion": r["chosen"]} for r in self.sample if "chosen" in r]
+        return encode.for_language_modeling(rows, self.tokenizer, completion_only=False)[0]
+
+
+def _measure(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
+    base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
+    bench = Bench(job.model, job.tokenizer, autocast=models.native_bf16())
+    return measure(bench, bench_probes, job.dir.measurements, base=base)
+
+
+def _save(job: Job, run: RunDir) -> Policy:
+    """Write the model folder and describe the policy that goes on."""
+    ticket, folder = job.ticket, job.dir.model
+    shutil.rmtree(folder, ignore_errors=True)
+    method = parameterization.load(ticket.parameterization["method"])
+    came_in = ticket.policy
+    if method.TRAINS_BASE:
+        job.model.save_pretrained(folder)
+        policy = Policy(base=came_in.base, weights=run.relative(folder))
+    else:
+        job.model.save_pretrained(folder, selected_adapters=[models.TRAINED])
+        kept = came_in.adapters
+        if kept and kept[-1].settings == ticket.parameterization:
+            kept = kept[:-1]
+        own = Adapter(name=ticket.stage, path=run.relative(folder), method=ticket.parameterization["method"],
+                      settings=ticket.parameterization)
+        quantization = method.quantization(method.Keys.model_validate(ticket.parameterization))
+        policy = Policy(base=came_in.base, weights=came_in.weights, quantization=quantization, adapters=[*kept, own])
+    job.tokenizer.save_pretrained(folder)
+    return policy
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | {"python": ".".join(str(part) for part in sys.version_info[:3])}

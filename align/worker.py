@@ -1,0 +1,142 @@
+"""The child process: executes tickets, one after the other, with the stack imported once.
+
+`python -m align.worker RUN_DIR`, started by align.launch. Each ticket ends with an outcome, written last, or an error.
+The parent keeps the other end of standard input; when it is gone, so is the reason to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from align import rundir
+from align.errors import AlignError, Exit
+from align.rundir import RunDir, StageDir
+from align.stage import Ticket
+
+POLL_SECONDS = 0.05
+_asked = threading.Event()
+
+
+def main() -> None:
+    """Execute the tickets of a run's queue until it says that it is done."""
+    run = RunDir(Path(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    code = Exit.DONE
+    for ticket in _tickets(run):
+        code = _execute(run, ticket)
+        if code != Exit.DONE:
+            break
+    _leave(code)
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the parent dies: a run without one must not go on writing."""
+    while os.read(0, 1024):
+        pass
+    os._exit(Exit.STAGE_FAILED)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if _asked.is_set():  # asked twice: now
+        os._exit(Exit.INTERRUPTED)
+    _asked.set()
+
+
+def _tickets(run: RunDir) -> Any:
+    """Tickets as the parent decides on them: 1.json, 2.json, … in the queue; one without a ticket ends it."""
+    number = 1
+    while True:
+        entry = rundir.read_json(run.queue / f"{number}.json")
+        if entry is None:
+            if _asked.is_set():
+                _leave(Exit.INTERRUPTED)
+            time.sleep(POLL_SECONDS)
+            continue
+        if entry["ticket"] is None:
+            return
+        yield Ticket.model_validate(rundir.read_json(run.root / entry["ticket"]))
+        number += 1
+
+
+def _execute(run: RunDir, ticket: Ticket) -> Exit:
+    here = run.stage(ticket.stage)
+    _redirect(here)
+    try:
+        from align import work  # torch from here on
+        from align.job import Interrupted
+    except ImportError as error:
+        return _failed(here, AlignError(f"the training stack cannot be imported: {error}", "make install, or pip "
+                                        "install align-suite", exit=Exit.MACHINE))
+    try:
+        work.do(run, ticket, _asked.is_set)
+    except Interrupted:
+        return Exit.INTERRUPTED
+    except AlignError as error:
+        return _failed(here, error)
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(here, _translated(error, ticket), traceback.format_exc())
+    return Exit.DONE
+
+
+def _translated(error: Exception, ticket: Ticket) -> AlignError:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    what = f"stage '{ticket.stage}' failed: {type(error).__name__}: {text}".rstrip(": ")
+    if "out of memory" in str(error).lower():
+        return AlignError(f"stage '{ticket.stage}' ran out of memory", "halve training.per_device_train_batch_size and "
+                          "double gradient_accumulation_steps, turn gradient_checkpointing on, or use qlora",
+                          exit=Exit.STAGE_FAILED)
+    return AlignError(what, "the traceback is in the log of the stage", exit=Exit.STAGE_FAILED)
+
+
+def _failed(here: StageDir, error: AlignError, trace: str | None = None) -> Exit:
+    if _rank() == 0 or not here.error.is_file():
+        rundir.write_json(here.error, {"what": error.what, "remedy": error.remedy, "exit": int(error.exit),
+                                       "traceback": trace, "rank": _rank()})
+    return error.exit
+
+
+def _redirect(here: StageDir) -> None:
+    """What libraries print goes into the log of the stage."""
+    here.root.mkdir(parents=True, exist_ok=True)
+    log = here.log if _rank() == 0 else here.log.with_name(f"log.rank{_rank()}.txt")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _leave(code: Exit) -> None:
+    """End at once: an orderly teardown of the stack costs two CPU seconds and changes nothing that is written."""
+    if "torch" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print(json.dumps({"usage": "python -m align.worker RUN_DIR"}), file=sys.stderr)
+        sys.exit(Exit.BAD_INPUT)
+    main()

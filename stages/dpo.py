@@ -1,0 +1,66 @@
+"""Direct preference optimization on TRL's DPOTrainer; the reference is the policy that came in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator
+
+from align.stage import Stage, StageKeys
+
+if TYPE_CHECKING:
+    from align.job import Job
+
+LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+          "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")
+
+
+class Keys(StageKeys):
+    """Recipe keys of a `dpo` stage, by TRL's names."""
+
+    beta: float = Field(0.1, gt=0, description="0.1-0.5; higher stays closer to the policy that came in")
+    loss_type: str | list[str] = Field("sigmoid", description=f"one of {', '.join(LOSSES)}, or several")
+    loss_weights: list[float] | None = Field(None, description="one weight for each of several losses")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be flipped")
+
+    @field_validator("loss_type")
+    @classmethod
+    def _known(cls, value: str | list[str]) -> str | list[str]:
+        unknown = [name for name in ([value] if isinstance(value, str) else value) if name not in LOSSES]
+        if unknown:
+            raise ValueError(f"TRL has no DPO loss '{unknown[0]}'; choose from {', '.join(LOSSES)}")
+        return value
+
+
+def train(job: Job) -> dict[str, float]:
+    """Train on the pairs of the job."""
+    from trl import DPOConfig
+
+    from align.data import tokens
+    from align.trainers.dpo import DpoTrainer
+
+    keys = job.keys
+    assert isinstance(keys, Keys)
+    losses = [keys.loss_type] if isinstance(keys.loss_type, str) else keys.loss_type
+    args = job.arguments(DPOConfig, beta=keys.beta, loss_type=losses, loss_weights=keys.loss_weights,
+                         label_smoothing=keys.label_smoothing, precompute_ref_log_probs=True)
+    held = tokens.preference(job.evaluation, job.tokenizer, args) if job.evaluation else None
+    trainer = DpoTrainer(
+        model=job.model, args=args, processing_class=job.tokenizer, reference_file=job.dir.reference,
+        train_dataset=job.dataset(tokens.preference(job.rows, job.tokenizer, args)),
+        eval_dataset=job.dataset(held) if held else None,
+    )
+    return job.fit(trainer)
+
+
+STAGE = Stage(
+    description="direct preference optimization against the policy that came in",
+    rows=frozenset({"preference"}),
+    train=train,
+    keys=Keys,
+    arguments="DPOConfig",
+    defaults={
+        "full": {"learning_rate": 1e-6, "warmup_steps": 0.1},
+        "adapter": {"learning_rate": 1e-5, "warmup_steps": 0.1},
+    },
+)

@@ -1,0 +1,53 @@
+"""Supervised fine-tuning on TRL's SFTTrainer: chat, prompt/completion and plain text, with a loss on answers only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from align.stage import Stage, StageKeys
+
+if TYPE_CHECKING:
+    from align.job import Job
+
+
+class Keys(StageKeys):
+    """Recipe keys of an `sft` stage."""
+
+    completion_only_loss: bool = Field(True, description="learn the answers only; false: prompts too")
+
+
+def train(job: Job) -> dict[str, float]:
+    """Train on the rows of the job."""
+    from trl import SFTConfig
+
+    from align.data import tokens
+    from align.trainers.sft import SftTrainer
+
+    assert isinstance(job.keys, Keys)
+    args = job.arguments(SFTConfig, completion_only_loss=False)
+    if not args.packing:
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+    only = job.keys.completion_only_loss
+    encoded = tokens.language_modeling(job.rows, job.groups, job.tokenizer, args, completion_only=only)
+    held = tokens.language_modeling(job.evaluation, None, job.tokenizer, args, completion_only=only)
+    trainer = SftTrainer(
+        model=job.model, args=args, processing_class=job.tokenizer, train_dataset=job.dataset(encoded),
+        eval_dataset=job.dataset(held) if job.evaluation else None,
+    )
+    return job.fit(trainer)
+
+
+STAGE = Stage(
+    description="supervised fine-tuning on answers",
+    rows=frozenset({"chat", "prompt_completion", "text"}),
+    train=train,
+    keys=Keys,
+    arguments="SFTConfig",
+    defaults={
+        "full": {"learning_rate": 2e-5, "warmup_steps": 0.05},
+        "adapter": {"learning_rate": 2e-4, "warmup_steps": 0.03},
+    },
+    replays=True,
+)

@@ -1,0 +1,274 @@
+"""What a row means, in every format that post-training data comes in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from align.data.formats import normalise
+from align.data.rows import RecordPlace, Row
+from align.errors import AlignError, Place
+
+PLACE = Place("data/x.jsonl", 17)
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASK = {"role": "user", "content": "Capital of Peru?"}
+LIMA = {"role": "assistant", "content": "Lima."}
+CUSCO = {"role": "assistant", "content": "Cusco."}
+MORE = {"role": "user", "content": "And of Chile?"}
+SANTIAGO = {"role": "assistant", "content": "Santiago."}
+TOOL = {"type": "function", "function": {"name": "look_up"}}
+
+
+def shown(turn: dict[str, str], human: str = "human", gpt: str = "gpt") -> dict[str, str]:
+    """A message in the spelling of ShareGPT."""
+    names = {"user": human, "assistant": gpt, "system": "system"}
+    return {"from": names[turn["role"]], "value": turn["content"]}
+
+
+def meaning(value: dict[str, Any], format: str = "auto") -> tuple[str, dict[str, Any]]:
+    example = normalise(Row(value, PLACE), format)
+    assert example.place == PLACE
+    return example.kind, example.value
+
+
+def fault(value: dict[str, Any], format: str = "auto") -> str:
+    with pytest.raises(AlignError) as error:
+        normalise(Row(value, PLACE), format)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"messages": [SYSTEM, ASK, LIMA], "id": 3}, [SYSTEM, ASK, LIMA]),
+        ({"system": "Be brief.", "messages": [ASK, LIMA]}, [SYSTEM, ASK, LIMA]),
+        ({"messages": [{**ASK, "weight": None, "name": "Ana"}, LIMA]}, [{**ASK, "name": "Ana"}, LIMA]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Capital "}, {"text": "of Peru?"}]}, LIMA]},
+         [ASK, LIMA]),
+        ({"conversations": [shown(ASK), shown(LIMA)]}, [ASK, LIMA]),
+        ({"conversations": [shown(ASK, "user"), shown(LIMA, gpt="chatgpt")], "system": "Be brief."},
+         [SYSTEM, ASK, LIMA]),
+        ({"conversations": [ASK, LIMA]}, [ASK, LIMA]),
+        ({"instruction": "Capital of Peru?", "input": "", "output": "Lima."}, [ASK, LIMA]),
+        ({"instruction": "Capital of", "input": "Peru?", "output": "Lima."},
+         [{"role": "user", "content": "Capital of\nPeru?"}, LIMA]),
+        ({"instruction": "And of Chile?", "output": "Santiago.", "system": "Be brief.",
+          "history": [["Capital of Peru?", "Lima."]]}, [SYSTEM, ASK, LIMA, MORE, SANTIAGO]),
+        ({"prompt": "shown only", "messages": [ASK, LIMA]}, [ASK, LIMA]),
+        ({"messages": [ASK, LIMA], "text": None, "prompt": None, "completion": None}, [ASK, LIMA]),
+    ],
+)  # fmt: skip
+def test_chats(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
+    assert meaning(row) == ("chat", {"messages": messages})
+
+
+def test_tools_stay_with_the_messages_and_calls_need_no_content() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look_up"}}]}
+    result = {"role": "tool", "content": ""}
+    kind, value = meaning({"messages": [ASK, call, result, LIMA], "tools": '[{"type": "function"}]'})
+    assert (kind, value["tools"]) == ("chat", [{"type": "function"}])
+    assert value["messages"] == [ASK, {**call, "content": ""}, result, LIMA]
+    assert meaning({"prompt": [ASK], "chosen": [LIMA], "rejected": [CUSCO], "tools": [TOOL]})[1]["tools"] == [TOOL]
+    assert fault({"messages": [ASK, LIMA], "tools": "{"}) == (
+        "data/x.jsonl:17: 'tools' is not a list\n  -> give a list of JSON schemas, or the JSON text of one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "completion"),
+    [
+        ({"prompt": "Q: 1+1? A:", "completion": " 2"}, "Q: 1+1? A:", " 2"),
+        ({"prompt": "1+1?", "response": "2"}, "1+1?", "2"),
+        ({"question": "1+1?", "answer": "2", "content": "ignored"}, "1+1?", "2"),
+        ({"prompt": [ASK], "completion": [LIMA]}, [ASK], [LIMA]),
+        ({"prompt": "Capital of Peru?", "completion": [LIMA]}, [ASK], [LIMA]),
+        ({"prompt": [ASK], "completion": "Lima."}, [ASK], [LIMA]),
+        ({"prompt": "Capital of Peru?", "completion": "Lima.", "system": "Be brief."}, [SYSTEM, ASK], [LIMA]),
+    ],
+)
+def test_prompts_with_completions_keep_their_form(row: dict[str, Any], prompt: Any, completion: Any) -> None:
+    assert meaning(row) == ("prompt_completion", {"prompt": prompt, "completion": completion})
+
+
+def test_texts_keep_every_blank() -> None:
+    assert meaning({"text": "  a passage \n"}) == ("text", {"text": "  a passage \n"})
+    assert meaning({"content": "a passage", "url": "x"}) == ("text", {"text": "a passage"})
+
+
+PAIR = {"prompt": [ASK], "chosen": [LIMA], "rejected": [CUSCO]}
+LONG = {"prompt": [ASK, LIMA, MORE], "chosen": [SANTIAGO], "rejected": [CUSCO]}
+
+
+@pytest.mark.parametrize(
+    ("row", "pair"),
+    [
+        (PAIR, PAIR),
+        ({"prompt": "1+1?", "chosen": "2", "rejected": "3"}, {"prompt": "1+1?", "chosen": "2", "rejected": "3"}),
+        ({"prompt": "Paris", "chosen": "Paris is it", "rejected": "Paris no"},
+         {"prompt": "Paris", "chosen": "Paris is it", "rejected": "Paris no"}),
+        ({"question": "Capital of Peru?", "system": "Be brief.", "chosen": "Lima.", "rejected": "Cusco."},
+         {**PAIR, "prompt": [SYSTEM, ASK]}),
+        ({"prompt": "Capital of Peru?", "chosen": [LIMA], "rejected": [CUSCO]}, PAIR),
+        # ultrafeedback: the answers repeat the prompt, and `messages` repeats the chosen one
+        ({"prompt": "Capital of Peru?", "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO], "messages": [ASK, LIMA]}, PAIR),
+        ({"chosen": [ASK, LIMA], "rejected": [ASK, CUSCO], "messages": [ASK, LIMA]}, PAIR),
+        ({"prompt": "Capital of Peru?", "chosen": [SYSTEM, ASK, LIMA], "rejected": [SYSTEM, ASK, CUSCO]},
+         {**PAIR, "prompt": [SYSTEM, ASK]}),
+        ({"prompt": [ASK], "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO]}, PAIR),
+        # the prompt stands in the answers only
+        ({"chosen": [ASK, LIMA], "rejected": [ASK, CUSCO]}, PAIR),
+        ({"chosen": [ASK, LIMA, MORE, SANTIAGO], "rejected": [ASK, LIMA, MORE, CUSCO]}, LONG),
+        ({"chosen": [ASK, LIMA, MORE, SANTIAGO], "rejected": [ASK, LIMA, {**MORE, "content": "Why?"}, CUSCO]},
+         {"prompt": [ASK], "chosen": [LIMA, MORE, SANTIAGO], "rejected": [LIMA, {**MORE, "content": "Why?"}, CUSCO]}),
+        # ShareGPT
+        ({"conversations": [shown(ASK)], "chosen": shown(LIMA), "rejected": shown(CUSCO)}, PAIR),
+        ({"conversations": [shown(ASK), shown(LIMA), shown(MORE)], "chosen": shown(SANTIAGO), "rejected": shown(CUSCO)},
+         LONG),
+        ({"messages": [ASK], "chosen": LIMA, "rejected": CUSCO}, PAIR),
+        # Alpaca
+        ({"instruction": "Capital of", "input": "Peru?", "chosen": "Lima.", "rejected": "Cusco."},
+         {**PAIR, "prompt": [{"role": "user", "content": "Capital of\nPeru?"}]}),
+        # hh-rlhf: two transcripts that part somewhere inside the last answer
+        ({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: 1+1?\n\nAssistant: It is 2.",
+          "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: 1+1?\n\nAssistant: It is 3."},
+         {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: 1+1?\n\nAssistant:",
+          "chosen": " It is 2.", "rejected": " It is 3."}),
+        ({"prompt": "Human: 1+1?\n\nAssistant:", "chosen": "Human: 1+1?\n\nAssistant: 2",
+          "rejected": "Human: 1+1?\n\nAssistant: 3"},
+         {"prompt": "Human: 1+1?\n\nAssistant:", "chosen": " 2", "rejected": " 3"}),
+        ({"chosen": "What is 1+1?\nIt is 2", "rejected": "What is 1+1?\nIt is 3"},
+         {"prompt": "What is 1+1?\n", "chosen": "It is 2", "rejected": "It is 3"}),
+    ],
+)  # fmt: skip
+def test_preferences(row: dict[str, Any], pair: dict[str, Any]) -> None:
+    assert meaning(row) == ("preference", pair)
+
+
+def test_a_format_that_is_named_is_the_only_one_tried() -> None:
+    row = {"messages": [ASK, LIMA], "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO], "prompt": "Capital of Peru?"}
+    assert meaning(row)[0] == "preference"
+    assert meaning(row, "messages") == ("chat", {"messages": [ASK, LIMA]})
+    assert fault(row, "alpaca") == (
+        "data/x.jsonl:17: the row has the fields 'messages', 'chosen', 'rejected', 'prompt', which is not the format "
+        "'alpaca'\n  -> give instruction + output, or leave format out"
+    )
+
+
+GIVE = "give messages, prompt + completion, instruction + output, conversations, text, or prompt + chosen + rejected"
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (
+            {"foo": 1, "bar": 2},
+            "the row has the fields 'foo', 'bar', which is no known format\n"
+            f"  -> {GIVE}; or map columns: {{prompt: foo}}",
+        ),
+        ({"prompt": "x"}, f"the row has the field 'prompt', which is no known format\n  -> {GIVE}"),
+        ({"messages": None}, f"the row has the field 'messages' (null), which is no known format\n  -> {GIVE}"),
+        ({}, f"the row has no fields\n  -> {GIVE}"),
+        (
+            {letter: 1 for letter in "abcdefghij"},
+            "the row has the fields 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h' and 2 more, which is no known format\n"
+            f"  -> {GIVE}; or map columns: {{prompt: a}}",
+        ),
+        (
+            {"messages": "hello"},
+            '\'messages\' is a text, not a list of messages\n  -> give [{"role": "user", "content": "..."}, ...]',
+        ),
+        ({"messages": []}, "'messages' has no messages\n  -> add messages, or take the row out"),
+        (
+            {"messages": [ASK]},
+            "the last message of 'messages' is from the user, so there is no answer to learn\n"
+            "  -> end with a message of the assistant, or take the row out",
+        ),
+        (
+            {"messages": [ASK, "Lima."]},
+            'message 2 of \'messages\' is a text, not an object\n  -> give {"role": "user", "content": "..."}',
+        ),
+        (
+            {"messages": [{"role": "usr", "content": "x"}, LIMA]},
+            "message 1 of 'messages' has the unknown role 'usr'\n  -> did you mean 'user'?",
+        ),
+        (
+            {"messages": [{"content": "x"}, LIMA]},
+            "message 1 of 'messages' has no role\n  -> give one of system, user, assistant, tool",
+        ),
+        (
+            {"messages": [ASK, {"role": "assistant", "content": None}]},
+            "message 2 of 'messages' has no content\n  -> write it, or take the row out",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": " \n"}, LIMA]},
+            "message 1 of 'conversations', the user's prompt, is empty\n  -> write it, or take the row out",
+        ),
+        (
+            {"messages": [ASK, {"role": "assistant", "content": ""}]},
+            "message 2 of 'messages', the assistant's answer, is empty\n  -> write it, or take the row out",
+        ),
+        (
+            {"messages": [{"role": "user", "content": 7}, LIMA]},
+            "the content of message 1 of 'messages' is a number, not a text\n  -> put it in quotes",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, LIMA]},
+            "message 1 of 'messages' has a part of type 'image'; only text can be trained on\n"
+            "  -> keep the text parts only, or take the row out",
+        ),
+        ({"instruction": "x", "output": 3}, "'output' is a number, not a text\n  -> put it in quotes"),
+        ({"instruction": "x", "output": " "}, "'output' is empty\n  -> fill it, or take the row out"),
+        (
+            {"instruction": "x", "output": "y", "history": ["q", "a"]},
+            '\'history\' is not a list of pairs of texts\n  -> give [["question", "answer"], ...]',
+        ),
+        ({"text": ""}, "'text' is empty\n  -> fill it, or take the row out"),
+        ({"prompt": " ", "completion": "x"}, "'prompt' is empty\n  -> fill it, or take the row out"),
+        ({"question": "x", "answer": "\n"}, "'answer' is empty\n  -> fill it, or take the row out"),
+        ({"prompt": 1, "completion": "x"}, "'prompt' is a number, not a text and not messages\n  -> put it in quotes"),
+        (
+            {"prompt": [ASK, LIMA], "completion": [LIMA]},
+            "'prompt' ends with a message of the assistant, so the answer answers nothing\n"
+            "  -> end it with a message of the user",
+        ),
+        (
+            {"prompt": [ASK], "completion": [ASK, LIMA]},
+            "the first message of 'completion' is from the user, not from the assistant\n"
+            "  -> begin and end an answer with the assistant",
+        ),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": " "},
+            "'rejected' is empty\n  -> fill it, or take the row out",
+        ),
+        (
+            {"chosen": "I like it", "rejected": "I hate it"},
+            "the row has no prompt, and 'chosen' and 'rejected' share none\n  -> add a field prompt",
+        ),
+        (
+            {"chosen": [ASK, LIMA], "rejected": [MORE, LIMA]},
+            "the row has no prompt, and 'chosen' and 'rejected' share none\n  -> add a field prompt",
+        ),
+        (
+            {"prompt": "Something else?", "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO]},
+            "'chosen' and 'rejected' begin with turns that are not the row's prompt\n"
+            "  -> take those turns out, or take the field prompt out",
+        ),
+    ],
+)
+def test_faults(row: dict[str, Any], text: str) -> None:
+    assert fault(row) == f"data/x.jsonl:17: {text}"
+
+
+def test_a_row_of_a_table_is_named_by_its_number() -> None:
+    with pytest.raises(AlignError) as error:
+        normalise(Row({"text": ""}, RecordPlace("x.parquet", row=12)))
+    assert str(error.value) == "x.parquet: row 12: 'text' is empty\n  -> fill it, or take the row out"
+
+
+def test_the_canonical_text_follows_the_content_and_nothing_else() -> None:
+    one = normalise(Row({"messages": [{"content": "Capital of Peru?", "role": "user"}, LIMA], "id": 1}, PLACE))
+    other = normalise(Row({"conversations": [shown(ASK), shown(LIMA)]}, Place("elsewhere", 1)))
+    assert one.canonical() == other.canonical()
+    assert one.canonical() != normalise(Row({"messages": [ASK, CUSCO]}, PLACE)).canonical()
