@@ -160,7 +160,7 @@ def _against_model(loaded: Loaded, plan: StagePlan, rows: StageRows, folder: Pat
         raise loaded.document.fault(
             ("model", "base"), f"the base '{loaded.recipe.model.base}' has no chat template, and stage '{plan.id}' "
             "trains on conversations", "add `chat_template: plain` under `model`, or name a .jinja file")
-    lengths = Lengths.open(folder, own)
+    lengths = Lengths.of(folder, own)
     limit = plan.training.get("max_length", TRAINER_DEFAULT_MAX_LENGTH)
     if lengths is None or limit is None:
         return

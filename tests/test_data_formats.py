@@ -45,7 +45,7 @@ def fault(value: dict[str, Any], format: str = "auto") -> str:
         ({"messages": [SYSTEM, ASK, LIMA], "id": 3}, [SYSTEM, ASK, LIMA]),
         ({"system": "Be brief.", "messages": [ASK, LIMA]}, [SYSTEM, ASK, LIMA]),
         ({"messages": [{**ASK, "weight": None, "name": "Ana"}, LIMA]}, [{**ASK, "name": "Ana"}, LIMA]),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Capital "}, {"text": "of Peru?"}]}, LIMA]},
+        ({"messages": [{**ASK, "content": [{"type": "text", "text": "Capital "}, {"text": "of Peru?"}]}, LIMA]},
          [ASK, LIMA]),
         ({"conversations": [shown(ASK), shown(LIMA)]}, [ASK, LIMA]),
         ({"conversations": [shown(ASK, "user"), shown(LIMA, gpt="chatgpt")], "system": "Be brief."},
@@ -112,7 +112,8 @@ LONG = {"prompt": [ASK, LIMA, MORE], "chosen": [SANTIAGO], "rejected": [CUSCO]}
          {**PAIR, "prompt": [SYSTEM, ASK]}),
         ({"prompt": "Capital of Peru?", "chosen": [LIMA], "rejected": [CUSCO]}, PAIR),
         # ultrafeedback: the answers repeat the prompt, and `messages` repeats the chosen one
-        ({"prompt": "Capital of Peru?", "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO], "messages": [ASK, LIMA]}, PAIR),
+        ({"prompt": "Capital of Peru?", "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO], "messages": [ASK, LIMA]},
+         PAIR),
         ({"chosen": [ASK, LIMA], "rejected": [ASK, CUSCO], "messages": [ASK, LIMA]}, PAIR),
         ({"prompt": "Capital of Peru?", "chosen": [SYSTEM, ASK, LIMA], "rejected": [SYSTEM, ASK, CUSCO]},
          {**PAIR, "prompt": [SYSTEM, ASK]}),
@@ -171,7 +172,7 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
         ({"messages": None}, f"the row has the field 'messages' (null), which is no known format\n  -> {GIVE}"),
         ({}, f"the row has no fields\n  -> {GIVE}"),
         (
-            {letter: 1 for letter in "abcdefghij"},
+            dict.fromkeys("abcdefghij", 1),
             "the row has the fields 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h' and 2 more, which is no known format\n"
             f"  -> {GIVE}; or map columns: {{prompt: a}}",
         ),

@@ -80,7 +80,8 @@ class DpoTrainer(OurRows, DPOTrainer):  # type: ignore[misc]
         out = torch.full((2, len(rows)), float("nan"), device=accelerator.device)
         mine = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-            inputs = self.data_collator([mine[i] for i in batch]).to(accelerator.device)
+            collated = self.data_collator([mine[i] for i in batch])
+            inputs = {name: tensor.to(accelerator.device) for name, tensor in collated.items()}
             with autocast(self):
                 sums = answer_log_probs(model, inputs)
             out[0, batch], out[1, batch] = sums.float().chunk(2)

@@ -1,0 +1,382 @@
+"""The report of a run folder, against figures and sentences worked out by hand."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import report_fixture as made
+from rich.console import Console
+
+from align import report
+from align.errors import AlignError
+from align.report import curves, findings, numbers
+from align.report.records import load
+from align.report.terminal import matrix_table, verdict_line
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return made.write_run(tmp_path / "runs" / "dpo_qlora")
+
+
+@pytest.fixture
+def page(run_dir: Path) -> str:
+    return report.write(run_dir)[0].read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def markdown(run_dir: Path) -> str:
+    return report.write(run_dir)[1].read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    """The page as a reader sees it: no style, no figures, no tags, single spaces, ASCII minus and times signs."""
+    body = re.sub(r"<style.*?</style>|<svg.*?</svg>", " ", page, flags=re.DOTALL)
+    text = html.unescape(re.sub(r"<[^>]*>", " ", body)).replace("−", "-").replace("×", "x")
+    return " ".join(text.split())
+
+
+def shown(run_dir: Path, width: int, **options: bool) -> str:
+    """The table as a terminal of that width prints it."""
+    console = Console(file=StringIO(), width=width, **options)  # type: ignore[arg-type]
+    console.print(matrix_table(load(run_dir)))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_both_files_are_written_and_nothing_else_is_left(run_dir: Path) -> None:
+    before = {path.name for path in run_dir.iterdir()}
+    assert report.write(str(run_dir)) == (run_dir / "report.html", run_dir / "report.md")
+    assert {path.name for path in run_dir.iterdir()} - before == {"report.html", "report.md"}
+
+
+def test_a_failed_write_leaves_the_old_report(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "report.html").write_text("old", encoding="utf-8")
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        report.write(run_dir)
+    assert (run_dir / "report.html").read_text(encoding="utf-8") == "old"
+    assert not list(run_dir.glob(".*part*"))
+
+
+def test_what_a_model_wrote_is_text_and_never_markup(page: str, markdown: str) -> None:
+    assert "<script" not in page.lower()
+    assert "<img" not in page.lower()
+    assert html.escape(made.INJECTION, quote=False) in page.replace("&#39;", "'").replace("&#34;", '"')
+    assert f"after `{made.INJECTION}`" in markdown
+    assert "<b>now</b>" not in page
+
+
+def test_names_are_text_and_never_markup(run_dir: Path) -> None:
+    text = (run_dir / "forgetting.json").read_text(encoding="utf-8")
+    evil = "</text><script>x</script>"
+    (run_dir / "forgetting.json").write_text(text.replace('"sentiment"', json.dumps(evil)), encoding="utf-8")
+    made_page = report.write(run_dir)[0].read_text(encoding="utf-8")
+    assert "<script" not in made_page
+    assert made_page.count(html.escape(evil)) >= 2  # in the table and in the heat map
+
+
+def test_the_page_loads_nothing(page: str) -> None:
+    assert not re.search(r"(?:src|href|action|data)\s*=\s*[\"']?\s*(?:https?:)?//", page, re.IGNORECASE)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert not re.search(r"<(?:script|link|iframe|object|embed|base)\b", page, re.IGNORECASE)
+
+
+def test_ids_are_unique_and_every_reference_finds_its_own(page: str) -> None:
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    references = re.findall(r'(?:url\(#|href="#)([^)"]+)', page)
+    assert references and set(references) <= set(ids)
+
+
+def test_figures_are_small_and_bring_no_style_for_the_page(page: str) -> None:
+    figures = re.findall(r"<figure>(<svg.*?</svg>)", page, re.DOTALL)
+    assert len(figures) == 1 + 2 + 4  # heat map; loss and rate of sft; loss, margin, accuracy and rate of dpo
+    assert all(len(figure.encode()) < 150_000 and "<style" not in figure for figure in figures)
+    assert all("<text" in figure for figure in figures)
+    assert "größer_als_$x$" in figures[0]
+
+
+def test_every_figure_of_the_matrix_is_on_the_page(run_dir: Path, page: str, markdown: str) -> None:
+    matrix = json.loads((run_dir / "forgetting.json").read_text(encoding="utf-8"))["matrix"]
+    rows = {}
+    for row in re.findall(r"<tr><th scope=\"row\"[^>]*>(.*?)</tr>", page.split('id="end-1"')[0], re.DOTALL):
+        name, *rest = words("<p>" + row).split(" ")
+        rows[name] = rest
+    lines = {line.split(" | ")[0].strip("| "): line for line in markdown.split("## What was learnt")[0].splitlines()}
+    for stage in ("base", "sft", "dpo"):
+        for probe, cell in matrix[stage].items():
+            digits = 2 if probe == "stories" else 3
+            expected = [f"{cell['score']:.{digits}f}"]
+            if "delta" in cell:
+                expected.append("0.000" if abs(cell["delta"]) < 0.0005 else f"{cell['delta']:+.3f}")
+                expected.append(cell["verdict"])
+            if "ratio" in cell:
+                expected.append(f"x{cell['ratio']:.2f}")
+            for text in expected:
+                assert text in rows[probe], (stage, probe)
+                assert text in lines[re.sub(r"([_$])", r"\\\1", probe)], (stage, probe)
+
+
+def test_learnt_and_lost_carry_interval_p_and_verdict(page: str, markdown: str) -> None:
+    # add: 0.375 to 0.050 over 200 items; spread sqrt((0.325 + 0.1 - 0.325^2) / 200) = 0.03995, times 1.96 = 0.0783
+    row = "add 0.375 0.050 -0.325 [-0.403, -0.247] < 0.001 69 / 4 FORGOT"
+    learnt, _, lost = words(page).partition("What was lost")
+    assert row in lost
+    assert "helpdesk 0.015 0.880 +0.865 [+0.800, +0.930] < 0.001 4 / 177 OK" in learnt.partition("What was learnt")[2]
+    assert "stories 1.75 4.06 x2.32 [x2.20, x2.44]" in lost
+    assert "| add | 0.375 | 0.050 | -0.325 | [-0.403, -0.247] | &lt; 0.001 | 69 / 4 | FORGOT |" in markdown
+
+
+def test_replayed_and_other_skills_stand_apart(page: str) -> None:
+    lost = words(page).partition("What was lost")[2].partition("What to do about it")[0]
+    replayed, _, rest = lost.partition("Skills not replayed")
+    other = rest.partition("Text")[0]
+    assert "facts 1.000" in replayed and "add 0.375" not in replayed
+    assert "add 0.375" in other and "facts 1.000" not in other
+
+
+def test_unclear_rows_say_how_many_items_would_decide(page: str, markdown: str) -> None:
+    unclear = words(page).partition("Unclear: too few items")[2]
+    assert "facts 1.000 0.765 -0.235 [-0.308, -0.162] < 0.001 840 UNCLEAR" in unclear
+    assert "### Unclear: too few items to decide" in markdown
+
+
+def test_undefined_backward_transfer_says_why_and_is_not_zero(page: str, markdown: str) -> None:
+    assert "Backward transfer sft undefined: no task was learnt before sft dpo -0.050" in words(page)
+    assert "| **Backward transfer** |  |  | undefined: no task was learnt before sft | -0.050 |" in markdown
+
+
+def test_broken_answers_are_counted_and_shown_whole(page: str, markdown: str) -> None:
+    text = words(page)
+    assert "Asked What is 3 plus 4? Expected 7 Before 7 After We are sorry. We will send 4 | refunds." in text
+    assert "What is 3 plus 5?" not in text and "5 of 9 shown." in text
+    assert "**add** after dpo: 5 of 9 shown." in markdown
+    assert "expected ``` `a``b` ```" in markdown
+
+
+def test_characters_that_hide_or_turn_text_are_shown(page: str) -> None:
+    assert "Wo liegt Größenwahn? 日本 ⟨U+202E⟩␀?" in page
+    assert not re.search("[\x00-\x08\u202e]", page)
+
+
+def test_samples_stand_beside_each_other_by_stage(page: str) -> None:
+    expected = "sft You broke it yourself. not correct not polite dpo We are sorry, Mia."
+    assert expected in words(page)
+
+
+def test_a_stage_says_what_it_did(page: str) -> None:
+    sft = words(page).partition("The stages")[2].partition("direct preference")[0]
+    for expected in (
+        "Trains 135,168 of 2,055,168 weights (6.58%)",
+        "Data 2,400 rows; 480 replay rows, ratio 0.2; 200 eval rows",
+        "Steps 240, batches of 32",
+        "Processes 2 (MULTI_CPU)",
+        "Training time 1 min 14 s (CPU 1 min 41 s)",
+        "Peak memory 812 MiB",
+        "Resumed from checkpoint-120",
+        "Warning learning_rate 4e-3 is far above",
+        "lora.alpha 32",
+        "Overfits yes: the eval loss rose from 0.584 at step 180 to 0.615 at step 240, while the train loss fell",
+    ):
+        assert expected in sft
+    assert "/secret/place" not in page
+    assert "reward has no column: a reward model has no policy to measure" in words(page)
+
+
+def test_decision_failure_and_advice_are_told(page: str) -> None:
+    text = words(page)
+    assert "add -0.320 [-0.390, -0.250]: past the limit, limit -0.2" in text
+    assert "reward failed" in text and "100% CUDA out of memory" in text
+    assert "\x1b" not in page and "10% 100%" not in text
+    assert "<code>--set stages.dpo.training.learning_rate=1e-4</code>" in page
+    assert "ppo pending" in text
+    assert "yaml-language-server" in text
+
+
+def test_verdict_is_one_sentence(run_dir: Path) -> None:
+    assert verdict_line(load(run_dir)) == (
+        "After dpo the model gained helpdesk (0.015 to 0.880) and helpdesk_polite (0.210 to 0.980) and forgot add "
+        "(-0.325), beyond the tolerated drop of 0.2; 3 more fell; 2 of 11 are UNCLEAR (95 % intervals, the same "
+        "held-out items before and after); stage reward failed."
+    )
+
+
+def test_branches_are_judged_each_for_itself(run_dir: Path) -> None:
+    value = made.forgetting()
+    value["stages"].append("ppo")
+    value["parent"]["ppo"] = "sft"
+    value["matrix"]["ppo"] = value["matrix"]["sft"]
+    made.write_json(run_dir / "forgetting.json", value)
+    forgetting = load(run_dir).forgetting
+    assert forgetting is not None
+    assert findings.ends(forgetting) == ["dpo", "ppo"]
+    assert "; after ppo the model gained" in verdict_line(load(run_dir))
+
+
+def test_only_the_base_measured(tmp_path: Path) -> None:
+    folder = made.write_base_only(tmp_path / "fresh")
+    sentence = "Only the base has been measured (11 capabilities), and no trained stage yet."
+    assert verdict_line(load(folder)) == sentence
+    page, markdown = (path.read_text(encoding="utf-8") for path in report.write(folder))
+    assert sentence in page and sentence in markdown
+    assert "What was lost" not in page
+    assert "helpdesk" in shown(folder, 80)
+
+
+def test_nothing_but_a_run_json(tmp_path: Path) -> None:
+    made.write_json(tmp_path / "run.json", {"format": 1, "name": "empty"})
+    assert verdict_line(load(tmp_path)) == "Nothing has been measured yet."
+    page, _ = (path.read_text(encoding="utf-8") for path in report.write(tmp_path))
+    assert "No stage has been started." in page
+    assert shown(tmp_path, 80) == "Nothing has been measured yet.\n"
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(AlignError) as caught:
+        report.write(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is no run folder: it has no run.json\n"
+        "  -> give the folder that `align run` wrote, such as runs/NAME"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_runs_names_the_runs(run_dir: Path) -> None:
+    with pytest.raises(AlignError) as caught:
+        load(run_dir.parent)
+    assert str(caught.value) == (
+        f"{run_dir.parent} is no run folder: it has no run.json\n  -> give one of {run_dir.as_posix()}"
+    )
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(AlignError) as caught:
+        load(tmp_path / "nowhere")
+    assert str(caught.value) == (
+        f"there is no folder {tmp_path / 'nowhere'}\n  -> give the folder that `align run` wrote, such as runs/NAME"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 1,\n "stages": [', ":2:13: the file is damaged: Expecting value"),
+        ('{"format": 1, "matrix": {"sft": {"add": {"score": "high"}}}}', ": matrix.sft.add.score: Input should be a "
+         "valid number, unable to parse string as a number"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_named(run_dir: Path, text: str, message: str) -> None:
+    (run_dir / "forgetting.json").write_text(text, encoding="utf-8")
+    with pytest.raises(AlignError) as caught:
+        load(run_dir)
+    remedy = "run `align run` again, which writes it anew"
+    assert str(caught.value) == f"{run_dir / 'forgetting.json'}{message}\n  -> {remedy}"
+
+
+def test_a_format_from_the_future(run_dir: Path) -> None:
+    made.write_json(run_dir / "forgetting.json", {"format": 2})
+    with pytest.raises(AlignError) as caught:
+        load(run_dir)
+    place = run_dir / "forgetting.json"
+    assert str(caught.value) == f"{place}: it has format 2 and this align reads format 1\n  -> update align"
+
+
+def test_a_torn_last_line_is_no_row_yet(run_dir: Path) -> None:
+    path = run_dir / "stages" / "dpo" / "metrics.jsonl"
+    whole = len(load(run_dir).stages[1].steps)
+    path.write_text(path.read_text(encoding="utf-8") + '{"step": 41, "lo', encoding="utf-8")
+    assert len(load(run_dir).stages[1].steps) == whole == 40
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_shows_every_name_and_score_on_one_line(run_dir: Path, width: int) -> None:
+    text = shown(run_dir, width)
+    lines = text.splitlines()
+    assert all(len(line) <= width for line in lines) and "…" not in text and "\x1b" not in text
+    for name, (_, _, scores) in made.SCORES.items():
+        assert any(line.startswith(f"{name} ") and f"{scores[2]:.3f}" in line for line in lines), name
+    assert lines.index(next(line for line in lines if line.startswith("helpdesk_polite"))) < lines.index(
+        next(line for line in lines if line.startswith("copy"))
+    )
+    add = [line for line in lines if line.startswith("add ")]
+    assert ("FORGOT" if width > 60 else "▼") in add[-1]
+    assert sum(line.startswith("mean of skills") for line in lines) == len(add)
+
+
+def test_the_table_is_coloured_only_where_colour_is_wanted(run_dir: Path) -> None:
+    assert "\x1b[1;31m FORGOT" in shown(run_dir, 80, force_terminal=True, no_color=False)
+    assert "31m" not in shown(run_dir, 80, force_terminal=True, no_color=True)
+
+
+def test_an_ascii_terminal_gets_ascii(run_dir: Path) -> None:
+    class Ascii(StringIO):
+        encoding = "ascii"  # type: ignore[assignment]
+
+    console = Console(file=Ascii(), width=60)
+    console.print(matrix_table(load(run_dir)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.isascii() and "0.050 -0.325 !" in text
+
+
+def falling(count: int, rate: float, tail: float = 0.0) -> list[tuple[float, float]]:
+    return [(step, 2 * 0.5 ** (step / rate) + tail * step) for step in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("points", "tone", "begin"),
+    [
+        (falling(60, 4), "good", "yes: the train loss is flat"),
+        (falling(60, 60), "open", "not yet: the train loss is still falling"),
+        (falling(60, 2, 0.02), "bad", "no: the train loss is rising again, by 0.38"),
+        ([(step, 1.0) for step in range(60)], "bad", "no, it did not learn"),
+        ([*falling(30, 4), (30.0, float("nan"))], "bad", "no, it diverged: the train loss is no number from step 30"),
+        (falling(11, 4), "open", "cannot be told: train loss was logged 11 times, 12 are needed"),
+    ],
+)
+def test_convergence(points: list[tuple[float, float]], tone: str, begin: str) -> None:
+    judgement = curves.convergence(points)
+    assert (judgement.tone, judgement.text[: len(begin)]) == (tone, begin)
+
+
+def test_overfitting_needs_a_rising_eval_and_a_falling_train_loss() -> None:
+    train = falling(100, 30)
+    rising = [(20.0, 1.0), (50.0, 0.8), (99.0, 1.2)]
+    assert curves.overfitting(train, rising).tone == "bad"
+    assert curves.overfitting(train, [(20.0, 1.0), (50.0, 0.8), (99.0, 0.81)]).tone == "good"
+    assert curves.overfitting([(x, y + x) for x, y in train], rising).text.startswith("no: the eval loss rose from 0.8")
+    assert curves.overfitting(train, rising[:1]).text == "cannot be told: one eval loss was logged"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (numbers.signed(-0.0004), "0.000"),
+        (numbers.signed(-0.0006), "-0.001"),
+        (numbers.p_value(0.0009), "< 0.001"),
+        (numbers.p_value(0.0494), "0.049"),
+        (numbers.score(float("nan")), "n/a"),
+        (numbers.seconds(3_725), "1 h 02 min"),
+        (numbers.memory(3 * 2**30), "3.0 GiB"),
+    ],
+)
+def test_numbers(written: str, expected: str) -> None:
+    assert written == expected
+
+
+def test_records_and_terminal_import_nothing_heavy() -> None:
+    code = (
+        "import sys, align.report, align.report.records, align.report.terminal;"
+        "print([m for m in ('matplotlib', 'jinja2', 'torch', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
