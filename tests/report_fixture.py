@@ -72,15 +72,20 @@ def forgetting(stages: tuple[str, ...] = STAGES) -> JSON:
         "split": "report",
         "stages": list(stages),
         "parent": {"sft": "base", "dpo": "sft"},
+        "left_out": {"math": "it has no report items"},
         "no_row": {"reward": "a reward model has no policy to measure"},
         "probes": probes,
         "matrix": matrix,
         "mean": {stage: means(at) for at, stage in enumerate(stages)},
-        "backward_transfer": {"sft": {"undefined": "no task was learnt before sft"}, "dpo": -0.05}
+        "backward_transfer": {
+            "base": {"undefined": "nothing was trained before this row"},
+            "sft": {"undefined": "no task was learnt before sft"},
+            "dpo": -0.05,
+        }
         if len(stages) > 1
         else {},
         "average_forgetting": {"sft": 0.065, "dpo": 0.1375} if len(stages) > 1 else {},
-        "thresholds": {"max_drop": 0.2, "max_mean_drop": 0.1, "on_violation": "warn"},
+        "thresholds": {"max_drop": 0.2, "max_mean_drop": 0.1, "max_perplexity_ratio": None, "on_violation": "warn"},
         "advice": [
             "add fell by 0.325 and no replay row rehearses it: add such rows with `replay: {data: lab/general, "
             "ratio: 0.2}`",
@@ -251,12 +256,13 @@ def write_run(folder: Path) -> Path:
         write_json(home / "decision.json", decision | {"unclear": [], "split": "gate"})
     dpo = folder / "stages" / "dpo"
     write_rows(dpo / "measurements" / "broken.jsonl", broken())
-    breach = {"probe": "add", "before": 0.38, "after": 0.06, "delta": -0.32, "low": -0.39, "high": -0.25, "limit": -0.2}
-    decision = {"stage": "dpo", "action": "continue", "policy": "as_trained", "violations": [breach], "unclear": []}
-    decision |= {"reasons": ["add fell past max_drop; on_violation is warn"], "thresholds": {"max_drop": 0.2}}
+    breach = {"probe": "add", "before": 0.38, "after": 0.06, "delta": -0.32, "low": -0.39, "high": -0.25, "limit": 0.2}
+    reason = "add: 0.38 -> 0.06 (-0.320, 95 % interval -0.390 to -0.250, 200 items) is beyond the limit"
+    decision |= {"stage": "dpo", "violations": [breach], "unclear": ["larger"], "reasons": [reason]}
     write_json(dpo / "decision.json", decision | {"split": "gate"})
     log = "loading\r10%\r\x1b[31m100%\x1b[0m\nCUDA out of memory: tried to allocate 2.1 GiB <b>now</b>\n"
-    (folder / "stages" / "reward").mkdir(parents=True)
+    error = {"what": "stage 'reward' ran out of memory", "remedy": "halve its batch", "exit": 1, "traceback": None}
+    write_json(folder / "stages" / "reward" / "error.json", error)
     (folder / "stages" / "reward" / "log.txt").write_text(log, encoding="utf-8")
     return folder
 

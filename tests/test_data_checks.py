@@ -211,6 +211,7 @@ def said(role: str, size: int) -> dict[str, str]:
         (example("chat", messages=[said("user", 10), said("assistant", 5)]), 16, 21),
         (example("chat", messages=[said("user", 10), said("assistant", 5), said("user", 1), said("assistant", 1)]),
          16, 29),
+        (example("chat", messages=[{"role": "user", "content": "é" * 300}, said("assistant", 5)]), 606, 611),
         (example("preference", prompt=[said("user", 10)], chosen=[said("assistant", 5)],
                  rejected=[said("assistant", 50)]), 16, 66),
     ],

@@ -123,6 +123,8 @@ LONG = {"prompt": [ASK, LIMA, MORE], "chosen": [SANTIAGO], "rejected": [CUSCO]}
         ({"chosen": [ASK, LIMA, MORE, SANTIAGO], "rejected": [ASK, LIMA, MORE, CUSCO]}, LONG),
         ({"chosen": [ASK, LIMA, MORE, SANTIAGO], "rejected": [ASK, LIMA, {**MORE, "content": "Why?"}, CUSCO]},
          {"prompt": [ASK], "chosen": [LIMA, MORE, SANTIAGO], "rejected": [LIMA, {**MORE, "content": "Why?"}, CUSCO]}),
+        ({"chosen": [ASK, LIMA, SANTIAGO], "rejected": [ASK, LIMA, CUSCO]},
+         {"prompt": [ASK], "chosen": [LIMA, SANTIAGO], "rejected": [LIMA, CUSCO]}),
         # ShareGPT
         ({"conversations": [shown(ASK)], "chosen": shown(LIMA), "rejected": shown(CUSCO)}, PAIR),
         ({"conversations": [shown(ASK), shown(LIMA), shown(MORE)], "chosen": shown(SANTIAGO), "rejected": shown(CUSCO)},

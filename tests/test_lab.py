@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby, islice
@@ -131,8 +132,10 @@ def test_stories_are_100_each_and_never_trained_on() -> None:
     trained = {sample.text for sample in islice(corpus.samples(1), 30_000) if sample.prompt is None}
     trained |= {row["text"] for row in data.rows("lab/general") if "text" in row}
     assert len(gate) == len(report) == 100
-    assert not gate & report
-    assert not trained & (gate | report)
+    buckets = [{zlib.crc32(text.encode()) % 100 for text in texts} for texts in (gate, report, trained)]
+    assert buckets[0] <= set(range(15))
+    assert buckets[1] <= set(range(15, 30))
+    assert buckets[2] == set(range(30, 100))
 
 
 def test_an_unknown_skill_is_refused_with_the_known_ones() -> None:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,14 +59,14 @@ def test_both_files_are_written_and_nothing_else_is_left(run_dir: Path) -> None:
 def test_a_failed_write_leaves_the_old_report(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run_dir / "report.html").write_text("old", encoding="utf-8")
 
-    def full(self: Path, target: Path) -> Path:
+    def full(source: str, target: Path) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         report.write(run_dir)
     assert (run_dir / "report.html").read_text(encoding="utf-8") == "old"
-    assert not list(run_dir.glob(".*part*"))
+    assert not list(run_dir.glob(".report*"))
 
 
 def test_what_a_model_wrote_is_text_and_never_markup(page: str, markdown: str) -> None:
@@ -159,8 +160,8 @@ def test_undefined_backward_transfer_says_why_and_is_not_zero(page: str, markdow
 def test_broken_answers_are_counted_and_shown_whole(page: str, markdown: str) -> None:
     text = words(page)
     assert "Asked What is 3 plus 4? Expected 7 Before 7 After We are sorry. We will send 4 | refunds." in text
-    assert "What is 3 plus 5?" not in text and "5 of 9 shown." in text
-    assert "**add** after dpo: 5 of 9 shown." in markdown
+    assert "What is 3 plus 5?" not in text and "5 of 69 shown." in text  # 69 lost by the matrix
+    assert "**add** after dpo: 5 of 69 shown." in markdown
     assert "expected ``` `a``b` ```" in markdown
 
 
@@ -170,7 +171,7 @@ def test_characters_that_hide_or_turn_text_are_shown(page: str) -> None:
 
 
 def test_samples_stand_beside_each_other_by_stage(page: str) -> None:
-    expected = "sft You broke it yourself. not correct not polite dpo We are sorry, Mia."
+    expected = "sft You broke it yourself. correct: no polite: no dpo We are sorry, Mia."
     assert expected in words(page)
 
 
@@ -190,12 +191,14 @@ def test_a_stage_says_what_it_did(page: str) -> None:
     ):
         assert expected in sft
     assert "/secret/place" not in page
-    assert "reward has no column: a reward model has no policy to measure" in words(page)
+    assert "reward is not shown: a reward model has no policy to measure" in words(page)
 
 
 def test_decision_failure_and_advice_are_told(page: str) -> None:
     text = words(page)
-    assert "add -0.320 [-0.390, -0.250]: past the limit, limit -0.2" in text
+    assert "add: 0.38 -> 0.06 (-0.320, 95 % interval -0.390 to -0.250, 200 items) is beyond the limit" in text
+    assert "Failed stage 'reward' ran out of memory; halve its batch" in text
+    assert "math is not shown: it has no report items" in text
     assert "reward failed" in text and "100% CUDA out of memory" in text
     assert "\x1b" not in page and "10% 100%" not in text
     assert "<code>--set stages.dpo.training.learning_rate=1e-4</code>" in page
@@ -380,3 +383,42 @@ def test_records_and_terminal_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_diverged_model_has_no_finite_perplexity_and_is_named_as_lost(run_dir: Path) -> None:
+    value = made.forgetting()
+    cell = {"score": None, "n": 100, "delta": None, "ratio": None, "ci95": [None, None], "p_value": 0.0}
+    value["matrix"]["dpo"]["stories"] = cell | {"verdict": "FORGOT", "lost": None, "gained": None}
+    made.write_json(run_dir / "forgetting.json", value)
+    page, markdown = (path.read_text(encoding="utf-8") for path in report.write(run_dir))
+    assert "stories 1.75 inf n/a < 0.001 FORGOT" in words(page).partition("What was lost")[2]
+    assert "| stories | 1.75 | inf |" in markdown
+    assert "stories (1.75 to inf)" in verdict_line(load(run_dir))
+    assert "inf" in shown(run_dir, 80)
+
+
+def test_limits_by_name(run_dir: Path) -> None:
+    value = made.forgetting()
+    value["thresholds"]["max_drop"] = {"facts": 0.05, "default": 0.3}
+    made.write_json(run_dir / "forgetting.json", value)
+    found = load(run_dir).forgetting
+    assert found is not None
+    assert (findings.limit(found, "facts"), findings.limit(found, "add")) == (0.05, 0.3)
+    text = words(report.write(run_dir)[0].read_text(encoding="utf-8"))
+    assert "max_drop.facts 0.05 max_drop.default 0.3" in text
+    assert "beyond the tolerated drop;" in verdict_line(load(run_dir))
+
+
+def test_skills_whose_replay_is_unknown_stand_apart(run_dir: Path) -> None:
+    value = made.forgetting()
+    value["probes"]["copy"]["replayed"] = None
+    made.write_json(run_dir / "forgetting.json", value)
+    found = load(run_dir).forgetting
+    assert found is not None
+    assert {group.key: group.probes for group in findings.groups(found)} == {
+        "task": ("helpdesk", "helpdesk_polite"),
+        "replayed": ("reverse", "sort", "facts"),
+        "not_replayed": ("sentiment", "add", "larger", "größer_als_$x$"),
+        "skill": ("copy",),
+        "text": ("stories",),
+    }

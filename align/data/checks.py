@@ -103,7 +103,7 @@ def check_lengths(
         return []
     long = [example for example in table.examples if not lengths.surely_fits(example, max_length)]
     faults, cut = [], 0
-    for example, count in zip(long, lengths.counts(long), strict=True):
+    for example, count in zip(long, lengths.counts(long, max_length), strict=True):
         cut += count.total > max_length
         if no_answer_left(example, count, max_length, truncation_mode):
             what = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ class Count:
 
 @dataclass(frozen=True)
 class _Texts:
-    """What is tokenised of one row: the text before the answer, and each text that goes on with an answer."""
+    """What is tokenised of one row: the text before the answer, if it matters, and that text with each answer."""
 
     prompt: str | None
     wholes: tuple[str, ...]
@@ -62,10 +62,14 @@ class Lengths:
         """The lengths for a model, or None where its folder has no tokenizer.json."""
         return cls(model_folder, chat_template) if (model_folder / "tokenizer.json").is_file() else None
 
-    def counts(self, examples: Sequence[Example]) -> Iterator[Count]:
-        """The count of each example, in order; raises AlignError where the chat template refuses one."""
+    def counts(self, examples: Sequence[Example], prompt_limit: int = 0) -> Iterator[Count]:
+        """The count of each example, in order; raises AlignError where the chat template refuses one.
+
+        Args:
+            prompt_limit: prompts that surely have fewer tokens are given as 0, which saves tokenising them.
+        """
         remaining = iter(examples)
-        while batch := [self._texts(example) for example in islice(remaining, _BATCH)]:
+        while batch := [self._texts(example, prompt_limit) for example in islice(remaining, _BATCH)]:
             ids: dict[bool, Iterator[list[int]]] = {}
             for rendered in (True, False):
                 texts = [text for row in batch if row.rendered is rendered for text in (row.prompt or "", *row.wholes)]
@@ -114,7 +118,12 @@ class Lengths:
                     self._texts(example)
         faults.raise_any()
 
-    def _texts(self, example: Example) -> _Texts:
+    def _texts(self, example: Example, prompt_limit: int = 0) -> _Texts:
+        texts = self._all_texts(example)
+        short = texts.prompt is not None and len(texts.prompt.encode()) + _SLACK < prompt_limit
+        return replace(texts, prompt=None) if short else texts
+
+    def _all_texts(self, example: Example) -> _Texts:
         value = example.value
         if example.kind == "text":
             return _Texts(None, (self._ended(value["text"]),), rendered=False)

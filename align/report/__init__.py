@@ -1,6 +1,5 @@
 """Reads a run folder and tells what the model gained and what it forgot. Nothing pushes into it."""
 
-import os
 from pathlib import Path
 
 __all__ = ["write"]
@@ -14,19 +13,10 @@ def write(run_dir: str | Path) -> tuple[Path, Path]:
     # jinja2 and matplotlib come with these: whoever only wants the records or the table does not pay for them
     from align.report import html, markdown
     from align.report.records import load
+    from align.rundir import write_text
 
     report = load(run_dir)
-    return (
-        _replace(Path(run_dir) / "report.html", html.render(report)),
-        _replace(Path(run_dir) / "report.md", markdown.render(report)),
-    )
-
-
-def _replace(path: Path, text: str) -> Path:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    page, text = Path(run_dir) / "report.html", Path(run_dir) / "report.md"
+    write_text(page, html.render(report))
+    write_text(text, markdown.render(report))
+    return page, text

@@ -41,20 +41,16 @@ class Line:
 
 def scale(forgetting: Forgetting, changes: list[Change]) -> tuple[float, float]:
     """The ends of the little axis: one for all rows that stand together, so that they can be compared."""
-    bounds = [bound for c in changes if c.effect.ratio is None and c.effect.ci95 for bound in c.effect.ci95]
-    low, high = min([0.0, -(_limit(forgetting) or 0.0), *bounds]), max([0.0, *bounds])
+    bounds = [end for c in changes if c.effect.ratio is None for end in c.effect.ci95 or () if end is not None]
+    limits = [-(findings.limit(forgetting, c.name) or 0.0) for c in changes]
+    low, high = min([0.0, *limits, *bounds]), max([0.0, *bounds])
     margin = 0.04 * (high - low or 1)
     return low - margin, high + margin
 
 
-def _limit(forgetting: Forgetting) -> float | None:
-    limit = forgetting.thresholds.get("max_drop")
-    return float(limit) if isinstance(limit, int | float) else None
-
-
 def line(change: Change, forgetting: Forgetting, ends: tuple[float, float] = (-1.0, 1.0)) -> Line:
     """One change as text; `ends` are the values at the ends of the little axis."""
-    cell, limit = change.cell, _limit(forgetting)
+    cell, limit = change.cell, findings.limit(forgetting, change.name)
 
     def at(value: float) -> float:
         return round((value - ends[0]) / (ends[1] - ends[0]) * BAR_WIDTH, 1)
@@ -62,7 +58,8 @@ def line(change: Change, forgetting: Forgetting, ends: tuple[float, float] = (-1
     bar = None
     if change.effect.ci95 and change.effect.delta is not None and change.effect.ratio is None:
         low, high = change.effect.ci95
-        bar = Bar(at(low), at(change.effect.delta), at(high), at(0), None if limit is None else at(-limit))
+        if low is not None and high is not None:
+            bar = Bar(at(low), at(change.effect.delta), at(high), at(0), None if limit is None else at(-limit))
     return Line(
         name=change.name,
         before=numbers.score(change.before, change.probe),

@@ -45,18 +45,17 @@ class Change:
 
 def groups(forgetting: Forgetting) -> list[Group]:
     """Tasks, replayed skills, skills that are not replayed, text, and whatever kinds a newer align may add."""
-    replay = any(probe.replayed is not None for probe in forgetting.probes.values())
 
     def key(probe: Probe) -> str:
-        if probe.kind != "skill" or not replay:
+        if probe.kind != "skill" or probe.replayed is None:
             return probe.kind
         return "replayed" if probe.replayed else "not_replayed"
 
     titles = {
         "task": "The task",
-        "skill": "Skills of the base",
         "replayed": "Skills in the replay",
         "not_replayed": "Skills not replayed",
+        "skill": "Skills of the base",
         "text": "Text",
         "agreement": "Agreement with the base",
     }
@@ -72,9 +71,9 @@ def direction(effect: Effect, probe: Probe) -> Direction | None:
         return None
     low, high = effect.ci95
     neutral = 1.0 if effect.ratio is not None else 0.0
-    if low > neutral:
+    if low is not None and low > neutral:
         return "better" if probe.higher_is_better else "worse"
-    if high < neutral:
+    if high is not None and high < neutral:
         return "worse" if probe.higher_is_better else "better"
     return None
 
@@ -117,11 +116,13 @@ def learnt(forgetting: Forgetting, stage: str) -> list[Change]:
 
 
 def lost(forgetting: Forgetting, stage: str) -> list[Change]:
-    """What is surely worse than in the base, and whatever the verdict calls forgotten."""
+    """What is surely worse than in the base, what the verdict calls forgotten, and a perplexity without an end."""
     return [
         change
         for change in changes(forgetting, stage)
-        if direction(change.effect, change.probe) == "worse" or change.cell.verdict == "FORGOT"
+        if direction(change.effect, change.probe) == "worse"
+        or change.cell.verdict == "FORGOT"
+        or (change.after is None and change.before is not None)
     ]
 
 
@@ -130,10 +131,18 @@ def unclear(forgetting: Forgetting, stage: str) -> list[Change]:
     return [change for change in changes(forgetting, stage) if change.cell.verdict == "UNCLEAR"]
 
 
+def limit(forgetting: Forgetting, name: str) -> float | None:
+    """The tolerated drop of one probe: of all, or its own, or that of all the others."""
+    value = forgetting.thresholds.get("max_drop")
+    if isinstance(value, dict):
+        value = value.get(name, value.get("default"))
+    return float(value) if isinstance(value, int | float) else None
+
+
 def tolerated(forgetting: Forgetting) -> str:
     """The drop that the recipe tolerates, in words."""
-    limit = forgetting.thresholds.get("max_drop")
-    return f"the tolerated drop of {limit:g}" if isinstance(limit, int | float) else "the tolerated drop"
+    value = forgetting.thresholds.get("max_drop")
+    return f"the tolerated drop of {value:g}" if isinstance(value, int | float) else "the tolerated drop"
 
 
 def verdict_line(report: Report) -> str:
@@ -154,7 +163,7 @@ def verdict_line(report: Report) -> str:
 def _stage_sentence(forgetting: Forgetting, stage: str) -> str:
     gained = [f"{c.name} ({_from_to(c)})" for c in learnt(forgetting, stage)]
     forgot = sorted((c for c in lost(forgetting, stage) if c.cell.verdict == "FORGOT"), key=lambda c: -c.size)
-    named = [f"{c.name} ({numbers.change(c.effect)})" for c in forgot]
+    named = [f"{c.name} ({numbers.change(c.effect) or _from_to(c)})" for c in forgot]
     mild = len(lost(forgetting, stage)) - len(forgot)
     doubtful = len(unclear(forgetting, stage))
     total = len(forgetting.matrix[stage])

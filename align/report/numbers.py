@@ -9,9 +9,9 @@ NONE = "n/a"
 
 
 def score(value: float | None, probe: Probe | None = None) -> str:
-    """A score with three decimals; a perplexity, which has no upper end, with three significant digits or more."""
+    """A score with three decimals; a perplexity, which has no upper end, with two, and `inf` for a diverged one."""
     if value is None or not math.isfinite(value):
-        return NONE
+        return "inf" if probe and probe.metric == "perplexity" else NONE
     if probe is None or probe.metric != "perplexity":
         return f"{value:.3f}"
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
@@ -39,7 +39,11 @@ def interval(effect: Effect) -> str:
     if effect.ci95 is None:
         return NONE
     low, high = effect.ci95
-    return f"[x{low:.2f}, x{high:.2f}]" if effect.ratio is not None else f"[{signed(low)}, {signed(high)}]"
+    if low is None:
+        return NONE
+    if effect.ratio is not None:
+        return f"[x{low:.2f}, x{'inf' if high is None else f'{high:.2f}'}]"
+    return f"[{signed(low)}, {signed(high)}]"
 
 
 def p_value(value: float | None) -> str:

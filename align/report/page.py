@@ -8,7 +8,7 @@ from align.report import curves, findings, numbers
 from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
 from align.report.schema import Broken, Cell, Forgetting, Probe, Report, Sample
-from align.report.stage_page import Fact, StagePage, stage_page
+from align.report.stage_page import Fact, StagePage, flat, stage_page
 
 BROKEN_SHOWN: Final = 5
 """Broken answers shown of one probe."""
@@ -65,7 +65,7 @@ class End:
 
 @dataclass(frozen=True)
 class BrokenGroup:
-    """Answers of one probe that were right and are wrong after `stage`."""
+    """Answers of one probe that were right in the base and are wrong after `stage`; `total` are lost in all."""
 
     stage: str
     probe: str
@@ -92,7 +92,7 @@ class Page:
     columns: tuple[tuple[str, str], ...]
     blocks: tuple[Block, ...]
     summary: tuple[Row, ...]
-    no_row: tuple[Fact, ...]
+    missing: tuple[Fact, ...]
     ends: tuple[End, ...]
     advice: tuple[str, ...]
     stages: tuple[StagePage, ...]
@@ -117,14 +117,14 @@ def build(report: Report) -> Page:
         columns=tuple((name, forgetting.parent.get(name, "")) for name in _columns(forgetting)),
         blocks=tuple(_blocks(forgetting)),
         summary=tuple(_summary(forgetting)),
-        no_row=tuple(Fact(stage, why) for stage, why in forgetting.no_row.items()),
+        missing=tuple(Fact(name, why) for name, why in {**forgetting.no_row, **forgetting.left_out}.items()),
         ends=tuple(_end(forgetting, stage) for stage in findings.ends(forgetting)),
         advice=forgetting.advice,
         stages=tuple(stage_page(stage, report.forgetting) for stage in report.stages),
         broken=tuple(_broken(report)),
         samples=tuple(_samples(report, forgetting)),
         measured=tuple(_measured(forgetting)),
-        thresholds=tuple(Fact(key, numbers.plain(value)) for key, value in forgetting.thresholds.items()),
+        thresholds=tuple(flat(forgetting.thresholds)),
         recipe=report.recipe,
         versions=tuple(Fact(name, version) for name, version in {"align": report.run.align, **versions}.items()),
     )
@@ -180,7 +180,8 @@ def _summary(forgetting: Forgetting) -> Iterable[Row]:
         ("Average forgetting", forgetting.average_forgetting),
     ):
         if values:
-            texts = [numbers.figure(values[column]) if column in values else "" for column in columns]
+            trained = [column if column in values and column != BASE else None for column in columns]
+            texts = [numbers.figure(values[column]) if column else "" for column in trained]
             yield Row(title, None, tuple(Entry(text) for text in texts))
 
 
@@ -207,15 +208,17 @@ def _broken(report: Report) -> Iterable[BrokenGroup]:
         rows = [row for row in stage.broken if row.split == split] or list(stage.broken)
         for probe in dict.fromkeys(row.probe for row in rows):
             found = [row for row in rows if row.probe == probe]
-            yield BrokenGroup(stage.id, probe, len(found), tuple(found[:BROKEN_SHOWN]))
+            cell = report.forgetting.matrix.get(stage.id, {}).get(probe) if report.forgetting else None
+            total = max(len(found), cell.lost or 0) if cell else len(found)
+            yield BrokenGroup(stage.id, probe, total, tuple(found[:BROKEN_SHOWN]))
 
 
 def _samples(report: Report, forgetting: Forgetting) -> Iterable[SampleGroup]:
     """The same prompts of the task through all stages; prompts of any probe where no probe is a task."""
-    tasks = {name for name, probe in forgetting.probes.items() if probe.kind == "task"}
+    tasks = {name.split(" ")[0] for name, probe in forgetting.probes.items() if probe.kind == "task"}
     found: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
     for stage in report.stages:
-        rows = [row for row in stage.samples if row.probe in tasks] or stage.samples
+        rows = [row for row in stage.samples if row.probe.split(" ")[0] in tasks] or stage.samples
         for row in rows:
             found.setdefault((row.probe, str(row.id)), []).append((stage.id, row))
     for (probe, _), outputs in list(found.items())[:SAMPLES_SHOWN]:
@@ -229,15 +232,17 @@ def _measured(forgetting: Forgetting) -> Iterable[str]:
         split = f" of the split `{forgetting.split}`" if forgetting.split else ""
         yield (
             f"Each capability is asked {items} held-out items{split}, the same before and after, so every change is "
-            f"a paired one. A gate decides on items of its own, which this page does not show."
+            f"a paired one."
+            + (" A gate decides on other items, which this page does not show." if forgetting.split == "report" else "")
         )
         yield (
             f"The column `{BASE}` is the base model as it was loaded for training (quantised, if the recipe says so), "
             f"before anything was trained. Every change is counted from it, unless the table says otherwise."
         )
         yield (
-            "Intervals are paired 95 % intervals of the mean difference; of a perplexity, of the ratio after / before. "
-            "p is the exact McNemar test on the answers lost and gained, where a probe marks answers right or wrong."
+            "Intervals are paired 95 % intervals: of the difference of the means (right or wrong answers: Bonett and "
+            "Price 2012, and p by the exact McNemar test on the answers lost and gained; marks in between: Student's "
+            "t); of a perplexity, of the ratio after / before (jackknife over the texts)."
         )
         yield (
             "FORGOT: the whole interval lies past the tolerated drop. OK: the whole interval lies within it. UNCLEAR: "

@@ -12,6 +12,7 @@ from align.report.schema import (
     FORMAT,
     Broken,
     Decision,
+    Failure,
     Forgetting,
     Outcome,
     Record,
@@ -22,6 +23,7 @@ from align.report.schema import (
     StageRecord,
     Step,
 )
+from align.rundir import RunDir, StageDir
 
 __all__ = ["Report", "load"]
 
@@ -33,18 +35,18 @@ R = TypeVar("R", bound=Record)
 
 def load(run_dir: str | Path) -> Report:
     """Read the run in `run_dir`. Raises AlignError where it is no run folder, or where a file of it is damaged."""
-    folder = Path(run_dir)
-    if not (folder / "run.json").is_file():
-        raise _no_run(folder)
-    run = _record(folder / "run.json", Run)
-    forgetting = _optional(folder / "forgetting.json", Forgetting)
-    for name, found in (("run.json", run.format), ("forgetting.json", forgetting.format if forgetting else FORMAT)):
+    folder = RunDir(Path(run_dir))
+    if not folder.record.is_file():
+        raise _no_run(folder.root)
+    run = _record(folder.record, Run)
+    forgetting = _optional(folder.forgetting, Forgetting)
+    for path, found in ((folder.record, run.format), (folder.forgetting, forgetting.format if forgetting else FORMAT)):
         if found > FORMAT:
             what = f"it has format {found} and this align reads format {FORMAT}"
-            raise AlignError(what, "update align", place=Place(str(folder / name)))
+            raise AlignError(what, "update align", place=Place(str(path)))
     ids = [*run.order, *(name for name in run.stages if name not in run.order)]
-    stages = tuple(_stage(folder / "stages" / name, name, run.stages[name]) for name in ids if name in run.stages)
-    return Report(run=run, recipe=_text(folder / "recipe.yaml"), stages=stages, forgetting=forgetting)
+    stages = tuple(_stage(folder.stage(name), name, run.stages[name]) for name in ids if name in run.stages)
+    return Report(run=run, recipe=_text(folder.recipe), stages=stages, forgetting=forgetting)
 
 
 def _no_run(folder: Path) -> AlignError:
@@ -57,17 +59,18 @@ def _no_run(folder: Path) -> AlignError:
     return AlignError(f"{folder} is no run folder: it has no run.json", remedy)
 
 
-def _stage(folder: Path, name: str, entry: StageEntry) -> StageRecord:
-    measurements = folder / "measurements"
+def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
+    ended = entry.status in ("failed", "interrupted", "stopped")
     return StageRecord(
         id=name,
         entry=entry,
-        outcome=_optional(folder / "outcome.json", Outcome),
-        decision=_optional(folder / "decision.json", Decision),
-        steps=_steps(folder / "metrics.jsonl"),
-        broken=_rows(measurements / "broken.jsonl", Broken),
-        samples=_rows(measurements / "samples.jsonl", Sample),
-        log_tail=_tail(folder / "log.txt") if entry.status in ("failed", "interrupted", "stopped") else (),
+        outcome=_optional(folder.outcome, Outcome),
+        decision=_optional(folder.decision, Decision),
+        steps=_steps(folder.metrics),
+        broken=_rows(folder.measurements / "broken.jsonl", Broken),
+        samples=_rows(folder.measurements / "samples.jsonl", Sample),
+        log_tail=_tail(folder.log) if ended else (),
+        failure=_optional(folder.error, Failure) if ended else None,
     )
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, model_validator
 
 FORMAT: Final = 1
 """The format of run.json and forgetting.json that this reader knows."""
 
-Interval: TypeAlias = tuple[float, float]
+Interval: TypeAlias = tuple[float | None, float | None]
+"""Low and high; None for an end that is not finite."""
+
 Verdict: TypeAlias = Literal["FORGOT", "OK", "UNCLEAR"]
 
 
@@ -29,7 +31,6 @@ class StageEntry(Record):
     ended: float | str | None = None
     seconds: float | None = None
     resumed_from: str | None = None
-    error: str | None = None
 
 
 class Run(Record):
@@ -105,6 +106,7 @@ class Outcome(Record):
     measure_cpu_seconds: float | None = None
     peak_memory_bytes: float | None = None
     warnings: tuple[str, ...] = ()
+    merge: Mapping[str, JsonValue] | None = None
     versions: Mapping[str, str] = {}
 
 
@@ -114,15 +116,9 @@ def _named(value: object) -> object:
 
 
 class Breach(Record):
-    """One probe that crossed a limit, or may have: its score before and after and the 95 % interval of the change."""
+    """One probe that crossed its limit, or may have; the figures stand in the decision's reasons."""
 
     probe: str
-    before: float | None = None
-    after: float | None = None
-    delta: float | None = None
-    low: float | None = None
-    high: float | None = None
-    limit: float | None = None
 
 
 class Decision(Record):
@@ -149,16 +145,21 @@ class Broken(Record):
 
 
 class Sample(Record):
-    """One answer of a stage, with the marks that its probe gave it."""
+    """One answer of a stage, with the marks that its probe gave it: every further key that is true or false."""
 
     probe: str
     id: str | int
     split: str | None = None
     prompt: str = ""
     output: str = ""
-    correct: bool | None = None
-    polite: bool | None = None
-    parses: bool | None = None
+    marks: Mapping[str, bool] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, row: object) -> object:
+        if not isinstance(row, dict):
+            return row
+        return row | {"marks": {key: value for key, value in row.items() if isinstance(value, bool)}}
 
 
 class Probe(Record):
@@ -172,7 +173,7 @@ class Probe(Record):
 
 
 class Effect(Record):
-    """A change with its 95 % interval: `delta` is a difference, `ratio` (perplexity) a quotient new / old."""
+    """A change with its 95 % interval, which is that of the `ratio` after / before where there is one (perplexity)."""
 
     delta: float | None = None
     ratio: float | None = None
@@ -211,12 +212,20 @@ class Forgetting(Record):
     parent: Mapping[str, str] = {}
     no_row: Mapping[str, str] = {}
     probes: Mapping[str, Probe] = {}
+    left_out: Mapping[str, str] = {}
     matrix: Mapping[str, Mapping[str, Cell]] = {}
     mean: Mapping[str, Mapping[str, Cell]] = {}
     backward_transfer: Mapping[str, Figure] = {}
     average_forgetting: Mapping[str, Figure] = {}
     thresholds: Mapping[str, JsonValue] = {}
     advice: tuple[str, ...] = ()
+
+
+class Failure(Record):
+    """error.json: why a stage failed and what to do."""
+
+    what: str
+    remedy: str = ""
 
 
 class Step(Record):
@@ -237,6 +246,7 @@ class StageRecord(Record):
     broken: tuple[Broken, ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
+    failure: Failure | None = None
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """The points (step, value) of one logged number, in the order of the file."""

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from align.report import curves, findings, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
-from align.report.schema import Forgetting, Outcome, StageRecord
+from align.report.schema import Decision, Forgetting, Outcome, StageRecord
 
 PROGRAMS: Final = {
     "sft": "supervised fine-tuning: learns to write the answers of its data",
@@ -47,7 +47,8 @@ class StagePage:
     warnings: tuple[str, ...]
     decision: str
     reasons: tuple[str, ...]
-    violations: tuple[str, ...]
+    breached: bool
+    failure: str
     alone: tuple[Line, ...]
     log_tail: tuple[str, ...]
 
@@ -67,14 +68,15 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         tone=TONES.get(stage.entry.status, "open"),
         facts=tuple(_facts(stage)),
         judgements=tuple(judgements),
-        settings=tuple(_flat(outcome.parameterization)) if outcome else (),
-        metrics=tuple(_flat(outcome.metrics)) if outcome else (),
+        settings=tuple(flat(outcome.parameterization)) if outcome else (),
+        metrics=(*flat(outcome.metrics), *flat(outcome.merge or {}, "merge.")) if outcome else (),
         warnings=outcome.warnings if outcome else (),
         decision=_decision(stage),
-        reasons=stage.decision.reasons if stage.decision else (),
-        violations=tuple(_violations(stage)),
+        reasons=_reasons(stage.decision) if stage.decision else (),
+        breached=bool(stage.decision and stage.decision.violations),
+        failure="; ".join(part for part in (stage.failure.what, stage.failure.remedy) if part) if stage.failure else "",
         alone=tuple(line(c, forgetting) for c in findings.since_parent(forgetting, stage.id)) if forgetting else (),
-        log_tail=((f"error: {stage.entry.error}",) if stage.entry.error else ()) + stage.log_tail,
+        log_tail=stage.log_tail,
     )
 
 
@@ -132,11 +134,11 @@ def _time(wall: float, cpu: float | None) -> str:
     return numbers.seconds(wall) + (f" (CPU {numbers.seconds(cpu)})" if cpu is not None else "")
 
 
-def _flat(values: Mapping[str, JsonValue], prefix: str = "") -> Iterable[Fact]:
+def flat(values: Mapping[str, JsonValue], prefix: str = "") -> Iterable[Fact]:
     """Nested settings as `lora.r`, `lora.alpha`; what is not set is left out."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         elif value is not None:
             text = ", ".join(str(part) for part in value) if isinstance(value, list) else numbers.plain(value)
             yield Fact(f"{prefix}{key}", text)
@@ -149,14 +151,7 @@ def _decision(stage: StageRecord) -> str:
     return f"{stage.decision.action} with the policy {stage.decision.policy.replace('_', ' ')}{split}"
 
 
-def _violations(stage: StageRecord) -> Iterable[str]:
-    if stage.decision is None:
-        return
-    for word, breaches in (("past the limit", stage.decision.violations), ("unclear", stage.decision.unclear)):
-        for breach in breaches:
-            change = "" if breach.delta is None else f" {numbers.signed(breach.delta)}"
-            bounds = ""
-            if breach.low is not None and breach.high is not None:
-                bounds = f" [{numbers.signed(breach.low)}, {numbers.signed(breach.high)}]"
-            limit = "" if breach.limit is None else f", limit {breach.limit:g}"
-            yield f"{breach.probe}{change}{bounds}: {word}{limit}"
+def _reasons(decision: Decision) -> tuple[str, ...]:
+    """The decision's own sentences; where it has none, the names of what it found."""
+    found = ((decision.violations, "past its limit"), (decision.unclear, "UNCLEAR"))
+    return decision.reasons or tuple(f"{breach.probe}: {word}" for breaches, word in found for breach in breaches)
