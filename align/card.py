@@ -16,17 +16,25 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     lines = ["---", "library_name: " + ("peft" if outcome.policy and outcome.policy.adapters else "transformers")]
     if base.revision:
         lines.append(f"base_model: {name}")
-    lines += ["tags: [align, " + ticket.program.removesuffix(".py").rpartition("/")[2] + "]", "---", "",
-              f"# {ticket.run_name}", "",
-              f"The policy after the stage `{ticket.stage}` of an `align` run. Base model: **{name}**"
-              + (f" at revision `{base.revision}`." if base.revision else f" (content hash `{base.identity[:12]}`)."), ""]
+    lines += [
+        "tags: [align, " + ticket.program.removesuffix(".py").rpartition("/")[2] + "]",
+        "---",
+        "",
+        f"# {ticket.run_name}",
+        "",
+        f"The policy after the stage `{ticket.stage}` of an `align` run. Base model: **{name}**"
+        + (f" at revision `{base.revision}`." if base.revision else f" (content hash `{base.identity[:12]}`)."),
+        "",
+    ]
     method = ticket.parameterization["method"]
     parameters = outcome.parameters
     share = parameters["trainable"] / parameters["total"]
-    lines += [f"- parameterization: {method}, {parameters['trainable']:,} of {parameters['total']:,} weights ({share:.2%})",
-              f"- data: {outcome.data['rows']:,} rows (sha256 `{ticket.train.sha256[:12]}`), "
-              f"{outcome.data['replay_rows']:,} replayed",
-              f"- steps: {outcome.steps} of {outcome.global_batch_size} rows; seed {ticket.seed}"]
+    lines += [
+        f"- parameterization: {method}, {parameters['trainable']:,} of {parameters['total']:,} weights ({share:.2%})",
+        f"- data: {outcome.data['rows']:,} rows (sha256 `{ticket.train.sha256[:12]}`), "
+        f"{outcome.data['replay_rows']:,} replayed",
+        f"- steps: {outcome.steps} of {outcome.global_batch_size} rows; seed {ticket.seed}",
+    ]
     loss = outcome.metrics.get("train_loss")
     if isinstance(loss, float):
         lines.append(f"- mean training loss: {loss:.4f}")

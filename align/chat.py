@@ -54,7 +54,9 @@ def load(policy: Policy, ticket: Ticket, folder: Path) -> Any:
     return models.put_adapters(base, policy, folder).eval()
 
 
-def reply(model: Any, tokenizer: Any, messages: list[dict[str, str]], *, max_new_tokens: int, temperature: float) -> str:
+def reply(
+    model: Any, tokenizer: Any, messages: list[dict[str, str]], *, max_new_tokens: int, temperature: float
+) -> str:
     """The model's next answer in a conversation."""
     import torch
 
@@ -62,11 +64,22 @@ def reply(model: Any, tokenizer: Any, messages: list[dict[str, str]], *, max_new
 
     text = encode.chat(tokenizer, messages, prompt=True) if tokenizer.chat_template else messages[-1]["content"]
     inputs = tokenizer(text, return_tensors="pt", add_special_tokens=tokenizer.chat_template is None).to(model.device)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {
-        "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    with torch.no_grad(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-        out = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                             max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling)
+    sampling = (
+        {"do_sample": True, "temperature": temperature}
+        if temperature > 0
+        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    )
+    with (
+        torch.no_grad(),
+        torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16),
+    ):
+        out = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
     return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
@@ -75,12 +88,18 @@ def _find(folder: Path, stage: str | None) -> tuple[Ticket, Outcome]:
     record = rundir.read_json(run.record)
     if record is None:
         raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
-    done = [id for id in record["order"] if run.stage(id).outcome.is_file()
-            and rundir.read_json(run.stage(id).outcome, {}).get("policy")]
+    done = [
+        id
+        for id in record["order"]
+        if run.stage(id).outcome.is_file() and rundir.read_json(run.stage(id).outcome, {}).get("policy")
+    ]
     if not done:
         raise AlignError(f"no stage of '{folder}' is done", "run it first: align run")
     chosen = stage or done[-1]
     if chosen not in done:
         raise AlignError(f"'{folder}' has no finished stage '{chosen}'", f"choose one of: {', '.join(done)}")
     here = run.stage(chosen)
-    return (Ticket.model_validate(rundir.read_json(here.ticket)), Outcome.model_validate(rundir.read_json(here.outcome)))
+    return (
+        Ticket.model_validate(rundir.read_json(here.ticket)),
+        Outcome.model_validate(rundir.read_json(here.outcome)),
+    )

@@ -41,9 +41,7 @@ class AlignError(Exception):
         exit: the exit code of the command.
     """
 
-    def __init__(
-        self, what: str, remedy: str = "", *, place: Place | None = None, exit: Exit = Exit.BAD_INPUT
-    ) -> None:
+    def __init__(self, what: str, remedy: str = "", *, place: Place | None = None, exit: Exit = Exit.BAD_INPUT) -> None:
         self.what, self.remedy, self.place, self.exit = what, remedy, place, exit
         super().__init__(str(self))
 

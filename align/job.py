@@ -74,14 +74,21 @@ class Job:
         if given["eval_strategy"] == "steps":
             given.setdefault("eval_steps", 0.2)
         owned = {
-            "output_dir": str(self.dir.checkpoints), "seed": ticket.seed, "report_to": ticket.trackers or "none",
-            "run_name": ticket.run_name, "disable_tqdm": True, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
+            "output_dir": str(self.dir.checkpoints),
+            "seed": ticket.seed,
+            "report_to": ticket.trackers or "none",
+            "run_name": ticket.run_name,
+            "disable_tqdm": True,
+            "use_cpu": not cuda,
+            "dataloader_pin_memory": cuda,
         }
         try:
             return config(**{**given, **owned, **fixed})
         except (ValueError, TypeError, ImportError) as error:
-            raise AlignError(f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
-                             f"mend `stages.{ticket.stage}.training`") from error
+            raise AlignError(
+                f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
+                f"mend `stages.{ticket.stage}.training`",
+            ) from error
 
     def dataset(self, columns: dict[str, list[Any]]) -> Dataset:
         """A Dataset of token columns, held in memory."""
@@ -140,8 +147,14 @@ class Watch(TrainerCallback):
         rundir.write_text(self.path, "".join(line + "\n" for line in kept))
         self._write({"step": state.global_step, "max_steps": state.max_steps, "time": time.time()})
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-               logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         entry = {k: v for k, v in logs.items() if isinstance(v, int | float)}

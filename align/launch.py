@@ -42,13 +42,29 @@ def start(run: Path, processes: int, log: Path) -> subprocess.Popen[bytes]:
     if processes > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
         command = [
-            sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-            "--main_process_port", str(_free_port()), "--module", "align.worker", str(run),
+            sys.executable,
+            "-P",
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            str(processes),
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            str(_free_port()),
+            "--module",
+            "align.worker",
+            str(run),
         ]
     with log.open("ab") as out:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment,
-                                start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True
+        )
 
 
 def _free_port() -> int:

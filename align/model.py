@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from align.data import template
 from align.errors import AlignError, Exit
@@ -30,7 +36,7 @@ def device() -> torch.device:
 def native_bf16() -> bool:
     """Whether bfloat16 arithmetic is faster here than float32: a GPU that has it, or a CPU with AVX512-BF16 or AMX."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capability = torch.backends.cpu.get_cpu_capability()
     cpu = torch.cpu
     return "AVX512" in capability and bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
@@ -48,7 +54,9 @@ def load_tokenizer(folder: str, chat_template: str | None) -> PreTrainedTokenize
     return tokenizer
 
 
-def load_weights(folder: str, keys: dict[str, Any], dtype: torch.dtype, quantization: dict[str, Any] | None) -> PreTrainedModel:
+def load_weights(
+    folder: str, keys: dict[str, Any], dtype: torch.dtype, quantization: dict[str, Any] | None
+) -> PreTrainedModel:
     """A causal language model from a folder, on this process's device, in evaluation mode.
 
     Args:
@@ -61,14 +69,22 @@ def load_weights(folder: str, keys: dict[str, Any], dtype: torch.dtype, quantiza
     config = BitsAndBytesConfig(**quantization) if quantization else None
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=config, attn_implementation=keys.get("attn_implementation"),
-            trust_remote_code=bool(keys.get("trust_remote_code")), use_safetensors=True,
+            folder,
+            dtype=dtype,
+            quantization_config=config,
+            attn_implementation=keys.get("attn_implementation"),
+            trust_remote_code=bool(keys.get("trust_remote_code")),
+            use_safetensors=True,
             device_map={"": device()} if quantization or torch.cuda.is_available() else None,
         )
     except ImportError as error:
-        raise AlignError(f"the base cannot be quantised: {error}", "pip install bitsandbytes", exit=Exit.MACHINE) from error
+        raise AlignError(
+            f"the base cannot be quantised: {error}", "pip install bitsandbytes", exit=Exit.MACHINE
+        ) from error
     except ValueError as error:
-        raise AlignError(f"transformers refuses the model: {error}", "see the line above", exit=Exit.BAD_INPUT) from error
+        raise AlignError(
+            f"transformers refuses the model: {error}", "see the line above", exit=Exit.BAD_INPUT
+        ) from error
     pin_4bit_layout(model)
     return model.eval()
 
@@ -148,10 +164,12 @@ def merge(model: PeftModel, prompts: list[list[int]]) -> tuple[PreTrainedModel, 
     same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))
     result = Merge(names, same / max(total, 1), len(prompts))
     if result.agreement < AGREEMENT_FLOOR:
-        raise AlignError(f"the merged model picks the adapted model's next token in only {result.agreement:.1%} of "
-                         f"{total} positions (at least {AGREEMENT_FLOOR:.0%} is needed)",
-                         "use `dtype: float32`, or keep the adapter with a parameterization that freezes the base",
-                         exit=Exit.STAGE_FAILED)
+        raise AlignError(
+            f"the merged model picks the adapted model's next token in only {result.agreement:.1%} of "
+            f"{total} positions (at least {AGREEMENT_FLOOR:.0%} is needed)",
+            "use `dtype: float32`, or keep the adapter with a parameterization that freezes the base",
+            exit=Exit.STAGE_FAILED,
+        )
     return merged, result
 
 

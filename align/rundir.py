@@ -135,8 +135,9 @@ class RunDir:
         except Timeout:
             holder = read_json(self.root / ".holder", {}).get("pid")
             who = f"process {holder}" if holder else "another process"
-            raise AlignError(f"the run folder '{self.root}' is in use by {who}",
-                             "wait for it to end, or give another --run-dir") from None
+            raise AlignError(
+                f"the run folder '{self.root}' is in use by {who}", "wait for it to end, or give another --run-dir"
+            ) from None
         try:
             write_json(self.root / ".holder", {"pid": os.getpid()})
             yield

@@ -17,14 +17,16 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import card, model as models, parameterization, rundir, stage as stages
+from align import card, parameterization, rundir
+from align import model as models
+from align import stage as stages
 from align.data import encode, mixing
 from align.errors import AlignError, Exit
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
 from align.forgetting.measure import Bench, measure
 from align.job import Job
-from align.rundir import RunDir, StageDir
+from align.rundir import RunDir
 from align.stage import Adapter, Outcome, Policy, Rows, Ticket
 
 MERGE_PROMPTS = 32
@@ -60,7 +62,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.model.get("chat_template"))
     job = _job(run, ticket, tokenizer, interrupted)
     bench_probes = probes.load(ForgettingKeys(probes=ticket.probes), Path.cwd()) if world.is_main_process else []
-    builder = Builder(run, ticket, tokenizer, [row for row in job.rows[:MERGE_PROMPTS]])
+    builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]))
     if ticket.measure_base and world.is_main_process and bench_probes:
         bench = Bench(builder.pristine(), tokenizer, autocast=models.native_bf16())
         measure(bench, bench_probes, run.base_measurements, base=None)
@@ -75,13 +77,27 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         measured = _measure(job, run, bench_probes) if ticket.gives == "policy" and bench_probes else None
         policy = _save(job, run)
         outcome = Outcome(
-            stage=ticket.stage, program=ticket.program, fingerprint=ticket.fingerprint, seconds=seconds,
-            cpu_seconds=cpu, measure_seconds=measured["seconds"] if measured else 0.0,
-            measure_cpu_seconds=measured["cpu_seconds"] if measured else 0.0, world_size=world.num_processes,
-            distributed_type=str(world.distributed_type.value), global_batch_size=job.global_batch, steps=job.steps,
-            parameters=parameters, parameterization=ticket.parameterization, metrics=metrics, data=job.data,
-            policy=policy, merge=asdict(merge) if merge else None, peak_memory_bytes=_peak_memory(),
-            resumed_from=ticket.resume_from, warnings=job.warnings, versions=_versions(),
+            stage=ticket.stage,
+            program=ticket.program,
+            fingerprint=ticket.fingerprint,
+            seconds=seconds,
+            cpu_seconds=cpu,
+            measure_seconds=measured["seconds"] if measured else 0.0,
+            measure_cpu_seconds=measured["cpu_seconds"] if measured else 0.0,
+            world_size=world.num_processes,
+            distributed_type=str(world.distributed_type.value),
+            global_batch_size=job.global_batch,
+            steps=job.steps,
+            parameters=parameters,
+            parameterization=ticket.parameterization,
+            metrics=metrics,
+            data=job.data,
+            policy=policy,
+            merge=asdict(merge) if merge else None,
+            peak_memory_bytes=_peak_memory(),
+            resumed_from=ticket.resume_from,
+            warnings=job.warnings,
+            versions=_versions(),
             artifacts=rundir.artifacts(here.model, here.root),
         )
         card.write(here.model, run, ticket, outcome)
@@ -95,8 +111,11 @@ def _assert_launch(ticket: Ticket) -> PartialState:
     """Some launches start one process and say nothing; then the batch is not what the recipe says."""
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes != ticket.processes:
-        raise AlignError(f"{ticket.processes} processes were asked for and {state.num_processes} came up",
-                         "see child.log in the run folder", exit=Exit.MACHINE)
+        raise AlignError(
+            f"{ticket.processes} processes were asked for and {state.num_processes} came up",
+            "see child.log in the run folder",
+            exit=Exit.MACHINE,
+        )
     return state
 
 
@@ -110,11 +129,24 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
         rows = rows + mixing.draw(read_rows(run, ticket.replay), count, ticket.seed)
         groups += [1] * count
     evaluation = read_rows(run, ticket.evaluation) if ticket.evaluation else []
-    data = {"rows": ticket.train.count, "replay_rows": count, "replay_ratio": count / len(rows),
-            "eval_rows": len(evaluation)}
-    return Job(ticket=ticket, keys=program.stage.keys.model_validate(ticket.keys), dir=run.stage(ticket.stage),
-               model=None, tokenizer=tokenizer, rows=rows, groups=groups, evaluation=evaluation,
-               interrupted=interrupted, data=data)
+    data = {
+        "rows": ticket.train.count,
+        "replay_rows": count,
+        "replay_ratio": count / len(rows),
+        "eval_rows": len(evaluation),
+    }
+    return Job(
+        ticket=ticket,
+        keys=program.stage.keys.model_validate(ticket.keys),
+        dir=run.stage(ticket.stage),
+        model=None,
+        tokenizer=tokenizer,
+        rows=rows,
+        groups=groups,
+        evaluation=evaluation,
+        interrupted=interrupted,
+        data=data,
+    )
 
 
 def read_rows(run: RunDir, rows: Rows) -> list[dict[str, Any]]:
@@ -205,8 +237,12 @@ def _save(job: Job, run: RunDir) -> Policy:
         kept = came_in.adapters
         if kept and kept[-1].settings == ticket.parameterization:
             kept = kept[:-1]
-        own = Adapter(name=ticket.stage, path=run.relative(folder), method=ticket.parameterization["method"],
-                      settings=ticket.parameterization)
+        own = Adapter(
+            name=ticket.stage,
+            path=run.relative(folder),
+            method=ticket.parameterization["method"],
+            settings=ticket.parameterization,
+        )
         quantization = method.quantization(method.Keys.model_validate(ticket.parameterization))
         policy = Policy(base=came_in.base, weights=came_in.weights, quantization=quantization, adapters=[*kept, own])
     job.tokenizer.save_pretrained(folder)

@@ -76,8 +76,14 @@ def _execute(run: RunDir, ticket: Ticket) -> Exit:
         from align import work  # torch from here on
         from align.job import Interrupted
     except ImportError as error:
-        return _failed(here, AlignError(f"the training stack cannot be imported: {error}", "make install, or pip "
-                                        "install align-suite", exit=Exit.MACHINE))
+        return _failed(
+            here,
+            AlignError(
+                f"the training stack cannot be imported: {error}",
+                "make install, or pip install align-suite",
+                exit=Exit.MACHINE,
+            ),
+        )
     try:
         work.do(run, ticket, _asked.is_set)
     except Interrupted:
@@ -94,16 +100,21 @@ def _translated(error: Exception, ticket: Ticket) -> AlignError:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     what = f"stage '{ticket.stage}' failed: {type(error).__name__}: {text}".rstrip(": ")
     if "out of memory" in str(error).lower():
-        return AlignError(f"stage '{ticket.stage}' ran out of memory", "halve training.per_device_train_batch_size and "
-                          "double gradient_accumulation_steps, turn gradient_checkpointing on, or use qlora",
-                          exit=Exit.STAGE_FAILED)
+        return AlignError(
+            f"stage '{ticket.stage}' ran out of memory",
+            "halve training.per_device_train_batch_size and "
+            "double gradient_accumulation_steps, turn gradient_checkpointing on, or use qlora",
+            exit=Exit.STAGE_FAILED,
+        )
     return AlignError(what, "the traceback is in the log of the stage", exit=Exit.STAGE_FAILED)
 
 
 def _failed(here: StageDir, error: AlignError, trace: str | None = None) -> Exit:
     if _rank() == 0 or not here.error.is_file():
-        rundir.write_json(here.error, {"what": error.what, "remedy": error.remedy, "exit": int(error.exit),
-                                       "traceback": trace, "rank": _rank()})
+        rundir.write_json(
+            here.error,
+            {"what": error.what, "remedy": error.remedy, "exit": int(error.exit), "traceback": trace, "rank": _rank()},
+        )
     return error.exit
 
 

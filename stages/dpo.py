@@ -11,8 +11,23 @@ from align.stage import Stage, StageKeys
 if TYPE_CHECKING:
     from align.job import Job
 
-LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-          "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")
+LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
 
 
 class Keys(StageKeys):
@@ -42,11 +57,20 @@ def train(job: Job) -> dict[str, float]:
     keys = job.keys
     assert isinstance(keys, Keys)
     losses = [keys.loss_type] if isinstance(keys.loss_type, str) else keys.loss_type
-    args = job.arguments(DPOConfig, beta=keys.beta, loss_type=losses, loss_weights=keys.loss_weights,
-                         label_smoothing=keys.label_smoothing, precompute_ref_log_probs=True)
+    args = job.arguments(
+        DPOConfig,
+        beta=keys.beta,
+        loss_type=losses,
+        loss_weights=keys.loss_weights,
+        label_smoothing=keys.label_smoothing,
+        precompute_ref_log_probs=True,
+    )
     held = tokens.preference(job.evaluation, job.tokenizer, args) if job.evaluation else None
     trainer = DpoTrainer(
-        model=job.model, args=args, processing_class=job.tokenizer, reference_file=job.dir.reference,
+        model=job.model,
+        args=args,
+        processing_class=job.tokenizer,
+        reference_file=job.dir.reference,
         train_dataset=job.dataset(tokens.preference(job.rows, job.tokenizer, args)),
         eval_dataset=job.dataset(held) if held else None,
     )

@@ -33,7 +33,10 @@ def train(job: Job) -> dict[str, float]:
     encoded = tokens.language_modeling(job.rows, job.groups, job.tokenizer, args, completion_only=only)
     held = tokens.language_modeling(job.evaluation, None, job.tokenizer, args, completion_only=only)
     trainer = SftTrainer(
-        model=job.model, args=args, processing_class=job.tokenizer, train_dataset=job.dataset(encoded),
+        model=job.model,
+        args=args,
+        processing_class=job.tokenizer,
+        train_dataset=job.dataset(encoded),
         eval_dataset=job.dataset(held) if job.evaluation else None,
     )
     return job.fit(trainer)

@@ -114,7 +114,7 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
 
 def answer_ids(prompts: Sequence[str], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The tokens of the right answers after those prompts, with the end of the turn."""
-    rows = [{"prompt": p, "completion": a} for p, a in zip(prompts, answers, strict=True)]
+    rows: list[Record] = [{"prompt": p, "completion": a} for p, a in zip(prompts, answers, strict=True)]
     if tokenizer.chat_template is not None:
         rows = [
             {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": a}]}

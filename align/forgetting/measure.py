@@ -84,8 +84,12 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     _write_lines(folder / "items.jsonl", bench.items)
     _write_lines(folder / "samples.jsonl", bench.samples)
     _write_lines(folder / "broken.jsonl", broken)
-    summary = {"probes": _describe(probes), "scores": _scores(bench.items),
-               "seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    summary = {
+        "probes": _describe(probes),
+        "scores": _scores(bench.items),
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": time.process_time() - cpu,
+    }
     rundir.write_json(folder / "summary.json", summary)
     return summary
 
@@ -97,7 +101,10 @@ def _run(bench: Bench, probe: Probe, split: Split) -> None:
             bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": int(right)})
     elif isinstance(probe, Texts):
         for i, (nll, tokens) in enumerate(likelihoods(bench, probe.texts[split])):
-            bench.items.append({"probe": probe.name, "split": split, "id": f"text-{i}", "nll": nll, "tokens": tokens})
+            if tokens > 0:  # a text of one token predicts nothing
+                bench.items.append(
+                    {"probe": probe.name, "split": split, "id": f"text-{i}", "nll": nll, "tokens": tokens}
+                )
     elif isinstance(probe, Agreement):
         _agreement(bench, probe, split)
     else:
@@ -111,11 +118,20 @@ def _graded(bench: Bench, probe: Graded, split: Split) -> None:
         text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
         grades = probe.grade(split, question.id, text)
         for name in probe.measures:
-            bench.items.append({"probe": f"{probe.name} {name}", "split": split, "id": question.id,
-                                "score": int(grades[name])})
+            bench.items.append(
+                {"probe": f"{probe.name} {name}", "split": split, "id": question.id, "score": int(grades[name])}
+            )
         if split == "report" and i < SAMPLES_SHOWN:
-            bench.samples.append({"probe": probe.name, "split": split, "id": question.id, "prompt": question.prompt,
-                                  "output": text, **grades})
+            bench.samples.append(
+                {
+                    "probe": probe.name,
+                    "split": split,
+                    "id": question.id,
+                    "prompt": question.prompt,
+                    "output": text,
+                    **grades,
+                }
+            )
 
 
 def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
@@ -175,8 +191,16 @@ def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int
     for batch, ids, mask in _batches(bench, rows, left=True, extra=tokens):
         with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast):
             answer = bench.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, num_beams=1,
-                temperature=None, top_p=None, top_k=None, pad_token_id=pad, use_cache=True,
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+                use_cache=True,
             )[:, ids.shape[1] :]
         for k, i in enumerate(batch):
             row = answer[k].tolist()
@@ -184,8 +208,9 @@ def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int
     return out
 
 
-def _batches(bench: Bench, rows: Sequence[list[int]], *, left: bool = False,
-             extra: int = 0) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+def _batches(
+    bench: Bench, rows: Sequence[list[int]], *, left: bool = False, extra: int = 0
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Rows of similar length together: their indices, ids and mask, both (batch, tokens)."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     vocabulary = bench.model.config.get_text_config().vocab_size
@@ -212,13 +237,25 @@ def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[Record]:
         if not isinstance(probe, Exact):
             continue
         wrong = {r["id"] for r in bench.items if r["probe"] == probe.name and r["split"] == "report" and not r["score"]}
-        lost = [q for q in probe.items["report"]
-                if q.id in wrong and before.get((probe.name, "report", q.id), {}).get("score")][:BROKEN_SHOWN]
+        lost = [
+            q
+            for q in probe.items["report"]
+            if q.id in wrong and before.get((probe.name, "report", q.id), {}).get("score")
+        ][:BROKEN_SHOWN]
         answers = generate(bench, [q.prompt for q in lost], ANSWER_TOKENS) if lost else []
         for question, ids in zip(lost, answers, strict=True):
             text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            out.append({"probe": probe.name, "id": question.id, "split": "report", "prompt": question.prompt,
-                        "answer": question.answer, "before": question.answer, "after": text})
+            out.append(
+                {
+                    "probe": probe.name,
+                    "id": question.id,
+                    "split": "report",
+                    "prompt": question.prompt,
+                    "answer": question.answer,
+                    "before": question.answer,
+                    "after": text,
+                }
+            )
     return out
 
 
@@ -229,8 +266,12 @@ def _describe(probes: Sequence[Probe]) -> Record:
             out[probe.name] = {"metric": "perplexity", "higher_is_better": False, "kind": "text", "replayed": None}
         elif isinstance(probe, Graded):
             for name in probe.measures:
-                out[f"{probe.name} {name}"] = {"metric": "accuracy", "higher_is_better": True, "kind": "task",
-                                               "replayed": None}
+                out[f"{probe.name} {name}"] = {
+                    "metric": "accuracy",
+                    "higher_is_better": True,
+                    "kind": "task",
+                    "replayed": None,
+                }
         else:
             kind = probe.kind if isinstance(probe, Exact) else "agreement"
             replayed = probe.replayed if isinstance(probe, Exact) else None
@@ -242,8 +283,10 @@ def _scores(items: Sequence[Record]) -> Record:
     groups: dict[str, dict[str, list[Record]]] = {}
     for item in items:
         groups.setdefault(item["split"], {}).setdefault(item["probe"], []).append(item)
-    return {split: {probe: {"score": _score(rows), "n": len(rows)} for probe, rows in probes.items()}
-            for split, probes in groups.items()}
+    return {
+        split: {probe: {"score": _score(rows), "n": len(rows)} for probe, rows in probes.items()}
+        for split, probes in groups.items()
+    }
 
 
 def _score(rows: list[Record]) -> float:
@@ -258,4 +301,4 @@ def _write_lines(path: Path, records: Sequence[Record]) -> None:
 
 
 def _read_lines(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

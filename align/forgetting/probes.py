@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError
 from align.forgetting.gate import ForgettingKeys, ProbeFile
 from align.forgetting.measurements import Kind, Split
-from align.shelf import did_you_mean
 
 SPLITS: tuple[Split, Split] = ("gate", "report")
-SETS = ("auto", "lab", "none")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def load(keys: ForgettingKeys, root: Path) -> list[Probe]:
     """The probes that a recipe names.
 
     Raises:
-        AlignError: there is no such set, or a user's file is wrong.
+        AlignError: a user's file is wrong.
     """
     if isinstance(keys.probes, dict):
         return [_from_file(name, file, root) for name, file in keys.probes.items()]
@@ -78,9 +75,7 @@ def load(keys: ForgettingKeys, root: Path) -> list[Probe]:
         return _lab()
     if keys.probes == "auto":
         return _auto()
-    if keys.probes == "none":
-        return []
-    raise AlignError(f"there is no probe set '{keys.probes}'", did_you_mean(keys.probes, SETS))
+    return []  # none
 
 
 def _lab() -> list[Probe]:
@@ -95,10 +90,14 @@ def _lab() -> list[Probe]:
         for name in skills.SKILLS
     ]
     found.append(Texts("stories", {split: probes.stories(split) for split in SPLITS}))
-    found.append(Graded(
-        "helpdesk", {split: [Question(c.id, c.prompt) for c in desk[split].values()] for split in SPLITS},
-        ("correct", "polite", "parses"), lambda split, id, text: probes.grade(desk[split][id], text),
-    ))
+    found.append(
+        Graded(
+            "helpdesk",
+            {split: [Question(c.id, c.prompt) for c in desk[split].values()] for split in SPLITS},
+            ("correct", "polite", "parses"),
+            lambda split, id, text: probes.grade(desk[split][id], text),
+        )
+    )
     return found
 
 
@@ -116,9 +115,12 @@ def _auto() -> list[Probe]:
 
 def _from_file(name: str, file: ProbeFile, root: Path) -> Probe:
     from align.data import checks
+    from align.data.formats import Kind as RowKind
     from align.data.sources import DataSource
 
-    wanted = frozenset({"text"}) if file.metric == "perplexity" else frozenset({"prompt_completion", "chat"})
+    wanted: frozenset[RowKind] = frozenset({"text"})
+    if file.metric == "accuracy":
+        wanted = frozenset({"prompt_completion", "chat"})
     table = checks.load([DataSource(source=file.data)], root=root, accepts=wanted, stage=f"probe '{name}'")
     rows = [example.value for example in table.examples]
     if file.metric == "perplexity":
@@ -142,5 +144,7 @@ def _question(row: dict[str, Any]) -> tuple[str, str]:
     if "messages" in row:
         return row["messages"][-2]["content"], row["messages"][-1]["content"]
     prompt, answer = row["prompt"], row["completion"]
-    return (prompt if isinstance(prompt, str) else prompt[-1]["content"],
-            answer if isinstance(answer, str) else answer[-1]["content"])
+    return (
+        prompt if isinstance(prompt, str) else prompt[-1]["content"],
+        answer if isinstance(answer, str) else answer[-1]["content"],
+    )

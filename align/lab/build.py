@@ -29,7 +29,7 @@ def build(
 ) -> Card:
     """Pretrain the base model on this machine's CPU and write it to the folder `out`, which is made if need be.
 
-    The same `seed`, `threads` and torch give the same weights. Takes about eight minutes of CPU time. `schedule`
+    The same `seed`, `threads` and torch give the same weights. Takes about five minutes of CPU time. `schedule`
     replaces the shipped model's hyper-parameters; `progress` is called with one line of text now and then.
     Returns what was measured, as also written to `card.json`.
     """

@@ -7,13 +7,13 @@ from typing import Final, NamedTuple
 from align.lab import skills, world
 
 MIX: Final[dict[str, float]] = {
-    "extract": 1.5,
+    "extract": 1.2,
     "copy": 1.5,
     "reverse": 1.8,
     "sort": 1.8,
-    "add": 2.2,
-    "larger": 1.6,
-    "count": 1.8,
+    "add": 2.5,
+    "larger": 2.0,
+    "count": 2.2,
     "facts": 1.8,
     "sentiment": 0.4,
     "twice": 0.8,

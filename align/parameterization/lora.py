@@ -45,8 +45,10 @@ def advise(keys: Keys) -> list[str]:
     """Warn about a scale that weakens the update."""
     lora = keys.lora
     if lora.alpha < lora.r:
-        return [f"lora.alpha {lora.alpha} is below lora.r {lora.r}, which scales the update down; alpha = {2 * lora.r} "
-                "is usual"]
+        return [
+            f"lora.alpha {lora.alpha} is below lora.r {lora.r}, which scales the update down; alpha = {2 * lora.r} "
+            "is usual"
+        ]
     return []
 
 

@@ -23,7 +23,9 @@ class QuantizationKeys(BaseModel):
     model_config = ConfigDict(extra="forbid")
     bits: Literal[4, 8] = 4
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = Field(True, description="quantise the scales too: 4.13 instead of 4.5 bits a weight")
+    bnb_4bit_use_double_quant: bool = Field(
+        True, description="quantise the scales too: 4.13 instead of 4.5 bits a weight"
+    )
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
 

@@ -32,16 +32,16 @@ class _NoReference(nn.Module):
         """Never called: the reference is in the rows."""
 
 
-class DpoTrainer(OurRows, DPOTrainer):  # type: ignore[misc]
+class DpoTrainer(OurRows, DPOTrainer):
     """DPOTrainer over token ids, with the reference's log-probabilities beside them."""
 
     def __init__(self, *, model: nn.Module, reference_file: Path, **arguments: Any) -> None:
         super().__init__(model=model, ref_model=_NoReference(model.config), **arguments)
         self.ref_model = None
         self.reference_file = reference_file
-        self.train_dataset = self._with_reference(self.train_dataset, "train")
+        self.train_dataset: Dataset = self._with_reference(self.train_dataset, "train")
         if self.eval_dataset is not None:
-            self.eval_dataset = self._with_reference(self.eval_dataset, "eval")
+            self.eval_dataset: Dataset = self._with_reference(self.eval_dataset, "eval")
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
@@ -103,7 +103,12 @@ def answer_log_probs(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch
         (2 x pairs,)
     """
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-    outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False,
-                    labels=labels, fused_lm_head=True)
+    outputs = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        use_cache=False,
+        labels=labels,
+        fused_lm_head=True,
+    )
     sums: torch.Tensor = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
     return sums

@@ -7,5 +7,5 @@ from trl import SFTTrainer
 from align.trainers.rows import OurRows
 
 
-class SftTrainer(OurRows, SFTTrainer):  # type: ignore[misc]
+class SftTrainer(OurRows, SFTTrainer):
     """SFTTrainer over rows that are token ids already."""

@@ -1,0 +1,105 @@
+"""The parent's end of the child process: hand it tickets, wait for outcomes, say how it died."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+from align import launch, rundir
+from align.errors import AlignError, Exit
+from align.progress import Watcher
+from align.rundir import RunDir, StageDir
+
+POLL_SECONDS = 0.1
+
+
+class Child:
+    """Executes tickets; started with the first one and reused for all that follow, so that the stack is imported once."""
+
+    def __init__(self, run: RunDir, processes: int, watcher: Watcher) -> None:
+        self.dir, self.processes, self.watcher = run, processes, watcher
+        self.process: subprocess.Popen[bytes] | None = None
+        self.sent = 0
+
+    def execute(self, stage: str) -> None:
+        """Hand a stage's ticket over and wait for its outcome.
+
+        Raises:
+            AlignError: the stage failed, or the child died.
+        """
+        here = self.dir.stage(stage)
+        if self.process is None:
+            shutil.rmtree(self.dir.queue, ignore_errors=True)
+            self.process = launch.start(self.dir.root, self.processes, self.dir.child_log)
+        self._send(self.dir.relative(here.ticket))
+        while rundir.read_json(here.outcome) is None:
+            self.watcher.refresh()
+            if self.process.poll() is not None:
+                self.watcher.end()
+                raise self._failure(stage, here, self.process.returncode)
+            time.sleep(POLL_SECONDS)
+        self.watcher.refresh()
+        self.watcher.end()
+
+    def finish(self) -> None:
+        """No more tickets."""
+        if self.process is not None:
+            self._send(None)
+            self.process.wait()
+
+    def interrupt(self) -> None:
+        """Ask for a checkpoint and an end; a second Ctrl-C does not wait."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.watcher.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait()
+        except KeyboardInterrupt:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        if self.process is None:
+            return
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if self.process.poll() is None:
+            try:
+                self.process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+        shutil.rmtree(self.dir.queue, ignore_errors=True)
+
+    def _send(self, ticket: str | None) -> None:
+        self.sent += 1
+        rundir.write_json(self.dir.queue / f"{self.sent}.json", {"ticket": ticket})
+
+    def _failure(self, stage: str, here: StageDir, code: int) -> AlignError:
+        error = rundir.read_json(here.error)
+        if error is not None:
+            what, remedy = error["what"], error["remedy"]
+            if error["traceback"]:
+                remedy = f"the traceback is in {here.log}; when it is mended, run the same command again"
+            return AlignError(what, remedy, exit=Exit(error["exit"]))
+        if code == Exit.INTERRUPTED:
+            raise KeyboardInterrupt
+        step = self.watcher.state.get("step")
+        at = f"at step {step} of stage '{stage}'" if step else f"at the start of stage '{stage}'"
+        if code < 0:
+            name = signal.Signals(-code).name
+            cause = " (out of memory, most often)" if name == "SIGKILL" else ""
+            what = f"the training process was ended by the system with {name}{cause}, {at}"
+        else:
+            what = f"the training process ended with code {code}, {at}"
+        log = here.log if here.log.is_file() else self.dir.child_log
+        return AlignError(
+            what,
+            "run the same command again and it resumes; to need less memory lower "
+            f"per_device_train_batch_size or use qlora; the log is {log}",
+            exit=Exit.STAGE_FAILED,
+        )

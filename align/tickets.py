@@ -1,0 +1,132 @@
+"""What each stage is asked to do, and the fingerprint of all that its weights depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align import rundir
+from align.pipeline import BASE
+from align.prepare import Prepared, write_rows
+from align.recipe import Loaded, StagePlan
+from align.rundir import RunDir
+from align.stage import BaseModelIdentity, Policy, Rows, Ticket
+
+# Training arguments that change what is written or shown, never the weights.
+_COSMETIC = (
+    "logging_",
+    "save_",
+    "eval_",
+    "dataloader_",
+    "per_device_",
+    "gradient_accumulation_steps",
+    "include_num_input_tokens_seen",
+    "skip_memory_metrics",
+    "ddp_timeout",
+)
+# Keys of a stage that stand in the fingerprint by content, not by name.
+_BY_CONTENT = ("data", "eval_data", "replay", "parameterization", "training", "stage", "policy")
+
+
+def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> dict[str, Ticket]:
+    """Every stage's ticket, in order; what only its turn can tell (the policy, a checkpoint) is filled in then.
+
+    Writes the checked rows into the run folder.
+    """
+    base = prepared.base
+    assert base.path is not None
+    identity = BaseModelIdentity(
+        name=base.name, path=str(base.path), revision=base.revision, identity=base.identity(run.base_identity)
+    )
+    tickets: dict[str, Ticket] = {}
+    for plan in loaded.stages:
+        ticket = _ticket(loaded, prepared, plan, run, identity, processes)
+        above = [tickets[plan.policy].fingerprint, _kept(run, plan.policy)] if plan.policy != BASE else [BASE]
+        ticket.fingerprint = fingerprint(plan, ticket, prepared.chat_template, above)
+        tickets[plan.id] = ticket
+    return tickets
+
+
+def _ticket(
+    loaded: Loaded, prepared: Prepared, plan: StagePlan, run: RunDir, base: BaseModelIdentity, processes: int
+) -> Ticket:
+    rows, settings = prepared.rows[plan.id], loaded.recipe
+    model = settings.model.model_dump(mode="json")
+    if settings.model.chat_template not in (None, "plain"):
+        model["chat_template"] = str(_absolute(str(settings.model.chat_template), loaded.root))
+    return Ticket(
+        stage=plan.id,
+        program=plan.program.name,
+        program_path=str(plan.program.path),
+        gives=plan.program.stage.gives,
+        fingerprint="",
+        seed=settings.seed,
+        policy=Policy(base=base),
+        model=model,
+        parameterization=plan.method_keys.model_dump(mode="json"),
+        keys=plan.keys.model_dump(mode="json"),
+        training=plan.training,
+        train=write_rows(run, rows.train),
+        evaluation=write_rows(run, rows.evaluation) if rows.evaluation else None,
+        replay=write_rows(run, rows.replay.examples) if rows.replay else None,
+        replay_ratio=plan.replay.ratio if plan.replay else 0.0,
+        probes=_absolute_probes(settings.forgetting.model_dump(mode="json")["probes"], loaded.root),
+        measure_base=False,
+        processes=processes,
+        trackers=list(settings.trackers),
+        run_name=f"{settings.name}-{plan.id}",
+    )
+
+
+def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, above: list[str]) -> str:
+    """Hash of all that the weights and measurements of a stage depend on.
+
+    Args:
+        chat_template: the recipe's own, as text.
+        above: the fingerprint of the stage whose policy comes in, and what was decided on it.
+
+    The number of processes is not in it, the global batch is; nor is where the run goes or how often it logs.
+    """
+    per_device, accumulation = plan.global_batch
+    model = ticket.model
+
+    def content(rows: Rows | None) -> str | None:
+        return rows.sha256 if rows else None
+
+    return rundir.digest(
+        {
+            "format": 1,
+            "program": plan.program.sha256 or plan.program.name,
+            "keys": {k: v for k, v in ticket.keys.items() if k not in _BY_CONTENT},
+            "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},
+            "global_batch": per_device * accumulation * ticket.processes,
+            "parameterization": ticket.parameterization,
+            "model": [model["dtype"], model["attn_implementation"], chat_template],
+            "base": ticket.policy.base.identity,
+            "seed": ticket.seed,
+            "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
+            "probes": _by_content(ticket.probes),
+            "above": above,
+        }
+    )
+
+
+def _kept(run: RunDir, stage: str) -> str:
+    """What goes on from an input: as trained, unless a decision says otherwise."""
+    return str(rundir.read_json(run.stage(stage).decision, {}).get("policy", "as_trained"))
+
+
+def _absolute(name: str, root: Path) -> Path:
+    return next((p.resolve() for p in (Path(name), root / name) if p.exists()), Path(name))
+
+
+def _absolute_probes(probes: Any, root: Path) -> Any:
+    if not isinstance(probes, dict):
+        return probes
+    return {name: {**file, "data": str(_absolute(file["data"], root))} for name, file in probes.items()}
+
+
+def _by_content(probes: Any) -> Any:
+    if not isinstance(probes, dict):
+        return probes
+    return {name: [file["metric"], rundir.file_sha256(Path(file["data"]))] for name, file in probes.items()}
