@@ -1,178 +1,174 @@
-"""The names and types of TRL's training arguments, read from its source without importing it.
-
-`training:` in a recipe takes the trainer's own argument names. They are checked before anything heavy is loaded,
-so they are parsed (`ast`) from the installed packages: the truth about this version, and no list to keep by hand.
-"""
+"""`training:` of a recipe: which of the trainer's own argument names a user may set, and to what."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from align.errors import AlignError, Exit
-from align.shelf import nearest
+from align.data.order import STRATEGIES
+from align.shelf import did_you_mean, nearest
+from align.trl_source import Argument, known
+from align.validation import shown
 
-_FILES = {
-    "trl": ("trainer/base_config.py", "trainer/{stem}_config.py"),
-    "transformers": ("training_args.py",),
-}
+__all__ = ["OWNED", "Argument", "Fault", "check", "choices", "known", "open_to_users"]
+
+_LAST_POLICY = "a stage hands on its last policy; leave it out"
+_REFERENCE = "the reference is the policy that came in; leave it out"
+_RESUMES = "run the same command again and it resumes"
+_PROCESSES = "use the recipe's `launch.processes`"
+_BY_HAND = "push by hand, after a look at the report"
 # The engine sets these itself; each names what a user writes instead.
 OWNED = {
-    "output_dir": "the run folder is named by `--run-dir`",
+    "output_dir": "name the run folder with `--run-dir`",
     "seed": "use the recipe's `seed`",
     "data_seed": "use the recipe's `seed`",
-    "full_determinism": "a run is repeatable as it is",
-    "resume_from_checkpoint": "run the same command again and it resumes",
-    "restore_callback_states_from_checkpoint": "run the same command again and it resumes",
-    "ignore_data_skip": "run the same command again and it resumes",
+    "full_determinism": "a run is repeatable as it is; leave it out",
+    "resume_from_checkpoint": _RESUMES,
+    "restore_callback_states_from_checkpoint": _RESUMES,
+    "ignore_data_skip": _RESUMES,
     "save_only_model": "a checkpoint without its optimizer cannot be resumed; leave it out",
-    "load_best_model_at_end": "a stage hands on its last policy; leave it out",
-    "metric_for_best_model": "a stage hands on its last policy; leave it out",
-    "greater_is_better": "a stage hands on its last policy; leave it out",
+    "load_best_model_at_end": _LAST_POLICY,
+    "metric_for_best_model": _LAST_POLICY,
+    "greater_is_better": _LAST_POLICY,
     "hub_token": "set HF_TOKEN in the environment",
-    "trust_remote_code": "use `model.trust_remote_code`",
-    "model_init_kwargs": "use the keys under `model`",
-    "deepspeed": "use `launch`",
-    "fsdp": "use `launch`",
-    "fsdp_config": "use `launch`",
-    "accelerator_config": "use `launch`",
-    "parallelism_config": "use `launch`",
-    "ddp_backend": "use `launch`",
+    "push_to_hub": _BY_HAND,
+    "hub_model_id": _BY_HAND,
+    "hub_strategy": _BY_HAND,
+    "hub_private_repo": _BY_HAND,
+    "hub_always_push": _BY_HAND,
+    "hub_revision": _BY_HAND,
+    "trust_remote_code": "use the recipe's `model.trust_remote_code`",
+    "model_init_kwargs": "use the keys under the recipe's `model`",
+    "deepspeed": _PROCESSES,
+    "fsdp": _PROCESSES,
+    "fsdp_config": _PROCESSES,
+    "accelerator_config": _PROCESSES,
+    "parallelism_config": _PROCESSES,
+    "ddp_backend": _PROCESSES,
+    "local_rank": _PROCESSES,
     "use_cpu": "a GPU is used where there is one; hide it with CUDA_VISIBLE_DEVICES=''",
     "report_to": "use the recipe's `trackers`",
-    "run_name": "the tracker shows the recipe's `name` and the stage",
+    "run_name": "use the recipe's `name`; trackers show it with the stage",
     "project": "set WANDB_PROJECT or TRACKIO_PROJECT in the environment",
     "trackio_space_id": "set TRACKIO_SPACE_ID in the environment",
-    "eos_token": "use `model.chat_template`",
-    "pad_token": "use `model.chat_template`",
-    "chat_template_path": "use `model.chat_template`",
-    "dataset_text_field": "use `data.columns`",
-    "dataset_kwargs": "use `data`",
+    "eos_token": "use the recipe's `model.chat_template`",
+    "pad_token": "use the recipe's `model.chat_template`",
+    "chat_template_path": "use the recipe's `model.chat_template`",
+    "dataset_text_field": "use the stage's `data.columns`",
+    "dataset_kwargs": "use the stage's `data`",
     "remove_unused_columns": "rows are prepared by the engine; leave it out",
     "shuffle_dataset": "use `train_sampling_strategy`",
-    "assistant_only_loss": "use `completion_only_loss`, which covers every answer of a conversation",
-    "precompute_ref_log_probs": "the reference is always computed once, before the first step",
-    "precompute_ref_batch_size": "the reference is always computed once, before the first step",
-    "sync_ref_model": "the reference is the policy that came in; leave it out",
-    "ref_model_mixup_alpha": "the reference is the policy that came in; leave it out",
-    "ref_model_sync_steps": "the reference is the policy that came in; leave it out",
+    "assistant_only_loss": "use the stage's `completion_only_loss`, which covers every answer of a conversation",
+    "precompute_ref_log_probs": "the reference is always computed once, before the first step; leave it out",
+    "precompute_ref_batch_size": "the reference is always computed once, before the first step; leave it out",
+    "sync_ref_model": _REFERENCE,
+    "ref_model_mixup_alpha": _REFERENCE,
+    "ref_model_sync_steps": _REFERENCE,
     "do_train": "leave it out",
-    "do_eval": "use `eval_data`",
+    "do_eval": "use the stage's `eval_data`",
     "do_predict": "leave it out",
     "disable_tqdm": "leave it out",
     "log_level": "leave it out",
     "log_level_replica": "leave it out",
 }
-_PREFIXES = {"hub_": "pushing to the Hub is done by hand, after looking at the report", "push_to_hub": "pushing to the "
-             "Hub is done by hand, after looking at the report"}
+# Where the engine takes less than the trainer: its own order of rows, and no "best" checkpoint.
+_NARROWED = {"train_sampling_strategy": STRATEGIES, "save_strategy": ("no", "steps", "epoch")}
+# Below these a trainer divides by zero or trains nothing, which it tells late or not at all.
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_length": 1,
+    "learning_rate": 0,
+    "num_train_epochs": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+}
+_LISTED = 15  # values that a remedy lists
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a mapping",
+    "list": "a list",
+    "None": "null",
+}
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One training argument: its annotation as written in the source, and the words of its help."""
+class Fault(NamedTuple):
+    """What is wrong with one training argument, and the way out; `what` holds `{key}` for its dotted path."""
 
     name: str
-    annotation: str
-    help: str
+    what: str
+    remedy: str
 
 
-@lru_cache
-def known(config: str) -> dict[str, Argument]:
-    """Every argument of a TRL config class (`SFTConfig`), with those it inherits from transformers.
-
-    Raises:
-        AlignError: trl or transformers is not installed, or holds no such class.
-    """
-    stem = config.removesuffix("Config").lower()
-    classes: dict[str, ast.ClassDef] = {}
-    for package, files in _FILES.items():
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise AlignError(f"the package '{package}' is not installed", "pip install align-suite", exit=Exit.MACHINE)
-        for name in files:
-            path = Path(spec.submodule_search_locations[0]) / name.format(stem=stem)
-            if path.is_file():
-                body = ast.parse(path.read_text(encoding="utf-8")).body
-                classes.update({node.name: node for node in body if isinstance(node, ast.ClassDef)})
-    if config not in classes:
-        raise AlignError(f"the installed trl has no '{config}'", "install trl 1.16", exit=Exit.MACHINE)
-    return _collect(config, classes)
+def open_to_users(config: str) -> dict[str, Argument]:
+    """The arguments of a TRL config that a recipe may set."""
+    return {name: argument for name, argument in known(config).items() if name not in OWNED}
 
 
-def _collect(name: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, Argument]:
-    found: dict[str, Argument] = {}
-    node = classes[name]
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes:
-            found.update(_collect(base.id, classes))
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id[0] != "_":
-            argument = Argument(item.target.id, ast.unparse(item.annotation), _help(item.value))
-            found[argument.name] = argument
-    return found
+def choices(argument: Argument) -> tuple[str, ...]:
+    """The values that an argument may take; empty where any of its kind may stand."""
+    return _NARROWED.get(argument.name, argument.choices)
 
 
-def _help(value: ast.expr | None) -> str:
-    for node in ast.walk(value) if value is not None else ():
-        if isinstance(node, ast.Dict):
-            for key, text in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == "help":
-                    try:
-                        return str(ast.literal_eval(text))
-                    except ValueError:
-                        return ""
-    return ""
-
-
-def check(config: str, training: Mapping[str, Any], recipe_keys: frozenset[str]) -> list[tuple[str, str, str]]:
-    """Faults of a `training:` mapping as (name, what, remedy), none when all is well.
+def check(config: str, training: Mapping[str, Any], recipe_keys: frozenset[str]) -> list[Fault]:
+    """Faults of a `training:` mapping, none when all is well.
 
     `recipe_keys` are the stage's own recipe keys: an argument of that name belongs one level up.
     """
+    found = (_fault(config, name, value, recipe_keys) for name, value in training.items())
+    return [fault for fault in found if fault is not None]
+
+
+def _fault(config: str, name: str, value: Any, recipe_keys: frozenset[str]) -> Fault | None:
+    if name in recipe_keys:
+        remedy = f"write `{name}:` one level up, beside `training:`"
+        return Fault(name, f"'{name}' is a key of the stage, not of `training`", remedy)
     arguments = known(config)
-    faults = []
-    for name, value in training.items():
-        if name in recipe_keys:
-            faults.append((name, f"'{name}' is a key of the stage, not of `training`", f"write it beside `training:` as "
-                           f"`{name}: {value}`"))
-        elif name in OWNED or name.startswith(tuple(_PREFIXES)):
-            remedy = OWNED.get(name) or next(text for prefix, text in _PREFIXES.items() if name.startswith(prefix))
-            faults.append((name, f"the training argument '{name}' belongs to the engine", remedy))
-        elif name not in arguments:
-            close = nearest(name, [n for n in arguments if n not in OWNED])
-            remedy = f"did you mean '{close}'?" if close else f"see the arguments of trl.{config}"
-            faults.append((name, f"trl.{config} has no argument '{name}'", remedy))
-        elif not _fits(value, arguments[name].annotation):
-            faults.append((name, f"the training argument '{name}' takes {_words(arguments[name].annotation)}, "
-                           f"not {value!r}", "write such a value"))
-    return faults
+    if name in OWNED:
+        return Fault(name, f"the training argument '{name}' belongs to the engine", OWNED[name])
+    if name not in arguments:
+        close = nearest(name, [*open_to_users(config), *recipe_keys])
+        remedy = f"did you mean '{close}'?" if close else f"see the arguments of trl.{config}"
+        return Fault(name, f"trl.{config} has no argument '{name}'", remedy)
+    return _value_fault(arguments[name], value)
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a YAML value can be what the annotation says; annotations beyond the plain ones are left to TRL."""
-    parts = {part.strip().strip("'\"") for part in annotation.replace("Optional[", "").replace("]", "").split("|")}
-    parts = {p.split("[")[0] for p in parts}
-    plain = {"int", "float", "bool", "str", "dict", "list", "None"}
-    if not parts <= plain:
-        return True
-    if value is None:
-        return "None" in parts or "Optional" in annotation
-    if isinstance(value, bool):
-        return "bool" in parts
-    if isinstance(value, int):
-        return bool(parts & {"int", "float"})
-    if isinstance(value, float):
-        return "float" in parts
-    return type(value).__name__ in parts
+def _value_fault(argument: Argument, value: Any) -> Fault | None:
+    name = argument.name
+    help_ = f"{name}: {_first_sentence(argument.help)}" if argument.help else ""
+    allowed = choices(argument)
+    if allowed and value not in allowed and not (value is None and "None" in argument.kinds):
+        return Fault(name, f"'{{key}}' cannot be {shown(value)}", _nearest_of(str(value), allowed))
+    if argument.kinds and not _fits(value, argument.kinds):
+        order = [_WORDS[kind] for kind in _WORDS if kind in argument.kinds]
+        return Fault(name, f"'{{key}}' must be {' or '.join(order)}, not {shown(value)}", help_)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and not math.isfinite(value):
+        return Fault(name, f"'{{key}}' must be a finite number, not {value}", help_)
+    if is_number and name in _AT_LEAST and value < _AT_LEAST[name]:
+        return Fault(name, f"'{{key}}' must be at least {_AT_LEAST[name]}, not {value}", help_)
+    return None
 
 
-def _words(annotation: str) -> str:
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": "a mapping",
-             "list": "a list", "None": "null"}
-    parts = [part.strip().split("[")[0] for part in annotation.split("|")]
-    return " or ".join(words.get(part, part) for part in parts)
+def _nearest_of(word: str, allowed: tuple[str, ...]) -> str:
+    if len(allowed) <= _LISTED or nearest(word, allowed):
+        return did_you_mean(word, allowed)
+    return f"choose one of: {', '.join(allowed[:_LISTED])}, or {len(allowed) - _LISTED} more that transformers knows"
+
+
+def _fits(value: Any, kinds: frozenset[str]) -> bool:
+    """Whether a YAML value is of one of these kinds; a whole number is a number too, true is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return bool(kinds & {"int", "float"})
+    return (type(value).__name__ if value is not None else "None") in kinds
+
+
+def _first_sentence(text: str) -> str:
+    first = " ".join(text.split()).split(". ")[0].rstrip(".")
+    return first if len(first) <= 120 else first[:117].rsplit(" ", 1)[0] + " …"

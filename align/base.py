@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,14 @@ from align.errors import AlignError, Exit
 
 LAB = "lab"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_SMALL = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*",
-          "vocab*", "merges.txt", "added_tokens.json", "*.model", "*.tiktoken")
+_SMALL = (
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*"),
+    *("vocab*", "merges.txt", "added_tokens.json", "*.model", "*.tiktoken"),
+)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+_PICKLED = ("pytorch_model*.bin", "consolidated*.pth", "*.ckpt")
+_COPY_AGAIN = "copy or download the model again"
+_LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,13 @@ class Base:
         return rundir.digest({name: record["sha256"] for name, record in found.items()})
 
 
+def is_on_hub(name: str, root: Path) -> bool:
+    """Whether a model's name can only mean the Hub: it has its form, and no folder is called so."""
+    if name == LAB or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return False
+    return not any(folder.is_dir() for folder in (Path(name), root / name))
+
+
 def resolve(name: str, revision: str | None, *, root: Path, offline: bool = False) -> Base:
     """Find the base model that a recipe names.
 
@@ -64,64 +80,131 @@ def resolve(name: str, revision: str | None, *, root: Path, offline: bool = Fals
     if name == LAB:
         from align import lab
 
-        return _folder(name, lab.MODEL_DIR)
+        return Base(name, lab.MODEL_DIR, None, check_folder(name, lab.MODEL_DIR))
+    if is_on_hub(name, root):
+        return Base(name, None, revision, {}) if offline else _hub(name, revision)
     for folder in (Path(name).expanduser(), root / name):
         if folder.is_dir():
-            return _folder(name, folder.resolve())
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise AlignError(f"there is no model folder '{name}'", "give a folder with config.json, a Hugging Face id "
-                         "(owner/name), or `lab`")
-    if offline:
-        return Base(name, None, revision, {})
-    return _hub(name, revision)
+            return Base(name, folder.resolve(), None, check_folder(name, folder))
+    what, remedy = f"there is no model folder '{name}'", "give a folder with config.json, a Hub id (owner/name), or lab"
+    raise AlignError(what, remedy)
 
 
-def _folder(name: str, folder: Path) -> Base:
-    config = folder / "config.json"
-    if not config.is_file():
+def check_folder(name: str, folder: Path) -> dict[str, Any]:
+    """Check that a folder holds a whole model with a tokenizer; returns its config.json.
+
+    Raises:
+        AlignError: something is missing, broken, cut short, or in a format that runs code when it is read.
+    """
+    if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise AlignError(f"'{name}' is an adapter, not a base model", "give the base model that it was trained on")
-        raise AlignError(f"the folder '{name}' holds no config.json, so it is no model",
-                         "give a folder saved by transformers' save_pretrained")
+            raise AlignError(f"'{name}' is an adapter, not a base model", _base_of(folder))
+        what = f"'{name}' holds no config.json, so it is no model"
+        raise AlignError(what, "give a folder that save_pretrained of transformers wrote")
+    config = _json(name, folder / "config.json")
+    _check_weights(name, folder)
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        what = f"the model '{name}' holds no tokenizer"
+        raise AlignError(what, "save the tokenizer into the same folder (tokenizer.save_pretrained)")
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / file).is_file():
+            _json(name, folder / file)
+    return config
+
+
+def _base_of(adapter: Path) -> str:
+    """The remedy for an adapter: the base that it says it was trained on."""
+    found = rundir.read_json(adapter / "adapter_config.json")
+    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    return "give the base model that it was trained on" + (f", '{base}'" if base else "")
+
+
+def _json(name: str, path: Path) -> dict[str, Any]:
+    what = f"the {path.name} of the model '{name}' is"
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AlignError(f"the config.json of '{name}' is no JSON ({error})", "save the model again") from None
-    if not any(folder.glob(pattern) for pattern in ("*.safetensors",)):
-        pickled = next(folder.glob("pytorch_model*.bin"), None)
-        remedy = "convert it: load it with transformers and save_pretrained (safetensors)" if pickled else \
-            "give a folder with model.safetensors"
-        raise AlignError(f"the model folder '{name}' holds no safetensors weights", remedy)
-    if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")):
-        raise AlignError(f"the model folder '{name}' holds no tokenizer", "save the tokenizer beside the model")
-    return Base(name, folder, None, content)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        what = f"{what} broken JSON, at line {error.lineno} column {error.colno}"
+        raise AlignError(what, _COPY_AGAIN) from None
+    except UnicodeDecodeError:
+        raise AlignError(f"{what} not UTF-8", _COPY_AGAIN) from None
+    if not isinstance(content, dict):
+        raise AlignError(f"{what} not a JSON object", _COPY_AGAIN)
+    return content
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        what = f"the model '{name}' holds no safetensors weights"
+        if any(path for pattern in _PICKLED for path in folder.glob(pattern)):
+            remedy = "convert them: from_pretrained, then save_pretrained of transformers"
+            raise AlignError(f"{what}, only pickled ones, which run code when they are read", remedy)
+        raise AlignError(what, "give a folder with model.safetensors")
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = set(_json(name, index).get("weight_map", {}).values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            what = f"the model '{name}' lacks {len(missing)} of its {len(shards)} weight files, first {missing[0]}"
+            raise AlignError(what, _COPY_AGAIN)
+    for file in files:
+        _check_whole(name, file)
+
+
+def _check_whole(name: str, file: Path) -> None:
+    """A safetensors file begins with the length of its header, which says where each tensor ends."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(len(_LFS))
+        stream.seek(8)
+        length = int.from_bytes(start[:8], "little")
+        header = stream.read(length) if 8 + length <= size else b""
+    if start == _LFS:
+        what = f"the {file.name} of the model '{name}' is a Git LFS pointer, not weights"
+        raise AlignError(what, "fetch the weights with `git lfs pull`")
+    try:
+        tensors = json.loads(header)
+        needed = max((t["data_offsets"][1] for key, t in tensors.items() if key != "__metadata__"), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise AlignError(f"the {file.name} of the model '{name}' is no safetensors file", _COPY_AGAIN) from None
+    if size < 8 + length + needed:
+        what = f"the {file.name} of the model '{name}' is cut short: {size:,} of {8 + length + needed:,} bytes"
+        raise AlignError(what, _COPY_AGAIN)
 
 
 def _hub(name: str, revision: str | None) -> Base:
     """Look a Hub model up, downloading its files into the Hugging Face cache (HF_HOME, HF_TOKEN are respected)."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    import huggingface_hub
 
     patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+    with _told(name, revision):
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    return Base(name, folder, folder.name, check_folder(name, folder))
+
+
+@contextmanager
+def _told(name: str, revision: str | None) -> Iterator[None]:
+    """What the Hub's client raises, as one sentence."""
+    from huggingface_hub import errors
+
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except GatedRepoError:
-        raise AlignError(f"the model '{name}' is gated", f"accept its terms on https://huggingface.co/{name}, then "
-                         "`hf auth login` or set HF_TOKEN") from None
-    except RevisionNotFoundError:
-        raise AlignError(f"the model '{name}' has no revision '{revision}'", "give a commit, tag or branch") from None
-    except RepositoryNotFoundError:
-        raise AlignError(f"there is no model '{name}' on the Hub, or it is private", "check the name; for a private "
-                         "one `hf auth login` or set HF_TOKEN") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
-        raise AlignError(f"the model '{name}' is not in the local cache and the Hub cannot be reached",
-                         "connect, or give the folder of a copy", exit=Exit.BAD_INPUT) from None
-    return Base(name, folder, folder.name, _folder(name, folder).config)
+        yield
+    except errors.GatedRepoError:
+        remedy = f"accept its terms on https://huggingface.co/{name}, then `hf auth login` or set HF_TOKEN"
+        raise AlignError(f"the model '{name}' is gated", remedy) from None
+    except errors.RevisionNotFoundError:
+        remedy = f"see https://huggingface.co/{name}/tree/main"
+        raise AlignError(f"the model '{name}' has no revision '{revision}'", remedy) from None
+    except errors.RepositoryNotFoundError:
+        what = f"there is no folder '{name}', and no model of this name on the Hub that you may read"
+        raise AlignError(what, "check the spelling; for a private one `hf auth login` or set HF_TOKEN") from None
+    except errors.HFValidationError:
+        what = f"there is no folder '{name}', and no model on the Hub can have this name"
+        raise AlignError(what, "check the spelling") from None
+    except OSError as error:  # of the network, the Hub, or the disk
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            what = f"the model '{name}' cannot be saved into the Hugging Face cache: {error.strerror}"
+            raise AlignError(what, "free some disk, or set HF_HOME to another one", exit=Exit.MACHINE) from None
+        what = f"the model '{name}' is not in the local cache, and the Hub cannot be reached"
+        raise AlignError(what, f"connect, or fetch it where there is a network: hf download {name}") from None

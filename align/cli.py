@@ -10,15 +10,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from align.errors import AlignError, Exit
+from align.errors import AlignError, Exit, Faults
 
 app = typer.Typer(
-    name="align", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    name="align",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     help="Take a base model through a chain of post-training stages, and see after each one what it forgot.",
     epilog="Begin with: [bold]align run recipes/dpo_qlora.yaml[/bold]",
 )
 lab_app = typer.Typer(no_args_is_help=True, help="The lab model that ships with align.")
-app.add_typer(lab_app, name="lab")
+app.add_typer(lab_app, name="lab", rich_help_panel="Use")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.dpo.beta=0.2")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/dpo_qlora.")]
@@ -26,13 +30,19 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, fo
 
 @app.command(rich_help_panel="Train")
 def run(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or a name of `align list`.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or a name of `align list`.")
+    ] = None,
     set: Set = [],  # noqa: B006 - typer reads the default, nobody changes it
     run_dir: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> by default.")] = None,
-    from_stage: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Redo this stage and what follows from it.")] = None,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Redo this stage and what follows from it.")
+    ] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Redo just this stage.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; what is there is kept in superseded/.")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Train with this many processes (accelerate launch).")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Train with this many processes (accelerate launch).")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Without a recipe: the base model.")] = None,
     data: Annotated[str | None, typer.Option(help="Without a recipe: the training data.")] = None,
     method: Annotated[str, typer.Option(help="Without a recipe: the parameterization.")] = "lora",
@@ -52,18 +62,23 @@ def run(
     if recipe is None:
         path = quick.write(model, data, method=method, stage=stage)
         _errors().print(f"wrote {path}, and runs it")
+    elif model is not None or data is not None:
+        raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=... with a recipe")
     else:
-        if model is not None or data is not None:
-            raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=… with a recipe")
         path = recipes.locate(recipe)
     loaded = recipes.load(path, set)
     folder = RunDir((run_dir or Path("runs") / loaded.recipe.name).absolute())
+    if folder.root.exists() and not folder.root.is_dir():
+        raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another --run-dir")
     with Watcher(_errors()) as watcher:
         code = Run(loaded, Options(from_stage, only, fresh, processes), folder, watcher).execute()
     _show(folder.root)
     if code == Exit.GATE:
-        _errors().print("the gate stopped the run: change the recipe (forgetting limits, replay, learning rate) and run "
-                        "the same command again", style="yellow")
+        _errors().print(
+            "the gate stopped the run: change the recipe (forgetting limits, replay, learning rate) and run "
+            "the same command again",
+            style="yellow",
+        )
     raise typer.Exit(code)
 
 
@@ -86,7 +101,9 @@ def check(
         replay = f", replay {plan.replay.ratio:.0%}" if plan.replay else ""
         held = f", {len(rows.evaluation):,} held out" if rows.evaluation else ""
         source = f"from {plan.policy}"
-        print(f"{plan.id}: {plan.program.name} {source}, {plan.method_keys.method}, {len(rows.train):,} rows{held}{replay}")
+        print(
+            f"{plan.id}: {plan.program.name} {source}, {plan.method_keys.method}, {len(rows.train):,} rows{held}{replay}"
+        )
     print(f"{recipe}: ok")
 
 
@@ -99,15 +116,22 @@ def status(run_dir: RunFolder) -> None:
 
     record = rundir.read_json(run_dir / "run.json")
     if record is None:
-        raise AlignError(f"'{run_dir}' is no run folder", "give a folder that `align run` wrote")
+        what = f"'{run_dir}' is no run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
+        raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
     table = Table(box=None, title=f"{record['name']}", title_justify="left")
     for name in ("stage", "program", "from", "status", "steps", "seconds"):
         table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
     for id in record["order"]:
         entry = record["stages"].get(id, {})
         outcome = rundir.read_json(run_dir / "stages" / id / "outcome.json", {})
-        table.add_row(id, entry.get("stage", ""), entry.get("inputs", {}).get("policy", ""), entry.get("status", "pending"),
-                      str(outcome.get("steps", "")), str(entry.get("seconds", "")))
+        table.add_row(
+            id,
+            entry.get("stage", ""),
+            entry.get("inputs", {}).get("policy", ""),
+            entry.get("status", "pending"),
+            str(outcome.get("steps", "")),
+            str(entry.get("seconds", "")),
+        )
     Console().print(table)
 
 
@@ -136,7 +160,7 @@ def list_() -> None:
     for title, entries in sections:
         console.print(f"[bold]{title}[/bold]")
         for name, text in entries.items():
-            console.print(f"  {name:<28} {text}", highlight=False)
+            console.print(f"  {name:<28} {text}", highlight=False, markup=False)
 
 
 def _purpose(path: Path | None) -> str:
@@ -160,7 +184,9 @@ def schema() -> None:
 @app.command(rich_help_panel="Use")
 def chat(
     run_dir: RunFolder,
-    stage: Annotated[str | None, typer.Option(help="Talk to the policy after this stage; the last one by default.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Talk to the policy after this stage; the last one by default.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
 ) -> None:
@@ -212,7 +238,8 @@ def guarded(command: Callable[[], Any]) -> int:
     except AlignError as error:
         from rich.markup import escape
 
-        _errors().print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        for fault in error.faults if isinstance(error, Faults) else [error]:
+            _errors().print(f"[red]error[/red] {escape(str(fault))}", highlight=False, soft_wrap=True)
         return error.exit
     except KeyboardInterrupt:
         _errors().print("interrupted; the same command again goes on from here")

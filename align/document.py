@@ -1,24 +1,35 @@
-"""A YAML file that remembers where everything stands, and its check against a typed model."""
+"""A YAML file that remembers where everything stands, and what the command line changed in it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from align.errors import AlignError, FaultList, Place
-from align.shelf import nearest
+from align.errors import AlignError, Place
+from align.validation import Loc, dotted
 
-M = TypeVar("M", bound=BaseModel)
-Loc = tuple[str | int, ...]
+# What the parser says, and the same for somebody who did not write the parser. The first that is found is taken.
+_PLAINER = (
+    ("mapping values are not allowed here", "a ':' is not allowed here", "put a text that holds ': ' into quotes"),
+    (r"character '\t'", "a tab stands here", "YAML is indented with spaces"),
+    ("that cannot start any token", "a text cannot begin with this character", "put the text into quotes"),
+    ("expected ',' or ']'", "the list is not closed", "close it with ], or write the comma that is missing"),
+    ("expected ',' or '}'", "the mapping is not closed", "close it with }, or write the comma that is missing"),
+    ("expected <block end>", "this line does not line up with the ones above", "indent it as much as its neighbours"),
+    ("could not find expected ':'", "a ':' is missing after the key", "write `key: value`"),
+    ("unexpected end of stream", "a quote is not closed", "close it"),
+    ("found undefined alias", "the alias names no anchor", "put a text that begins with * into quotes"),
+    ("found another document", "a second document begins here", "keep one document; take the `---` out"),
+    ("constructor for the tag", "the tag is not known", "put a text that begins with ! into quotes"),
+)
 
 
 @dataclass
@@ -34,13 +45,12 @@ class Document:
     overrides: dict[str, str] = field(default_factory=dict)
 
     def place(self, loc: Sequence[str | int]) -> Place:
-        """The place of the deepest part of `loc` that stands in the file."""
-        for end in range(len(loc), 0, -1):
-            text = self.overrides.get(".".join(str(part) for part in loc[:end]))
+        """The place of the deepest part of `loc` that the file or the command line holds."""
+        node, line, column = self.marks, 0, 0
+        for depth, part in enumerate(loc, start=1):
+            text = self._override(loc[:depth])
             if text is not None:
                 return Place(f"--set {text}")
-        node, line, column = self.marks, 0, 0
-        for part in loc:
             mark = _mark(node, part)
             if mark is None:
                 break
@@ -48,23 +58,67 @@ class Document:
             node = node[part]
         return Place(self.file, line + 1, column + 1)
 
+    def _override(self, loc: Sequence[str | int]) -> str | None:
+        """The command-line text that set what stands at `loc`, or that made a mapping there."""
+        path = ".".join(str(part) for part in loc)
+        if path in self.overrides or self.has(loc):
+            return self.overrides.get(path)
+        return next((text for key, text in self.overrides.items() if key.startswith(f"{path}.")), None)
+
+    def has(self, loc: Sequence[str | int]) -> bool:
+        """Whether the file itself holds something at `loc`."""
+        node = self.marks
+        for part in loc:
+            if _mark(node, part) is None:
+                return False
+            node = node[part]
+        return True
+
     def fault(self, loc: Sequence[str | int], what: str, remedy: str = "") -> AlignError:
         """An AlignError at the place of `loc`."""
         return AlignError(what, remedy, place=self.place(loc))
 
+    def set(self, text: str) -> None:
+        """Change a value by `stages.dpo.beta=0.2`, as given to `--set`.
+
+        Raises:
+            AlignError: it has no such form, or the key would stand below something that is no mapping.
+        """
+        place = Place(f"--set {text}")
+        path, equals, value = text.partition("=")
+        parts = path.strip().split(".")
+        if not equals or not all(parts):
+            raise AlignError("this is not KEY=VALUE", "write for example --set stages.dpo.beta=0.2", place=place)
+        node = self.data
+        for depth, part in enumerate(parts[:-1], start=1):
+            if node.get(part) is None:
+                node[part] = {}
+            if not isinstance(node[part], dict):
+                what = f"'{dotted(parts[:depth])}' holds no keys, so '{path.strip()}' cannot be set"
+                raise AlignError(what, f"set '{dotted(parts[:depth])}' as a whole", place=place)
+            node = node[part]
+        node[parts[-1]] = _scalar(value, place)
+        self.overrides[".".join(parts)] = text
+
 
 def _mark(node: Any, part: str | int) -> tuple[int, int] | None:
-    if isinstance(node, CommentedMap) and part in node:
-        line, column = node.lc.key(part)
-        return line, column
-    if isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-        line, column = node.lc.item(part)
-        return line, column
+    try:
+        if isinstance(node, CommentedMap) and part in node:
+            line, column = node.lc.key(part)
+            return line, column
+        if isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+            line, column = node.lc.item(part)
+            return line, column
+    except KeyError:  # it came in by a merge key, `<<: *anchor`, and has no line of its own
+        return None
     return None
 
 
 def read(path: Path, shown: str | None = None) -> Document:
     """Read a YAML file whose top level is a mapping.
+
+    Args:
+        shown: the file's name in messages; the path itself by default.
 
     Raises:
         AlignError: the file is missing, is no YAML, repeats a key, or is not a mapping; with line and column.
@@ -73,32 +127,46 @@ def read(path: Path, shown: str | None = None) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise AlignError(f"there is no file '{shown}'", "give the path of a recipe, or see `align list`") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AlignError(f"'{shown}' cannot be read as text ({error})", "give a YAML file in UTF-8") from None
+        raise AlignError(f"there is no file '{shown}'", "check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        what = f"the byte 0x{error.object[error.start]:02x} is not UTF-8"
+        raise AlignError(what, "save the file as UTF-8", place=Place(shown, line)) from None
+    except OSError as error:
+        what = f"the file cannot be read: {error.strerror}"
+        raise AlignError(what, "give a YAML file that you may read", place=Place(shown)) from None
     return parse(text, shown)
 
 
 def parse(text: str, shown: str) -> Document:
     """The same for text already read; `shown` is the file's name in messages."""
     try:
-        marks = YAML(typ="rt").load(text)
-    except DuplicateKeyError as error:
-        raise _yaml_fault(error, shown, "keep one of the two") from None
-    except MarkedYAMLError as error:
-        raise _yaml_fault(error, shown, "mend the YAML at this place") from None
+        marks = YAML(typ="rt", pure=True).load(text)
+        if not isinstance(marks, CommentedMap):
+            found = "the file is empty" if marks is None else "the top level is not a mapping of keys"
+            raise AlignError(found, "write `key: value` lines, as in recipes/", place=Place(shown, 1, 1))
+        return Document(shown, plain(marks), marks)
     except YAMLError as error:
-        raise AlignError(f"this is no YAML ({error})", "mend the file", place=Place(shown)) from None
-    if not isinstance(marks, CommentedMap):
-        raise AlignError("the top level is not a mapping of keys", "write `key: value` lines", place=Place(shown, 1, 1))
-    return Document(shown, plain(marks), marks)
+        raise _yaml_fault(error, shown) from None
+    except RecursionError:
+        raise AlignError("an anchor of the file holds itself", "take its alias out", place=Place(shown)) from None
 
 
-def _yaml_fault(error: MarkedYAMLError, shown: str, remedy: str) -> AlignError:
+def _yaml_fault(error: YAMLError, shown: str) -> AlignError:
+    if not isinstance(error, MarkedYAMLError):
+        return AlignError("a control character stands in the file", "take it out", place=Place(shown))
     mark = error.problem_mark or error.context_mark
     place = Place(shown, mark.line + 1, mark.column + 1) if mark else Place(shown)
-    what = str(error.problem or error.context or "this is no YAML").strip().splitlines()[0]
-    return AlignError(what, remedy, place=place)
+    problem = str(error.problem or error.context or "this is no YAML").strip().splitlines()[0]
+    if isinstance(error, DuplicateKeyError):
+        key = re.search(r'duplicate key "(.*?)" with', problem)
+        first = error.context_mark.line + 1 if error.context_mark else None
+        where = f" in the mapping that begins on line {first}" if first else ""
+        return AlignError(f"the key '{key.group(1) if key else '?'}' is there twice{where}", "keep one", place=place)
+    for said, what, remedy in _PLAINER:
+        if said in problem:
+            return AlignError(f"broken YAML: {what}", remedy, place=place)
+    return AlignError(f"broken YAML: {problem}", "correct the file there", place=place)
 
 
 def plain(node: Any) -> Any:
@@ -115,70 +183,13 @@ def plain(node: Any) -> Any:
     return str(node)
 
 
-def scalar(text: str) -> Any:
-    """A value given on the command line, read as YAML reads it."""
-    return plain(YAML(typ="safe").load(text))
-
-
-def validate(document: Document, model: type[M], data: Any, at: Loc = ()) -> M:
-    """Check `data`, which stands at `at` in the document, against a typed model.
-
-    Raises:
-        AlignError, Faults: every fault with its place; an unknown key names the nearest known one.
-    """
+def _scalar(text: str, place: Place) -> Any:
+    """A value given on the command line, read as the recipe's own YAML is read."""
     try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        faults = FaultList()
-        for detail in error.errors():
-            faults.found.append(_fault(document, model, at, detail))
-        faults.raise_any()
-        raise AssertionError("a ValidationError without errors") from error
+        return plain(YAML(typ="safe", pure=True).load(text))
+    except YAMLError as error:
+        fault = _yaml_fault(error, "")
+        raise AlignError(fault.what, fault.remedy, place=place) from None
 
 
-def _fault(document: Document, model: type[BaseModel], at: Loc, detail: ErrorDetails) -> AlignError:
-    loc = tuple(part for part in detail["loc"] if not _is_branch(part))
-    dotted = ".".join(str(part) for part in (*at, *loc))
-    place = document.place((*at, *loc))
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        known = sorted(_fields(model, loc[:-1]))
-        close = nearest(str(loc[-1]), known)
-        remedy = f"did you mean '{close}'?" if close else f"known here: {', '.join(known)}"
-        return AlignError(f"unknown key '{dotted}'", remedy, place=place)
-    if kind == "missing":
-        return AlignError(f"the key '{dotted}' is missing", "add it", place=place)
-    context = detail.get("ctx", {}).get("error")
-    if isinstance(context, AlignError):
-        return AlignError(context.what, context.remedy, place=place)
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return AlignError(f"'{dotted}': {message}", f"it is {detail['input']!r} now", place=place)
-
-
-def _is_branch(part: str | int) -> bool:
-    """pydantic puts the name of a union's branch into `loc`; a user wrote no such key."""
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in {"str", "float", "int", "bool"})
-
-
-def _fields(model: type[BaseModel], loc: Loc) -> list[str]:
-    """The keys known at `loc` inside a model, followed through nested models, lists and optionals."""
-    here: Any = model
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        info = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
-        here = _nested(info.annotation) if info is not None else None
-        if here is None:
-            return []
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
-
-
-def _nested(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _nested(inner)
-        if found is not None:
-            return found
-    return None
+__all__ = ["Document", "Loc", "parse", "plain", "read"]

@@ -70,6 +70,7 @@ class Job:
         if not given.get("fp16"):
             given.setdefault("bf16", native_bf16())
         given.setdefault("gradient_checkpointing", cuda)
+        given.setdefault("ddp_find_unused_parameters", False)
         given.setdefault("eval_strategy", "steps" if self.evaluation else "no")
         if given["eval_strategy"] == "steps":
             given.setdefault("eval_steps", 0.2)

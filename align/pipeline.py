@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from align import shelf, stage
-from align.document import Document, read, validate
+from align.document import Document, read
 from align.errors import AlignError, FaultList
+from align.validation import validate
 
 BASE = "base"
 
@@ -19,16 +22,16 @@ class Edge(BaseModel):
     """One stage of a pipeline file."""
 
     model_config = ConfigDict(extra="forbid")
-    stage: str | None = None
-    policy: str | None = None
+    stage: str | None = Field(None, description="the program: a name of `align list`; default: the stage's own name")
+    policy: str | None = Field(None, description="the stage whose policy it starts from; default: the base model")
 
 
 class Graph(BaseModel):
     """A pipeline file."""
 
     model_config = ConfigDict(extra="forbid")
-    description: str = Field(min_length=1)
-    stages: dict[str, Edge] = Field(min_length=1)
+    description: str = Field(min_length=1, description="one line for `align list`")
+    stages: dict[str, Edge] = Field(min_length=1, description="the stages in order, each with what it takes")
 
 
 @dataclass(frozen=True)
@@ -40,76 +43,102 @@ class Node:
     policy: str
 
 
-def preset(name: str) -> Graph:
-    """A shipped pipeline, or a user's by path.
+@dataclass
+class _Wiring:
+    """The edges of a recipe, and the files in which they are written."""
+
+    recipe: Document
+    graph: Document | None = None  # of the pipeline that the recipe names
+    edges: dict[str, Edge] = field(default_factory=dict)
+
+    def fault(self, id: str, key: str, what: str, remedy: str) -> AlignError:
+        """A fault at the line that says `key` of a stage: the recipe's where it does, else the pipeline's."""
+        loc = ("stages", id, key)
+        entry = (self.recipe.data.get("stages") or {}).get(id)
+        said_here = isinstance(entry, dict) and entry.get(key) is not None
+        if self.graph is not None and not said_here and self.graph.has(loc):
+            return self.graph.fault(loc, what, remedy)
+        return self.recipe.fault(loc, what, remedy)
+
+    def source(self, id: str) -> str:
+        """The id whose policy a stage takes."""
+        return self.edges[id].policy or BASE
+
+
+def preset(name: str, root: Path = Path()) -> Graph:
+    """A shipped pipeline, or a user's by path (from the current folder, or from `root`).
 
     Raises:
         AlignError: there is no such pipeline, or its file is wrong.
     """
-    path = shelf.find("pipelines", name)
-    if path is None and name.endswith((".yaml", ".yml")):
-        path = Path(name)
-    if path is None:
-        raise AlignError(f"there is no pipeline '{name}'", shelf.did_you_mean(name, shelf.names("pipelines")))
-    document = read(path)
+    document = _read(name, root)
     return validate(document, Graph, document.data)
 
 
-def resolve(document: Document, root: Path) -> list[Node]:
+def _read(name: str, root: Path) -> Document:
+    path = shelf.find("pipelines", name)
+    if path is not None:
+        return read(path)
+    if name.endswith((".yaml", ".yml")):
+        found = next((p for p in (Path(name), root / name) if p.is_file()), None)
+        if found is None:
+            remedy = "paths start from the current folder, then from the recipe's"
+            raise AlignError(f"there is no pipeline file '{name}'", remedy)
+        return read(found, name)
+    raise AlignError(f"there is no pipeline '{name}'", shelf.did_you_mean(name, shelf.names("pipelines")))
+
+
+def resolve(document: Document, root: Path, faults: FaultList) -> list[Node]:
     """The stages of a recipe in an order in which every input comes before its user.
 
     Reads `pipeline` (optional) and `stages.<id>.{stage, policy}` of the recipe's raw data.
 
-    Raises:
-        AlignError, Faults: a stage that does not exist, an edge to a missing, later or wrong stage, a cycle.
+    Args:
+        faults: takes what is wrong: a stage that does not exist, an edge to a missing, later or wrong stage, a cycle.
+
+    Returns:
+        every stage whose program could be loaded, so that its own keys can be checked as well.
     """
-    edges = _edges(document)
-    faults = FaultList()
+    wiring = _wiring(document, root, faults)
     programs: dict[str, stage.Program] = {}
-    for id, edge in edges.items():
+    for id, edge in wiring.edges.items():
         try:
             programs[id] = stage.load(edge.stage or id, root)
         except AlignError as error:
-            named = ("stages", id, "stage") if edge.stage else ("stages", id)
-            faults.found.append(error if error.place else document.fault(named, error.what, error.remedy))
-    for id, edge in edges.items():
-        source = edge.policy or BASE
-        if source == BASE:
-            continue
-        if source not in edges:
-            remedy = shelf.did_you_mean(source, [BASE, *(other for other in edges if other != id)])
-            faults.found.append(document.fault(("stages", id, "policy"), f"stage '{id}' takes its policy from '{source}', "
-                                               "which is no stage of this recipe", remedy))
-        elif source in programs and programs[source].stage.gives != "policy":
-            faults.found.append(document.fault(
-                ("stages", id, "policy"), f"stage '{id}' takes a policy from '{source}', which gives a "
-                f"{programs[source].stage.gives}", "name a stage that gives a policy, or base"))
-    faults.raise_any()
-    return [Node(id, programs[id], edges[id].policy or BASE) for id in _ordered(document, edges)]
+            faults.found.append(error if error.place else wiring.fault(id, "stage", error.what, error.remedy))
+    for id in wiring.edges:
+        with faults.collect():
+            _check_edge(wiring, id, programs)
+    return [Node(id, programs[id], wiring.source(id)) for id in wiring.edges if id in programs]
 
 
-def _edges(document: Document) -> dict[str, Edge]:
+def _wiring(document: Document, root: Path, faults: FaultList) -> _Wiring:
     """The graph: the preset's, with what the recipe's own entries say over it."""
-    name, entries = document.data.get("pipeline"), document.data.get("stages") or {}
+    name, entries = document.data.get("pipeline"), document.data.get("stages")
+    entries = entries if isinstance(entries, dict) else {}
     own = {id: Edge(stage=_text(entry, "stage"), policy=_text(entry, "policy")) for id, entry in entries.items()}
-    if name is None:
-        return own
+    _check_ids(document, own, faults)
+    if not isinstance(name, str):
+        return _Wiring(document, None, own)
     try:
-        graph = preset(str(name))
+        graph_document = _read(name, root)
+        graph = validate(graph_document, Graph, graph_document.data)
     except AlignError as error:
-        raise error if error.place else document.fault(("pipeline",), error.what, error.remedy) from None
-    faults = FaultList()
-    for id in own:
-        if id not in graph.stages:
-            faults.found.append(document.fault(("stages", id), f"the pipeline '{name}' has no stage '{id}'",
-                                               shelf.did_you_mean(id, graph.stages)))
-    for id in graph.stages:
-        if id not in own:
-            faults.found.append(document.fault(("stages",), f"the stage '{id}' of the pipeline '{name}' has no entry",
-                                               f"write `{id}: {{data: ...}}` under `stages`"))
-    faults.raise_any()
-    return {id: Edge(stage=own[id].stage or edge.stage, policy=own[id].policy or edge.policy)
-            for id, edge in graph.stages.items()}
+        # the graph of the stages' entries alone: their own keys are still checked
+        faults.found.append(error if error.place else document.fault(("pipeline",), error.what, error.remedy))
+        return _Wiring(document, None, {id: Edge(stage=edge.stage) for id, edge in own.items()})
+    for id in [id for id in own if id not in graph.stages]:
+        remedy = shelf.did_you_mean(id, graph.stages)
+        faults.found.append(document.fault(("stages", id), f"the pipeline '{name}' has no stage '{id}'", remedy))
+    for id in [id for id in graph.stages if id not in own]:
+        what = f"the stage '{id}' of the pipeline '{name}' has no entry"
+        faults.found.append(document.fault(("stages",), what, f"write `{id}: {{data: ...}}` under `stages:`"))
+    edges = {
+        id: Edge(stage=own[id].stage or edge.stage, policy=own[id].policy or edge.policy)
+        for id, edge in graph.stages.items()
+        if id in own
+    }
+    return _Wiring(document, graph_document, edges)
 
 
 def _text(entry: Any, key: str) -> str | None:
@@ -117,26 +146,43 @@ def _text(entry: Any, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _ordered(document: Document, edges: dict[str, Edge]) -> list[str]:
-    """The order of the file; an edge that points forward is a fault, a circle is named as one."""
-    order: list[str] = []
-    for id, edge in edges.items():
-        source = edge.policy or BASE
-        if source == BASE or source in order:
-            order.append(id)
-            continue
-        circle = _circle(id, edges)
-        if circle:
-            raise document.fault(("stages", id, "policy"), f"the stages {' -> '.join(circle)} wait for each other",
-                                 "let one of them start from base")
-        raise document.fault(("stages", id, "policy"), f"stage '{id}' takes its policy from '{source}', which comes later",
-                             f"write '{source}' above '{id}'")
-    return order
+def _check_ids(document: Document, ids: Iterable[str], faults: FaultList) -> None:
+    """The id of a stage is the name of its folder, and a part of the paths of `--set`."""
+    for id in ids:
+        if id == BASE:
+            what = "a stage cannot be called 'base', which means the base model"
+            faults.found.append(document.fault(("stages", id), what, "choose another name"))
+        elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", id):
+            what = f"a stage cannot be called '{id}'"
+            faults.found.append(document.fault(("stages", id), what, "use letters, digits, '_' and '-'"))
 
 
-def _circle(start: str, edges: dict[str, Edge]) -> list[str]:
-    path, here = [start], edges[start].policy or BASE
-    while here != BASE and here not in path:
+def _check_edge(wiring: _Wiring, id: str, programs: dict[str, stage.Program]) -> None:
+    source, order = wiring.source(id), list(wiring.edges)
+    if source == BASE:
+        return
+    if source not in wiring.edges:
+        known = [BASE, *order[: order.index(id)]]
+        what = f"stage '{id}' takes its policy from '{source}', which is no stage of this recipe"
+        raise wiring.fault(id, "policy", what, shelf.did_you_mean(source, known))
+    if source in programs and programs[source].stage.gives != "policy":
+        what = f"stage '{id}' takes its policy from '{source}', which gives a {programs[source].stage.gives}"
+        raise wiring.fault(id, "policy", what, "name a stage that gives a policy, or base")
+    circle = _circle(id, wiring)
+    if circle:
+        if circle[0] == min(circle, key=order.index):  # said once, at its first stage
+            told = " -> ".join(circle)
+            what = f"the stages wait for each other: {told}" if len(circle) > 2 else f"stage '{id}' waits for itself"
+            raise wiring.fault(id, "policy", what, "let one of them start from base" if len(circle) > 2 else "use base")
+    elif order.index(source) > order.index(id):
+        what = f"stage '{id}' takes its policy from '{source}', which comes later"
+        raise wiring.fault(id, "policy", what, f"write '{source}' above '{id}'")
+
+
+def _circle(start: str, wiring: _Wiring) -> list[str]:
+    """The way from a stage along its inputs back to itself; empty where there is none."""
+    path, here = [start], wiring.source(start)
+    while here in wiring.edges and here not in path:
         path.append(here)
-        here = edges[here].policy or BASE
-    return [*path[path.index(here):], here] if here in path else []
+        here = wiring.source(here)
+    return [*path, here] if here == start else []

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from align import arguments, machine, rundir
 from align import base as bases
-from align import rundir
 from align.base import Base
 from align.data import checks, mixing, template
 from align.data.checks import Lengths, Table
+from align.data.files import READERS, ending
 from align.data.formats import Example
-from align.data.sources import DataSource
-from align.errors import AlignError, Exit, FaultList
+from align.data.hub import is_id
+from align.data.sources import LAB, DataSource
+from align.errors import AlignError, FaultList, Faults
 from align.forgetting import probes
+from align.machine import check_disk
 from align.recipe import Loaded, StagePlan
 from align.rundir import RunDir
 from align.stage import Rows
+from align.validation import Loc
 
-NEEDED = {"trl": "1.16"}
-TRAINER_DEFAULT_MAX_LENGTH = 1024  # of TRL 1.16, for SFT, reward and DPO
+__all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class StageRows:
     train: list[Example]
     evaluation: list[Example]
     replay: Table | None
+
+    @property
+    def all(self) -> list[Example]:
+        """Every row that the model will see."""
+        return [*self.train, *self.evaluation, *(self.replay.examples if self.replay else [])]
 
 
 @dataclass(frozen=True)
@@ -53,124 +58,178 @@ def prepare(loaded: Loaded, *, offline: bool = False) -> Prepared:
         offline: do not look at the Hub: its names are taken on trust, and the notes say so.
 
     Raises:
-        AlignError, Faults: all faults of the recipe's data at once.
+        AlignError, Faults: all faults of the recipe's model, data and probes at once.
     """
-    faults, notes = FaultList(), list(loaded.warnings)
-    _packages(loaded)
-    read, keys = loaded.document, loaded.recipe.model
-    found: Base | None = None
-    own: str | None = None
-    try:
-        found = bases.resolve(keys.base, keys.revision, root=loaded.root, offline=offline)
-        if found.path is None:
-            notes.append(f"the model '{keys.base}' was not looked up")
-    except AlignError as error:
-        faults.found.append(_at(error, read.fault(("model", "base"), error.what, error.remedy)))
-    try:
-        own = template.resolve(keys.chat_template, loaded.root) if keys.chat_template else None
-    except AlignError as error:
-        faults.found.append(_at(error, read.fault(("model", "chat_template"), error.what, error.remedy)))
-    tables: dict[str, Table] = {}
-    rows: dict[str, StageRows] = {}
-    for plan in loaded.stages:
-        with faults.collect():
-            rows[plan.id] = _stage_rows(loaded, plan, tables, notes, offline)
-            if found is not None and found.path is not None:
-                _against_model(loaded, plan, rows[plan.id], found.path, own, notes)
-    try:
-        probes.load(loaded.recipe.forgetting, loaded.root)
-    except AlignError as error:
-        faults.found.append(_at(error, read.fault(("forgetting", "probes"), error.what, error.remedy)))
-    faults.raise_any()
-    assert found is not None
-    return Prepared(found, rows, own, notes)
+    machine.check_packages(loaded)
+    checking = _Checking(loaded, offline, notes=list(loaded.warnings))
+    base, own = checking.model(), checking.chat_template()
+    rows = {plan.id: checking.rows(plan) for plan in loaded.stages}
+    whole = {id: found for id, found in rows.items() if found is not None}
+    if base is not None and base.path is not None and checking.template_is_known:
+        checking.against_model(base.path, own, whole)
+    checking.probes()
+    checking.raise_any()
+    assert base is not None
+    return Prepared(base, whole, own, checking.notes)
 
 
-def _at(error: AlignError, placed: AlignError) -> AlignError:
-    """The error at its own place where it has one."""
-    placed.exit = error.exit
-    return error if error.place else placed
+@dataclass
+class _Checking:
+    """One check of a recipe: what was found wrong, what is worth a note, and the tables that were read."""
 
+    loaded: Loaded
+    offline: bool
+    notes: list[str]
+    faults: FaultList = field(default_factory=FaultList)
+    tables: dict[str, Table] = field(default_factory=dict)
+    template_is_known: bool = True
 
-def _packages(loaded: Loaded) -> None:
-    for name, version in NEEDED.items():
+    def raise_any(self) -> None:
+        """Raise every fault once, also where two stages share the data that it stands in."""
+        self.faults.found = list({str(fault): fault for fault in self.faults.found}.values())
+        self.faults.raise_any()
+
+    def model(self) -> Base | None:
+        """The base model; None where it is none."""
+        keys = self.loaded.recipe.model
+        if keys.revision is not None and not bases.is_on_hub(keys.base, self.loaded.root):
+            what = f"'model.revision' is for a model of the Hub, and '{keys.base}' is none"
+            self.faults.found.append(self.loaded.document.fault(("model", "revision"), what, "take it out"))
         try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            raise AlignError(f"the package '{name}' is not installed", "pip install align-suite", exit=Exit.MACHINE) from None
-        if not installed.startswith(f"{version}."):
-            raise AlignError(f"{name} {installed} is installed and {version} is needed", f"pip install '{name}=={version}.*'",
-                             exit=Exit.MACHINE)
-    for tracker in loaded.recipe.trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise AlignError(f"the tracker '{tracker}' is not installed", f"pip install 'align-suite[{tracker}]'",
-                             exit=Exit.MACHINE)
-    quantized = any(plan.method.quantization(plan.method_keys) for plan in loaded.stages)
-    if quantized and importlib.util.find_spec("bitsandbytes") is None:
-        raise AlignError("qlora needs the package 'bitsandbytes'", "pip install bitsandbytes", exit=Exit.MACHINE)
+            base = bases.resolve(keys.base, keys.revision, root=self.loaded.root, offline=self.offline)
+        except AlignError as error:
+            self._add(error, ("model", "base"))
+            return None
+        if base.path is None:
+            self.notes.append(f"the model '{keys.base}' was not looked up")
+        return base
 
+    def chat_template(self) -> str | None:
+        """The text of the recipe's own chat template, if it names one."""
+        name = self.loaded.recipe.model.chat_template
+        try:
+            return template.resolve(name, self.loaded.root) if name else None
+        except AlignError as error:
+            self.template_is_known = False
+            self._add(error, ("model", "chat_template"))
+            return None
 
-def _sources(value: Any) -> list[DataSource]:
-    return value if isinstance(value, list) else [value]
-
-
-def _stage_rows(loaded: Loaded, plan: StagePlan, tables: dict[str, Table], notes: list[str], offline: bool) -> StageRows:
-    """Read and check the rows of a stage; a source that two stages share is read once."""
-    accepts = plan.program.stage.rows
-
-    def table(value: Any, key: str) -> Table:
-        sources = _sources(value)
-        name = json.dumps([[s.model_dump() for s in sources], sorted(accepts)])
-        if offline and any(_on_hub(source, loaded.root) for source in sources):
-            notes.append(f"stage {plan.id}: the data '{sources[0].source}' were not looked up")
-            return Table(examples=[], sha256="", name=sources[0].source, warnings=[])
-        if name not in tables:
+    def rows(self, plan: StagePlan) -> StageRows | None:
+        """The rows of a stage; None where something is wrong with them."""
+        at: Loc = ("stages", plan.id)
+        train = self._table(plan, plan.keys.data, (*at, "data"))
+        held, evaluation, rows = plan.keys.eval_data, list[Example](), train.examples if train else []
+        if isinstance(held, int | float):
             try:
-                tables[name] = checks.load(sources, root=loaded.root, accepts=accepts, stage=plan.id)
+                rows, evaluation = mixing.hold_out(rows, held, self.loaded.recipe.seed) if rows else ([], [])
             except AlignError as error:
-                if error.place or hasattr(error, "faults"):
-                    raise
-                raise _at(error, loaded.document.fault(("stages", plan.id, key), error.what, error.remedy)) from None
-            notes.extend(f"stage {plan.id}: {text}" for text in tables[name].warnings)
-        return tables[name]
+                self._add(error, (*at, "eval_data"))
+                return None
+        elif held is not None:
+            table = self._table(plan, held, (*at, "eval_data"))
+            evaluation = table.examples if table else []
+        replay = None
+        if plan.replay and plan.replay.ratio > 0:
+            own = "replay" in plan.keys.model_fields_set
+            replay = self._table(plan, plan.replay.data, (*at, "replay", "data") if own else ("replay", "data"))
+        return StageRows(rows, evaluation, replay) if train else None
 
-    train, evaluation = table(plan.keys.data, "data").examples, list[Example]()
-    held = plan.keys.eval_data
-    if isinstance(held, float | int) and train:
-        train, evaluation = mixing.hold_out(train, held, loaded.recipe.seed)
-    elif held is not None and not isinstance(held, float | int):
-        evaluation = table(held, "eval_data").examples
-    replay = table(plan.replay.data, "replay") if plan.replay and plan.replay.ratio > 0 else None
-    return StageRows(train, evaluation, replay)
+    def _table(self, plan: StagePlan, value: DataSource | list[DataSource], at: Loc) -> Table | None:
+        """Read and check a table; one that two stages share is read once."""
+        sources, accepts = value if isinstance(value, list) else [value], plan.program.stage.rows
+        remote = [source.source for source in sources if _on_hub(source, self.loaded.root)]
+        if self.offline and remote:
+            self.notes.append(f"stage {plan.id}: the data '{remote[0]}' were not looked up")
+            return Table(examples=[], sha256="", name=remote[0])
+        name = json.dumps([[source.model_dump() for source in sources], sorted(accepts)])
+        if name not in self.tables:
+            try:
+                self.tables[name] = checks.load(sources, root=self.loaded.root, accepts=accepts, stage=plan.id)
+            except AlignError as error:
+                self._add(error, at, sources)
+                return None
+            self.notes.extend(f"stage {plan.id}: {text}" for text in self.tables[name].warnings)
+        return self.tables[name]
+
+    def against_model(self, folder: Path, own: str | None, rows: dict[str, StageRows]) -> None:
+        """Whether the model can take the rows: a chat template where one is needed, answers within max_length."""
+        try:
+            talking = [id for id, found in rows.items() if any(_is_chat(example) for example in found.all)]
+            bare = talking if own is None and template.find(folder) is None else []
+            if bare:
+                named = " and ".join(f"'{id}'" for id in bare)
+                train = "trains" if len(bare) == 1 else "train"
+                what = f"the base '{self.loaded.recipe.model.base}' has no chat template, and {named} {train} on chats"
+                remedy = "write `chat_template: plain` under `model:`, or name a .jinja file there"
+                raise AlignError(what, remedy)
+            lengths = _lengths(self.loaded.recipe.model.base, folder, own)
+        except AlignError as error:
+            self._add(error, ("model", "base"))
+            return
+        for plan in self.loaded.stages:
+            if plan.id in rows:
+                self._check_lengths(plan, rows[plan.id], lengths)
+
+    def _check_lengths(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> None:
+        table = Table(examples=rows.all, sha256="", name=plan.id)
+        mode = plan.training.get("truncation_mode", "keep_start")
+        with self.faults.collect():
+            warnings = checks.check_lengths(table, lengths, _max_length(plan), mode)
+            self.notes.extend(f"stage {plan.id}: {text}" for text in warnings)
+
+    def probes(self) -> None:
+        """Whether the probes are there."""
+        try:
+            probes.load(self.loaded.recipe.forgetting, self.loaded.root)
+        except AlignError as error:
+            self._add(error, ("forgetting", "probes"))
+
+    def _add(self, error: AlignError, at: Loc, sources: list[DataSource] | None = None) -> None:
+        """Take a fault at its own place, where it has one, else at the key of the recipe that led to it."""
+        for one in error.faults if isinstance(error, Faults) else [error]:
+            placed = one
+            if one.place is None:
+                placed = self.loaded.document.fault((*at, *_named_in(one.what, sources or [])), one.what, one.remedy)
+                placed.exit = one.exit
+            self.faults.found.append(placed)
+
+
+def _named_in(what: str, sources: list[DataSource]) -> Loc:
+    """The one of several sources that a fault speaks of."""
+    if len(sources) < 2:
+        return ("source",)
+    return next(((number, "source") for number, source in enumerate(sources) if source.source in what), ())
 
 
 def _on_hub(source: DataSource, root: Path) -> bool:
+    """Whether a source can only mean the Hub: it has the form of an id, and nothing is called so here."""
     name = source.source
-    if name.startswith(("lab/", ".", "/", "~")) or (root / name).exists() or Path(name).exists():
+    if name.startswith(LAB) or not is_id(name) or ending(name) in READERS:
         return False
-    return name.count("/") == 1 and "." not in name.rpartition("/")[2].rpartition(".")[2]
-
-
-def _against_model(loaded: Loaded, plan: StagePlan, rows: StageRows, folder: Path, own: str | None,
-                   notes: list[str]) -> None:
-    """Whether the model can take these rows: a chat template where one is needed, and answers within max_length."""
-    every = [*rows.train, *rows.evaluation, *(rows.replay.examples if rows.replay else [])]
-    conversations = any(_is_chat(example) for example in every)
-    if conversations and own is None and template.find(folder) is None:
-        raise loaded.document.fault(
-            ("model", "base"), f"the base '{loaded.recipe.model.base}' has no chat template, and stage '{plan.id}' "
-            "trains on conversations", "add `chat_template: plain` under `model`, or name a .jinja file")
-    lengths = Lengths.of(folder, own)
-    limit = plan.training.get("max_length", TRAINER_DEFAULT_MAX_LENGTH)
-    if lengths is None or limit is None:
-        return
-    table = Table(examples=every, sha256="", name=plan.id, warnings=[])
-    mode = plan.training.get("truncation_mode", "keep_start")
-    notes.extend(f"stage {plan.id}: {text}" for text in checks.check_lengths(table, lengths, limit, mode))
+    return not any((base / name).exists() for base in (Path(), root))
 
 
 def _is_chat(example: Example) -> bool:
     return example.kind == "chat" or isinstance(example.value.get("prompt"), list)
+
+
+def _lengths(name: str, folder: Path, own: str | None) -> Lengths | None:
+    try:
+        return Lengths.of(folder, own)
+    except AlignError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = f"the tokenizer.json of the model '{name}' cannot be read: {reason}"
+        raise AlignError(what, "save the tokenizer again, or copy the model again") from None
+
+
+def _max_length(plan: StagePlan) -> int | None:
+    """The tokens of a row that a stage keeps: the recipe's, else the trainer's own default."""
+    config = plan.program.stage.arguments
+    argument = arguments.known(config).get("max_length") if config else None
+    limit: Any = plan.training.get("max_length", argument.default if argument else None)
+    return limit if isinstance(limit, int) else None
 
 
 def write_rows(run: RunDir, examples: list[Example]) -> Rows:
@@ -180,29 +239,5 @@ def write_rows(run: RunDir, examples: list[Example]) -> Rows:
     path = run.data / f"{sha256[:16]}.jsonl"
     if not path.is_file():
         rundir.write_text(path, "".join(line + "\n" for line in lines))
-    return Rows(path=run.relative(path), sha256=sha256, count=len(examples),
-                kinds=sorted({example.kind for example in examples}))
-
-
-def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
-    """Refuse a run whose checkpoints will not fit.
-
-    Raises:
-        AlignError: with the bytes that are needed and that there are.
-    """
-    if base.path is None:
-        return
-    weights = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
-    needed = 0
-    for plan in loaded.stages:
-        # two checkpoints of weights and two Adam moments and the result, in float32; an adapter is a few per cent
-        share = 2 * (2 * 3 + 1) if plan.method.TRAINS_BASE else 0.5
-        needed += int(weights * share)
-    free = shutil.disk_usage(_existing(run)).free
-    if needed > free:
-        raise AlignError(f"the run needs about {needed / 1e9:.1f} GB on disk and '{_existing(run)}' has {free / 1e9:.1f} GB",
-                         "free some, or give a --run-dir on another disk", exit=Exit.MACHINE)
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+    kinds = sorted({example.kind for example in examples})
+    return Rows(path=run.relative(path), sha256=sha256, count=len(examples), kinds=kinds)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from align import parameterization, shelf
-from align.errors import AlignError
+from align import parameterization
+from align import stage as stages
+from align.errors import AlignError, Place
 
 _TEXT = """\
 # {stage} of {model} on {data}, written by `align run --model … --data …`
@@ -18,8 +22,8 @@ model:
 {template}parameterization:
   method: {method}
 stages:
-  {stage}:
-    data: {data}
+  {id}:
+{program}    data: {data}
     eval_data: 0.05
     training: {{num_train_epochs: 1, per_device_train_batch_size: 4, gradient_accumulation_steps: 4}}
 """
@@ -32,20 +36,47 @@ def write(model: str | None, data: str | None, *, method: str, stage: str) -> Pa
         AlignError: the model or the data were not given, a name does not exist, or another recipe has that file.
     """
     if model is None or data is None:
-        raise AlignError("neither a recipe nor --model and --data were given", "align run recipes/dpo_qlora.yaml, or "
-                         "align run --model ./my-model --data ./my.jsonl")
-    parameterization.load(method)
-    if shelf.find("stages", stage) is None:
-        raise AlignError(f"there is no stage '{stage}'", shelf.did_you_mean(stage, shelf.names("stages")))
-    name = "-".join(_word(part) for part in (model, Path(data).stem, stage, method))
+        given = [flag for flag, value in (("--model", model), ("--data", data)) if value is not None]
+        missing = [flag for flag, value in (("--model", model), ("--data", data)) if value is None]
+        what = (
+            f"{given[0]} needs {missing[0]} beside it" if given else "there is neither a recipe nor --model and --data"
+        )
+        raise AlignError(what, "align run recipes/dpo_qlora.yaml, or align run --model ./my-model --data ./my.jsonl")
+    with _option("--method", method):
+        parameterization.load(method)
+    with _option("--stage", stage):
+        stages.load(stage, Path())
+    name = "-".join(_word(part) for part in (model, Path(data).stem, _stem(stage), method))
     path = Path(f"{name}.yaml")
-    template = "  chat_template: plain\n" if _bare(model) else ""
-    text = _TEXT.format(stage=stage, model=_quoted(model), data=_quoted(data), method=method, name=name, path=path,
-                        template=template)
+    text = _TEXT.format(
+        id=_stem(stage).replace(".", "-"),
+        stage=stage,
+        method=method,
+        name=name,
+        path=path,
+        model=_quoted(model),
+        data=_quoted(data),
+        program=f"    stage: {_quoted(stage)}\n" if stage != _stem(stage) else "",
+        template="  chat_template: plain\n" if _bare(model) else "",
+    )
     if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise AlignError(f"'{path}' is there already and differs", f"align run {path}, or remove it")
+        raise AlignError(f"'{path}' is there already, and differs", f"align run {path}, or remove it")
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@contextmanager
+def _option(flag: str, value: str) -> Iterator[None]:
+    """Faults of an option stand on the command line."""
+    try:
+        yield
+    except AlignError as error:
+        raise AlignError(error.what, error.remedy, place=error.place or Place(f"{flag} {value}")) from None
+
+
+def _stem(stage: str) -> str:
+    """The name of a stage, also of one that is given by its file."""
+    return _word(stage.removesuffix(".py"))
 
 
 def _word(text: str) -> str:
@@ -53,7 +84,8 @@ def _word(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else '"' + text.replace('"', '\\"') + '"'
+    """A text as YAML; JSON's quotes are YAML's too."""
+    return text if re.fullmatch(r"[A-Za-z./~][A-Za-z0-9_./-]*[./][A-Za-z0-9_-]+|lab", text) else json.dumps(text)
 
 
 def _bare(model: str) -> bool:

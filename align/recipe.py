@@ -14,14 +14,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from align import arguments, document, parameterization, pipeline, shelf
-from align.document import Document, validate
+from align.document import Document
 from align.errors import AlignError, FaultList
 from align.forgetting.gate import ForgettingKeys
 from align.parameterization import Method, ParameterizationKeys
 from align.stage import Program, Replay, StageKeys
+from align.validation import dotted, validate
 
 VERSION = 1
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 class _Keys(BaseModel):
@@ -31,10 +31,11 @@ class _Keys(BaseModel):
 class ModelKeys(_Keys):
     """`model:` the base that the chain starts from."""
 
-    base: str = Field(description="`lab` (shipped), a model folder, or a Hugging Face id")
+    base: str = Field(min_length=1, description="`lab` (shipped), a model folder, or a Hugging Face id")
     revision: str | None = Field(None, description="commit, tag or branch of a Hugging Face id")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of the weights; auto: bfloat16 where the base is frozen, float32 where it is trained")
+        "auto", description="of the weights; auto: bfloat16 where the base is frozen, float32 where it is trained"
+    )
     attn_implementation: str | None = Field(None, description="as in transformers: sdpa, eager, flash_attention_2")
     chat_template: str | None = Field(None, description="a .jinja file, or `plain`, for a base that has none")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; said aloud")
@@ -43,7 +44,7 @@ class ModelKeys(_Keys):
 class LaunchKeys(_Keys):
     """`launch:` how many processes train."""
 
-    processes: int = Field(1, ge=1, le=1024)
+    processes: int = Field(1, ge=1, le=1024, description="how many processes train (DDP), mostly one for each GPU")
 
 
 class Recipe(_Keys):
@@ -51,21 +52,30 @@ class Recipe(_Keys):
 
     version: Literal[1] = Field(1, description="of the recipe format")
     name: str = Field(description="names the run folder, runs/<name>")
-    seed: int = Field(0, ge=0, lt=2**32)
-    model: ModelKeys
-    pipeline: str | None = Field(None, description="a preset of `align list`, or a .yaml; left out: written in `stages`")
-    parameterization: dict[str, Any] = Field(default={"method": "full"}, description="the default of every stage")
-    replay: Replay | None = None
-    forgetting: ForgettingKeys = ForgettingKeys()
-    launch: LaunchKeys = LaunchKeys()
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
-    stages: dict[str, Any] = Field(min_length=1)
+    seed: int = Field(0, ge=0, lt=2**32, description="of all that is drawn; the same seed gives the same weights")
+    model: ModelKeys = Field(description="the base that the chain starts from")
+    pipeline: str | None = Field(
+        None, description="a preset of `align list`, or a .yaml; left out: written in `stages`"
+    )
+    parameterization: dict[str, Any] = Field(
+        default={"method": "full"},
+        description="which weights are trained, as in `{method: qlora}`; the default of every stage",
+    )
+    replay: Replay | None = Field(None, description="old rows mixed into the new ones, so that less is forgotten")
+    forgetting: ForgettingKeys = Field(
+        default=ForgettingKeys(), description="what is measured after every stage, and how much of it may be lost"
+    )
+    launch: LaunchKeys = Field(default=LaunchKeys(), description="how many processes train")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default=[], description="where metrics go as well, as in `[tensorboard]`"
+    )
+    stages: dict[str, Any] = Field(min_length=1, description="each stage by a name of its own, with its data")
 
     @field_validator("name")
     @classmethod
     def _folder_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-            raise ValueError("a name is letters, digits, '.', '_' and '-', and begins with a letter or digit")
+            raise ValueError(f"{value!r} cannot name a folder; choose letters, digits, '.', '_' and '-'")
         return value
 
 
@@ -108,10 +118,10 @@ def locate(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    bare = name.removeprefix("recipes/").removesuffix(".yaml")
+    bare = name.removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")
     found = shelf.find("recipes", bare)
     if found is not None:
-        return found
+        return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
     raise AlignError(f"there is no recipe '{name}'", shelf.did_you_mean(bare, shelf.names("recipes")))
 
 
@@ -119,90 +129,124 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and check a recipe.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; messages show it as it is given.
         overrides: `stages.dpo.beta=0.2`, each as given to `--set`.
 
     Raises:
         AlignError, Faults: every fault with file, line and column.
     """
     read = document.read(path)
+    faults = FaultList()
     for text in overrides:
-        _override(read, text)
+        with faults.collect():
+            read.set(text)
+    faults.raise_any()
     return check(read, path.resolve().parent)
 
 
 def check(read: Document, root: Path) -> Loaded:
-    """Check a recipe that was read or built."""
+    """Check a recipe that was read or built. A fault in one part does not hide those of the others."""
     faults = FaultList()
+    recipe, default = None, None
     with faults.collect():
-        recipe = validate(read, Recipe, read.data)
+        recipe = validate(read, Recipe, _without_stage_keys(read, faults))
+    nodes = pipeline.resolve(read, root, faults)
+    shared = read.data.get("parameterization", {"method": "full"})
+    if isinstance(shared, dict):
+        with faults.collect():
+            default = _method(read, shared, ("parameterization",))
+    entries = {node.id: _entry(read, node, faults) for node in nodes}
     faults.raise_any()
-    nodes = pipeline.resolve(read, root)
+    assert recipe is not None and default is not None
     plans, warnings = [], list[str]()
     for node in nodes:
-        with faults.collect():
-            plan = _plan(read, recipe, node)
-            plans.append(plan)
-            warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
-    faults.raise_any()
+        entry = entries[node.id]
+        assert entry is not None
+        plan = _plan(recipe, node, entry.keys, entry.method or default)
+        plans.append(plan)
+        warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
     return Loaded(recipe, plans, read, root, warnings)
 
 
-def _override(read: Document, text: str) -> None:
-    path, equals, value = text.partition("=")
-    parts = path.strip().split(".")
-    if not equals or not all(parts):
-        raise AlignError(f"--set takes KEY=VALUE, not '{text}'", "write for example --set stages.dpo.beta=0.2")
-    node = read.data
-    for part in parts[:-1]:
-        inner = node.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise AlignError(f"--set {text}: '{part}' holds {inner!r}, which has no keys", "name a key of a mapping")
-        node = inner
-    node[parts[-1]] = document.scalar(value)
-    read.overrides[".".join(parts)] = text
+def _without_stage_keys(read: Document, faults: FaultList) -> dict[str, Any]:
+    """The top level without keys that belong to a stage, each of which is a fault."""
+    belongs = set(StageKeys.model_fields) - set(Recipe.model_fields)
+    first = next(iter(read.data["stages"]), "sft") if isinstance(read.data.get("stages"), dict) else "sft"
+    for name in [name for name in read.data if name in belongs]:
+        what = f"'{name}' is a key of a stage, not of the recipe"
+        faults.found.append(read.fault((name,), what, f"write it as `stages.{first}.{name}`"))
+    return {name: value for name, value in read.data.items() if name not in belongs}
 
 
-def _plan(read: Document, recipe: Recipe, node: pipeline.Node) -> StagePlan:
+@dataclass(frozen=True)
+class _Entry:
+    """The checked entry of a stage; `method` where it has a parameterization of its own."""
+
+    keys: StageKeys
+    method: tuple[Method, ParameterizationKeys] | None
+
+
+def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | None:
+    """Check what the recipe says of one stage; None where something is wrong."""
     at = ("stages", node.id)
-    stage = node.program.stage
-    faults = FaultList()
-    entry = read.data["stages"][node.id]
+    stage, entry = node.program.stage, read.data["stages"][node.id]
     if not isinstance(entry, dict):
-        raise read.fault(at, f"the stage '{node.id}' has no keys", "write at least `data:` under it")
-    keys = method = method_keys = None
+        faults.found.append(read.fault(at, f"the stage '{node.id}' has no keys", "write at least `data:` under it"))
+        return None
+    keys = method = None
     with faults.collect():
-        keys = validate(read, stage.keys, entry, at)
-    own = "parameterization" in entry and entry["parameterization"] is not None
-    where = (*at, "parameterization") if own else ("parameterization",)
-    with faults.collect():
-        method, method_keys = _method(read, entry["parameterization"] if own else recipe.parameterization, where)
+        keys = validate(read, stage.keys, _without_arguments(read, node, entry, faults), at)
+    own = entry.get("parameterization")
+    if isinstance(own, dict):
+        with faults.collect():
+            method = _method(read, own, (*at, "parameterization"))
     given = entry.get("training")
     if isinstance(given, dict) and stage.arguments:
-        owned = frozenset(stage.keys.model_fields) - {"training"}
-        for name, what, remedy in arguments.check(stage.arguments, given, owned):
-            faults.found.append(read.fault((*at, "training", name), what, remedy))
-    faults.raise_any()
-    assert keys is not None and method is not None and method_keys is not None
-    replay = keys.replay if "replay" in keys.model_fields_set else recipe.replay
-    if keys.replay is not None and not stage.replays:
-        raise read.fault((*at, "replay"), f"the stage '{node.program.name}' cannot mix replay rows into its data",
-                         "leave `replay` out here; a recipe-wide one is used by the stages that can")
-    training = _training(stage.defaults, method.TRAINS_BASE, keys.training)
-    return StagePlan(node.id, node.program, node.policy, keys, method, method_keys, replay if stage.replays else None,
-                     training)
+        for name, what, remedy in arguments.check(stage.arguments, given, _recipe_keys(stage.keys)):
+            path = (*at, "training", name)
+            faults.found.append(read.fault(path, what.replace("{key}", dotted(path)), remedy))
+    if keys is not None and keys.replay is not None and not stage.replays:
+        what = f"the stage '{node.program.name}' cannot mix replay rows into its data"
+        remedy = "leave `replay` out here; the stages that can mix them take the recipe's"
+        faults.found.append(read.fault((*at, "replay"), what, remedy))
+    return None if keys is None else _Entry(keys, method)
+
+
+def _without_arguments(read: Document, node: pipeline.Node, entry: dict[str, Any], faults: FaultList) -> dict[str, Any]:
+    """A stage's entry without training arguments that stand beside `training:`, each of which is a fault."""
+    stage = node.program.stage
+    foreign = [name for name in entry if name not in stage.keys.model_fields]
+    allowed = arguments.open_to_users(stage.arguments) if foreign and stage.arguments else {}
+    misplaced = [name for name in foreign if name in allowed]
+    for name in misplaced:
+        what = f"'{name}' is a training argument, not a key of the stage"
+        faults.found.append(read.fault(("stages", node.id, name), what, "write it under `training:`"))
+    return {name: value for name, value in entry.items() if name not in misplaced}
+
+
+def _recipe_keys(keys: type[StageKeys]) -> frozenset[str]:
+    return frozenset(keys.model_fields) - {"training"}
 
 
 def _method(read: Document, data: dict[str, Any], at: tuple[str, ...]) -> tuple[Method, ParameterizationKeys]:
-    name = data.get("method") if isinstance(data, dict) else None
+    name = data.get("method")
     if not isinstance(name, str):
-        raise read.fault(at, "the parameterization names no method",
-                         f"write `method:` with one of: {', '.join(parameterization.names())}")
+        listed = ", ".join(parameterization.names())
+        raise read.fault(at, "the parameterization names no method", f"write `method:` with one of: {listed}")
     try:
         method = parameterization.load(name)
     except AlignError as error:
         raise read.fault((*at, "method"), error.what, error.remedy) from None
     return method, validate(read, method.Keys, data, at)
+
+
+def _plan(
+    recipe: Recipe, node: pipeline.Node, keys: StageKeys, method: tuple[Method, ParameterizationKeys]
+) -> StagePlan:
+    stage = node.program.stage
+    replay = keys.replay if "replay" in keys.model_fields_set else recipe.replay
+    training = _training(stage.defaults, method[0].TRAINS_BASE, keys.training)
+    return StagePlan(node.id, node.program, node.policy, keys, *method, replay if stage.replays else None, training)
 
 
 # Where the engine departs from TRL's defaults, for every stage.
@@ -229,7 +273,8 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
     for plan in loaded.stages:
         entry = plan.keys.model_dump(mode="json", exclude={"replay", "parameterization"})
         stages[plan.id] = entry | {
-            "stage": plan.program.name, "policy": plan.policy,
+            "stage": plan.program.name,
+            "policy": plan.policy,
             "parameterization": plan.method_keys.model_dump(mode="json"),
             "training": plan.training,
         }

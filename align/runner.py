@@ -43,6 +43,7 @@ class Run:
     watcher: Watcher
     record: dict[str, Any] = field(default_factory=dict)
     tickets: dict[str, Ticket] = field(default_factory=dict)
+    changed: bool = False  # whether the report has to be written again
 
     @property
     def processes(self) -> int:
@@ -206,7 +207,7 @@ class Run:
             decision = gate.decide(plan.id, base, measurements.load(here.measurements), keys)
             old = decision.model_dump(mode="json")
             rundir.write_json(here.decision, old)
-            self.dir.forgetting.unlink(missing_ok=True)
+            self.changed = True
         for sentence in [v["probe"] for v in old["violations"]]:
             self.watcher.say(f"[yellow]gate[/yellow] {plan.id}: {_escape(sentence)} fell past its limit")
         return str(old["action"])
@@ -215,31 +216,21 @@ class Run:
         """forgetting.json and the report, when anything is new."""
         from align import report
 
-        order = [
-            id
-            for id in self.record["order"]
-            if (self.dir.stage(id).measurements / "summary.json").is_file() and self.dir.stage(id).outcome.is_file()
-        ]
         self._save()
-        current = rundir.read_json(self.dir.forgetting)
-        known = (
-            current is not None
-            and current["stages"] == [BASE, *order]
-            and current["thresholds"] == self.loaded.recipe.forgetting.thresholds()
-        )
-        if known and (self.dir.root / "report.html").is_file():
+        if not self.changed and (self.dir.root / "report.html").is_file():
             return
+        order = [id for id in self.record["order"] if self._measured(id)]
         if (self.dir.base_measurements / "summary.json").is_file():
             found = {id: measurements.load(self.dir.stage(id).measurements) for id in order}
             parents = {plan.id: plan.policy for plan in self.loaded.stages}
-            table = matrix.build(
-                [BASE, *order],
-                parents,
-                {BASE: measurements.load(self.dir.base_measurements), **found},
-                self.loaded.recipe.forgetting,
-            )
+            base = measurements.load(self.dir.base_measurements)
+            table = matrix.build([BASE, *order], parents, {BASE: base, **found}, self.loaded.recipe.forgetting)
             rundir.write_json(self.dir.forgetting, table)
         report.write(self.dir.root)
+
+    def _measured(self, id: str) -> bool:
+        here = self.dir.stage(id)
+        return here.outcome.is_file() and (here.measurements / "summary.json").is_file()
 
     def _note(self, plan: StagePlan, **entry: Any) -> None:
         stages = self.record["stages"]
@@ -258,8 +249,7 @@ class Run:
     def _save(self) -> None:
         if rundir.read_json(self.dir.record) != self.record:
             rundir.write_json(self.dir.record, self.record)
-            if (self.dir.root / "report.html").is_file():
-                (self.dir.root / "report.html").unlink()
+            self.changed = True
 
 
 def _check_names(loaded: Loaded, options: Options) -> None:

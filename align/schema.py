@@ -6,22 +6,63 @@ from pathlib import Path
 from typing import Any
 
 from align import arguments, parameterization, shelf, stage
+from align.arguments import Argument
 from align.recipe import Recipe
 
 Json = dict[str, Any]
+_TYPES = {
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "str": "string",
+    "dict": "object",
+    "list": "array",
+    "None": "null",
+}
 
 
 def recipe_schema() -> Json:
     """One schema with every shipped stage's keys and every parameterization's."""
     schema = Recipe.model_json_schema()
     definitions: Json = schema.setdefault("$defs", {})
-    methods = []
+    methods = {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in _methods(definitions)]}
+    entry = _stage_keys(definitions)
+    own = entry["parameterization"]
+    entry["parameterization"] = {"anyOf": [methods, {"type": "null"}], "description": own["description"]}
+    shared = schema["properties"]["parameterization"]
+    schema["properties"]["parameterization"] = methods | {"description": shared["description"]}
+    schema["properties"]["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
+    # A stage of the user's own (./my_stage.py) has keys that are not known here.
+    definitions["stage"] = {
+        "type": "object",
+        "properties": entry,
+        "required": ["data"],
+        "if": {"required": ["stage"], "properties": {"stage": {"pattern": r"\.py$"}}},
+        "else": {"properties": dict.fromkeys(entry, True), "additionalProperties": False},
+    }
+    if "DataSource" in definitions:
+        # its model takes a plain string for `{source: string}`, which pydantic's schema does not know
+        mapping = definitions.pop("DataSource")
+        definitions["DataSource"] = {"anyOf": [{"type": "string"}, mapping]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "align recipe"}
+
+
+def _methods(definitions: Json) -> list[str]:
+    """Put each parameterization into the definitions; returns their names there."""
+    names = []
     for name in parameterization.names():
-        found = parameterization.load(name).Keys.model_json_schema()
+        method = parameterization.load(name)
+        found = method.Keys.model_json_schema()
         definitions |= found.pop("$defs", {})
-        found["properties"]["method"] = {"const": name, "description": parameterization.load(name).DESCRIPTION}
+        found["properties"]["method"] = {"const": name, "description": method.DESCRIPTION}
+        found["required"] = ["method", *found.get("required", [])]
         definitions[f"parameterization_{name}"] = found
-        methods.append({"$ref": f"#/$defs/parameterization_{name}"})
+        names.append(f"parameterization_{name}")
+    return names
+
+
+def _stage_keys(definitions: Json) -> Json:
+    """The keys of all shipped stages; a training argument is one that any of them takes."""
     merged: Json = {}
     trainer: Json = {}
     for name in shelf.names("stages"):
@@ -29,12 +70,16 @@ def recipe_schema() -> Json:
         found = declared.keys.model_json_schema()
         definitions |= found.pop("$defs", {})
         merged |= found["properties"]
-        for argument in arguments.known(declared.arguments).values() if declared.arguments else ():
-            if argument.name not in arguments.OWNED and argument.name not in declared.keys.model_fields:
-                trainer[argument.name] = {"description": argument.help or argument.annotation}
-    merged["training"] = {"type": "object", "properties": trainer, "additionalProperties": False}
-    merged["parameterization"] = {"anyOf": [*methods, {"type": "null"}]}
-    definitions["stage"] = {"type": "object", "properties": merged}
-    schema["properties"]["parameterization"] = {"anyOf": methods}
-    schema["properties"]["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "align recipe"} | schema
+        for argument in arguments.open_to_users(declared.arguments).values() if declared.arguments else ():
+            if argument.name not in declared.keys.model_fields:
+                trainer[argument.name] = _argument(argument)
+    merged["training"] |= {"properties": trainer, "additionalProperties": False}
+    return merged
+
+
+def _argument(argument: Argument) -> Json:
+    described: Json = {"description": argument.help or argument.annotation}
+    if choices := arguments.choices(argument):
+        null: list[None] = [None] if "None" in argument.kinds else []
+        return described | {"enum": [*choices, *null]}
+    return described | ({"type": sorted(_TYPES[kind] for kind in argument.kinds)} if argument.kinds else {})

@@ -32,7 +32,9 @@ class Replay(BaseModel):
     """Rows of earlier knowledge mixed into a stage's own, so that it is not forgotten."""
 
     model_config = ConfigDict(extra="forbid")
-    data: DataSource | list[DataSource] = Field(description="the rows to mix in: a file, a folder, a Hub id, lab/general")
+    data: DataSource | list[DataSource] = Field(
+        description="the rows to mix in: a file, a folder, a Hub id, lab/general"
+    )
     ratio: float = Field(ge=0, lt=1, description="their share of the training rows: 0.05 is one row in twenty")
 
 
@@ -40,15 +42,24 @@ class StageKeys(BaseModel):
     """The recipe keys that every stage has. A stage adds its own by a subclass."""
 
     model_config = ConfigDict(extra="forbid")
-    stage: str | None = Field(None, description="the program: a name of `align list`, or ./my_stage.py; default: the "
-                              "entry's own name, or what the pipeline says")
+    stage: str | None = Field(
+        None,
+        description="the program: a name of `align list`, or ./my_stage.py; by default the entry's own name",
+    )
     policy: str | None = Field(None, description="the stage whose policy it starts from; `base` is the base model")
-    data: DataSource | list[DataSource] = Field(description="what it trains on")
-    eval_data: DataSource | list[DataSource] | float | None = Field(
-        None, description="held-out rows for a validation loss: a source, or a share of `data` to hold back (0.05)")
-    parameterization: dict[str, Any] | None = Field(None, description="replaces the recipe's whole; see align list")
+    data: DataSource | list[DataSource] = Field(
+        description="what it trains on: a file, a folder, a Hub id, lab/helpdesk"
+    )
+    eval_data: DataSource | list[DataSource] | int | float | None = Field(
+        None, description="held-out rows for a validation loss: a source; or of `data` a share (0.05) or a number (200)"
+    )
+    parameterization: dict[str, Any] | None = Field(
+        None, description="which weights this stage trains, as in `{method: qlora}`; replaces the recipe's whole"
+    )
     replay: Replay | None = Field(None, description="replaces the recipe's; `null` means none in this stage")
-    training: dict[str, Any] = Field(default_factory=dict, description="the trainer's own argument names")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="the trainer's own arguments, as in `{learning_rate: 1e-4}`"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Program:
 
 
 def load(name: str, root: Path) -> Program:
-    """Load a shipped stage by name, or a user's file by path (relative to the folder of the recipe).
+    """Load a shipped stage by name, or a user's file by path (from the current folder, or from `root`, the recipe's).
 
     Raises:
         AlignError: there is no such stage, or the file declares none or cannot be imported.
@@ -95,51 +106,64 @@ def load(name: str, root: Path) -> Program:
     if name.endswith(".py") or "/" in name:
         path = next((p for p in (Path(name), root / name) if p.is_file()), None)
         if path is None:
-            raise AlignError(f"there is no stage file '{name}'", f"give a path relative to {root or '.'}")
-        content = path.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        module = _execute(f"align_user_stage_{digest[:12]}", path)
+            raise AlignError(f"there is no stage file '{name}'", _near_file(name, root))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        module = _execute(f"align_user_stage_{digest[:12]}", path, name)
         return Program(name, path.resolve(), _declared(module, name), digest)
     found = shelf.find("stages", name)
     if found is None:
-        raise AlignError(f"there is no stage '{name}'", shelf.did_you_mean(name, shelf.names("stages")))
-    return Program(name, found, _declared(_execute(f"align.stages.{name}", found), name), None)
+        own = next((p for p in (Path(f"{name}.py"), root / f"{name}.py") if p.is_file()), None)
+        remedy = f"did you mean './{name}.py'?" if own else shelf.did_you_mean(name, shelf.names("stages"))
+        raise AlignError(f"there is no stage '{name}'", remedy)
+    return Program(name, found, _declared(_execute(f"align.stages.{name}", found, str(found)), name), None)
 
 
-def _execute(module_name: str, path: Path) -> ModuleType:
+def _near_file(name: str, root: Path) -> str:
+    """A file of nearly that name; or where paths start."""
+    for folder in (Path(name).parent, (root / name).parent):
+        files = [path.name for path in folder.glob("*.py")] if folder.is_dir() else []
+        close = shelf.nearest(Path(name).name, files)
+        if close:
+            return f"did you mean '{name.removesuffix(Path(name).name)}{close}'?"
+    return "paths start from the current folder, then from the recipe's"
+
+
+def _execute(module_name: str, path: Path, shown: str) -> ModuleType:
     if module_name in sys.modules:
         return sys.modules[module_name]
     package = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(module_name, path, submodule_search_locations=package)
     if spec is None or spec.loader is None:
-        raise AlignError(f"'{path}' is no Python file", "give a .py file", place=Place(str(path)))
+        raise AlignError(f"the stage file '{shown}' is no Python file", "give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # pickled functions and dataclasses look their module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        line = _line_in(error, path)
-        raise AlignError(f"the stage file cannot be imported: {type(error).__name__}: {error}",
-                         "mend it, or see docs/stages.md", place=Place(str(path), line)) from error
+        raise _import_fault(error, path, shown) from error
     return module
 
 
-def _line_in(error: BaseException, path: Path) -> int | None:
-    if isinstance(error, SyntaxError):
-        return error.lineno
+def _import_fault(error: BaseException, path: Path, shown: str) -> AlignError:
+    """What went wrong in a stage file, at the line of that file, wherever the error was raised below it."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        place = Place(shown, error.lineno, error.offset)
+        return AlignError(f"the stage file is no valid Python: {error.msg}", "correct the file there", place=place)
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
             line = trace.tb_lineno
         trace = trace.tb_next
-    return line
+    what = f"the stage file cannot be imported: {type(error).__name__}: {error}"
+    return AlignError(what, "correct the file there", place=Place(shown, line))
 
 
 def _declared(module: ModuleType, name: str) -> Stage:
     stage = getattr(module, "STAGE", None)
     if not isinstance(stage, Stage):
-        raise AlignError(f"'{name}' declares no stage", "end the file with `STAGE = align.stage.Stage(...)`")
+        what = "the stage file declares no STAGE"
+        raise AlignError(what, "end it with `STAGE = align.stage.Stage(...)`", place=Place(name))
     return stage
 
 

@@ -1,0 +1,85 @@
+"""What a run needs of the machine: packages, and room on the disk. No torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.base import Base
+from align.errors import AlignError, Exit, FaultList
+from align.recipe import Loaded
+
+DISTRIBUTION = "align-suite"
+# Two checkpoints, each the weights and two Adam moments, and the result: in float32, twice the bytes of bfloat16.
+_FULL_SHARE = 2 * (2 * 3 + 1)
+_ADAPTER_SHARE = 0.5  # the same for an adapter of a few per cent
+
+
+def check_packages(loaded: Loaded) -> None:
+    """Refuse a recipe for which a package is missing or of another version than the engine was made for.
+
+    Raises:
+        AlignError, Faults: with the line that installs it.
+    """
+    faults = FaultList()
+    quantized = any(plan.method.quantization(plan.method_keys) for plan in loaded.stages)
+    faults.found.extend(_unmet(skip=() if quantized else ("bitsandbytes",)))
+    missing = [name for name in loaded.recipe.trackers if not _importable(name)]
+    if missing:
+        named = ", ".join(f"'{name}'" for name in missing)
+        what = (
+            f"the tracker {named} is not installed" if len(missing) == 1 else f"not installed are the trackers {named}"
+        )
+        fault = loaded.document.fault(("trackers",), what, f"pip install '{DISTRIBUTION}[{','.join(missing)}]'")
+        fault.exit = Exit.MACHINE
+        faults.found.append(fault)
+    faults.raise_any()
+
+
+def _importable(name: str) -> bool:
+    """Whether a package is there; a mere folder of that name, such as the `wandb/` that wandb writes, is none."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
+
+
+def _unmet(skip: tuple[str, ...]) -> Iterator[AlignError]:
+    """The requirements of this distribution that the machine does not meet."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:  # a checkout that nobody installed
+        return
+    for requirement in map(Requirement, lines):
+        if requirement.name in skip or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        install = f"pip install '{requirement}'"
+        try:
+            installed = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield AlignError(f"the package '{requirement.name}' is not installed", install, exit=Exit.MACHINE)
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            what = f"{requirement.name} {installed} is installed, and align needs {requirement.specifier}"
+            yield AlignError(what, install, exit=Exit.MACHINE)
+
+
+def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
+    """Refuse a run whose checkpoints will not fit.
+
+    Raises:
+        AlignError: with the bytes that are needed and that there are.
+    """
+    if base.path is None:
+        return
+    weights = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
+    shares = (_FULL_SHARE if plan.method.TRAINS_BASE else _ADAPTER_SHARE for plan in loaded.stages)
+    needed = sum(weights * share for share in shares)
+    folder = next(p for p in (run.resolve(), *run.resolve().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        what = f"the run needs about {needed / 1e9:.1f} GB of disk, and '{folder}' has {free / 1e9:.1f} GB"
+        raise AlignError(what, "free some, or give a --run-dir on another disk", exit=Exit.MACHINE)

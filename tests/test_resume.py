@@ -1,0 +1,91 @@
+"""kill -9 at the worst moments; the same command again ends with the weights of a run that was never killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import runs
+
+RATES = {"full": "1.0e-4", "lora": "1.0e-3", "qlora": "1.0e-3"}
+
+
+def arguments(method: str) -> list[str]:
+    return ["--set", f"parameterization={{method: {method}}}", "--set", f"stages.sft.training.learning_rate={RATES[method]}"]
+
+
+def kill_child(process: subprocess.Popen[str]) -> str:
+    for pid in runs.children(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    said = process.communicate()[0]
+    assert process.returncode == 1, said
+    return said
+
+
+def kill_parent(process: subprocess.Popen[str]) -> None:
+    """The child must end too, or it would go on writing beside the next one."""
+    orphans = runs.children(process.pid)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+        assert time.monotonic() < end, "the child outlived its parent"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("method", ["qlora", pytest.param("lora", marks=pytest.mark.slow),
+                                    pytest.param("full", marks=pytest.mark.slow)])
+def test_killed_in_sft_in_a_checkpoint_and_in_dpo(method: str, tmp_path: Path) -> None:
+    recipe, extra = runs.write(tmp_path), arguments(method)
+    runs.run(recipe, tmp_path / "whole", *extra)
+    folder = tmp_path / "killed"
+
+    first = runs.started(recipe, folder, *extra)
+    runs.wait_for(first, lambda: runs.last_step(folder, "sft") >= 5)
+    said = kill_child(first)
+    assert "error the training process was ended by the system with SIGKILL (out of memory, most often), at step" in said
+    assert "  -> run the same command again and it resumes" in said
+
+    torn = folder / "stages/sft/checkpoints/checkpoint-9"
+    second = runs.started(recipe, folder, *extra)
+    runs.wait_for(second, lambda: torn.is_dir() and not (torn / "complete.json").exists())
+    kill_parent(second)
+
+    third = runs.started(recipe, folder, *extra)
+    runs.wait_for(third, lambda: runs.last_step(folder, "dpo") >= 3)
+    kill_child(third)
+
+    last = runs.run(recipe, folder, *extra)
+    assert "sft: done already" in last.stderr
+    assert "(resuming from checkpoint-2)" in last.stderr or "(resuming from checkpoint-4)" in last.stderr
+    assert runs.weights(folder) == runs.weights(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_and_goes_on(tmp_path: Path) -> None:
+    recipe, folder = runs.write(tmp_path), tmp_path / "run"
+    process = runs.started(recipe, folder)
+    runs.wait_for(process, lambda: runs.last_step(folder, "sft") >= 4)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[0]
+    assert process.returncode == 130, said
+    assert "interrupted; the same command again goes on from here" in said
+    assert list((folder / "stages/sft/checkpoints").glob("checkpoint-*/complete.json"))
+    again = runs.run(recipe, folder)
+    assert "(resuming from checkpoint-" in again.stderr
+
+
+def test_a_run_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    recipe, folder = runs.write(tmp_path), tmp_path / "run"
+    process = runs.started(recipe, folder)
+    try:
+        runs.wait_for(process, lambda: (folder / "stages/sft/ticket.json").is_file())
+        second = runs.run(recipe, folder, code=2)
+        assert (f"error the run folder '{folder}' is in use by process {process.pid}\n"
+                "  -> wait for it to end, or give another --run-dir") in second.stderr
+    finally:
+        process.kill()
+        process.communicate()
