@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from align.data.order import STRATEGIES
-from align.shelf import did_you_mean, nearest
+from align.shelf import nearest
 from align.trl_source import Argument, known
-from align.validation import shown
+from align.validation import one_of, shown
 
 __all__ = ["OWNED", "Argument", "Fault", "check", "choices", "known", "open_to_users"]
 
@@ -86,7 +86,7 @@ _AT_LEAST = {
     "weight_decay": 0,
     "max_grad_norm": 0,
 }
-_LISTED = 15  # values that a remedy lists
+_FEW, _LISTED = 4, 15  # values that a remedy lists always, and at most
 _WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -147,7 +147,7 @@ def _value_fault(argument: Argument, value: Any) -> Fault | None:
         return Fault(name, f"'{{key}}' cannot be {shown(value)}", _nearest_of(str(value), allowed))
     if argument.kinds and not _fits(value, argument.kinds):
         order = [_WORDS[kind] for kind in _WORDS if kind in argument.kinds]
-        return Fault(name, f"'{{key}}' must be {' or '.join(order)}, not {shown(value)}", help_)
+        return Fault(name, f"'{{key}}' must be {one_of(order)}, not {shown(value)}", help_)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and not math.isfinite(value):
         return Fault(name, f"'{{key}}' must be a finite number, not {value}", help_)
@@ -157,9 +157,14 @@ def _value_fault(argument: Argument, value: Any) -> Fault | None:
 
 
 def _nearest_of(word: str, allowed: tuple[str, ...]) -> str:
-    if len(allowed) <= _LISTED or nearest(word, allowed):
-        return did_you_mean(word, allowed)
-    return f"choose one of: {', '.join(allowed[:_LISTED])}, or {len(allowed) - _LISTED} more that transformers knows"
+    """All values where they are few; else the one that was meant: `adamw` is the beginning of `adamw_torch`."""
+    if len(allowed) <= _FEW:
+        return f"choose one of: {', '.join(allowed)}"
+    close = next((value for value in allowed if value.startswith(word)), None) or nearest(word, allowed)
+    if close:
+        return f"did you mean '{close}'?"
+    rest = f", or {len(allowed) - _LISTED} more that transformers knows" if len(allowed) > _LISTED else ""
+    return f"choose one of: {', '.join(allowed[:_LISTED])}{rest}"
 
 
 def _fits(value: Any, kinds: frozenset[str]) -> bool:

@@ -145,7 +145,7 @@ def _check_weights(name: str, folder: Path) -> None:
         shards = set(_json(name, index).get("weight_map", {}).values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
-            what = f"the model '{name}' lacks {len(missing)} of its {len(shards)} weight files, first {missing[0]}"
+            what = f"the model '{name}' lacks {len(missing)} of its {len(shards)} weight files, such as {missing[0]}"
             raise AlignError(what, _COPY_AGAIN)
     for file in files:
         _check_whole(name, file)

@@ -98,12 +98,11 @@ def check(
         _errors().print(f"[yellow]note[/yellow] {note}", highlight=False)
     for plan in loaded.stages:
         rows = found.rows[plan.id]
-        replay = f", replay {plan.replay.ratio:.0%}" if plan.replay else ""
-        held = f", {len(rows.evaluation):,} held out" if rows.evaluation else ""
-        source = f"from {plan.policy}"
-        print(
-            f"{plan.id}: {plan.program.name} {source}, {plan.method_keys.method}, {len(rows.train):,} rows{held}{replay}"
-        )
+        parts = [f"{plan.program.name} from {plan.policy}", plan.method_keys.method]
+        parts.append(f"{len(rows.train):,} rows" if rows.train else "rows not looked up")
+        parts += [f"{len(rows.evaluation):,} held out"] if rows.evaluation else []
+        parts += [f"replay {plan.replay.ratio:.0%}"] if plan.replay else []
+        print(f"{plan.id}: {', '.join(parts)}")
     print(f"{recipe}: ok")
 
 
@@ -147,6 +146,9 @@ def report(run_dir: RunFolder) -> None:
 @app.command("list", rich_help_panel="Look")
 def list_() -> None:
     """The recipes, pipelines, stages and parameterizations that there are."""
+    from rich.markup import escape
+    from rich.table import Table
+
     from align import parameterization, pipeline, shelf
     from align.stage import load
 
@@ -158,9 +160,12 @@ def list_() -> None:
         ("parameterizations", {name: parameterization.load(name).DESCRIPTION for name in parameterization.names()}),
     ]
     for title, entries in sections:
-        console.print(f"[bold]{title}[/bold]")
+        table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold")
+        table.add_column(no_wrap=True, width=28)
+        table.add_column()
         for name, text in entries.items():
-            console.print(f"  {name:<28} {text}", highlight=False, markup=False)
+            table.add_row(escape(name), escape(text))
+        console.print(table, highlight=False)
 
 
 def _purpose(path: Path | None) -> str:
@@ -168,7 +173,8 @@ def _purpose(path: Path | None) -> str:
     if path is None:
         return ""
     comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    return next((line for line in comments if not line.startswith("yaml-language-server")), "")
+    first = next((line for line in comments if not line.startswith("yaml-language-server")), "")
+    return first.removeprefix("What it is for: ")
 
 
 @app.command(rich_help_panel="Look")

@@ -21,11 +21,11 @@ _PLAINER = (
     ("mapping values are not allowed here", "a ':' is not allowed here", "put a text that holds ': ' into quotes"),
     (r"character '\t'", "a tab stands here", "YAML is indented with spaces"),
     ("that cannot start any token", "a text cannot begin with this character", "put the text into quotes"),
-    ("expected ',' or ']'", "the list is not closed", "close it with ], or write the comma that is missing"),
-    ("expected ',' or '}'", "the mapping is not closed", "close it with }, or write the comma that is missing"),
+    ("expected ',' or ']'", "the list that opens here is not closed", "close it with ], or write the missing comma"),
+    ("expected ',' or '}'", "the mapping that opens here is not closed", "close it with }, or write the missing comma"),
     ("expected <block end>", "this line does not line up with the ones above", "indent it as much as its neighbours"),
     ("could not find expected ':'", "a ':' is missing after the key", "write `key: value`"),
-    ("unexpected end of stream", "a quote is not closed", "close it"),
+    ("unexpected end of stream", "the quote that opens here is not closed", "close it"),
     ("found undefined alias", "the alias names no anchor", "put a text that begins with * into quotes"),
     ("found another document", "a second document begins here", "keep one document; take the `---` out"),
     ("constructor for the tag", "the tag is not known", "put a text that begins with ! into quotes"),
@@ -165,6 +165,8 @@ def _yaml_fault(error: YAMLError, shown: str) -> AlignError:
         return AlignError(f"the key '{key.group(1) if key else '?'}' is there twice{where}", "keep one", place=place)
     for said, what, remedy in _PLAINER:
         if said in problem:
+            if "opens here" in what and error.context_mark:
+                place = Place(shown, error.context_mark.line + 1, error.context_mark.column + 1)
             return AlignError(f"broken YAML: {what}", remedy, place=place)
     return AlignError(f"broken YAML: {problem}", "correct the file there", place=place)
 

@@ -56,14 +56,15 @@ def _unmet(skip: tuple[str, ...]) -> Iterator[AlignError]:
     for requirement in map(Requirement, lines):
         if requirement.name in skip or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
-        install = f"pip install '{requirement}'"
+        versions = ",".join(sorted(map(str, requirement.specifier), reverse=True))  # the lower bound first
+        install = f"pip install '{requirement.name}{versions}'"
         try:
             installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             yield AlignError(f"the package '{requirement.name}' is not installed", install, exit=Exit.MACHINE)
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            what = f"{requirement.name} {installed} is installed, and align needs {requirement.specifier}"
+            what = f"{requirement.name} {installed} is installed, and align needs {versions}"
             yield AlignError(what, install, exit=Exit.MACHINE)
 
 

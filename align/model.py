@@ -143,21 +143,25 @@ class Merge:
 
 
 @torch.no_grad()
-def merge(model: PeftModel, prompts: list[list[int]]) -> tuple[PreTrainedModel, Merge]:
-    """Merge all active adapters into the base's own precision, through the dequantised base.
+def merge(base: PreTrainedModel, policy: Policy, run: Path, prompts: list[list[int]]) -> tuple[PreTrainedModel, Merge]:
+    """Merge a policy's adapters into its base's own precision, through the dequantised base.
 
     Merging onto 4-bit weights and quantising again would lose most of the update.
 
     Args:
+        base: as the policy holds it, quantised where it was trained so; it is used up.
+        run: the run folder, which the adapters' paths are relative to.
         prompts: token ids to compare the two on.
 
     Raises:
         AlignError: the merged model disagrees with the adapted one.
     """
+    model = put_adapters(base, policy, run)
     before = [_next_tokens(model, ids) for ids in prompts]
-    names = list(model.active_adapters)
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        model.base_model.model.dequantize()
+    names = [adapter.name for adapter in policy.adapters]
+    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
+        # the adapters' layers are made for the kind of layer below them, so they are put on again
+        model = put_adapters(model.unload().dequantize(), policy, run)
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True, adapter_names=names)
     after = [_next_tokens(merged, ids) for ids in prompts]
     total = sum(len(tokens) for tokens in before)

@@ -148,14 +148,15 @@ def check(read: Document, root: Path) -> Loaded:
     """Check a recipe that was read or built. A fault in one part does not hide those of the others."""
     faults = FaultList()
     recipe, default = None, None
-    with faults.collect():
-        recipe = validate(read, Recipe, _without_stage_keys(read, faults))
     nodes = pipeline.resolve(read, root, faults)
+    with faults.collect():
+        recipe = validate(read, Recipe, _without_stage_keys(read, nodes, faults))
     shared = read.data.get("parameterization", {"method": "full"})
     if isinstance(shared, dict):
         with faults.collect():
             default = _method(read, shared, ("parameterization",))
     entries = {node.id: _entry(read, node, faults) for node in nodes}
+    faults.found.sort(key=_in_file)
     faults.raise_any()
     assert recipe is not None and default is not None
     plans, warnings = [], list[str]()
@@ -168,14 +169,26 @@ def check(read: Document, root: Path) -> Loaded:
     return Loaded(recipe, plans, read, root, warnings)
 
 
-def _without_stage_keys(read: Document, faults: FaultList) -> dict[str, Any]:
+def _in_file(fault: AlignError) -> tuple[str, int, int]:
+    """Where a fault stands: they are told from the top of the file down."""
+    place = fault.place
+    return (place.file, place.line or 0, place.column or 0) if place else ("", 0, 0)
+
+
+def _without_stage_keys(read: Document, nodes: list[pipeline.Node], faults: FaultList) -> dict[str, Any]:
     """The top level without keys that belong to a stage, each of which is a fault."""
-    belongs = set(StageKeys.model_fields) - set(Recipe.model_fields)
-    first = next(iter(read.data["stages"]), "sft") if isinstance(read.data.get("stages"), dict) else "sft"
-    for name in [name for name in read.data if name in belongs]:
+    places: dict[str, str] = {}
+    for name in [name for name in read.data if name not in Recipe.model_fields]:
+        for node in nodes:
+            stage = node.program.stage
+            if name in stage.keys.model_fields:
+                places.setdefault(name, f"stages.{node.id}.{name}")
+            elif stage.arguments and name in arguments.open_to_users(stage.arguments):
+                places.setdefault(name, f"stages.{node.id}.training.{name}")
+    for name, path in places.items():
         what = f"'{name}' is a key of a stage, not of the recipe"
-        faults.found.append(read.fault((name,), what, f"write it as `stages.{first}.{name}`"))
-    return {name: value for name, value in read.data.items() if name not in belongs}
+        faults.found.append(read.fault((name,), what, f"write it as `{path}`"))
+    return {name: value for name, value in read.data.items() if name not in places}
 
 
 @dataclass(frozen=True)

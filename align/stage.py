@@ -131,6 +131,7 @@ def _near_file(name: str, root: Path) -> str:
 def _execute(module_name: str, path: Path, shown: str) -> ModuleType:
     if module_name in sys.modules:
         return sys.modules[module_name]
+    path = path.resolve()
     package = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(module_name, path, submodule_search_locations=package)
     if spec is None or spec.loader is None:
@@ -155,7 +156,8 @@ def _import_fault(error: BaseException, path: Path, shown: str) -> AlignError:
         if trace.tb_frame.f_code.co_filename == str(path):
             line = trace.tb_lineno
         trace = trace.tb_next
-    what = f"the stage file cannot be imported: {type(error).__name__}: {error}"
+    said = str(error).removesuffix(f" ({error.path})") if isinstance(error, ImportError) else str(error)
+    what = f"the stage file cannot be imported: {type(error).__name__}: {said}"
     return AlignError(what, "correct the file there", place=Place(shown, line))
 
 

@@ -74,8 +74,11 @@ def validate(document: Document, model: type[M], data: Any, at: Loc = ()) -> M:
         return model.model_validate(data, strict=True)
     except ValidationError as error:
         faults = FaultList()
-        for group in _settled([_keys_of(detail, data) for detail in error.errors()]):
-            faults.found.append(_fault(document, model, at, group))
+        groups = list(_settled([_keys_of(detail, data) for detail in error.errors()]))
+        misspelt = {_meant(model, group[0]) for group in groups if group[0].detail["type"] == "extra_forbidden"}
+        for group in groups:
+            if not (group[0].detail["type"] == "missing" and group[0].loc in misspelt):
+                faults.found.append(_fault(document, model, at, group))
         faults.raise_any()
         raise AssertionError("a ValidationError without errors") from error
 
@@ -97,6 +100,12 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return "a list"
     return repr(value)
+
+
+def one_of(kinds: Sequence[str]) -> str:
+    """`text, a mapping or a list`; a whole number goes without saying where a number may stand."""
+    said = [kind for kind in kinds if kind != "a whole number" or "a number" not in kinds]
+    return " or ".join(filter(None, (", ".join(said[:-1]), said[-1])))
 
 
 def _keys_of(detail: ErrorDetails, data: Any) -> _Error:
@@ -157,8 +166,10 @@ def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, s
     context = detail.get("ctx", {})
     if len(group) > 1 or kind in _KINDS:
         kinds = list(dict.fromkeys(_KINDS[error.detail["type"]] for error in group if error.is_shape))
-        what = f"'{path}' must be {' or '.join(kinds)}, not {shown(value)}"
-        return what, _as_mapping(model, loc, value) if "a mapping" in kinds else ""
+        if any(_takes_text(found) for found in _models(_annotation(model, loc))):
+            kinds.insert(0, "text")
+        what = f"'{path}' must be {one_of(kinds)}, not {shown(value)}"
+        return what, _as_mapping(model, loc, value) if kinds == ["a mapping"] else ""
     if kind == "extra_forbidden":
         return f"unknown key '{path}'", _known_keys(model, loc)
     if kind == "missing":
@@ -176,6 +187,15 @@ def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, s
     message = str(context.get("error") or detail["msg"])
     said, *remedy = _REMEDY.split(message, maxsplit=1)
     return f"'{path}': {said}", "".join(remedy)
+
+
+def _takes_text(model: type[BaseModel]) -> bool:
+    """Whether a model has a short form, as a data source that is only named."""
+    try:
+        model.model_validate("text", strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _as_mapping(model: type[BaseModel], loc: Loc, value: Any) -> str:
@@ -199,6 +219,12 @@ def _known_keys(model: type[BaseModel], loc: Loc) -> str:
             return f"write it under `{name}:`"
     close = nearest(word, known)
     return f"did you mean '{close}'?" if close else f"known here: {', '.join(known)}"
+
+
+def _meant(model: type[BaseModel], error: _Error) -> Loc:
+    """The known key that an unknown one most likely means; it is then not missing as well."""
+    known = [name for found in _models(_annotation(model, error.loc[:-1])) for name in found.model_fields]
+    return (*error.loc[:-1], nearest(str(error.loc[-1]), known) or "")
 
 
 def _meaning(model: type[BaseModel], loc: Loc) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from align.data import encode, mixing
 from align.errors import AlignError, Exit
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
-from align.forgetting.measure import Bench, measure
+from align.forgetting.measure import Bench, Encoded, measure
+from align.forgetting.measurements import Split
 from align.job import Job
 from align.rundir import RunDir
 from align.stage import Adapter, Outcome, Policy, Rows, Ticket
@@ -61,10 +63,10 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     here = run.stage(ticket.stage)
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.model.get("chat_template"))
     job = _job(run, ticket, tokenizer, interrupted)
-    bench_probes = probes.load(ForgettingKeys(probes=ticket.probes), Path.cwd()) if world.is_main_process else []
+    bench_probes = _probes(json.dumps(ticket.probes)) if world.is_main_process else []
     builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]))
     if ticket.measure_base and world.is_main_process and bench_probes:
-        bench = Bench(builder.pristine(), tokenizer, autocast=models.native_bf16())
+        bench = _bench(builder.pristine(), tokenizer)
         measure(bench, bench_probes, run.base_measurements, base=None)
     world.wait_for_everyone()
     job.model, merge = builder.build()
@@ -183,8 +185,8 @@ class Builder:
         policy = self.ticket.policy
         folder = str(self.run.root / policy.weights) if policy.weights else policy.base.path
         if self._merges():
-            model = models.put_adapters(self._load(folder, policy.quantization), policy, self.run.root)
-            merged, report = models.merge(model, self._prompts())
+            base = self._load(folder, policy.quantization)
+            merged, report = models.merge(base, policy, self.run.root, self._prompts())
             return self.method.apply(merged.to(self.dtype), self.keys, models.TRAINED), report
         model = self.loaded if self.loaded is not None else self._load(folder, self.quantization)
         if self.method.TRAINS_BASE:
@@ -217,9 +219,22 @@ class Builder:
         return encode.for_language_modeling(rows, self.tokenizer, completion_only=False)[0]
 
 
+@lru_cache(maxsize=1)
+def _probes(keys: str) -> list[probes.Probe]:
+    """The probes of a recipe; all tickets of a run have the same."""
+    return probes.load(ForgettingKeys(probes=json.loads(keys)), Path.cwd())
+
+
+_ENCODED: dict[tuple[str, Split], Encoded] = {}  # of this process's one tokenizer and one set of probes
+
+
+def _bench(model: Any, tokenizer: PreTrainedTokenizerBase) -> Bench:
+    return Bench(model, tokenizer, autocast=models.native_bf16(), encoded=_ENCODED)
+
+
 def _measure(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
-    bench = Bench(job.model, job.tokenizer, autocast=models.native_bf16())
+    bench = _bench(job.model, job.tokenizer)
     return measure(bench, bench_probes, job.dir.measurements, base=base)
 
 

@@ -61,13 +61,27 @@ def _spans(row: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[s
     messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
     extra = {"tools": row["tools"]} if row.get("tools") else {}
     first = 0 if "messages" in row else len(row["prompt"])
+    whole = chat(tokenizer, messages, **extra)
     bounds = []
     for i, message in enumerate(messages):
         if i >= first and message["role"] == "assistant":
             bounds.append(chat(tokenizer, messages[:i], prompt=True, **extra))
             if i + 1 < len(messages):
-                bounds.append(chat(tokenizer, messages[: i + 1], **extra))
-    return chat(tokenizer, messages, **extra), bounds, True
+                bounds.append(_through(chat(tokenizer, messages[: i + 1], **extra), bounds[-1], whole))
+    return whole, bounds, True
+
+
+def _through(turns: str, prompt: str, whole: str) -> str:
+    """The part of `whole` that ends with the last answer of `turns`, which is `prompt` and an answer.
+
+    Templates of models that think (Qwen 3) write an answer with its thoughts where it is the last and without them
+    where more follows: then an end of the answer is what `whole` goes on with.
+    """
+    if whole.startswith(turns) or not whole.startswith(prompt):
+        return turns
+    answer, rest = turns[len(prompt) :], whole[len(prompt) :]
+    kept = next(answer[k:] for k in range(len(answer) + 1) if rest.startswith(answer[k:]))
+    return prompt + kept
 
 
 def for_preference(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
@@ -112,16 +126,19 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     return _tokenize(tokenizer, texts, [False] * len(texts))
 
 
-def answer_ids(prompts: Sequence[str], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of the right answers after those prompts, with the end of the turn."""
+def question_ids(
+    prompts: Sequence[str], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens of questions, as `prompt_ids` gives them, and of their right answers with the end of the turn."""
     rows: list[Record] = [{"prompt": p, "completion": a} for p, a in zip(prompts, answers, strict=True)]
     if tokenizer.chat_template is not None:
         rows = [
-            {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": a}]}
+            {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": a}]}
             for p, a in zip(prompts, answers, strict=True)
         ]
-    _, labels = for_language_modeling(rows, tokenizer, completion_only=True)
-    return [[token for token in row if token != IGNORE] for row in labels]
+    ids, labels = for_language_modeling(rows, tokenizer, completion_only=True)
+    cuts = [sum(token == IGNORE for token in row) for row in labels]
+    return [row[:n] for row, n in zip(ids, cuts, strict=True)], [row[n:] for row, n in zip(ids, cuts, strict=True)]
 
 
 def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -22,13 +22,14 @@ from align.data import encode
 from align.forgetting.measurements import Split
 from align.forgetting.probes import Agreement, Exact, Graded, Probe, Question, Texts
 
-ANSWER_TOKENS = 48  # of a graded answer
+ANSWER_TOKENS = 32  # of a graded answer
 AGREEMENT_TOKENS = 24  # of the base's own answer
 LOGIT_BUDGET = 2**26  # elements of one batch's logits: 128 MiB in bfloat16
 BROKEN_SHOWN = 4  # a probe, of the answers that were right before
 SAMPLES_SHOWN = 8
 
 Record = dict[str, Any]
+Encoded = tuple[list[list[int]], list[list[int]]]  # token ids of prompts, and of their answers
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Bench:
 
     Attributes:
         autocast: arithmetic precision of training, so that the same model is measured that was trained.
+        encoded: token ids of (probe, split); share it between benches of one tokenizer, since rendering and
+            tokenising the questions costs as much as answering them.
     """
 
     model: Any
@@ -45,6 +48,7 @@ class Bench:
     items: list[Record] = field(default_factory=list)
     samples: list[Record] = field(default_factory=list)
     own_answers: dict[str, list[int]] = field(default_factory=dict)
+    encoded: dict[tuple[str, Split], Encoded] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +101,10 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
 def _run(bench: Bench, probe: Probe, split: Split) -> None:
     if isinstance(probe, Exact):
         questions = probe.items[split]
-        for question, right in zip(questions, exact(bench, questions), strict=True):
+        key = (probe.name, split)
+        if key not in bench.encoded:
+            bench.encoded[key] = encode_questions(bench.tokenizer, questions)
+        for question, right in zip(questions, exact(bench, bench.encoded[key]), strict=True):
             bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": int(right)})
     elif isinstance(probe, Texts):
         for i, (nll, tokens) in enumerate(likelihoods(bench, probe.texts[split])):
@@ -146,13 +153,17 @@ def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
         bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": round(score, 6)})
 
 
-def exact(bench: Bench, questions: Sequence[Question]) -> list[bool]:
-    """Whether greedy decoding would give exactly the right answer and end there."""
-    prompts = encode.prompt_ids([question.prompt for question in questions], bench.tokenizer)
-    answers = encode.answer_ids([q.prompt for q in questions], [q.answer for q in questions], bench.tokenizer)
-    end = bench.tokenizer.eos_token_id
-    cut = [row[: row.index(end) + 1] if end in row else row for row in answers]  # what follows is never generated
-    return [all(hits) for hits in hits_of(bench, prompts, cut)]
+def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> Encoded:
+    """Token ids of questions and their right answers, each answer up to its end token: what follows is never
+    generated."""
+    prompts, answers = encode.question_ids([q.prompt for q in questions], [q.answer for q in questions], tokenizer)
+    end = tokenizer.eos_token_id
+    return prompts, [row[: row.index(end) + 1] if end in row else row for row in answers]
+
+
+def exact(bench: Bench, questions: Encoded) -> list[bool]:
+    """Whether greedy decoding would give exactly the right answer and end there, for each question."""
+    return [all(hits) for hits in hits_of(bench, *questions)]
 
 
 def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[list[bool]]:
@@ -160,11 +171,13 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
     out: list[list[bool]] = [[] for _ in prompts]
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     for batch, ids, mask in _batches(bench, rows):
-        best = bench.logits(ids, mask).argmax(-1)
-        hit = (best[:, :-1] == ids[:, 1:]).cpu()
-        for k, i in enumerate(batch):
-            start = len(prompts[i]) - 1
-            out[i] = hit[k, start : start + len(answers[i])].tolist()
+        # a token is predicted one position before it; only the answers' are looked at
+        where = [(k, len(prompts[i]) - 1 + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
+        row, position = torch.tensor(where, dtype=torch.long, device=ids.device).reshape(-1, 2).unbind(1)
+        best = bench.logits(ids, mask)[row, position].argmax(-1)
+        hits = iter((best == ids[row, position + 1]).tolist())
+        for i in batch:
+            out[i] = [next(hits) for _ in answers[i]]
     return out
 
 

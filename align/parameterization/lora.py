@@ -21,24 +21,24 @@ class LoraKeys(BaseModel):
     model_config = ConfigDict(extra="forbid")
     r: int = Field(16, ge=1, le=256, description="rank: 4-8 simple tasks, 16-32 medium, 64-128 complex")
     alpha: int = Field(32, ge=1, description="scale of the update, alpha / r; 2 r is usual")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
     target_modules: Literal["auto"] | list[str] = Field("auto", description="auto: every linear layer but the head")
-    bias: Literal["none", "all", "lora_only"] = "none"
-    use_dora: bool = False
-    use_rslora: bool = False
-    init_lora_weights: bool | str = True
-    modules_to_save: list[str] | None = None
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, int] = {}
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained as well")
+    use_dora: bool = Field(False, description="train magnitude and direction apart (DoRA); slower")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r), for high ranks")
+    init_lora_weights: bool | str = Field(True, description="true: no change at first; or as in PEFT: gaussian, pissa")
+    modules_to_save: list[str] | None = Field(None, description="modules that are trained whole and saved beside it")
+    exclude_modules: list[str] | str | None = Field(None, description="modules that get no adapter")
+    layers_to_transform: list[int] | int | None = Field(None, description="only these layers get an adapter")
+    rank_pattern: dict[str, int] = Field({}, description="another r for modules by name")
+    alpha_pattern: dict[str, int] = Field({}, description="another alpha for modules by name")
 
 
 class Keys(ParameterizationKeys):
     """`{method: lora, lora: {r: 16, alpha: 32, ...}}`"""
 
     method: Literal["lora"] = "lora"
-    lora: LoraKeys = LoraKeys()
+    lora: LoraKeys = Field(LoraKeys(), description="the adapter")
 
 
 def advise(keys: Keys) -> list[str]:

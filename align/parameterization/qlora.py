@@ -21,20 +21,22 @@ class QuantizationKeys(BaseModel):
     """`quantization:`, by bitsandbytes' names."""
 
     model_config = ConfigDict(extra="forbid")
-    bits: Literal[4, 8] = 4
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bits: Literal[4, 8] = Field(4, description="of a weight of the base; 8 costs twice the memory")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="the 4-bit numbers; nf4 suits normal weights")
     bnb_4bit_use_double_quant: bool = Field(
         True, description="quantise the scales too: 4.13 instead of 4.5 bits a weight"
     )
-    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="what weights are unpacked to for a product"
+    )
 
 
 class Keys(ParameterizationKeys):
     """`{method: qlora, lora: {...}, quantization: {bits: 4, ...}}`"""
 
     method: Literal["qlora"] = "qlora"
-    lora: LoraKeys = LoraKeys()
-    quantization: QuantizationKeys = QuantizationKeys()
+    lora: LoraKeys = Field(LoraKeys(), description="the adapter")
+    quantization: QuantizationKeys = Field(QuantizationKeys(), description="how the base is held")
 
 
 def advise(keys: Keys) -> list[str]:

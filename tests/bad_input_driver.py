@@ -1,0 +1,149 @@
+"""Gives every bad input to the real command, in one fresh process, and prints what it answered as JSON.
+
+python tests/bad_input_driver.py FOLDER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from error_cases import Case, cases
+
+from align.cli import app, guarded
+
+HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
+PROJECT = "/home/you/project"  # stands for the current folder in messages
+
+
+def hub(error: Callable[[], Exception]) -> contextlib.AbstractContextManager[Any]:
+    """The Hub answers with an error."""
+    return mock.patch("huggingface_hub.snapshot_download", side_effect=lambda *_, **__: raise_(error()))
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+def refused(name: str) -> Exception:
+    from huggingface_hub import errors
+
+    response: Any = SimpleNamespace(headers={}, request=None, status_code=403)
+    made: Exception = getattr(errors, name)("Access to the model is restricted.\nDetails follow.", response=response)
+    return made
+
+
+def gated() -> contextlib.AbstractContextManager[Any]:
+    return hub(lambda: refused("GatedRepoError"))
+
+
+def unknown() -> contextlib.AbstractContextManager[Any]:
+    return hub(lambda: refused("RepositoryNotFoundError"))
+
+
+def no_revision() -> contextlib.AbstractContextManager[Any]:
+    return hub(lambda: refused("RevisionNotFoundError"))
+
+
+def disk_full() -> contextlib.AbstractContextManager[Any]:
+    return hub(lambda: OSError(errno.ENOSPC, "No space left on device"))
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """The run folder is locked, as another process does it."""
+    from filelock import FileLock
+
+    Path("runs/chain").mkdir(parents=True)
+    Path("runs/chain/.holder").write_text('{"pid": 4242}')
+    with FileLock("runs/chain/.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def other() -> Iterator[None]:
+    """The run folder was written for another recipe."""
+    Path("runs/other").mkdir(parents=True)
+    Path("runs/other/run.json").write_text('{"format": 1, "name": "another", "stages": {}}')
+    yield
+
+
+def without(*names: str) -> contextlib.AbstractContextManager[Any]:
+    """Packages that cannot be found, whether they are installed here or not."""
+    true_spec, true_version = importlib.util.find_spec, importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in names:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return true_version(name)
+
+    stack = contextlib.ExitStack()
+    spec = mock.Mock(side_effect=lambda name, *rest: None if name in names else true_spec(name, *rest))
+    stack.enter_context(mock.patch("importlib.util.find_spec", spec))
+    stack.enter_context(mock.patch("importlib.metadata.version", version))
+    return stack
+
+
+def no_trackers() -> contextlib.AbstractContextManager[Any]:
+    return without("wandb", "mlflow")
+
+
+def no_bitsandbytes() -> contextlib.AbstractContextManager[Any]:
+    return without("bitsandbytes")
+
+
+def old_trl() -> contextlib.AbstractContextManager[Any]:
+    true = importlib.metadata.version
+    return mock.patch("importlib.metadata.version", lambda name: "0.24.0" if name == "trl" else true(name))
+
+
+def small_disk() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch("shutil.disk_usage", return_value=SimpleNamespace(free=10_000_000))
+
+
+def answer(case: Case, folder: Path) -> dict[str, Any]:
+    """What the command says to a case in a folder of its own, and which heavy packages it imported."""
+    folder.mkdir()
+    for name, content in case.contents().items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    os.chdir(folder)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(globals()[case.setup]() if case.setup else contextlib.nullcontext())
+        stack.enter_context(mock.patch("sys.argv", ["align", *case.command]))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        code = guarded(app)
+    _, _, said = err.getvalue().replace(str(folder), PROJECT).partition("error ")
+    heavy = [name for name in HEAVY if name in sys.modules]
+    return {
+        "code": int(code),
+        "said": said.replace("\nerror ", "\n").rstrip("\n"),
+        "heavy": heavy,
+        "out": out.getvalue(),
+    }
+
+
+def main(folder: Path) -> None:
+    """Print the answers to all cases."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    found = {name: answer(case, folder / str(number)) for number, (name, case) in enumerate(cases().items())}
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

@@ -1,0 +1,184 @@
+"""Small models, tokenizers and tickets for the tests of the training side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers import models as bpe
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from align import parameterization, rundir, work
+from align.job import Job
+from align.lab import MODEL_DIR, data
+from align.rundir import RunDir
+from align.stage import BaseModelIdentity, Outcome, Policy, Rows, Ticket
+
+LAB = BaseModelIdentity(name="lab", path=str(MODEL_DIR), identity="0" * 64)
+BASE = Policy(base=LAB)
+
+# Roles in plain words, so that tokens can merge over the boundary of a turn.
+WORDY = (
+    "{{ bos_token }}{% if tools %}Tools: {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+# As Qwen 3 has it: only the last answer is written with an (empty) block of thoughts.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def lab_tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+def merging_tokenizer(template: str | None) -> PreTrainedTokenizerBase:
+    """Byte pairs over the whole text: tokens merge across words, and across the end of a prompt."""
+    own = Tokenizer(bpe.BPE())
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    own.decoder = decoders.ByteLevel()
+    texts = [f"{row['prompt'][0]['content']} {row['chosen'][0]['content']}" for row in preferences(40)]
+    texts += ["user: What is it?\nassistant: The answer is 4.", "What is 7 plus 2? It is 9."]
+    special = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
+    own.train_from_iterator(
+        texts * 3,
+        trainers.BpeTrainer(
+            vocab_size=420, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    own.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    end = "<|im_end|>" if template == THINKING else "</s>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token=end, pad_token="<pad>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def preferences(n: int) -> list[dict[str, Any]]:
+    return data.rows("lab/helpdesk_preferences", n=n)
+
+
+def settings(method: str, **keys: Any) -> dict[str, Any]:
+    """A parameterization with all its defaults, as a ticket holds it."""
+    return parameterization.load(method).Keys.model_validate({"method": method, **keys}).model_dump(mode="json")
+
+
+LORA = settings("lora", lora={"r": 8, "alpha": 16})
+OTHER_LORA = settings("lora", lora={"r": 4, "alpha": 16, "target_modules": ["q_proj", "v_proj"]})
+QLORA = settings("qlora", lora={"r": 8, "alpha": 16})
+FULL = settings("full")
+
+
+@dataclass
+class Stages:
+    """A run folder in which single tickets are executed in this process, with the models kept to look into."""
+
+    run: RunDir
+    before: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # every tensor, by stage
+    jobs: dict[str, Job] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> Rows:
+        path = self.run.data / f"{name}.jsonl"
+        rundir.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return Rows(path=self.run.relative(path), sha256=rundir.digest(rows), count=len(rows), kinds=[])
+
+    def ticket(
+        self,
+        id: str,
+        program: str,
+        policy: Policy,
+        method: dict[str, Any],
+        *,
+        rows: list[dict[str, Any]] | None = None,
+        held: list[dict[str, Any]] | None = None,
+        keys: dict[str, Any] | None = None,
+        dtype: str = "auto",
+        **training: Any,
+    ) -> Ticket:
+        """What the parent would write for a stage; four steps of four rows where nothing else is said."""
+        name = "lab/helpdesk_preferences" if program == "dpo" else "lab/helpdesk"
+        return Ticket(
+            stage=id,
+            program=program,
+            program_path=program,
+            gives="policy",
+            fingerprint=id,
+            seed=3,
+            policy=policy,
+            model={"base": "lab", "dtype": dtype},
+            parameterization=method,
+            keys={"data": name, **(keys or {})},
+            training={
+                "learning_rate": 1e-4 if method == FULL else 2e-3,
+                "max_steps": 4,
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 1,
+                "train_sampling_strategy": "group_by_length",
+                "save_strategy": "no",
+                "logging_steps": 1,
+                **training,
+            },
+            train=self.rows(f"{id}-train", rows if rows is not None else data.rows(name, n=16)),
+            evaluation=self.rows(f"{id}-held", held) if held else None,
+            replay=None,
+            replay_ratio=0.0,
+            probes="none",
+            measure_base=False,
+            processes=1,
+            trackers=[],
+            run_name=id,
+        )
+
+    def execute(self, ticket: Ticket) -> Policy:
+        """Run a ticket to its outcome; returns the policy that goes on."""
+        with self._watched(ticket.stage):
+            outcome = work.do(self.run, ticket, lambda: False)
+        assert outcome is not None and outcome.policy is not None
+        self.outcomes[ticket.stage] = outcome
+        return outcome.policy
+
+    def logged(self, id: str, figure: str) -> list[float]:
+        """A figure of metrics.jsonl, in the order of steps."""
+        lines = self.run.stage(id).metrics.read_text(encoding="utf-8").splitlines()
+        return [entry[figure] for entry in map(json.loads, lines) if figure in entry]
+
+    @contextmanager
+    def _watched(self, id: str) -> Iterator[None]:
+        build, save = work.Builder.build, work._save
+
+        def built(builder: work.Builder) -> Any:
+            model, merge = build(builder)
+            self.before[id] = tensors(model)
+            return model, merge
+
+        def saved(job: Job, run: RunDir) -> Policy:
+            self.jobs[id] = job
+            return save(job, run)
+
+        with mock.patch.object(work.Builder, "build", built), mock.patch.object(work, "_save", saved):
+            yield
+
+
+def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every parameter and buffer."""
+    found = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in found}
+
+
+def changed(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]:
+    """The names of those that are not bit-equal to what they were."""
+    after = tensors(model)
+    assert before.keys() == after.keys()
+    return {name for name, old in before.items() if not torch.equal(old, after[name])}

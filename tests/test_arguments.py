@@ -1,0 +1,132 @@
+"""`training:` against the source of TRL: names, kinds and values, as TRL itself has them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from align import arguments, shelf, stage
+from align.trl_source import known
+
+CONFIGS = ("SFTConfig", "DPOConfig")
+ASK_TRL = """\
+import dataclasses, json, sys, trl
+from transformers.utils.generic import ExplicitEnum
+found = {}
+for name in sys.argv[1:]:
+    fields = {}
+    for field in dataclasses.fields(getattr(trl, name)):
+        default = None if field.default is dataclasses.MISSING else field.default
+        default = default.value if isinstance(default, ExplicitEnum) else default
+        choices = field.metadata.get("choices")
+        fields[field.name] = [default, sorted(map(str, choices)) if choices else None]
+    found[name] = fields
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
+found["enums"] = {e.__name__: [m.value for m in e] for e in (IntervalStrategy, SaveStrategy, SchedulerType, OptimizerNames)}
+print(json.dumps(found, default=str))
+"""
+
+
+@pytest.fixture(scope="session")
+def trl() -> dict[str, Any]:
+    """What TRL says of its own arguments; importing it takes seconds."""
+    done = subprocess.run([sys.executable, "-c", ASK_TRL, *CONFIGS], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_names_defaults_and_choices_are_those_of_trl(config: str, trl: dict[str, Any]) -> None:
+    ours, theirs = known(config), trl[config]
+    # TRL may hide a field of transformers' from its own config; nothing else may be there that it does not have
+    assert set(ours) == set(theirs)
+    for name, (default, choices) in theirs.items():
+        if ours[name].default is not None:
+            assert ours[name].default == default, name
+        if choices and ours[name].choices:
+            assert sorted(ours[name].choices) == choices, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "enum"),
+    [
+        ("eval_strategy", "IntervalStrategy"),
+        ("save_strategy", "SaveStrategy"),
+        ("lr_scheduler_type", "SchedulerType"),
+        ("optim", "OptimizerNames"),
+    ],
+)
+def test_values_are_those_of_the_enums(argument: str, enum: str, trl: dict[str, Any]) -> None:
+    assert list(known("SFTConfig")[argument].choices) == trl["enums"][enum]
+
+
+@pytest.mark.parametrize("name", arguments.OWNED)
+def test_what_the_engine_owns_is_an_argument(name: str) -> None:
+    """An entry that no trainer knows any more would only mislead."""
+    assert any(name in known(config) for config in CONFIGS)
+
+
+@pytest.mark.parametrize("name", shelf.names("stages"))
+def test_the_defaults_of_a_shipped_stage_may_be_set(name: str) -> None:
+    declared = stage.load(name, shelf.folder("stages")).stage
+    for family in declared.defaults.values():
+        assert declared.arguments is not None
+        assert arguments.check(declared.arguments, family, frozenset()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 1),  # a whole number is a number
+        ("max_length", None),
+        ("bf16", None),
+        ("warmup_steps", 0.1),
+        ("lr_scheduler_type", "cosine"),
+        ("lr_scheduler_kwargs", {"num_cycles": 2}),
+        ("optim", "adamw_torch"),
+        ("eval_strategy", "no"),
+        ("train_sampling_strategy", "random"),
+        ("dataloader_multiprocessing_context", None),
+        ("debug", ["underflow_overflow"]),
+        ("optim_target_modules", ["q_proj"]),
+    ],
+)
+def test_right_values(name: str, value: Any) -> None:
+    assert arguments.check("SFTConfig", {name: value}, frozenset()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("max_steps", True, "'{key}' must be a whole number, not true"),
+        ("max_steps", 1.5, "'{key}' must be a whole number, not 1.5"),
+        ("max_steps", None, "'{key}' must be a whole number, not null"),
+        ("learning_rate", "1e-4", "'{key}' must be a number, not '1e-4'"),
+        ("learning_rate", -1e-4, "'{key}' must be at least 0, not -0.0001"),
+        ("learning_rate", float("nan"), "'{key}' must be a finite number, not nan"),
+        ("packing", "yes", "'{key}' must be true or false, not 'yes'"),
+        ("eval_strategy", False, "'{key}' cannot be false"),
+        ("lr_scheduler_kwargs", [1], "'{key}' must be text, a mapping or null, not a list"),
+        ("gradient_accumulation_steps", 0, "'{key}' must be at least 1, not 0"),
+    ],
+)
+def test_wrong_values(name: str, value: Any, what: str) -> None:
+    (fault,) = arguments.check("SFTConfig", {name: value}, frozenset())
+    assert (fault.name, fault.what) == (name, what)
+
+
+def test_a_name_that_belongs_to_another_stage_is_not_known_here() -> None:
+    (fault,) = arguments.check("SFTConfig", {"beta": 0.1}, frozenset())
+    assert fault.what == "trl.SFTConfig has no argument 'beta'"
+
+
+def test_a_mistyped_key_of_the_stage_is_recognised() -> None:
+    (fault,) = arguments.check("SFTConfig", {"completion_only": True}, frozenset({"completion_only_loss"}))
+    assert fault.remedy == "did you mean 'completion_only_loss'?"

@@ -1,0 +1,160 @@
+"""A recipe as it is read: what is inherited, what `--set` changes, where everything stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from align import document, recipe, shelf
+from align.errors import AlignError, Place
+from align.prepare import prepare
+from align.recipe import Loaded
+
+RECIPE = """\
+name: chain
+model: {base: lab}
+pipeline: sft_dpo
+parameterization: {method: lora, lora: {r: 8, alpha: 16}}
+replay: {data: lab/general, ratio: 0.2}
+stages:
+  sft: {data: lab/helpdesk, training: {learning_rate: 1e-4}}
+  dpo: {data: lab/helpdesk_preferences, parameterization: {method: full}}
+"""
+
+
+def load(text: str, folder: Path, *overrides: str) -> Loaded:
+    path = folder / "r.yaml"
+    path.write_text(text)
+    return recipe.load(path, overrides)
+
+
+def test_stages_inherit_and_replace(tmp_path: Path) -> None:
+    sft, dpo = load(RECIPE, tmp_path).stages
+    assert (sft.policy, dpo.policy) == ("base", "sft")
+    assert sft.method_keys.model_dump()["lora"]["r"] == 8
+    assert dpo.method_keys.model_dump() == {"method": "full"}  # replaces the recipe's whole
+    assert sft.replay is not None and sft.replay.ratio == 0.2
+    assert dpo.replay is None  # a stage that cannot mix rows takes none
+    assert sft.training["learning_rate"] == 1e-4  # the recipe's, over
+    assert dpo.training["learning_rate"] == 1e-6  # the stage's own for full weights
+
+
+def test_a_stage_can_refuse_the_replay_of_the_recipe(tmp_path: Path) -> None:
+    sft, _ = load(RECIPE, tmp_path, "stages.sft.replay=null").stages
+    assert sft.replay is None
+
+
+def test_set_reads_values_as_the_recipe_does(tmp_path: Path) -> None:
+    found = load(RECIPE, tmp_path, "seed=3", "stages.dpo.beta=1e-1", "stages.sft.training.save_strategy=no")
+    assert found.recipe.seed == 3
+    assert found.stages[1].keys.model_dump()["beta"] == 0.1
+    assert found.stages[0].training["save_strategy"] == "no"  # YAML 1.1 would have made it false
+
+
+def test_only_the_first_equals_sign_parts_key_and_value(tmp_path: Path) -> None:
+    with pytest.raises(AlignError) as error:
+        load(RECIPE, tmp_path, "name=x=y")
+    assert error.value.place == Place("--set name=x=y")
+
+
+def test_the_last_set_of_a_key_counts_and_is_named(tmp_path: Path) -> None:
+    assert load(RECIPE, tmp_path, "seed=3", "seed=4").recipe.seed == 4
+    with pytest.raises(AlignError) as error:
+        load(RECIPE, tmp_path, "seed=3", "seed=x")
+    assert error.value.place == Place("--set seed=x")
+
+
+def test_set_makes_the_mappings_on_its_way(tmp_path: Path) -> None:
+    found = load(
+        RECIPE.replace("parameterization: {method: lora, lora: {r: 8, alpha: 16}}\n", ""),
+        tmp_path,
+        "parameterization.method=lora",
+        "parameterization.lora.r=4",
+        "launch.processes=2",
+    )
+    assert found.stages[0].method_keys.model_dump()["lora"]["r"] == 4
+    assert found.recipe.launch.processes == 2
+
+
+def test_a_share_and_a_number_of_rows_to_hold_out(tmp_path: Path) -> None:
+    assert load(RECIPE, tmp_path, "stages.sft.eval_data=0.05").stages[0].keys.eval_data == 0.05
+    number = load(RECIPE, tmp_path, "stages.sft.eval_data=100").stages[0].keys.eval_data
+    assert (number, type(number)) == (100, int)
+    found = prepare(load(RECIPE, tmp_path, "stages.sft.eval_data=100"))
+    assert 0 < len(found.rows["sft"].evaluation) <= 100
+
+
+def test_no_recipe_wide_parameterization_is_full(tmp_path: Path) -> None:
+    text = RECIPE.replace("parameterization: {method: lora, lora: {r: 8, alpha: 16}}\n", "")
+    assert [plan.method_keys.method for plan in load(text, tmp_path).stages] == ["full", "full"]
+
+
+@pytest.mark.parametrize("name", [n for n in shelf.names("recipes") if not n.startswith("gpu/")])
+def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None:
+    """Written out and read again nothing changes, which is what makes a run folder repeatable."""
+    found = recipe.load(recipe.locate(name))
+    first = recipe.resolved(found)
+    with (tmp_path / "again.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(first, file)
+    assert recipe.resolved(recipe.load(tmp_path / "again.yaml")) == first
+
+
+@pytest.mark.parametrize("name", shelf.names("recipes"))
+def test_every_shipped_recipe_is_right(name: str) -> None:
+    found = prepare(recipe.load(recipe.locate(name)), offline=True)
+    assert set(found.rows) == {plan.id for plan in recipe.load(recipe.locate(name)).stages}
+
+
+@pytest.mark.parametrize("name", shelf.names("recipes"))
+def test_every_shipped_recipe_opens_with_its_manners(name: str) -> None:
+    path = recipe.locate(name)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    opening = [line for line in lines if not line.startswith("# yaml-language-server")][:3]
+    assert [line.split(":")[0] for line in opening] == ["# What it is for", "# What it needs", "# How to run it"]
+
+
+@pytest.mark.parametrize("given", ["dpo_qlora", "dpo_qlora.yaml", "recipes/dpo_qlora.yaml", "./recipes/dpo_qlora.yaml"])
+def test_a_shipped_recipe_by_name(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipe.locate(given) == shelf.folder("recipes") / "dpo_qlora.yaml"
+
+
+def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dpo_qlora.yaml").write_text(RECIPE)
+    assert recipe.locate("dpo_qlora.yaml") == Path("dpo_qlora.yaml")
+
+
+def places(text: str) -> dict[str, str]:
+    read = document.parse(text, "r.yaml")
+    return {path: str(read.place([int(p) if p.isdigit() else p for p in path.split(".")])) for path in PATHS}
+
+
+PATHS = ("a", "a.b", "a.b.1", "a.b.9", "a.none", "merged.x", "none")
+
+
+def test_places() -> None:
+    text = "base: &base {x: 1}\na:\n  b: [1,\n      2]\nmerged:\n  <<: *base\n"
+    assert places(text) == {
+        "a": "r.yaml:2:1",
+        "a.b": "r.yaml:3:3",
+        "a.b.1": "r.yaml:4:7",
+        "a.b.9": "r.yaml:3:3",  # the deepest that there is
+        "a.none": "r.yaml:2:1",
+        "merged.x": "r.yaml:5:1",  # it came in by the merge key and has no line of its own
+        "none": "r.yaml:1:1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("4.0e-3", 0.004), ("yes", "yes"), ("no", "no"), ("true", True), ("010", 10), ("~", None)],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+    read = document.parse(f"a: {text}\n", "r.yaml")
+    read.set(f"b={text}")
+    assert read.data == {"a": value, "b": value}
+    assert type(read.data["a"]) is type(value)
