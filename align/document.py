@@ -102,16 +102,11 @@ class Document:
 
 
 def _mark(node: Any, part: str | int) -> tuple[int, int] | None:
-    try:
-        if isinstance(node, CommentedMap) and part in node:
-            line, column = node.lc.key(part)
-            return line, column
-        if isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-            line, column = node.lc.item(part)
-            return line, column
-    except KeyError:  # it came in by a merge key, `<<: *anchor`, and has no line of its own
-        return None
-    return None
+    """Line and column of an entry, from 0; None also for one of a merge key (`<<: *anchor`), which has no line here."""
+    in_map = isinstance(node, CommentedMap) and part in node
+    in_list = isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node)
+    mark = (node.lc.data or {}).get(part) if in_map or in_list else None
+    return (mark[0], mark[1]) if mark else None
 
 
 def read(path: Path, shown: str | None = None) -> Document:

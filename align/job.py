@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -14,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align import rundir
-from align.errors import AlignError, Exit
+from align.errors import AlignError
 from align.rundir import StageDir
 from align.stage import StageKeys, Ticket
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 Record = dict[str, Any]
+_TENSORBOARD = os.environ.get("TENSORBOARD_LOGGING_DIR")  # as the user set it, before any stage sets its own
 
 
 class Interrupted(Exception):
@@ -66,6 +68,8 @@ class Job:
         from align.model import native_bf16
 
         ticket, cuda = self.ticket, torch.cuda.is_available()
+        boards = Path(_TENSORBOARD) / ticket.run_name if _TENSORBOARD else self.dir.root / "tensorboard"
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(boards)  # transformers takes it from nowhere else
         given = dict(ticket.training)
         if not given.get("fp16"):
             given.setdefault("bf16", native_bf16())
@@ -106,16 +110,34 @@ class Job:
         Raises:
             Interrupted: the run was asked to stop.
         """
-        for callback in (Watch(self), Seal(), Stop(self.interrupted)):
+        stop = Stop(self.interrupted)
+        for callback in (Watch(self), Seal(), stop):
             trainer.add_callback(callback)
         args = trainer.args
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         resume = self.ticket.resume_from
-        result = trainer.train(resume_from_checkpoint=str(self.dir.root / resume) if resume else None)
+        try:
+            result = trainer.train(resume_from_checkpoint=str(self.dir.root / resume) if resume else None)
+        finally:
+            _close(self.ticket.trackers)
         self.steps = trainer.state.global_step
-        if trainer.state.global_step < trainer.state.max_steps and self.interrupted():
+        if stop.stopped:
             raise Interrupted
+        # off with what was put around the model for training, so that it is measured and saved as itself
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing_disable()
         return {key: float(value) for key, value in result.metrics.items()} | _last(trainer.state)
+
+
+def _close(trackers: list[str]) -> None:
+    """End the tracker's run: the next stage is in the same process and begins its own."""
+    if "wandb" in trackers:
+        importlib.import_module("wandb").finish()
+    if "mlflow" in trackers:
+        importlib.import_module("mlflow").end_run()
+    if "trackio" in trackers:
+        importlib.import_module("trackio").finish()
 
 
 def _first_line(error: BaseException) -> str:
@@ -195,13 +217,16 @@ class Stop(TrainerCallback):
     """Ends training after the step at which the run was asked to stop, with a checkpoint."""
 
     def __init__(self, asked: Callable[[], bool]) -> None:
-        self.asked = asked
+        self.asked, self.stopped = asked, False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.asked() and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+        if state.global_step < state.max_steps and self._anyone_asked(args):
+            self.stopped = control.should_save = control.should_training_stop = True
 
-
-def stage_failed(what: str, log: Path) -> AlignError:
-    """The sentence for a stage that ended by an unexpected error."""
-    return AlignError(what, f"the whole log is in {os.fspath(log)}", exit=Exit.STAGE_FAILED)
+    def _anyone_asked(self, args: TrainingArguments) -> bool:
+        """All processes must stop after the same step: the signal may reach them in different ones."""
+        if args.world_size == 1:
+            return self.asked()
+        flag = torch.tensor(int(self.asked()), device=args.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag.item())

@@ -271,6 +271,7 @@ _COMMON: dict[str, Any] = {
     "save_steps": 0.25,  # a share of all steps: enough to lose little, few enough to cost little
     "save_total_limit": 2,  # the one before a torn one is still there
     "logging_steps": 5,
+    "logging_first_step": True,
 }
 
 

@@ -6,14 +6,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as bpe
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from align import parameterization, rundir, work
 from align.job import Job
@@ -63,6 +68,24 @@ def merging_tokenizer(template: str | None) -> PreTrainedTokenizerBase:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token=end, pad_token="<pad>")
     tokenizer.chat_template = template
     return tokenizer
+
+
+def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+    """A random model over the lab's vocabulary, with next to no arithmetic in it."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=800,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=256,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=4,
+        )
+    )
 
 
 def preferences(n: int) -> list[dict[str, Any]]:

@@ -82,7 +82,9 @@ def last_step(folder: Path, stage: str) -> int:
 
 def started(recipe: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`align run` in the background."""
-    return subprocess.Popen(command(recipe, folder, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command(recipe, folder, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 180) -> None:

@@ -27,7 +27,8 @@ for name in sys.argv[1:]:
     found[name] = fields
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
-found["enums"] = {e.__name__: [m.value for m in e] for e in (IntervalStrategy, SaveStrategy, SchedulerType, OptimizerNames)}
+enums = (IntervalStrategy, SaveStrategy, SchedulerType, OptimizerNames)
+found["enums"] = {enum.__name__: [member.value for member in enum] for enum in enums}
 print(json.dumps(found, default=str))
 """
 

@@ -26,27 +26,49 @@ def make_model(folder: Path) -> None:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     raw.train_from_iterator([sentences(i, 20) for i in range(50)], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(folder)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     make_model(folder / "model")
-    alpaca = [{"instruction": f"Write {i}.", "input": "" if i % 2 else sentences(i, 1), "output": sentences(i, 3)}
-              for i in range(60)]
+    alpaca = [
+        {"instruction": f"Write {i}.", "input": "" if i % 2 else sentences(i, 1), "output": sentences(i, 3)}
+        for i in range(60)
+    ]
     (folder / "alpaca.json").write_text(json.dumps(alpaca, indent=2), encoding="utf-8")
-    pairs = [{"conversations": [{"from": "human", "value": f"Tell me about {i}."}],
-              "chosen": {"from": "gpt", "value": sentences(i, 2)}, "rejected": {"from": "gpt", "value": sentences(i + 99, 2)}}
-             for i in range(40)]
+    pairs = [
+        {
+            "conversations": [{"from": "human", "value": f"Tell me about {i}."}],
+            "chosen": {"from": "gpt", "value": sentences(i, 2)},
+            "rejected": {"from": "gpt", "value": sentences(i + 99, 2)},
+        }
+        for i in range(40)
+    ]
     (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     return folder
 
@@ -70,8 +92,10 @@ stages:
 def test_from_check_to_report(project: Path) -> None:
     (project / "mine.yaml").write_text(RECIPE.replace(", chat_template: plain", ""), encoding="utf-8")
     refused = runs.align("check", "mine.yaml", cwd=project, code=2)
-    assert ("mine.yaml:2:9: the base './model' has no chat template, and 'sft' and 'dpo' train on chats\n"
-            "  -> write `chat_template: plain` under `model:`, or name a .jinja file there") in refused.stderr
+    assert (
+        "mine.yaml:2:9: the base './model' has no chat template, and 'sft' and 'dpo' train on chats\n"
+        "  -> write `chat_template: plain` under `model:`, or name a .jinja file there"
+    ) in refused.stderr
 
     (project / "mine.yaml").write_text(RECIPE, encoding="utf-8")
     checked = runs.align("check", "mine.yaml", cwd=project).stdout

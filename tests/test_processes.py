@@ -8,17 +8,33 @@ import pytest
 import runs
 from safetensors.torch import load_file
 
-FLOAT32 = ("--set", "parameterization={method: lora}", "--set", "model.dtype=float32",
-           "--set", "stages.sft.training.bf16=false", "--set", "stages.dpo.training.bf16=false")
+FLOAT32 = (
+    "--set",
+    "parameterization={method: lora}",
+    "--set",
+    "model.dtype=float32",
+    "--set",
+    "stages.sft.training.bf16=false",
+    "--set",
+    "stages.dpo.training.bf16=false",
+)
 
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     recipe = runs.write(tmp_path)
     runs.run(recipe, tmp_path / "one", *FLOAT32)
-    runs.run(recipe, tmp_path / "two", *FLOAT32, "--processes", "2",
-             "--set", "stages.sft.training.per_device_train_batch_size=4",
-             "--set", "stages.dpo.training.per_device_train_batch_size=2")
+    runs.run(
+        recipe,
+        tmp_path / "two",
+        *FLOAT32,
+        "--processes",
+        "2",
+        "--set",
+        "stages.sft.training.per_device_train_batch_size=4",
+        "--set",
+        "stages.dpo.training.per_device_train_batch_size=2",
+    )
     for stage in ("sft", "dpo"):
         one, two = runs.outcome(tmp_path / "one", stage), runs.outcome(tmp_path / "two", stage)
         assert (two["world_size"], two["distributed_type"]) == (2, "MULTI_CPU")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from align import document, recipe, shelf
 from align.errors import AlignError, Place
 from align.prepare import prepare
 from align.recipe import Loaded
+from align.runner import write_recipe
 
 RECIPE = """\
 name: chain
@@ -97,8 +97,7 @@ def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None
     """Written out and read again nothing changes, which is what makes a run folder repeatable."""
     found = recipe.load(recipe.locate(name))
     first = recipe.resolved(found)
-    with (tmp_path / "again.yaml").open("w") as file:
-        YAML(typ="safe", pure=True).dump(first, file)
+    write_recipe(tmp_path / "again.yaml", found)
     assert recipe.resolved(recipe.load(tmp_path / "again.yaml")) == first
 
 

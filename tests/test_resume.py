@@ -15,7 +15,12 @@ RATES = {"full": "1.0e-4", "lora": "1.0e-3", "qlora": "1.0e-3"}
 
 
 def arguments(method: str) -> list[str]:
-    return ["--set", f"parameterization={{method: {method}}}", "--set", f"stages.sft.training.learning_rate={RATES[method]}"]
+    return [
+        "--set",
+        f"parameterization={{method: {method}}}",
+        "--set",
+        f"stages.sft.training.learning_rate={RATES[method]}",
+    ]
 
 
 def kill_child(process: subprocess.Popen[str]) -> str:
@@ -37,8 +42,9 @@ def kill_parent(process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("method", ["qlora", pytest.param("lora", marks=pytest.mark.slow),
-                                    pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["qlora", pytest.param("lora", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)]
+)
 def test_killed_in_sft_in_a_checkpoint_and_in_dpo(method: str, tmp_path: Path) -> None:
     recipe, extra = runs.write(tmp_path), arguments(method)
     runs.run(recipe, tmp_path / "whole", *extra)
@@ -47,7 +53,9 @@ def test_killed_in_sft_in_a_checkpoint_and_in_dpo(method: str, tmp_path: Path) -
     first = runs.started(recipe, folder, *extra)
     runs.wait_for(first, lambda: runs.last_step(folder, "sft") >= 5)
     said = kill_child(first)
-    assert "error the training process was ended by the system with SIGKILL (out of memory, most often), at step" in said
+    assert (
+        "error the training process was ended by the system with SIGKILL (out of memory, most often), at step" in said
+    )
     assert "  -> run the same command again and it resumes" in said
 
     torn = folder / "stages/sft/checkpoints/checkpoint-9"
@@ -84,8 +92,10 @@ def test_a_run_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
     try:
         runs.wait_for(process, lambda: (folder / "stages/sft/ticket.json").is_file())
         second = runs.run(recipe, folder, code=2)
-        assert (f"error the run folder '{folder}' is in use by process {process.pid}\n"
-                "  -> wait for it to end, or give another --run-dir") in second.stderr
+        assert (
+            f"error the run folder '{folder}' is in use by process {process.pid}\n"
+            "  -> wait for it to end, or give another --run-dir"
+        ) in second.stderr
     finally:
         process.kill()
         process.communicate()

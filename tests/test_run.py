@@ -34,8 +34,16 @@ def test_a_run_writes_what_the_design_says(finished: tuple[Path, Path]) -> None:
     for name in ("recipe.yaml", "run.json", "report.html", "report.md"):
         assert (folder / name).is_file(), name
     for stage in ("sft", "dpo"):
-        for name in ("ticket.json", "outcome.json", "metrics.jsonl", "log.txt", "model/adapter_model.safetensors",
-                     "model/chat_template.jinja", "model/tokenizer.json", "model/README.md"):
+        for name in (
+            "ticket.json",
+            "outcome.json",
+            "metrics.jsonl",
+            "log.txt",
+            "model/adapter_model.safetensors",
+            "model/chat_template.jinja",
+            "model/tokenizer.json",
+            "model/README.md",
+        ):
             assert (folder / "stages" / stage / name).is_file(), name
         done = runs.outcome(folder, stage)
         assert (done["world_size"], done["distributed_type"]) == (1, "NO")
@@ -61,10 +69,14 @@ def test_the_card_names_the_base_and_no_path(finished: tuple[Path, Path]) -> Non
 
 
 def test_the_same_command_again_skips_everything(finished: tuple[Path, Path]) -> None:
-    before = {p: p.stat().st_mtime_ns for p in finished[1].rglob("*") if p.is_file() and p.name not in (".lock", ".holder")}
+    before = {
+        p: p.stat().st_mtime_ns for p in finished[1].rglob("*") if p.is_file() and p.name not in (".lock", ".holder")
+    }
     again = runs.run(*finished)
     assert "sft: done already" in again.stderr and "dpo: done already" in again.stderr
-    after = {p: p.stat().st_mtime_ns for p in finished[1].rglob("*") if p.is_file() and p.name not in (".lock", ".holder")}
+    after = {
+        p: p.stat().st_mtime_ns for p in finished[1].rglob("*") if p.is_file() and p.name not in (".lock", ".holder")
+    }
     assert before == after, "a finished run was written to"
 
 
@@ -107,8 +119,10 @@ def test_only_a_stage_whose_input_is_missing_is_refused(tmp_path: Path) -> None:
     recipe = runs.write(tmp_path)
     folder = tmp_path / "run"
     done = runs.run(recipe, folder, "--only", "dpo", code=2)
-    assert (f"stage 'dpo' starts from 'sft', which has not run in '{folder}'\n"
-            "  -> run without --only, or `--only sft` first") in done.stderr
+    assert (
+        f"stage 'dpo' starts from 'sft', which has not run in '{folder}'\n"
+        "  -> run without --only, or `--only sft` first"
+    ) in done.stderr
 
 
 def test_a_damaged_result_runs_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -123,14 +137,19 @@ def test_a_damaged_result_runs_again(finished: tuple[Path, Path], tmp_path: Path
 
 def test_status_and_chat(finished: tuple[Path, Path]) -> None:
     status = runs.align("status", str(finished[1])).stdout
-    assert [line.split()[:4] for line in status.splitlines()[2:4]] == [["sft", "sft", "base", "done"],
-                                                                        ["dpo", "dpo", "sft", "done"]]
+    assert [line.split()[:4] for line in status.splitlines()[2:4]] == [
+        ["sft", "sft", "base", "done"],
+        ["dpo", "dpo", "sft", "done"],
+    ]
     said = runs.align("chat", str(finished[1]), stdin="Sort: c a b\n").stdout
     assert said.strip(), "no answer"
 
 
-GATED = runs.RECIPE.replace("probes: none", "probes: lab, max_drop: 0.05, max_mean_drop: 0.0, on_violation: stop").replace(
-    "learning_rate: 1.0e-3, max_steps: 12", "learning_rate: 1.0e-2, max_steps: 12").replace("ratio: 0.25", "ratio: 0.0")
+GATED = (
+    runs.RECIPE.replace("probes: none", "probes: lab, max_drop: 0.05, max_mean_drop: 0.0, on_violation: stop")
+    .replace("learning_rate: 1.0e-3, max_steps: 12", "learning_rate: 1.0e-2, max_steps: 12")
+    .replace("ratio: 0.25", "ratio: 0.0")
+)
 
 
 def test_a_gate_stops_the_run_which_goes_on_when_the_limits_change(tmp_path: Path) -> None:

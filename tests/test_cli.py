@@ -1,0 +1,201 @@
+"""The command line: its options are frozen, it imports nothing heavy, and each stream and exit code has its use."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from error_cases import CHATS, RECIPE
+
+from align import cli, parameterization, shelf
+from align.errors import AlignError, Exit, Faults, Place
+from align.recipe import locate
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "bitsandbytes")
+DRIVER = f"""\
+import sys
+from align.cli import app, guarded
+code = guarded(app)
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+# A knob of a run goes into the recipe, where it is recorded. Whoever adds an option changes this on purpose.
+OPTIONS = {
+    "run": [
+        "recipe",
+        "--set",
+        "--run-dir",
+        "--from",
+        "--only",
+        "--fresh",
+        "--processes",
+        "--model",
+        "--data",
+        "--method",
+        "--stage",
+    ],
+    "check": ["recipe", "--set", "--offline"],
+    "status": ["run_dir"],
+    "report": ["run_dir"],
+    "list": [],
+    "schema": [],
+    "chat": ["run_dir", "--stage", "--max-new-tokens", "--temperature"],
+    "lab build": ["out", "--seed"],
+}
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, list[str]]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield before + name, [p.opts[0] for p in command.params if p.name != "help"]
+
+
+def align(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; the last line of stderr lists the heavy packages it imported."""
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
+    command = [sys.executable, "-c", DRIVER, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def cpu_seconds(*arguments: str) -> float:
+    """The least of three, as others share the machine."""
+    script, taken = [str(Path(sys.executable).with_name("align")), *arguments], []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(script, capture_output=True, cwd=ROOT, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(taken)
+
+
+def test_the_options_are_frozen() -> None:
+    assert dict(commands(typer.main.get_command(cli.app))) == OPTIONS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["check", "recipes/dpo_qlora.yaml"], ["list"], ["schema"], ["run", "--help"], ["lab", "--help"]],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
+    done = align(*arguments)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+def test_check_answers_at_once() -> None:
+    assert cpu_seconds("check", "recipes/dpo_qlora.yaml") <= 0.8
+
+
+def test_help_answers_at_once() -> None:
+    assert cpu_seconds("--help") <= 0.3
+
+
+def test_results_go_to_stdout_and_all_else_to_stderr(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "chats.jsonl").write_text(CHATS + CHATS)
+    done = align("check", "recipe.yaml", cwd=tmp_path)
+    assert done.stdout == "sft: sft from base, full, 6 rows\nrecipe.yaml: ok\n"
+    assert done.stderr == "note stage sft: 3 of 6 rows are copies of another row\n[]\n"
+
+
+def test_check_takes_the_hub_on_trust_when_told(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("lab", "no/such-model").replace("chats.jsonl", "no/such-data"))
+    done = align("check", "recipe.yaml", "--offline", cwd=tmp_path)
+    assert done.stdout == "sft: sft from base, full, rows not looked up\nrecipe.yaml: ok\n"
+    assert done.stderr.splitlines()[:-1] == [
+        "note the model 'no/such-model' was not looked up",
+        "note stage sft: the data 'no/such-data' were not looked up",
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in shelf.names("recipes") if name.startswith("gpu/")])
+def test_the_recipes_for_gpus_are_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(locate(name))
+    assert guarded("check", path, "--offline") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{path}: ok"
+
+
+def guarded(*arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["align", *arguments])
+        return cli.guarded(cli.app)
+
+
+def raising(error: BaseException) -> int:
+    def command() -> None:
+        raise error
+
+    return cli.guarded(command)
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(AlignError("it is wrong", "mend it")) == Exit.BAD_INPUT
+    assert raising(AlignError("no GPU", exit=Exit.MACHINE)) == Exit.MACHINE
+    assert raising(Faults([AlignError("a"), AlignError("b", exit=Exit.MACHINE)])) == Exit.MACHINE
+    assert raising(KeyboardInterrupt()) == 130
+    assert raising(SystemExit(3)) == 3
+    with pytest.raises(ZeroDivisionError):  # what nobody expected keeps its traceback
+        raising(ZeroDivisionError())
+    assert capsys.readouterr().err == (
+        "error it is wrong\n  -> mend it\n"
+        "error no GPU\n"
+        "error a\nerror b\n"
+        "interrupted; the same command again goes on from here\n"
+    )
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """File names and values may hold brackets; and a line is not broken where the terminal ends."""
+    raising(AlignError("[red]x[/red] " + "long " * 60, place=Place("a[1].yaml", 2)))
+    assert capsys.readouterr().err == "error a[1].yaml:2: [red]x[/red] " + "long " * 60 + "\n"
+
+
+@pytest.mark.parametrize("arguments", [["--bad"], ["check"], ["run", "--processes", "0"], ["nothing"]], ids=" ".join)
+def test_a_wrong_command_line_is_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(*arguments) == Exit.BAD_INPUT
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_list_names_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded("list") == 0
+    said = capsys.readouterr().out
+    names = [*shelf.names("recipes"), *shelf.names("pipelines"), *shelf.names("stages"), *parameterization.names()]
+    assert [name for name in names if f" {name} " not in said] == []
+    assert "What it is for" not in said
+
+
+def test_status_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded("status", str(tmp_path)) == 2
+    assert capsys.readouterr().err == (
+        f"error '{tmp_path}' is no run folder\n  -> give a folder that `align run` wrote, such as runs/NAME\n"
+    )
+
+
+# A run without a recipe ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["chats.jsonl", "a b.jsonl", "no", "12", "a: b.jsonl", '"q".jsonl'])
+def test_a_run_without_a_recipe_writes_a_right_one(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align import quick, recipe
+
+    monkeypatch.chdir(tmp_path)
+    path = quick.write("lab", data, method="qlora", stage="sft")
+    found = recipe.load(path)
+    assert found.recipe.model.base == "lab"
+    assert found.recipe.stages["sft"]["data"] == data
+    assert [plan.method_keys.method for plan in found.stages] == ["qlora"]
+    assert quick.write("lab", data, method="qlora", stage="sft") == path  # again is as well as once
+    path.write_text("changed by its owner\n")
+    with pytest.raises(AlignError) as error:
+        quick.write("lab", data, method="qlora", stage="sft")
+    assert str(error.value) == f"'{path}' is there already, and differs\n  -> align run {path}, or remove it"

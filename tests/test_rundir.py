@@ -1,0 +1,212 @@
+"""The run folder: whole files or none, whole checkpoints or none, one process at a time, and nothing overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align import rundir
+from align.errors import AlignError
+from align.rundir import RunDir
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.json"
+    rundir.write_json(path, {"status": "old"})
+    for name in ("fsync", "replace"):  # while the content is written, and when it takes the old one's place
+        with monkeypatch.context() as broken:
+            broken.setattr(os, name, _no_space)
+            with pytest.raises(OSError, match="No space left"):
+                rundir.write_json(path, {"status": "new"})
+        assert json.loads(path.read_text()) == {"status": "old"}
+        assert [p.name for p in tmp_path.iterdir()] == ["run.json"], "nothing is left beside it"
+    with pytest.raises(TypeError):
+        rundir.write_json(path, {"status": object()})
+    assert json.loads(path.read_text()) == {"status": "old"}
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_write_is_whole_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder" / "outcome.json"
+    seen: list[tuple[str, bool]] = []
+    replace = os.replace
+
+    def watched(source: str, target: Path) -> None:
+        seen.append((Path(source).read_text(encoding="utf-8"), target.exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    rundir.write_text(path, "naïve\n")
+    assert seen == [("naïve\n", False)]
+    assert path.read_bytes() == "naïve\n".encode()
+    assert path.stat().st_mode & 0o777 == 0o644, "others may read a run"
+
+
+def test_a_torn_file_reads_as_if_it_were_not_there(tmp_path: Path) -> None:
+    for text in ("", '{"status": "do', "\x80"):
+        (tmp_path / "torn.json").write_bytes(text.encode("latin-1"))
+        assert rundir.read_json(tmp_path / "torn.json", {"none": 1}) == {"none": 1}
+    assert rundir.read_json(tmp_path / "missing.json") is None
+
+
+def test_a_digest_does_not_hang_on_the_order_of_keys() -> None:
+    one, two = {"a": 1, "b": [1, {"c": 2, "d": 3}]}, {"b": [1, {"d": 3, "c": 2}], "a": 1}
+    assert rundir.digest(one) == rundir.digest(two)
+    assert rundir.digest(one) != rundir.digest({"a": 1, "b": [{"c": 2, "d": 3}, 1]})
+    assert rundir.digest("é") == hashlib.sha256('"é"'.encode()).hexdigest()
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    (path / "global").mkdir(parents=True)
+    (path / "adapter_model.safetensors").write_bytes(bytes(range(256)) * step)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (path / "global" / "rng_state_0.pth").write_bytes(b"rng")
+    rundir.seal(path)
+    return path
+
+
+def test_the_seal_names_every_file(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 2)
+    weights = path / "adapter_model.safetensors"
+    recorded = json.loads((path / "complete.json").read_text())["files"]
+    assert set(recorded) == {"adapter_model.safetensors", "trainer_state.json", "global/rng_state_0.pth"}
+    assert recorded["adapter_model.safetensors"] == {
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "bytes": 512,
+    }
+
+
+def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+    for step in (9, 10, 2):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert rundir.whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by number, not by name"
+    assert len(list(tmp_path.iterdir())) == 4, "whole ones stay"
+    assert rundir.whole_checkpoint(tmp_path / "none") is None
+
+
+def unsealed(path: Path) -> None:
+    (path / "complete.json").unlink()
+
+
+def half_sealed(path: Path) -> None:
+    text = (path / "complete.json").read_text()
+    (path / "complete.json").write_text(text[: len(text) // 2])
+
+
+def shorter(path: Path) -> None:
+    file = path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flipped(path: Path) -> None:
+    """One bit, with the size and the time as they were."""
+    file = path / "adapter_model.safetensors"
+    stat, content = file.stat(), bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(bytes(content))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def missing(path: Path) -> None:
+    (path / "global" / "rng_state_0.pth").unlink()
+
+
+@pytest.mark.parametrize("tear", [unsealed, half_sealed, shorter, flipped, missing])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(tear: Callable[[Path], None], tmp_path: Path) -> None:
+    checkpoint(tmp_path, 3)
+    checkpoint(tmp_path, 6)
+    tear(checkpoint(tmp_path, 9))
+    assert rundir.whole_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    tear(tmp_path / "checkpoint-6")
+    tear(tmp_path / "checkpoint-3")
+    assert rundir.whole_checkpoint(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_is_looked_for_cheapest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and times before hashes: a file that was not touched since is not read."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"12345")
+        os.utime(tmp_path / name, (1000, 1000))
+    recorded = rundir.artifacts(tmp_path, tmp_path)
+    hashed: list[str] = []
+    sha256 = rundir.file_sha256
+    monkeypatch.setattr(rundir, "file_sha256", lambda path: hashed.append(path.name) or sha256(path))
+
+    assert rundir.damaged(recorded, tmp_path, since=2000) is None
+    assert hashed == []
+    os.utime(tmp_path / "b", (3000, 3000))
+    assert rundir.damaged(recorded, tmp_path, since=2000) is None, "touched, and still the same"
+    assert hashed == ["b"]
+    (tmp_path / "b").write_bytes(b"54321")
+    assert rundir.damaged(recorded, tmp_path, since=2000) == "b"
+    hashed.clear()
+    (tmp_path / "b").write_bytes(b"1234")
+    assert rundir.damaged(recorded, tmp_path, since=2000) == "b"
+    assert hashed == [], "the size told"
+    (tmp_path / "a").unlink()
+    assert rundir.damaged(recorded, tmp_path, since=2000) == "a"
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from align.rundir import RunDir
+with RunDir(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_holds_a_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin and holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(AlignError) as caught, run.locked():
+            pass
+        assert str(caught.value) == (
+            f"the run folder '{run.root}' is in use by process {holder.pid}\n"
+            "  -> wait for it to end, or give another --run-dir"
+        )
+        holder.kill()  # no process has to tidy up after itself
+        holder.wait()
+    with run.locked():
+        assert json.loads((run.root / ".holder").read_text()) == {"pid": os.getpid()}
+
+
+def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with pytest.raises(ValueError, match="inside"), run.locked():
+        raise ValueError("inside")
+    with run.locked():
+        pass
+
+
+def test_nothing_superseded_is_overwritten(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for content in ("first", "second", "third"):
+        stage = run.stage("sft")
+        rundir.write_text(stage.outcome, content)
+        run.supersede(stage.root)
+        assert not stage.root.exists()
+    kept = sorted((tmp_path / "superseded").iterdir())
+    assert [(p / "outcome.json").read_text() for p in kept] == ["first", "second", "third"], "their names tell when"
+    assert all(p.name.endswith("-sft") for p in kept)
+    run.supersede(run.stage("never").root)
+    assert len(list((tmp_path / "superseded").iterdir())) == 3
