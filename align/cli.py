@@ -53,19 +53,14 @@ def run(
     [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
     [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
     """
-    from align import quick
     from align import recipe as recipes
     from align.progress import Watcher
     from align.rundir import RunDir
     from align.runner import Options, Run
 
-    if recipe is None:
-        path = quick.write(model, data, method=method, stage=stage)
-        _errors().print(f"wrote {path}, and runs it")
-    elif model is not None or data is not None:
+    path = _without_recipe(model, data, method, stage) if recipe is None else recipes.locate(recipe)
+    if recipe is not None and (model is not None or data is not None):
         raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=... with a recipe")
-    else:
-        path = recipes.locate(recipe)
     loaded = recipes.load(path, set)
     folder = RunDir((run_dir or Path("runs") / loaded.recipe.name).absolute())
     if folder.root.exists() and not folder.root.is_dir():
@@ -80,6 +75,14 @@ def run(
             style="yellow",
         )
     raise typer.Exit(code)
+
+
+def _without_recipe(model: str | None, data: str | None, method: str, stage: str) -> Path:
+    from align import quick
+
+    path = quick.write(model, data, method=method, stage=stage)
+    _errors().print(f"wrote {path}, and runs it", highlight=False)
+    return path
 
 
 @app.command(rich_help_panel="Train")
@@ -248,14 +251,20 @@ def guarded(command: Callable[[], Any]) -> int:
             _errors().print(f"[red]error[/red] {escape(str(fault))}", highlight=False, soft_wrap=True)
         return error.exit
     except KeyboardInterrupt:
-        _errors().print("interrupted; the same command again goes on from here")
-        return Exit.INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.DONE
     except SystemExit as leave:
+        if leave.code == Exit.INTERRUPTED:  # typer takes Ctrl-C itself, and says nothing
+            return _interrupted()
         return leave.code if isinstance(leave.code, int) else Exit.BAD_INPUT
     return Exit.DONE
+
+
+def _interrupted() -> int:
+    _errors().print("interrupted; the same command again goes on from here")
+    return Exit.INTERRUPTED
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ ONE_THREAD = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+HERE = Path.cwd()
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -84,3 +85,17 @@ def one_thread() -> None:
 def process_seconds() -> float:
     """CPU seconds of this process so far."""
     return time.process_time()
+
+
+def quiet() -> None:
+    """No progress bars and chatter of the training stack in this process."""
+    import warnings
+
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    os.environ["TQDM_DISABLE"] = "1"
+    warnings.filterwarnings("ignore")

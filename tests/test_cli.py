@@ -154,6 +154,15 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_ctrl_c_in_a_command_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(name: str) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("align.recipe.locate", interrupt)
+    assert guarded("check", "recipe.yaml") == 130
+    assert capsys.readouterr().err == "interrupted; the same command again goes on from here\n"
+
+
 def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """File names and values may hold brackets; and a line is not broken where the terminal ends."""
     raising(AlignError("[red]x[/red] " + "long " * 60, place=Place("a[1].yaml", 2)))

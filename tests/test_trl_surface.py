@@ -33,6 +33,7 @@ from align.trainers.sft import SftTrainer
 
 SHARED = {
     "_get_train_sampler": ["self", "train_dataset"],
+    "_get_eval_sampler": ["self", "eval_dataset"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "_send_telemetry": ["self"],
@@ -74,6 +75,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
 CALLED = [
     (_BaseTrainer.__init__, "_send_telemetry"),
     (Trainer.get_train_dataloader, "_get_train_sampler"),
+    (Trainer.get_eval_dataloader, "_get_eval_sampler"),
     (Trainer.train, "_load_from_checkpoint"),
     (SFTTrainer._save_checkpoint, "create_model_card"),
     (DPOTrainer._save_checkpoint, "create_model_card"),

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
+from torch.utils.data import SequentialSampler
 
 from align.data.order import RowOrder
 from align.model import TRAINED
@@ -36,6 +37,10 @@ class OurRows(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
         return self.row_order()
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
+        """The rows as they stand; transformers would look for their lengths in a column that pairs have not."""
+        return SequentialSampler(eval_dataset)
 
     def row_order(self) -> RowOrder:
         """The order of rows; independent of the number of processes at the same global batch."""

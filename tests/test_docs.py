@@ -1,0 +1,234 @@
+"""The documentation says what the code does: keys and defaults, names, links, command lines and examples."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from align import arguments, document, parameterization, pipeline, recipe, shelf, stage
+from align.cli import app
+from align.data.formats import FORMATS, normalise
+from align.data.rows import Row
+from align.errors import Place
+from align.schema import recipe_schema
+from align.validation import validate
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = {"errors.md"}  # shows command lines that are wrong on purpose
+RECIPES = ROOT / "docs" / "recipes.md"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NO_DEFAULT = ("", "below", "as above")  # what a table says where the schema has no default, or a mapping of many
+
+Schema = dict[str, Any]
+
+
+def blocks(page: Path, *languages: str) -> Iterator[str]:
+    for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language in languages:
+            yield text
+
+
+def id_of(page: object) -> str:
+    return str(page.relative_to(ROOT)) if isinstance(page, Path) else str(page)
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """The tables of docs/recipes.md that stand under `<!-- keys: NAME -->`: key -> default as written."""
+    found: dict[str, dict[str, str]] = {}
+    marked = r"<!-- keys: (\w+) -->\n\|.*\n\|[-|]+\n((?:\|.*\n)+)"
+    for name, rows in re.findall(marked, RECIPES.read_text(encoding="utf-8")):
+        cells = [[cell.strip() for cell in row.split("|")[1:3]] for row in rows.splitlines()]
+        found[name] = {key.strip("`"): default for key, default in cells}
+    return found
+
+
+def fields(model: type[BaseModel]) -> Schema:
+    """As properties of a schema, with the defaults that it leaves out."""
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in model.model_fields.items()}
+    return {name: {} if name in required else {"default": default} for name, default in defaults.items()}
+
+
+def properties(part: Schema) -> Schema:
+    """Those of a mapping, also where it is one of several forms."""
+    found: Schema = next(form["properties"] for form in [part, *part.get("anyOf", [])] if "properties" in form)
+    return found
+
+
+def expected() -> dict[str, Schema]:
+    """The properties of each part of the schema; a stage's own keys apart from those that every stage has."""
+    schema = recipe_schema()
+    parts = {name: properties(part) for name, part in schema["$defs"].items() if name != "stage"}
+    parts["Recipe"] = fields(recipe.Recipe)
+    parts["StageKeys"] = fields(stage.StageKeys)
+    for name in shelf.names("stages"):
+        own = stage.load(name, Path()).stage.keys.model_json_schema()["properties"]
+        parts[name] = {key: value for key, value in own.items() if key not in parts["StageKeys"]}
+    return parts
+
+
+@pytest.mark.parametrize("name", sorted(expected()))
+def test_every_key_of_a_recipe_is_documented_and_no_other(name: str) -> None:
+    assert set(tables()[name]) == set(expected()[name])
+
+
+@pytest.mark.parametrize("name", sorted(expected()))
+def test_every_documented_default_is_the_default(name: str) -> None:
+    for key, written in tables()[name].items():
+        known = expected()[name][key]
+        if written in NO_DEFAULT or written.startswith("["):  # a link to the part that says it
+            assert isinstance(known.get("default", {}), dict | BaseModel), (
+                f"{name}.{key} has the default {known['default']!r}"
+            )
+        else:
+            default = YAML(typ="safe", pure=True).load(written.strip("`"))
+            assert default == known.get("default"), f"{name}.{key}"
+
+
+def test_the_training_defaults_are_as_documented() -> None:
+    text = RECIPES.read_text(encoding="utf-8").partition("<!-- defaults: training -->")[2].partition("\n\n")[0]
+    written = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", text, re.MULTILINE))
+    plan = recipe.load(ROOT / "recipes" / "sft_lora.yaml", ["stages.sft.training={}"]).stages[0]
+    own = plan.program.stage.defaults["adapter"]
+    common = {key: value for key, value in plan.training.items() if key not in own}
+    assert {key: YAML(typ="safe", pure=True).load(value) for key, value in written.items()} == common
+
+
+@pytest.mark.parametrize("name", shelf.names("stages"))
+def test_the_defaults_of_a_stage_are_as_documented(name: str) -> None:
+    row = next(
+        line for line in RECIPES.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` | `lea")
+    )
+    full, adapter = ({k: float(v) for k, v in re.findall(r"`(\w+): ([^`]+)`", cell)} for cell in row.split("|")[2:4])
+    defaults = stage.load(name, Path()).stage.defaults
+    assert {"full": full, "adapter": adapter} == defaults
+
+
+def test_all_that_ships_is_named() -> None:
+    text = RECIPES.read_text(encoding="utf-8")
+    names = [
+        *shelf.names("recipes"),
+        *shelf.names("pipelines"),
+        *shelf.names("stages"),
+        *parameterization.names(),
+        *FORMATS,
+    ]
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=id_of)
+def test_every_relative_link_resolves(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(target)
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that headings have as link targets."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands() -> list[tuple[Path, str]]:
+    """Every `align ...` in a block of shell, on a line of its own in a plain block, or between backticks."""
+    found = []
+    for page in PAGES:
+        if page.name in GENERATED:
+            continue
+        text = page.read_text(encoding="utf-8")
+        lines = [line for block in blocks(page, "bash", "console") for line in block.splitlines()]
+        lines += re.findall(r"^    (align .+)$", text, re.MULTILINE)
+        lines += [" ".join(line.split()) for line in re.findall(r"`(align [^`]+)`", FENCE.sub("", text))]
+        found += [(page, line.strip()) for line in lines if line.strip().startswith("align ")]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=id_of)
+def test_every_command_line_parses(page: Path, line: str) -> None:
+    words = shlex.split(line.partition(" > ")[0], comments=True)
+    command, name, rest, context = typer.main.get_command(app), "align", words[1:], None
+    if len(words) == 2:  # a command is mentioned, not shown
+        assert words[1] in command.commands  # type: ignore[attr-defined]
+        return
+    while True:
+        context = command.make_context(name, list(rest), parent=context)
+        if not hasattr(command, "resolve_command"):
+            break
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    given = str(context.params.get("recipe") or "")
+    if given.startswith(("recipes/", "docs/")) and given != "recipe.yaml":
+        loaded = recipe.load(ROOT / given, context.params["set"])
+        ids = [plan.id for plan in loaded.stages]
+        assert {context.params.get("from_stage"), context.params.get("only")} <= {None, *ids}
+
+
+def test_commands_are_found() -> None:
+    assert len(commands()) > 15
+
+
+@pytest.mark.parametrize("page", PAGES, ids=id_of)
+def test_python_blocks_compile(page: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=id_of)
+def test_yaml_blocks_are_recipes_or_pipelines(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "docs" / "examples")  # where ./chosen_answers.py is
+    for number, block in enumerate(blocks(page, "yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block, encoding="utf-8")
+        read = document.read(path)
+        if "description" in read.data:
+            validate(read, pipeline.Graph, read.data)
+        elif "stages" in read.data:
+            recipe.load(path)
+        else:  # a part of one
+            path.write_text(
+                block + "\nname: x\nmodel: {base: lab}\nstages: {sft: {data: lab/helpdesk}}\n", encoding="utf-8"
+            )
+            recipe.load(path)
+
+
+def test_example_rows_are_of_the_format_above_them() -> None:
+    text = RECIPES.read_text(encoding="utf-8").partition("### Formats")[2]
+    shown = re.findall(r"^`(\w+)`[^\n]*(?:\n[^\n]+)*:\n\n```json\n(.+)\n```", text, re.MULTILINE)
+    assert {name for name, _ in shown} == set(FORMATS)
+    for name, row in shown:
+        kind = FORMATS[name][1]
+        assert normalise(Row(json.loads(row), Place("docs")), "auto").kind == kind
+        normalise(Row(json.loads(row), Place("docs")), name)
+
+
+def test_named_training_arguments_exist() -> None:
+    text = RECIPES.read_text(encoding="utf-8").partition("### training")[2].partition("A name that TRL")[0]
+    names = re.findall(r"`([a-z_]+)`", text)
+    assert len(names) > 8
+    assert [name for name in names if name not in arguments.open_to_users("SFTConfig")] == []
+
+
+def test_the_example_stage_loads() -> None:
+    loaded = recipe.load(ROOT / "docs" / "examples" / "chosen_answers.yaml")
+    plan = loaded.stages[0]
+    assert plan.program.name == "./chosen_answers.py"
+    assert plan.keys.max_words == 40  # type: ignore[attr-defined]
+    declared = next(block for block in blocks(ROOT / "docs" / "stages.md", "python") if block.startswith("STAGE"))
+    source = (ROOT / "docs" / "examples" / "chosen_answers.py").read_text(encoding="utf-8")
+    assert ast.dump(ast.parse(declared).body[0]) == ast.dump(ast.parse(source).body[-1])

@@ -1,0 +1,251 @@
+"""Measuring a model: one pass instead of one a token, and it gives what real generation gives."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from align.forgetting import measure as measuring
+from align.forgetting import probes
+from align.forgetting.gate import ForgettingKeys
+from align.forgetting.measure import Bench
+from align.forgetting.probes import Agreement, Exact, Graded, Question, Texts
+from align.lab import MODEL_DIR, skills
+from align.lab import probes as lab
+
+ITEMS = 60
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return models.lab_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    """The lab model, in float32, so that no tie is broken by rounding."""
+    return AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def worse(model: PreTrainedModel) -> PreTrainedModel:
+    """The same after a shake: it has some answers right still."""
+    shaken = copy.deepcopy(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in shaken.parameters():
+            parameter += 0.12 * parameter.std() * torch.randn_like(parameter)
+    return shaken
+
+
+@pytest.fixture
+def bench(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Bench:
+    return Bench(model, tokenizer, autocast=False)
+
+
+def questions(skill: str, split: Any = "report", n: int = ITEMS) -> list[Question]:
+    return [Question(item.id, item.prompt, item.answer) for item in lab.items(skill, split)[:n]]
+
+
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: list[Question], tokens: int
+) -> list[tuple[list[int], bool]]:
+    """What `generate` of transformers writes after each question, and whether it ended by itself."""
+    chats = [[{"role": "user", "content": question.prompt}] for question in asked]
+    rows = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, return_dict=True, padding=True, padding_side="left", return_tensors="pt"
+    )
+    made = model.generate(**rows, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    out = []
+    for row in made[:, rows["input_ids"].shape[1] :].tolist():
+        ended = tokenizer.eos_token_id in row
+        out.append((row[: row.index(tokenizer.eos_token_id)] if ended else row, ended))
+    return out
+
+
+def said(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("skill", skills.SKILLS)
+def test_exact_is_what_greedy_generation_says(
+    skill: str, bench: Bench, worse: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asked = questions(skill)
+    for judged in (bench.model, worse):
+        found = measuring.exact(Bench(judged, tokenizer, autocast=False), measuring.encode_questions(tokenizer, asked))
+        generated = greedy(judged, tokenizer, asked, 32)
+        expected = [
+            ended and said(tokenizer, ids) == question.answer
+            for question, (ids, ended) in zip(asked, generated, strict=True)
+        ]
+        assert found == expected
+        if judged is bench.model:
+            assert sum(expected) > ITEMS / 2, "the base has most of them right"
+
+
+def test_the_shaken_model_has_right_and_wrong_answers(
+    worse: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Otherwise the comparison with greedy generation would compare little."""
+    asked = [question for skill in skills.SKILLS for question in questions(skill, n=20)]
+    found = measuring.exact(Bench(worse, tokenizer, autocast=False), measuring.encode_questions(tokenizer, asked))
+    assert 20 < sum(found) < len(found) - 20
+
+
+def test_an_answer_that_does_not_end_is_wrong(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
+    [right] = [q for q in questions("copy") if measuring.exact(bench, measuring.encode_questions(tokenizer, [q]))][:1]
+    half = Question(right.id, right.prompt, right.answer.rpartition(" ")[0])
+    assert measuring.exact(bench, measuring.encode_questions(tokenizer, [right, half])) == [True, False]
+
+
+def test_likelihoods_are_those_of_each_text_alone(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = [*lab.stories("report")[:12], "A", " ".join(lab.stories("gate")[:40])]
+    for text, (nll, tokens) in zip(texts, measuring.likelihoods(bench, texts), strict=True):
+        ids = tokenizer(text + tokenizer.eos_token)["input_ids"][:256]
+        with torch.no_grad():
+            logits = bench.model(input_ids=torch.tensor([ids])).logits[0].double()
+        direct = -logits[:-1].log_softmax(-1)[range(len(ids) - 1), ids[1:]].sum().item()
+        assert tokens == len(ids) - 1
+        assert nll == pytest.approx(direct, rel=1e-5)
+    assert measuring.likelihoods(bench, texts[-1:])[0][1] == 255, "a longer text is cut where the model ends"
+
+
+def test_batches_do_not_matter(
+    bench: Bench, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, texts = questions("copy", n=20) + questions("extract", n=20), lab.stories("report")[:20]
+    right = measuring.exact(bench, measuring.encode_questions(tokenizer, asked))
+    nlls = measuring.likelihoods(bench, texts)
+    answers = measuring.generate(bench, [q.prompt for q in asked[:12]], 16)
+    for budget in (2**26, 2**17):  # all at once, and one or two at a time
+        monkeypatch.setattr(measuring, "LOGIT_BUDGET", budget)
+        assert measuring.exact(bench, measuring.encode_questions(tokenizer, asked[::-1]))[::-1] == right
+        again = measuring.likelihoods(bench, texts[::-1])[::-1]
+        assert [tokens for _, tokens in again] == [tokens for _, tokens in nlls]
+        assert [nll for nll, _ in again] == pytest.approx([nll for nll, _ in nlls], rel=1e-5)
+        assert measuring.generate(bench, [q.prompt for q in asked[11::-1]], 16)[::-1] == answers
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_base_agrees_with_itself(
+    bench: Bench, worse: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    asked = {"gate": questions("extract", n=8), "report": questions("larger", n=8)}
+    probe = Agreement("agreement", asked)
+    measuring.measure(bench, [probe], tmp_path / "base", base=None)
+    own = json.loads((tmp_path / "base" / "own_answers.json").read_text())
+    for split in asked:
+        generated = greedy(bench.model, tokenizer, asked[split], measuring.AGREEMENT_TOKENS)
+        assert [own[question.id] for question in asked[split]] == [ids for ids, _ in generated]
+    measuring.measure(Bench(bench.model, tokenizer, autocast=False), [probe], tmp_path / "same", base=tmp_path / "base")
+    for folder in ("base", "same"):
+        assert [item["score"] for item in lines(tmp_path / folder / "items.jsonl")] == [1.0] * 16
+    other = measuring.measure(
+        Bench(worse, tokenizer, autocast=False), [probe], tmp_path / "other", base=tmp_path / "base"
+    )
+    assert other["scores"]["report"]["agreement"]["score"] < 0.95
+    assert not (tmp_path / "other" / "own_answers.json").exists(), "the base's answers are the measure"
+
+
+def test_agreement_is_nearly_one_in_the_precision_of_training(model: PreTrainedModel, tmp_path: Path) -> None:
+    """In bfloat16, generated with a cache and judged without, single ties may fall the other way."""
+    base = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.bfloat16).eval()
+    probe = Agreement("agreement", {"gate": questions("extract", n=20), "report": questions("copy", n=20)})
+    found = measuring.measure(Bench(base, models.lab_tokenizer(), autocast=True), [probe], tmp_path, base=None)
+    assert found["scores"]["gate"]["agreement"]["score"] >= 0.99
+    assert found["scores"]["report"]["agreement"]["score"] >= 0.99
+
+
+def test_broken_answers_were_right_before_and_are_wrong_now(
+    bench: Bench, worse: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    found = [
+        Exact(name, "skill", {"gate": questions(name, "gate", 10), "report": questions(name, "report", 30)})
+        for name in ("copy", "extract", "larger", "sort")
+    ]
+    measuring.measure(bench, found, tmp_path / "base", base=None)
+    measuring.measure(Bench(worse, tokenizer, autocast=False), found, tmp_path / "after", base=tmp_path / "base")
+    shown = lines(tmp_path / "after" / "broken.jsonl")
+    assert (tmp_path / "base" / "broken.jsonl").read_text() == ""
+    for probe in found:
+        asked = probe.items["report"]
+        before, after = (
+            [ended and said(tokenizer, ids) == q.answer for q, (ids, ended) in zip(asked, made, strict=True)]
+            for made in (greedy(bench.model, tokenizer, asked, 32), greedy(worse, tokenizer, asked, 32))
+        )
+        lost = [question.id for question, was, now in zip(asked, before, after, strict=True) if was and not now]
+        mine = [row for row in shown if row["probe"] == probe.name]
+        assert [row["id"] for row in mine] == lost[:4]
+        for row in mine:
+            [question] = [q for q in asked if q.id == row["id"]]
+            [(ids, _)] = greedy(worse, tokenizer, [question], 32)
+            assert (row["prompt"], row["answer"], row["before"]) == (question.prompt, question.answer, question.answer)
+            assert row["after"] == said(tokenizer, ids) != question.answer
+    assert len(shown) >= 4, "something broke"
+
+
+def test_what_is_written(bench: Bench, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    graded: list[tuple[str, str, str]] = []
+
+    def grade(split: str, id: str, text: str) -> dict[str, bool]:
+        graded.append((split, id, text))
+        return {"short": len(text) < 8, "empty": not text}
+
+    parts: Any = ("gate", "report")
+    stories = {split: lab.stories(split)[:5] for split in parts}
+    asked = {split: questions("add", split, 10) for split in parts}
+    found = [
+        Exact("add", "skill", asked, replayed=False),
+        Texts("stories", stories),
+        Graded("desk", asked, ("short", "empty"), grade),
+    ]
+    bench.model.train()
+    summary = measuring.measure(bench, found, tmp_path, base=None)
+    assert bench.model.training, "the model is left as it was"
+    bench.model.eval()
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    items = lines(tmp_path / "items.jsonl")
+    for split in parts:
+        scores = summary["scores"][split]
+        for name in ("add", "desk short", "desk empty"):
+            mine = [item for item in items if (item["probe"], item["split"]) == (name, split)]
+            assert [item["id"] for item in mine] == [question.id for question in asked[split]]
+            assert scores[name] == {"score": sum(item["score"] for item in mine) / 10, "n": 10}
+        mine = [item for item in items if (item["probe"], item["split"]) == ("stories", split)]
+        mean = sum(item["nll"] for item in mine) / sum(item["tokens"] for item in mine)
+        assert scores["stories"]["score"] == pytest.approx(math.exp(mean))
+        answers = {id: text for where, id, text in graded if where == split}
+        generated = greedy(bench.model, tokenizer, asked[split], measuring.ANSWER_TOKENS)
+        assert list(answers.values()) == [said(tokenizer, ids) for ids, _ in generated]
+    described = {name: (probe["metric"], probe["higher_is_better"]) for name, probe in summary["probes"].items()}
+    assert described == {
+        "add": ("accuracy", True),
+        "stories": ("perplexity", False),
+        "desk short": ("accuracy", True),
+        "desk empty": ("accuracy", True),
+    }
+    assert [sample["id"] for sample in lines(tmp_path / "samples.jsonl")] == [q.id for q in asked["report"]][:8]
+
+
+def test_the_probes_of_the_lab_are_its_items() -> None:
+    loaded = probes.load(ForgettingKeys(probes="lab"), Path.cwd())
+    exact = {probe.name: probe for probe in loaded if isinstance(probe, Exact)}
+    assert set(exact) == set(skills.SKILLS)
+    for name, probe in exact.items():
+        assert probe.items["report"][:ITEMS] == questions(name)
+        assert not {q.id for q in probe.items["gate"]} & {q.id for q in probe.items["report"]}
+    assert [name for name, probe in exact.items() if probe.replayed is False] == ["reverse", "larger"]
+    assert probes.load(ForgettingKeys(probes="none"), Path.cwd()) == []
