@@ -67,12 +67,13 @@ def is_on_hub(name: str, root: Path) -> bool:
     return not any(folder.is_dir() for folder in (Path(name), root / name))
 
 
-def resolve(name: str, revision: str | None, *, root: Path, offline: bool = False) -> Base:
+def resolve(name: str, revision: str | None, *, root: Path, offline: bool = False, weights: bool = True) -> Base:
     """Find the base model that a recipe names.
 
     Args:
         name: `lab`, a folder (relative to the current one, or to `root`), or a Hub id.
         offline: do not look at the Hub; a Hub id then has no path.
+        weights: fetch the weights of a Hub id too.
 
     Raises:
         AlignError: it is no model, or the Hub does not give it.
@@ -82,7 +83,7 @@ def resolve(name: str, revision: str | None, *, root: Path, offline: bool = Fals
 
         return Base(name, lab.MODEL_DIR, None, check_folder(name, lab.MODEL_DIR))
     if is_on_hub(name, root):
-        return Base(name, None, revision, {}) if offline else _hub(name, revision)
+        return Base(name, None, revision, {}) if offline else _hub(name, revision, weights)
     for folder in (Path(name).expanduser(), root / name):
         if folder.is_dir():
             return Base(name, folder.resolve(), None, check_folder(name, folder))
@@ -90,7 +91,7 @@ def resolve(name: str, revision: str | None, *, root: Path, offline: bool = Fals
     raise AlignError(what, remedy)
 
 
-def check_folder(name: str, folder: Path) -> dict[str, Any]:
+def check_folder(name: str, folder: Path, *, weights: bool = True) -> dict[str, Any]:
     """Check that a folder holds a whole model with a tokenizer; returns its config.json.
 
     Raises:
@@ -102,7 +103,8 @@ def check_folder(name: str, folder: Path) -> dict[str, Any]:
         what = f"'{name}' holds no config.json, so it is no model"
         raise AlignError(what, "give a folder that save_pretrained of transformers wrote")
     config = _json(name, folder / "config.json")
-    _check_weights(name, folder)
+    if weights:
+        _check_weights(name, folder)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         what = f"the model '{name}' holds no tokenizer"
         raise AlignError(what, "save the tokenizer into the same folder (tokenizer.save_pretrained)")
@@ -172,15 +174,15 @@ def _check_whole(name: str, file: Path) -> None:
         raise AlignError(what, _COPY_AGAIN)
 
 
-def _hub(name: str, revision: str | None) -> Base:
+def _hub(name: str, revision: str | None, weights: bool) -> Base:
     """Look a Hub model up, downloading its files into the Hugging Face cache (HF_HOME, HF_TOKEN are respected)."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *(["*.safetensors"] if weights else [])]
     with _told(name, revision):
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-    return Base(name, folder, folder.name, check_folder(name, folder))
+    return Base(name, folder, folder.name, check_folder(name, folder, weights=weights))
 
 
 @contextmanager

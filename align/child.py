@@ -17,7 +17,7 @@ POLL_SECONDS = 0.1
 
 
 class Child:
-    """Executes tickets; started with the first one and reused for all that follow, so that the stack is imported once."""
+    """Executes tickets; started with the first one and reused for all that follow: the stack is imported once."""
 
     def __init__(self, run: RunDir, processes: int, watcher: Watcher) -> None:
         self.dir, self.processes, self.watcher = run, processes, watcher

@@ -96,7 +96,7 @@ def check(
     from align.prepare import prepare
 
     loaded = recipes.load(recipes.locate(recipe), set)
-    found = prepare(loaded, offline=offline)
+    found = prepare(loaded, offline=offline, weights=False)
     for note in found.notes:
         _errors().print(f"[yellow]note[/yellow] {note}", highlight=False)
     for plan in loaded.stages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,18 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(loaded: Loaded, *, offline: bool = False) -> Prepared:
+def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True) -> Prepared:
     """Check all that can be checked before a model is loaded.
 
     Args:
         offline: do not look at the Hub: its names are taken on trust, and the notes say so.
+        weights: fetch the weights of a model of the Hub too, not only its configuration and tokenizer.
 
     Raises:
         AlignError, Faults: all faults of the recipe's model, data and probes at once.
     """
     machine.check_packages(loaded)
-    checking = _Checking(loaded, offline, notes=list(loaded.warnings))
+    checking = _Checking(loaded, offline, weights, notes=list(loaded.warnings))
     base, own = checking.model(), checking.chat_template()
     rows = {plan.id: checking.rows(plan) for plan in loaded.stages}
     whole = {id: found for id, found in rows.items() if found is not None}
@@ -79,6 +80,7 @@ class _Checking:
 
     loaded: Loaded
     offline: bool
+    weights: bool
     notes: list[str]
     faults: FaultList = field(default_factory=FaultList)
     tables: dict[str, Table] = field(default_factory=dict)
@@ -96,7 +98,9 @@ class _Checking:
             what = f"'model.revision' is for a model of the Hub, and '{keys.base}' is none"
             self.faults.found.append(self.loaded.document.fault(("model", "revision"), what, "take it out"))
         try:
-            base = bases.resolve(keys.base, keys.revision, root=self.loaded.root, offline=self.offline)
+            base = bases.resolve(
+                keys.base, keys.revision, root=self.loaded.root, offline=self.offline, weights=self.weights
+            )
         except AlignError as error:
             self._add(error, ("model", "base"))
             return None
@@ -168,14 +172,20 @@ class _Checking:
             return
         for plan in self.loaded.stages:
             if plan.id in rows:
-                self._check_lengths(plan, rows[plan.id], lengths)
+                rows[plan.id] = self._fitting(plan, rows[plan.id], lengths)
 
-    def _check_lengths(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> None:
-        table = Table(examples=rows.all, sha256="", name=plan.id)
-        mode = plan.training.get("truncation_mode", "keep_start")
-        with self.faults.collect():
-            warnings = checks.check_lengths(table, lengths, _max_length(plan), mode)
-            self.notes.extend(f"stage {plan.id}: {text}" for text in warnings)
+    def _fitting(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> StageRows:
+        """The rows that max_length leaves an answer of."""
+        mode, drop = plan.training.get("truncation_mode", "keep_start"), plan.keys.too_long == "drop"
+
+        def fitting(examples: list[Example]) -> list[Example]:
+            with self.faults.collect():
+                examples, warnings = checks.fitting(examples, lengths, _max_length(plan), mode, drop=drop)
+                self.notes.extend(f"stage {plan.id}: {text}" for text in warnings)
+            return examples
+
+        replay = replace(rows.replay, examples=fitting(rows.replay.examples)) if rows.replay else None
+        return StageRows(fitting(rows.train), fitting(rows.evaluation), replay)
 
     def probes(self) -> None:
         """Whether the user's own probes can be read; the shipped ones take a while to make and cannot be wrong."""

@@ -295,4 +295,16 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         if plan.program.stage.replays:
             stages[plan.id]["replay"] = plan.replay.model_dump(mode="json") if plan.replay else None
     data["pipeline"] = None
-    return data | {"stages": stages}
+    whole: dict[str, Any] = _standing(data | {"stages": stages}, loaded.root)
+    return whole
+
+
+def _standing(value: Any, root: Path, key: str = "") -> Any:
+    """The same with the paths that the recipe gives relative to itself written out, so that the file can be moved."""
+    if isinstance(value, dict):
+        return {name: _standing(inner, root, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_standing(inner, root, key) for inner in value]
+    if key in ("source", "data", "base", "chat_template", "stage") and isinstance(value, str):
+        return next((str(path.resolve()) for path in (Path(value), root / value) if path.exists()), value)
+    return value

@@ -119,7 +119,7 @@ class RunDir:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         target = self.root / "superseded" / f"{stamp}-{path.name}"
         target.parent.mkdir(exist_ok=True)
-        os.replace(path, target)
+        path.replace(target)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -128,7 +128,12 @@ class RunDir:
         Raises:
             AlignError: another process holds it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / ".lock").touch()
+        except OSError as error:
+            what = f"the run folder '{self.root}' cannot be written ({error.strerror})"
+            raise AlignError(what, "give another --run-dir") from None
         lock = FileLock(self.root / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -154,8 +159,8 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

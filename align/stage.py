@@ -57,6 +57,11 @@ class StageKeys(BaseModel):
         None, description="which weights this stage trains, as in `{method: qlora}`; replaces the recipe's whole"
     )
     replay: Replay | None = Field(None, description="replaces the recipe's; `null` means none in this stage")
+    too_long: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="rows whose answer `max_length` would cut away entirely: refuse the recipe, or drop them and say "
+        "how many",
+    )
     training: dict[str, Any] = Field(
         default_factory=dict, description="the trainer's own arguments, as in `{learning_rate: 1e-4}`"
     )

@@ -30,7 +30,7 @@ def main() -> None:
         for title, recipe in RECIPES.items():
             print(f"\n**{title}**: `align run recipes/{recipe}.yaml --set seed=...`\n")
             print(
-                "| seed | after | task correct | polite | parses | mean of ten skills | drop (95 % interval) | verdict |"
+                "| seed | after | task correct | polite | parses | mean of skills | drop (95 % interval) | verdict |"
                 " largest drop, replayed | not replayed | skills FORGOT |"
             )
             print("|---|---|---|---|---|---|---|---|---|---|---|")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align.data import template
-from align.data.checks import Lengths, Table, check_lengths, load
+from align.data.checks import Lengths, Table, fitting, load
 from align.data.formats import Example
 from align.data.sources import DataSource
 from align.errors import AlignError, Place
@@ -249,26 +249,29 @@ def test_counts_are_those_of_the_training_rows() -> None:
 def test_answers_that_would_be_cut_away_are_refused_and_cut_ones_counted(bytewise: Path) -> None:
     answers = [example("chat", messages=[said("user", 10), said("assistant", size)]) for size in (1, 100, 200)]
     found = Table(answers, "", "x")
-    assert check_lengths(found, lengths(bytewise), 64, "keep_start") == [
+    assert fitting(found.examples, lengths(bytewise), 64, "keep_start")[1] == [
         "2 of 3 answers are cut short by max_length 64"
     ]
-    assert check_lengths(found, lengths(bytewise), 64, "keep_end") == [
+    assert fitting(found.examples, lengths(bytewise), 64, "keep_end")[1] == [
         "2 of 3 rows lose their beginning to max_length 64"
     ]
-    assert check_lengths(found, lengths(bytewise), 512, "keep_start") == []
-    assert check_lengths(found, lengths(bytewise), None, "keep_start") == []
-    long = Table([*answers, example("chat", messages=[said("user", 2000), said("assistant", 1)])], "", "x")
+    assert fitting(found.examples, lengths(bytewise), 512, "keep_start") == (found.examples, [])
+    assert fitting(found.examples, lengths(bytewise), None, "keep_start") == (found.examples, [])
+    long = [*answers, example("chat", messages=[said("user", 2000), said("assistant", 1)])]
     with pytest.raises(AlignError) as error:
-        check_lengths(long, lengths(bytewise), 64, "keep_start")
+        fitting(long, lengths(bytewise), 64, "keep_start")
     assert str(error.value) == (
         "x.jsonl:9: nothing of the answer is left: the prompt has 2,006 tokens, max_length is 64\n"
-        "  -> raise max_length above 2,006 or shorten the row"
+        "  -> raise max_length above 2,006, shorten the row, or write `too_long: drop` in the stage"
     )
+    kept, warnings = fitting(long, lengths(bytewise), 64, "keep_start", drop=True)
+    assert kept == answers
+    assert warnings[0] == f"1 of {len(long)} rows are dropped: max_length 64 leaves no answer"
 
 
 def test_a_model_without_a_fast_tokenizer_skips_the_check(tmp_path: Path) -> None:
     assert Lengths.of(tmp_path) is None
-    assert check_lengths(Table([], "", "x"), None, 64, "keep_start") == [
+    assert fitting([], None, 64, "keep_start")[1] == [
         "the model has no tokenizer.json, so the lengths of the rows were not checked"
     ]
 
@@ -280,13 +283,13 @@ def test_conversations_that_the_template_cannot_write_are_refused_whatever_their
     strict += "{% endfor %}"
     rows = [example("chat", messages=[ASK, LIMA]), example("chat", messages=[said("system", 1), ASK, LIMA])]
     with pytest.raises(AlignError) as error:
-        check_lengths(Table(rows, "", "x"), lengths(bytewise, strict), 4096, "keep_start")
+        fitting(rows, lengths(bytewise, strict), 4096, "keep_start")
     assert str(error.value) == (
         "x.jsonl:9: the chat template refuses the messages: no system role\n"
         "  -> change the row, or choose another chat_template"
     )
     with pytest.raises(AlignError) as error:
-        check_lengths(Table(rows[:1], "", "x"), lengths(bytewise, None), 4096, "keep_start")
+        fitting(rows[:1], lengths(bytewise, None), 4096, "keep_start")
     assert str(error.value) == (
         "x.jsonl:9: the row is a conversation, and the model has no chat template\n"
         "  -> set chat_template: plain, or give a .jinja file"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import runs
 
-NOUNS = "river stone lamp garden letter bridge window forest engine market".split()
-VERBS = "moves holds finds warms follows opens carries shows keeps turns".split()
+NOUNS = ["river", "stone", "lamp", "garden", "letter", "bridge", "window", "forest", "engine", "market"]
+VERBS = ["moves", "holds", "finds", "warms", "follows", "opens", "carries", "shows", "keeps", "turns"]
 
 
 def sentences(seed: int, count: int) -> str:

@@ -18,10 +18,12 @@ from align.data.rows import Row
 from align.data.sources import DataSource, scan
 from align.errors import AlignError, FaultList
 
-__all__ = ["Lengths", "Table", "check_lengths", "load"]
+__all__ = ["Lengths", "Table", "fitting", "load"]
 
 LENGTH_BIAS: Final = 0.85
 """Share of pairs in which the same side is the longer one, from which on length alone tells the two apart."""
+
+TOO_LONG_SHOWN: Final = 5
 
 FEW_PAIRS: Final = 20
 """Below this many pairs a share says nothing."""
@@ -83,41 +85,62 @@ def load(sources: list[DataSource], *, root: Path, accepts: frozenset[Kind], sta
     return Table(examples, sha256(b"\n".join(lines)).hexdigest(), name, warnings + _preference_warnings(examples))
 
 
-def check_lengths(
-    table: Table, lengths: Lengths | None, max_length: int | None, truncation_mode: str = "keep_start"
-) -> list[str]:
-    """Refuse rows whose answer truncation would cut away entirely, and rows that the chat template refuses.
+def fitting(
+    examples: list[Example],
+    lengths: Lengths | None,
+    max_length: int | None,
+    truncation_mode: str = "keep_start",
+    *,
+    drop: bool = False,
+) -> tuple[list[Example], list[str]]:
+    """The rows whose answer is not cut away entirely by truncation, and warnings about those that are shortened.
 
     Args:
         lengths: None where the model has no tokenizer.json; then nothing is checked and the warning says so.
         max_length: tokens of prompt and answer that are kept; None keeps all.
         truncation_mode: `keep_start` or `keep_end`.
+        drop: leave such rows out, with a warning; otherwise they are refused.
 
-    Returns:
-        Warnings about rows that are cut, but keep some of their answer.
+    Raises:
+        AlignError, Faults: rows without an answer left, or rows that the chat template refuses.
     """
     if lengths is None:
-        return ["the model has no tokenizer.json, so the lengths of the rows were not checked"]
-    lengths.check_template(table.examples)
+        return examples, ["the model has no tokenizer.json, so the lengths of the rows were not checked"]
+    lengths.check_template(examples)
     if max_length is None:
-        return []
-    long = [example for example in table.examples if not lengths.surely_fits(example, max_length)]
-    faults, cut = [], 0
-    for example, count in zip(long, lengths.counts(long, max_length), strict=True):
+        return examples, []
+    long = [i for i, example in enumerate(examples) if not lengths.surely_fits(example, max_length)]
+    faults: dict[int, AlignError] = {}
+    cut = 0
+    for i, count in zip(long, lengths.counts([examples[i] for i in long], max_length), strict=True):
         cut += count.total > max_length
-        if no_answer_left(example, count, max_length, truncation_mode):
-            what = (
-                f"nothing of the answer is left: the prompt has {count.prompt:,} tokens, max_length is {max_length:,}"
-            )
-            remedy = f"raise max_length above {count.prompt:,} or shorten the row"
-            faults.append(AlignError(what, remedy, place=example.place))
-    _raise(faults, 20, "rows that are too long")
-    if not cut:
-        return []
-    if truncation_mode == "keep_end":
-        return [f"{cut:,} of {len(table.examples):,} rows lose their beginning to max_length {max_length}"]
-    noun = "rows" if any(example.kind == "text" for example in table.examples) else "answers"
-    return [f"{cut:,} of {len(table.examples):,} {noun} are cut short by max_length {max_length}"]
+        if no_answer_left(examples[i], count, max_length, truncation_mode):
+            faults[i] = _too_long(examples[i], count.prompt, max_length)
+    if not drop:
+        _raise(list(faults.values()), TOO_LONG_SHOWN, "rows that are too long")
+    kept = [example for i, example in enumerate(examples) if i not in faults]
+    if examples and not kept:
+        raise AlignError(f"all {len(examples):,} rows are too long for max_length {max_length:,}", "raise it")
+    return kept, _length_warnings(examples, cut - len(faults), len(faults), max_length, truncation_mode)
+
+
+def _too_long(example: Example, tokens: int, max_length: int) -> AlignError:
+    what = f"nothing of the answer is left: the prompt has {tokens:,} tokens, max_length is {max_length:,}"
+    remedy = f"raise max_length above {tokens:,}, shorten the row, or write `too_long: drop` in the stage"
+    return AlignError(what, remedy, place=example.place)
+
+
+def _length_warnings(
+    examples: Sequence[Example], cut: int, dropped: int, max_length: int, truncation_mode: str
+) -> list[str]:
+    of = f"of {len(examples):,}"
+    warnings = [f"{dropped:,} {of} rows are dropped: max_length {max_length:,} leaves no answer"] if dropped else []
+    if cut and truncation_mode == "keep_end":
+        warnings.append(f"{cut:,} {of} rows lose their beginning to max_length {max_length:,}")
+    elif cut:
+        noun = "rows" if any(example.kind == "text" for example in examples) else "answers"
+        warnings.append(f"{cut:,} {of} {noun} are cut short by max_length {max_length:,}")
+    return warnings
 
 
 def _raise(faults: list[AlignError], max_faults: int, things: str) -> None:

@@ -151,8 +151,9 @@ def _elsewhere(source: DataSource, text: str, bases: list[Path]) -> list[DataFil
     for base in bases:
         path = base / text
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        if near := get_close_matches(path.name, names, n=1):
-            meant = str(Path(text).with_name(near[0]))
+        stems = {Path(name).stem: name for name in names}  # an ending that two names share does not make them alike
+        if near := get_close_matches(path.stem, stems, n=1):
+            meant = str(Path(text).with_name(stems[near[0]]))
             raise AlignError(f"there is no file or folder '{text}'", f"did you mean '{meant}'?")
     remedy = "paths start from the current folder, then from the recipe's; a Hub data set is written org/name"
     raise AlignError(f"there is no file or folder '{text}'", remedy)
