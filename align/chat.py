@@ -9,7 +9,7 @@ from typing import Any
 from align import launch, rundir
 from align.errors import AlignError
 from align.rundir import RunDir
-from align.stage import Outcome, Policy, Ticket
+from align.stage import Outcome, Ticket
 
 
 def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: float) -> None:
@@ -24,7 +24,7 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
 
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.model.get("chat_template"))
     assert outcome.policy is not None
-    model = load(outcome.policy, ticket, folder)
+    model = models.load_policy(outcome.policy, ticket.model, folder)
     asking = sys.stdin.isatty()
     if asking:
         print(f"{ticket.run_name}: an empty line ends, /new begins a new conversation")
@@ -42,16 +42,6 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
         answer = reply(model, tokenizer, messages, max_new_tokens=max_new_tokens, temperature=temperature)
         messages.append({"role": "assistant", "content": answer})
         print(answer, flush=True)
-
-
-def load(policy: Policy, ticket: Ticket, folder: Path) -> Any:
-    """The policy as a model, its adapters active."""
-    from align import model as models
-
-    dtype = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
-    source = str(folder / policy.weights) if policy.weights else policy.base.path
-    base = models.load_weights(source, ticket.model, dtype, policy.quantization)
-    return models.put_adapters(base, policy, folder).eval()
 
 
 def reply(

@@ -117,6 +117,7 @@ def status(run_dir: RunFolder) -> None:
     from align import rundir
 
     record = rundir.read_json(run_dir / "run.json")
+    held = record is not None and rundir.RunDir(run_dir).is_held()
     if record is None:
         what = f"'{run_dir}' is no run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
         raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
@@ -130,7 +131,7 @@ def status(run_dir: RunFolder) -> None:
             id,
             entry.get("stage", ""),
             entry.get("inputs", {}).get("policy", ""),
-            entry.get("status", "pending"),
+            "interrupted" if entry.get("status") == "running" and not held else entry.get("status", "pending"),
             str(outcome.get("steps", "")),
             str(entry.get("seconds", "")),
         )

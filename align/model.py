@@ -123,6 +123,17 @@ def put_adapters(model: PreTrainedModel, policy: Policy, run: Path, *, last: str
     return model
 
 
+def load_policy(policy: Policy, keys: dict[str, Any], run: Path) -> PreTrainedModel:
+    """A policy as it stands in a run folder, in evaluation mode, its adapters active.
+
+    Args:
+        keys: the recipe's `model`.
+    """
+    dtype = dtype_of(keys.get("dtype", "auto"), trains_base=policy.weights is not None)
+    folder = str(run / policy.weights) if policy.weights else policy.base.path
+    return put_adapters(load_weights(folder, keys, dtype, policy.quantization), policy, run).eval()
+
+
 def activate(model: PeftModel, names: list[str], *, trainable: str | None) -> None:
     """Make these adapters act together, in order; only `trainable` learns.
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from align import arguments, document, parameterization, pipeline, shelf
+from align.base import LAB
 from align.document import Document
 from align.errors import AlignError, FaultList
 from align.forgetting.gate import ForgettingKeys
@@ -159,6 +160,8 @@ def check(read: Document, root: Path) -> Loaded:
     faults.found.sort(key=_in_file)
     faults.raise_any()
     assert recipe is not None and default is not None
+    if recipe.forgetting.probes == "auto" and recipe.model.base == LAB:
+        recipe.forgetting.probes = "lab"
     plans, warnings = [], list[str]()
     for node in nodes:
         entry = entries[node.id]

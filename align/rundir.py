@@ -36,6 +36,11 @@ class StageDir:
         return self.root / "outcome.json"
 
     @property
+    def trained(self) -> Path:
+        """The outcome of a stage that is measured again, until that is done."""
+        return self.root / "trained.json"
+
+    @property
     def decision(self) -> Path:
         return self.root / "decision.json"
 
@@ -120,6 +125,16 @@ class RunDir:
         target = self.root / "superseded" / f"{stamp}-{path.name}"
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
+
+    def is_held(self) -> bool:
+        """Whether a process is at work on this run."""
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:

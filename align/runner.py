@@ -85,8 +85,19 @@ class Run:
             "order": [plan.id for plan in self.loaded.stages],
         }
         self.tickets = build(self.loaded, prepared, self.dir, self.processes)
+        self._check_base()
         write_recipe(self.dir.recipe, self.loaded)
         self._save()
+
+    def _check_base(self) -> None:
+        """The base row of the matrix belongs to one base, loaded in one way and asked one set of questions."""
+        first = next(iter(self.tickets.values()))
+        plan = self.loaded.stages[0]
+        quantization = plan.method.quantization(plan.method_keys)
+        known = rundir.digest([first.policy.base.identity, first.model, quantization, first.measured])
+        if self.record.get("base", known) != known:
+            self.dir.supersede(self.dir.base_measurements)
+        self.record["base"] = known
 
     def _supersede(self) -> None:
         """Move away what a changed recipe, or the command line, replaces; descendants too."""
@@ -114,8 +125,7 @@ class Run:
             for plan in todo:
                 self._note(plan, status="pending")
             for plan in todo:
-                if not self._is_done(plan):
-                    self._execute(plan, child)
+                self._bring_up(plan, child)
                 if self._decide(plan) == "stop":
                     self._note(plan, status="stopped")
                     return Exit.GATE
@@ -133,28 +143,36 @@ class Run:
             self._summarize()
         return Exit.DONE
 
-    def _is_done(self, plan: StagePlan) -> bool:
-        here = self.dir.stage(plan.id)
-        raw = rundir.read_json(here.outcome)
+    def _bring_up(self, plan: StagePlan, child: Child) -> None:
+        """Skip a stage, measure it again, or run it. Cheapest test first."""
+        here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
+        file = here.trained if here.trained.is_file() else here.outcome
+        raw = rundir.read_json(file)
         if raw is None:
-            return False
+            self._execute(plan, child)
+            return
         outcome = Outcome.model_validate(raw)
-        bad = None
-        if outcome.fingerprint != self.tickets[plan.id].fingerprint:
-            bad = "belongs to another recipe"
+        name = rundir.damaged(outcome.artifacts, here.root, since=file.stat().st_mtime)
+        if name is not None or outcome.fingerprint != ticket.fingerprint:
+            bad = f"has a damaged file, {name}" if name else "belongs to another recipe"
+            self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
+            self.dir.supersede(here.root)
+            self._execute(plan, child)
+        elif outcome.measured != ticket.measured or file == here.trained:
+            self.watcher.say(f"{plan.id}: trained already; its probes changed, so it is measured again")
+            self.dir.supersede(here.measurements)
+            here.decision.unlink(missing_ok=True)
+            file.replace(here.trained)
+            ticket.measure_only = True
+            self._execute(plan, child)
+            here.trained.unlink()
         else:
-            name = rundir.damaged(outcome.artifacts, here.root, since=here.outcome.stat().st_mtime)
-            bad = f"has a damaged file, {name}" if name else None
-        if bad is None:
             self.watcher.say(f"{plan.id}: done already")
-            return True
-        self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
-        self.dir.supersede(here.root)
-        return False
 
     def _execute(self, plan: StagePlan, child: Child) -> None:
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
         ticket.policy = self._policy(plan, ticket.policy.base)
+        self.changed = True
         probed = ticket.probes != "none"
         ticket.measure_base = probed and rundir.read_json(self.dir.base_measurements / "summary.json") is None
         checkpoint = rundir.whole_checkpoint(here.checkpoints)
@@ -168,10 +186,9 @@ class Run:
             started=_now(),
             resumed_from=checkpoint.name if checkpoint else None,
         )
-        self.watcher.say(
-            f"{plan.id}: {plan.program.stage.description}"
-            + (f" (resuming from {checkpoint.name})" if checkpoint else "")
-        )
+        if not ticket.measure_only:
+            resuming = f" (resuming from {checkpoint.name})" if checkpoint else ""
+            self.watcher.say(f"{plan.id}: {plan.program.stage.description}{resuming}")
         self.watcher.begin(plan.id, here.metrics)
         try:
             child.execute(plan.id)
@@ -208,8 +225,8 @@ class Run:
             old = decision.model_dump(mode="json")
             rundir.write_json(here.decision, old)
             self.changed = True
-        for sentence in [v["probe"] for v in old["violations"]]:
-            self.watcher.say(f"[yellow]gate[/yellow] {plan.id}: {_escape(sentence)} fell past its limit")
+            for broken in decision.violations:
+                self.watcher.say(f"[yellow]gate[/yellow] {plan.id}: {_escape(broken.probe)} fell past its limit")
         return str(old["action"])
 
     def _summarize(self) -> None:

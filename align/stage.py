@@ -230,7 +230,9 @@ class Ticket(BaseModel):
     replay: Rows | None
     replay_ratio: float
     probes: Any
+    measured: str  # hash of the probes by content: other probes are measured again, nothing is trained
     measure_base: bool
+    measure_only: bool = False
     processes: int
     trackers: list[str]
     run_name: str
@@ -250,6 +252,7 @@ class Outcome(BaseModel):
     cpu_seconds: float
     measure_seconds: float
     measure_cpu_seconds: float
+    measured: str
     world_size: int
     distributed_type: str
     global_batch_size: int

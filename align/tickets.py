@@ -54,6 +54,7 @@ def _ticket(
     model = settings.model.model_dump(mode="json")
     if settings.model.chat_template not in (None, "plain"):
         model["chat_template"] = str(_absolute(str(settings.model.chat_template), loaded.root))
+    probes = _absolute_probes(settings.forgetting.model_dump(mode="json")["probes"], loaded.root)
     return Ticket(
         stage=plan.id,
         program=plan.program.name,
@@ -70,7 +71,8 @@ def _ticket(
         evaluation=write_rows(run, rows.evaluation) if rows.evaluation else None,
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
-        probes=_absolute_probes(settings.forgetting.model_dump(mode="json")["probes"], loaded.root),
+        probes=probes,
+        measured=rundir.digest(_by_content(probes)),
         measure_base=False,
         processes=processes,
         trackers=list(settings.trackers),
@@ -79,7 +81,7 @@ def _ticket(
 
 
 def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, above: list[str]) -> str:
-    """Hash of all that the weights and measurements of a stage depend on.
+    """Hash of all that the weights of a stage depend on.
 
     Args:
         chat_template: the recipe's own, as text.
@@ -105,7 +107,6 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
             "base": ticket.policy.base.identity,
             "seed": ticket.seed,
             "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
-            "probes": _by_content(ticket.probes),
             "above": above,
         }
     )

@@ -21,12 +21,13 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from align import card, parameterization, rundir
 from align import model as models
 from align import stage as stages
-from align.data import encode, mixing
+from align.data import mixing
 from align.errors import AlignError, Exit
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
 from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
+from align.handover import Builder
 from align.job import Job
 from align.rundir import RunDir
 from align.stage import Adapter, Outcome, Policy, Rows, Ticket
@@ -57,9 +58,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         AlignError: an expected failure.
         Interrupted: the run was asked to stop; a checkpoint was written.
     """
-    clock = Clock.start()
     world = _assert_launch(ticket)
-    set_seed(ticket.seed)
     here = run.stage(ticket.stage)
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.model.get("chat_template"))
     job = _job(run, ticket, tokenizer, interrupted)
@@ -69,6 +68,12 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         bench = _bench(builder.pristine(), tokenizer)
         measure(bench, bench_probes, run.base_measurements, base=None)
     world.wait_for_everyone()
+    if ticket.measure_only:
+        outcome = _measure_again(run, ticket, job, bench_probes) if world.is_main_process else None
+        world.wait_for_everyone()
+        return outcome
+    clock = Clock.start()
+    set_seed(ticket.seed)  # the first draw of a stage is its new weights, whatever was measured before
     job.model, merge = builder.build()
     parameters = models.counts(job.model)
     program = stages.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
@@ -86,6 +91,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
             cpu_seconds=cpu,
             measure_seconds=measured["seconds"] if measured else 0.0,
             measure_cpu_seconds=measured["cpu_seconds"] if measured else 0.0,
+            measured=ticket.measured,
             world_size=world.num_processes,
             distributed_type=str(world.distributed_type.value),
             global_batch_size=job.global_batch,
@@ -157,68 +163,6 @@ def read_rows(run: RunDir, rows: Rows) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-@dataclass
-class Builder:
-    """Makes the model that a stage trains from the policy that came in."""
-
-    run: RunDir
-    ticket: Ticket
-    tokenizer: PreTrainedTokenizerBase
-    sample: list[dict[str, Any]]
-    loaded: Any = None
-
-    def __post_init__(self) -> None:
-        self.method = parameterization.load(self.ticket.parameterization["method"])
-        self.keys = self.method.Keys.model_validate(self.ticket.parameterization)
-        self.quantization = self.method.quantization(self.keys)
-        self.dtype = models.dtype_of(self.ticket.model.get("dtype", "auto"), self.method.TRAINS_BASE)
-
-    def pristine(self) -> Any:
-        """The base as this stage loads it; used again by `build` where the policy stands on it directly."""
-        model = self._load(self.ticket.policy.base.path, self.quantization)
-        if self.ticket.policy.weights is None and not self._merges():
-            self.loaded = model
-        return model
-
-    def build(self) -> tuple[Any, models.Merge | None]:
-        """The policy with this stage's weights trainable, and what a merge on the way did."""
-        policy = self.ticket.policy
-        folder = str(self.run.root / policy.weights) if policy.weights else policy.base.path
-        if self._merges():
-            base = self._load(folder, policy.quantization)
-            merged, report = models.merge(base, policy, self.run.root, self._prompts())
-            return self.method.apply(merged.to(self.dtype), self.keys, models.TRAINED), report
-        model = self.loaded if self.loaded is not None else self._load(folder, self.quantization)
-        if self.method.TRAINS_BASE:
-            return self.method.apply(model, self.keys, models.TRAINED), None
-        names = [adapter.name for adapter in policy.adapters]
-        if self.continues():
-            model = models.put_adapters(model, policy, self.run.root, last=models.TRAINED)
-            names[-1] = models.TRAINED
-        else:
-            model = models.put_adapters(model, policy, self.run.root)
-            model = self.method.apply(model, self.keys, models.TRAINED)
-            names.append(models.TRAINED)
-        models.activate(model, names, trainable=models.TRAINED)
-        return model, None
-
-    def continues(self) -> bool:
-        """Whether this stage goes on with the last adapter: same method, same settings."""
-        adapters = self.ticket.policy.adapters
-        return bool(adapters) and adapters[-1].settings == self.ticket.parameterization
-
-    def _merges(self) -> bool:
-        return self.method.TRAINS_BASE and bool(self.ticket.policy.adapters)
-
-    def _load(self, folder: str, quantization: dict[str, Any] | None) -> Any:
-        return models.load_weights(folder, self.ticket.model, self.dtype, quantization)
-
-    def _prompts(self) -> list[list[int]]:
-        rows = [row for row in self.sample if "chosen" not in row]
-        rows += [{"prompt": r["prompt"], "completion": r["chosen"]} for r in self.sample if "chosen" in r]
-        return encode.for_language_modeling(rows, self.tokenizer, completion_only=False)[0]
-
-
 @lru_cache(maxsize=1)
 def _probes(keys: str) -> list[probes.Probe]:
     """The probes of a recipe; all tickets of a run have the same."""
@@ -238,6 +182,18 @@ def _measure(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[st
     return measure(bench, bench_probes, job.dir.measurements, base=base)
 
 
+def _measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
+    """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
+    outcome = Outcome.model_validate(rundir.read_json(job.dir.trained))
+    if outcome.policy is not None and bench_probes:
+        job.model = models.load_policy(outcome.policy, ticket.model, run.root)
+        measured = _measure(job, run, bench_probes)
+        outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
+    outcome.measured = ticket.measured
+    rundir.write_json(job.dir.outcome, outcome.model_dump(mode="json"))
+    return outcome
+
+
 def _save(job: Job, run: RunDir) -> Policy:
     """Write the model folder and describe the policy that goes on."""
     ticket, folder = job.ticket, job.dir.model
@@ -249,6 +205,10 @@ def _save(job: Job, run: RunDir) -> Policy:
         policy = Policy(base=came_in.base, weights=run.relative(folder))
     else:
         job.model.save_pretrained(folder, selected_adapters=[models.TRAINED])
+        if came_in.base.revision and came_in.weights is None:  # loads anywhere, not only where the cache has it
+            config = rundir.read_json(folder / "adapter_config.json")
+            config |= {"base_model_name_or_path": came_in.base.name, "revision": came_in.base.revision}
+            rundir.write_json(folder / "adapter_config.json", config)
         kept = came_in.adapters
         if kept and kept[-1].settings == ticket.parameterization:
             kept = kept[:-1]

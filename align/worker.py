@@ -92,20 +92,30 @@ def _execute(run: RunDir, ticket: Ticket) -> Exit:
         return _failed(here, error)
     except Exception as error:
         traceback.print_exc()
-        return _failed(here, _translated(error, ticket), traceback.format_exc())
+        if _is_out_of_memory(error):
+            return _failed(here, _out_of_memory(ticket))
+        return _failed(here, _unexpected(error, ticket), traceback.format_exc())
     return Exit.DONE
 
 
-def _translated(error: Exception, ticket: Ticket) -> AlignError:
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, of torch's own memory on a CPU, or of Python."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _out_of_memory(ticket: Ticket) -> AlignError:
+    return AlignError(
+        f"stage '{ticket.stage}' ran out of memory",
+        "halve training.per_device_train_batch_size and "
+        "double gradient_accumulation_steps, turn gradient_checkpointing on, or use qlora",
+        exit=Exit.STAGE_FAILED,
+    )
+
+
+def _unexpected(error: Exception, ticket: Ticket) -> AlignError:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     what = f"stage '{ticket.stage}' failed: {type(error).__name__}: {text}".rstrip(": ")
-    if "out of memory" in str(error).lower():
-        return AlignError(
-            f"stage '{ticket.stage}' ran out of memory",
-            "halve training.per_device_train_batch_size and "
-            "double gradient_accumulation_steps, turn gradient_checkpointing on, or use qlora",
-            exit=Exit.STAGE_FAILED,
-        )
     return AlignError(what, "the traceback is in the log of the stage", exit=Exit.STAGE_FAILED)
 
 

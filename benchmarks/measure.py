@@ -2,15 +2,16 @@
 
     python -m benchmarks.measure      options: --precisions float32 bfloat16 4bit
 
-Asked are all exact questions of the lab's probes, both splits, on the lab's base model. The two must give the same
-verdict on every question; where they differ, the margin between the two best tokens at the place is shown: rounding
+Asked are all exact questions of the lab's probes, both splits, on the lab's base model, which knows nearly all, and on
+the base with noise in its embeddings, which knows about half. The two must give the same verdict on every question; where they differ, the margin between the two best tokens at the place is shown: rounding
 differs between a pass over a whole answer and a pass over one token with a cache.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import clock
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from align.forgetting.measure import Bench
     from align.forgetting.probes import Question
 
+NOISES = (0.0, 0.5)
 PRECISIONS = ("float32", "bfloat16", "4bit")
 
 
-def bench(precision: str) -> Bench:
-    """The lab's base as `align` loads it in a precision."""
+def bench(precision: str, noise: float) -> Bench:
+    """The lab's base as `align` loads it in a precision, with noise of that share of its embeddings' own spread."""
     import torch
 
     from align import lab, model, parameterization
@@ -32,19 +34,20 @@ def bench(precision: str) -> Bench:
     quantization = qlora.quantization(qlora.Keys()) if precision == "4bit" else None
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     loaded = model.load_weights(str(lab.MODEL_DIR), {}, dtype, quantization)
+    torch.manual_seed(0)
+    weight = loaded.get_input_embeddings().weight.data
+    weight += torch.randn_like(weight) * weight.std() * noise
     tokenizer = model.load_tokenizer(str(lab.MODEL_DIR), None)
     return Bench(loaded, tokenizer, autocast=precision != "float32" and model.native_bf16())
 
 
 def generated(on: Bench, questions: list[Question]) -> list[bool]:
     """Whether greedy decoding gives exactly the right answer and ends there."""
-    from align.data import encode
-    from align.forgetting.measure import generate
+    from align.forgetting.measure import encode_questions, generate
 
     end = on.tokenizer.eos_token_id
-    wanted = encode.answer_ids([q.prompt for q in questions], [q.answer for q in questions], on.tokenizer)
-    wanted = [row[: row.index(end)] for row in wanted]
-    # one token more than the longest answer with its end: an answer that does not end by itself is then too long
+    wanted = [[token for token in row if token != end] for row in encode_questions(on.tokenizer, questions)[1]]
+    # room for the longest answer, its end and one token more: an answer that does not end by itself is too long
     found = generate(on, [q.prompt for q in questions], max(len(row) for row in wanted) + 2)
     return [a == b for a, b in zip(found, wanted, strict=True)]
 
@@ -53,45 +56,47 @@ def margin(on: Bench, question: Question) -> float:
     """The smallest lead of the best token over the second, in logits, along the right answer."""
     import torch
 
-    from align.data import encode
+    from align.forgetting.measure import encode_questions
 
-    prompt = encode.prompt_ids([question.prompt], on.tokenizer)[0]
-    answer = encode.answer_ids([question.prompt], [question.answer], on.tokenizer)[0]
+    (prompt,), (answer,) = encode_questions(on.tokenizer, [question])
     ids = torch.tensor([prompt + answer])
     best = on.logits(ids, torch.ones_like(ids))[0, len(prompt) - 1 : -1].float().topk(2).values
     return float((best[:, 0] - best[:, 1]).min())
 
 
-def compare(precision: str) -> None:
-    """One precision: verdicts, disagreements, seconds."""
+def compare(precision: str, noise: float) -> None:
+    """One model: verdicts, disagreements, seconds. The encoding of the questions is kept for all later stages."""
     import torch
 
     from align.forgetting import measure, probes
     from align.forgetting.gate import ForgettingKeys
 
-    on = bench(precision)
-    found = [p for p in probes.load(ForgettingKeys(probes="lab"), clock.HERE) if isinstance(p, probes.Exact)]
+    on = bench(precision, noise)
+    found = [p for p in probes.load(ForgettingKeys(probes="lab"), Path.cwd()) if isinstance(p, probes.Exact)]
     sets = [questions for probe in found for questions in probe.items.values()]
-    verdicts: dict[str, list[bool]] = {"exact": [], "generated": []}
-    seconds = {"exact": 0.0, "generated": 0.0}
-    sides: dict[str, Any] = {"exact": measure.exact, "generated": generated}
+    one_pass, generation = list[bool](), list[bool]()
+    encoding = passing = generating = 0.0
     with torch.no_grad():
-        measure.exact(on, sets[0][:8])
+        measure.exact(on, measure.encode_questions(on.tokenizer, sets[0][:8]))  # warms up
         for questions in sets:
-            for name, side in sides.items():
-                started = clock.process_seconds()
-                verdicts[name] += side(on, questions)
-                seconds[name] += clock.process_seconds() - started
+            start = clock.process_seconds()
+            encoded = measure.encode_questions(on.tokenizer, questions)
+            middle = clock.process_seconds()
+            one_pass += measure.exact(on, encoded)
+            end = clock.process_seconds()
+            generation += generated(on, questions)
+            generating += clock.process_seconds() - end
+            encoding += middle - start
+            passing += end - middle
         asked = [question for questions in sets for question in questions]
-        apart = [q for q, a, b in zip(asked, verdicts["exact"], verdicts["generated"], strict=True) if a != b]
+        apart = [q for q, a, b in zip(asked, one_pass, generation, strict=True) if a != b]
         print(
-            f"{precision:<9} {len(asked)} questions, right {sum(verdicts['exact'])} and {sum(verdicts['generated'])}, "
-            f"{len(apart)} verdicts differ; one pass {seconds['exact']:.1f} s, generation {seconds['generated']:.1f} s, "
-            f"ratio {seconds['exact'] / seconds['generated']:.2f}"
+            f"{precision}, noise {noise:g}: {len(asked)} questions, {sum(one_pass)} and {sum(generation)} right; encoding "
+            f"{encoding:.1f} s, one pass {passing:.1f} s, generation with its encoding {generating:.1f} s"
         )
         for question in apart:
             print(f"    {question.id}: smallest lead along the right answer {margin(on, question):.4f}")
-    clock.verdict(f"{precision}: verdicts that differ", len(apart), 0)
+    clock.verdict(f"{precision}, noise {noise:g}: verdicts that differ", len(apart), 0)
 
 
 def main() -> None:
@@ -103,7 +108,8 @@ def main() -> None:
     clock.quiet()
     clock.heading("exact match by one pass against greedy generation, on the lab's base")
     for precision in asked.precisions:
-        compare(precision)
+        for noise in NOISES:
+            compare(precision, noise)
 
 
 if __name__ == "__main__":

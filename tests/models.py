@@ -158,6 +158,7 @@ class Stages:
             replay=None,
             replay_ratio=0.0,
             probes="none",
+            measured="",
             measure_base=False,
             processes=1,
             trackers=[],

@@ -50,12 +50,18 @@ def faults(**keys: object) -> list[tuple[tuple[int | str, ...], str]]:
 def test_defaults_and_limits_by_name() -> None:
     keys = ForgettingKeys()
     assert (keys.probes, keys.max_drop, keys.max_mean_drop, keys.on_violation) == ("auto", 0.10, 0.05, "warn")
-    assert keys.limit("copy", "accuracy") == 0.10
-    assert keys.limit("stories", "perplexity") is None
-    keys = ForgettingKeys.model_validate({"max_drop": {"copy": 0.3, "default": 0.2}, "max_perplexity_ratio": 1.5})
-    assert (keys.limit("copy", "accuracy"), keys.limit("sort", "accuracy")) == (0.3, 0.2)
-    assert keys.limit("stories", "perplexity") == 1.5
-    assert ForgettingKeys.model_validate({"max_drop": {"copy": 0.3}}).limit("sort", "accuracy") == 0.10
+    skill, text = ProbeInfo("accuracy", True, "skill"), ProbeInfo("perplexity", False, "text")
+    agreement = ProbeInfo("accuracy", True, "agreement")
+    assert keys.limit("copy", skill) == 0.10
+    assert keys.limit("stories", text) == 1.5
+    assert keys.limit("own answers", agreement) is None, "anything that is learnt changes some answers"
+    assert ForgettingKeys(max_perplexity_ratio=None).limit("stories", text) is None
+    keys = ForgettingKeys.model_validate({"max_drop": {"copy": 0.3, "default": 0.2}, "max_perplexity_ratio": 1.2})
+    assert (keys.limit("copy", skill), keys.limit("sort", skill)) == (0.3, 0.2)
+    assert keys.limit("stories", text) == 1.2
+    assert keys.limit("own answers", agreement) is None
+    assert ForgettingKeys.model_validate({"max_drop": {"copy": 0.3}}).limit("sort", skill) == 0.10
+    assert ForgettingKeys.model_validate({"max_drop": {"own answers": 0.3}}).limit("own answers", agreement) == 0.3
 
 
 def test_every_key_is_described() -> None:
@@ -176,10 +182,11 @@ def test_small_drops_everywhere_break_the_mean_alone() -> None:
     assert decide("dpo", base, after, ForgettingKeys(max_drop=0.2, max_mean_drop=0.2)).violations == []
 
 
-def test_the_task_is_not_judged_but_agreement_is_and_neither_counts_in_the_mean() -> None:
+def test_the_task_is_not_judged_agreement_only_by_name_and_neither_counts_in_the_mean() -> None:
     base = measurement({"copy": (95, 100)}, others={"helpdesk": ("task", (90, 100)), "same": ("agreement", (100, 100))})
     after = measurement({"copy": (95, 100)}, others={"helpdesk": ("task", (0, 100)), "same": ("agreement", (20, 100))})
-    decision = decide("sft", base, after, ForgettingKeys())
+    assert decide("sft", base, after, ForgettingKeys()).violations == []
+    decision = decide("sft", base, after, ForgettingKeys(max_drop={"same": 0.3}))
     assert [violation.probe for violation in decision.violations] == ["same"]
 
 
@@ -195,7 +202,7 @@ def test_only_gate_items_are_judged() -> None:
 
 def test_perplexity_is_judged_once_it_has_a_limit() -> None:
     base, after = measurement(texts={"stories": 0.6}), measurement(texts={"stories": 1.2})
-    assert decide("sft", base, after, ForgettingKeys()).violations == []
+    assert decide("sft", base, after, ForgettingKeys(max_perplexity_ratio=None)).violations == []
     decision = decide("sft", base, after, ForgettingKeys(max_perplexity_ratio=1.5))
     (violation,) = decision.violations
     assert (violation.metric, violation.before, violation.after) == (
@@ -228,7 +235,7 @@ def test_deciding_again_with_other_limits_needs_only_the_measurements() -> None:
     assert loose.thresholds == {
         "max_drop": {"copy": 0.6},
         "max_mean_drop": 0.5,
-        "max_perplexity_ratio": None,
+        "max_perplexity_ratio": 1.5,
         "on_violation": "stop",
     }
     assert decide("sft", BASE, after, ForgettingKeys()) == strict

@@ -174,7 +174,7 @@ def test_perplexity_has_ratios() -> None:
     assert low is not None and high is not None and low < cell["ratio"] < high
     assert (cell["verdict"], cell["lost"], cell["gained"]) == ("FORGOT", None, None)
     assert cell["since_parent"]["ratio"] == pytest.approx(math.exp(-0.1), rel=1e-5)
-    unlimited = build(ORDER, PARENTS, MEASURED, ForgettingKeys())["matrix"]["dpo"]["stories"]
+    unlimited = build(ORDER, PARENTS, MEASURED, ForgettingKeys(max_perplexity_ratio=None))["matrix"]["dpo"]["stories"]
     assert unlimited["verdict"] is None
 
 

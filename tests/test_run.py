@@ -170,3 +170,37 @@ def test_a_gate_stops_the_run_which_goes_on_when_the_limits_change(tmp_path: Pat
     matrix = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
     assert matrix["stages"] == ["base", "sft", "dpo"]
     assert "FORGOT" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_other_probes_are_measured_and_nothing_is_trained(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, folder = copied(finished, tmp_path)
+    trained = {
+        name: (folder / "stages" / name / "model/adapter_model.safetensors").stat().st_mtime_ns
+        for name in ("sft", "dpo")
+    }
+    (tmp_path / "sums.jsonl").write_text(
+        "".join(f'{{"prompt": "Sort: c {x} a", "completion": "a {x} c"}}\n' for x in "bdefgh")
+    )
+    probes = f"forgetting.probes={{sums: {{data: {tmp_path}/sums.jsonl, metric: accuracy}}}}"
+    again = runs.run(recipe, folder, "--set", probes)
+    for stage in ("sft", "dpo"):
+        assert f"{stage}: trained already; its probes changed, so it is measured again" in again.stderr
+        assert (folder / "stages" / stage / "model/adapter_model.safetensors").stat().st_mtime_ns == trained[stage]
+    matrix = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
+    assert matrix["stages"] == ["base", "sft", "dpo"] and list(matrix["probes"]) == ["sums"]
+    assert runs.run(recipe, folder, "--set", probes).stderr.count("done already") == 2
+
+
+def test_another_precision_of_the_base_is_another_base_row(tmp_path: Path) -> None:
+    recipe = runs.write(
+        tmp_path,
+        runs.RECIPE.replace("probes: none", "probes: lab")
+        .replace("pipeline: sft_dpo", "pipeline: sft")
+        .split("  dpo:")[0],
+    )
+    folder = tmp_path / "run"
+    runs.run(recipe, folder)
+    first = (folder / "base/measurements/items.jsonl").read_text(encoding="utf-8")
+    runs.run(recipe, folder, "--set", "model.dtype=float32", "--set", "parameterization={method: lora}")
+    assert (folder / "base/measurements/items.jsonl").read_text(encoding="utf-8") != first
+    assert list((folder / "superseded").glob("*-measurements"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,3 +139,13 @@ def test_the_schema_offers_no_argument_of_the_engines(schema: dict[str, Any]) ->
     offered = schema["$defs"]["stage"]["properties"]["training"]["properties"]
     assert {"learning_rate", "max_steps", "packing"} <= set(offered)
     assert not set(offered) & set(OWNED)
+
+
+def test_the_schema_beside_the_recipes_is_this_one() -> None:
+    """Each shipped recipe's first line points an editor to it: `align schema > recipes/recipe.schema.json`."""
+    file = Path(__file__).parents[1] / "recipes" / "recipe.schema.json"
+    assert json.loads(file.read_text(encoding="utf-8")) == recipe_schema()
+    for recipe in file.parent.rglob("*.yaml"):
+        first = recipe.read_text(encoding="utf-8").splitlines()[0]
+        named = first.removeprefix("# yaml-language-server: $schema=")
+        assert (recipe.parent / named).resolve() == file, recipe

@@ -98,7 +98,7 @@ class ForgettingKeys(BaseModel):
         default=0.05, description="Greatest drop of the mean accuracy over all skills against the base, 0 to 1."
     )
     max_perplexity_ratio: Annotated[float, AfterValidator(_ratio)] | None = Field(
-        default=None,
+        default=1.5,
         description="Greatest perplexity after / before, at least 1; null: perplexity is shown, not judged.",
     )
     on_violation: Annotated[Literal["warn", "stop"], BeforeValidator(_available)] = Field(
@@ -113,13 +113,17 @@ class ForgettingKeys(BaseModel):
             raise ValueError(unknown)
         return self
 
-    def limit(self, probe: str, metric: Metric) -> float | None:
-        """The limit of one probe: a drop of accuracy, or a perplexity ratio; None where it is not judged."""
-        if metric == "perplexity":
+    def limit(self, probe: str, info: ProbeInfo) -> float | None:
+        """The limit of one probe: a drop of accuracy, or a perplexity ratio; None where it is not judged.
+
+        Agreement with the base's own answers falls with anything that is learnt, so it is judged only by name.
+        """
+        if info.metric == "perplexity":
             return self.max_perplexity_ratio
         if isinstance(self.max_drop, dict):
-            return self.max_drop.get(probe, self.max_drop.get("default", DEFAULT_DROP))
-        return self.max_drop
+            default = None if info.kind == "agreement" else self.max_drop.get("default", DEFAULT_DROP)
+            return self.max_drop.get(probe, default)
+        return None if info.kind == "agreement" else self.max_drop
 
     def check_names(self, probes: Iterable[str]) -> None:
         """Refuse a limit for a probe that is not measured, which would silently limit nothing.
@@ -270,7 +274,7 @@ def _findings(base: Measurement, after: Measurement, keys: ForgettingKeys) -> li
     findings: list[Finding] = []
     skills: list[Finding] = []
     for probe, info in base.probes.items():
-        limit = keys.limit(probe, info.metric)
+        limit = keys.limit(probe, info)
         if info.kind == "task" or limit is None or not base.has("gate", probe):
             continue
         change = compare(base, after, "gate", probe)

@@ -180,7 +180,7 @@ def _cell(
     if after is base:
         return Cell(score=_number(base.score(split, probe)), n=len(base.items[split, probe]))
     change = compare(base, after, split, probe)
-    limit = keys.limit(probe, base.probes[probe].metric)
+    limit = keys.limit(probe, base.probes[probe])
     judged = None if limit is None else verdict(change, limit)
     return Cell(
         score=_number(after.score(split, probe)),

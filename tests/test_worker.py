@@ -1,0 +1,225 @@
+"""The child process: several tickets in one, every failure as a sentence, and no life without its parent."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from models import BASE, LORA, Stages
+
+from align import launch, rundir, work, worker
+from align.errors import AlignError, Exit
+from align.job import Interrupted
+from align.rundir import RunDir
+
+STAGE = """
+import os, time
+from pathlib import Path
+from align.stage import Stage
+
+def train(job):
+    print("this is", job.ticket.stage)
+    if job.ticket.stage == "third":
+        raise ValueError("the rows are upside down\\nand more of it")
+    if job.ticket.stage == "endless":
+        Path(__file__).with_name("started").touch()
+        while True:
+            time.sleep(0.01)
+    return {"pid": float(os.getpid())}
+
+STAGE = Stage(description="a stage of the tests", rows=frozenset({"chat"}), train=train)
+"""
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    (tmp_path / "stage.py").write_text(STAGE)
+    return Stages(RunDir(tmp_path / "run"))
+
+
+@pytest.fixture
+def child(stages: Stages) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that waits for its first ticket."""
+    stages.run.root.mkdir()
+    process = launch.start(stages.run.root, 1, stages.run.child_log)
+    yield process
+    process.kill()
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def send(stages: Stages, number: int, id: str | None) -> None:
+    """Put a ticket of the stage file above into the queue, or the end of the queue."""
+    path = None
+    if id is not None:
+        ticket = stages.ticket(id, str(stages.run.root.parent / "stage.py"), BASE, LORA)
+        rundir.write_json(stages.run.stage(id).ticket, ticket.model_dump(mode="json"))
+        path = stages.run.relative(stages.run.stage(id).ticket)
+    rundir.write_json(stages.run.queue / f"{number}.json", {"ticket": path})
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the child ended with {process.returncode}"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def test_two_tickets_and_then_an_exception(stages: Stages, child: subprocess.Popen[bytes]) -> None:
+    send(stages, 1, "first")
+    wait_for(stages.run.stage("first").outcome.is_file, child)
+    send(stages, 2, "second")
+    wait_for(stages.run.stage("second").outcome.is_file, child)
+    send(stages, 3, "third")
+    assert child.wait(timeout=60) == 1
+
+    for id in ("first", "second"):
+        outcome = json.loads(stages.run.stage(id).outcome.read_text())
+        assert outcome["metrics"] == {"pid": child.pid}, "the same process did both"
+        assert f"this is {id}\n" in stages.run.stage(id).log.read_text()
+        assert not stages.run.stage(id).error.exists()
+    assert "this is first" not in stages.run.stage("second").log.read_text()
+
+    here = stages.run.stage("third")
+    error = json.loads(here.error.read_text())
+    trace = error.pop("traceback")
+    assert error == {
+        "what": "stage 'third' failed: ValueError: the rows are upside down",
+        "remedy": "the traceback is in the log of the stage",
+        "exit": 1,
+        "rank": 0,
+    }
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert f'File "{stages.run.root.parent / "stage.py"}", line 9, in train\n' in trace
+    assert trace.endswith("ValueError: the rows are upside down\nand more of it\n")
+    assert trace in here.log.read_text()
+    assert not here.outcome.exists()
+
+
+def test_a_child_at_work_ends_with_its_parent(stages: Stages, child: subprocess.Popen[bytes]) -> None:
+    send(stages, 1, "endless")
+    wait_for((stages.run.root.parent / "started").exists, child)
+    assert child.stdin is not None
+    child.stdin.close()  # as the system does when the parent dies
+    assert child.wait(timeout=5) == 1
+    assert not stages.run.stage("endless").outcome.exists()
+
+
+def test_a_waiting_child_ends_with_its_parent(stages: Stages, child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.wait(timeout=10) == 1
+
+
+def test_the_end_of_the_queue(stages: Stages, child: subprocess.Popen[bytes]) -> None:
+    send(stages, 1, None)
+    assert child.wait(timeout=10) == 0
+
+
+def test_a_waiting_child_that_is_asked_to_stop(stages: Stages, child: subprocess.Popen[bytes]) -> None:
+    deaf = 1 << (signal.SIGTERM - 1)
+    wait_for(lambda: bool(_caught(child.pid) & deaf), child)
+    child.terminate()
+    assert child.wait(timeout=10) == 130
+
+
+def _caught(pid: int) -> int:
+    """The signals for which a process has a handler, as a mask."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def test_a_stack_that_cannot_be_imported(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = stages.run.root.parent / "broken" / "torch.py"
+    rundir.write_text(broken, 'raise ImportError("libcudart.so.13: cannot open shared object file")\n')
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    stages.run.root.mkdir()
+    send(stages, 1, "first")
+    with launch.start(stages.run.root, 1, stages.run.child_log) as process:
+        assert process.wait(timeout=30) == 4
+    assert json.loads(stages.run.stage("first").error.read_text()) == {
+        "what": "the training stack cannot be imported: libcudart.so.13: cannot open shared object file",
+        "remedy": "make install, or pip install align-suite",
+        "exit": 4,
+        "traceback": None,
+        "rank": 0,
+    }
+
+
+# What a stage may raise, in this process -------------------------------------------------------------------------
+
+
+def execute(stages: Stages, monkeypatch: pytest.MonkeyPatch, raising: Callable[[], Any]) -> tuple[int, Any]:
+    """Exit code and error.json of a stage that does this."""
+    monkeypatch.setattr(worker, "_redirect", lambda here: here.root.mkdir(parents=True))
+    monkeypatch.setattr(work, "do", lambda *_: raising())
+    code = worker._execute(stages.run, stages.ticket("sft", "sft", BASE, models.FULL))
+    return code, rundir.read_json(stages.run.stage("sft").error)
+
+
+def full_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.15 GiB in total.")
+
+
+def full_cpu() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def full_python() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("raising", [full_gpu, full_cpu, full_python])
+def test_out_of_memory_says_what_to_do(
+    raising: Callable[[], None], stages: Stages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = execute(stages, monkeypatch, raising)
+    assert code == 1
+    assert error == {
+        "what": "stage 'sft' ran out of memory",
+        "remedy": "halve training.per_device_train_batch_size and double gradient_accumulation_steps, "
+        "turn gradient_checkpointing on, or use qlora",
+        "exit": 1,
+        "traceback": None,  # the way out is shown in place of the log
+        "rank": 0,
+    }
+    assert "Traceback (most recent call last)" in capsys.readouterr().err, "it is in the log all the same"
+
+
+def expected() -> None:
+    raise AlignError("the tokenizer of the base has no end token", "set eos_token", exit=Exit.BAD_INPUT)
+
+
+def test_an_expected_failure_keeps_its_sentence(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = execute(stages, monkeypatch, expected)
+    assert code == 2
+    assert error == {
+        "what": "the tokenizer of the base has no end token",
+        "remedy": "set eos_token",
+        "exit": 2,
+        "traceback": None,
+        "rank": 0,
+    }
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def stopped() -> None:
+    raise Interrupted
+
+
+def test_a_stage_that_was_asked_to_stop_is_no_failure(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert execute(stages, monkeypatch, stopped) == (130, None)
