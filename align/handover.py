@@ -48,7 +48,7 @@ class Builder:
         model = self.loaded if self.loaded is not None else self._load(folder, self.quantization)
         if self.method.TRAINS_BASE:
             return self.method.apply(model, self.keys, models.TRAINED), None
-        names = [adapter.name for adapter in policy.adapters]
+        names = models.adapter_names(policy)
         if self.continues():
             model = models.put_adapters(model, policy, self.run.root, last=models.TRAINED)
             names[-1] = models.TRAINED

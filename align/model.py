@@ -22,7 +22,7 @@ from align.stage import Policy
 if TYPE_CHECKING:
     from peft import PeftModel
 
-TRAINED = "default"  # PEFT's name of the adapter that this stage trains; earlier ones carry their stage's id
+TRAINED = "default"  # PEFT's name of the adapter that this stage trains; earlier ones are named for their stage
 AGREEMENT_FLOOR = 0.98
 
 
@@ -100,6 +100,11 @@ def pin_4bit_layout(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
+def adapter_names(policy: Policy) -> list[str]:
+    """PEFT's names of a policy's adapters. A stage may be called `train` or `default`, which PEFT cannot take."""
+    return [f"stage_{adapter.name}" for adapter in policy.adapters]
+
+
 def put_adapters(model: PreTrainedModel, policy: Policy, run: Path, *, last: str | None = None) -> PreTrainedModel:
     """Load a policy's adapters onto its base, in order, all active and frozen.
 
@@ -109,7 +114,7 @@ def put_adapters(model: PreTrainedModel, policy: Policy, run: Path, *, last: str
     """
     from peft import PeftModel
 
-    names = [adapter.name for adapter in policy.adapters]
+    names = adapter_names(policy)
     if last is not None and names:
         names[-1] = last
     for name, adapter in zip(names, policy.adapters, strict=True):
@@ -169,15 +174,14 @@ def merge(base: PreTrainedModel, policy: Policy, run: Path, prompts: list[list[i
     """
     model = put_adapters(base, policy, run)
     before = [_next_tokens(model, ids) for ids in prompts]
-    names = [adapter.name for adapter in policy.adapters]
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
         # the adapters' layers are made for the kind of layer below them, so they are put on again
         model = put_adapters(model.unload().dequantize(), policy, run)
-    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True, adapter_names=names)
+    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True, adapter_names=adapter_names(policy))
     after = [_next_tokens(merged, ids) for ids in prompts]
     total = sum(len(tokens) for tokens in before)
     same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))
-    result = Merge(names, same / max(total, 1), len(prompts))
+    result = Merge([adapter.name for adapter in policy.adapters], same / max(total, 1), len(prompts))
     if result.agreement < AGREEMENT_FLOOR:
         raise AlignError(
             f"the merged model picks the adapted model's next token in only {result.agreement:.1%} of "

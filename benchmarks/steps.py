@@ -11,7 +11,9 @@ reference's log-probabilities beforehand. Counted are the steps after the first 
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,7 +52,8 @@ class Trainings:
         timer = Timer()
         trainer = self._trainer(ours)
         trainer.add_callback(timer)
-        trainer.train()
+        with redirect_stdout(io.StringIO()):  # the logged figures
+            trainer.train()
         return (timer.ended - timer.started) / self.steps
 
     def _trainer(self, ours: bool) -> Any:

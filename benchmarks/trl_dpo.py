@@ -1,6 +1,7 @@
 """TRL's DPO from the adapter of its SFT, the way TRL documents it: load the adapter trainable, give it to the trainer.
 
-`trl dpo` itself starts from a whole model only, so its script is repeated here but for that one line.
+The script behind `trl dpo` gives the trainer a model's name, never an adapter to go on with, so it is repeated here but
+for that line.
 """
 
 from __future__ import annotations

@@ -84,14 +84,23 @@ def test_other_settings_stack_on_the_earlier_adapter(stages: Stages) -> None:
     assert (first.path, first.settings) == ("stages/lora/model", LORA)
     assert (second.path, second.settings) == ("stages/stack/model", OTHER_LORA)
     job = stages.jobs["stack"]
-    assert job.model.active_adapters == ["lora", "default"], "both act"
-    assert_equal(adapter_in(stages.before["stack"], "lora"), saved(stages, "lora"))
+    earlier, own = job.model.active_adapters
+    assert own == "default", "both act"
+    assert_equal(adapter_in(stages.before["stack"], earlier), saved(stages, "lora"))
     after = models.tensors(job.model)
-    assert_equal(adapter_in(after, "lora"), saved(stages, "lora"))
+    assert_equal(adapter_in(after, earlier), saved(stages, "lora"))
     assert_equal(adapter_in(after, "default"), saved(stages, "stack"))
     new = adapter_in(stages.before["stack"], "default")
     assert len(new) == 4 * 2 * 2, "A and B of q and v in four layers"
     assert all(not tensor.any() for name, tensor in new.items() if "lora_B" in name), "a new adapter does nothing yet"
+
+
+@pytest.mark.parametrize("id", ["train", "default"])
+def test_a_stage_may_be_called_as_a_part_of_torch_or_peft(stages: Stages, id: str) -> None:
+    first = stages.execute(stages.ticket(id, "sft", BASE, LORA, max_steps=1))
+    policy = stages.execute(stages.ticket(f"{id}-2", "sft", first, OTHER_LORA, max_steps=1))
+    assert [adapter.name for adapter in policy.adapters] == [id, f"{id}-2"]
+    assert len(stages.jobs[f"{id}-2"].model.active_adapters) == 2
 
 
 DECLARED: dict[str, Callable[[str], bool]] = {

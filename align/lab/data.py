@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 from align.lab import helpdesk, skills, world
+from align.lab.world import Split
 
 Row: TypeAlias = dict[str, Any]
 """One row, as from a JSON file: chat (`messages`), preference (`prompt`, `chosen`, `rejected`) or plain `text`."""
@@ -21,6 +23,8 @@ replies after supervised fine-tuning are polite, and preference training has som
 
 CHAT_SHARE: Final = 0.75
 """Share of `lab/general` that is questions and answers; the rest is stories and letters in equal parts."""
+
+_TRIES: Final = 50
 
 _Element = TypeVar("_Element")
 
@@ -74,13 +78,27 @@ def _helpdesk_preferences(rng: random.Random, n: int) -> list[Row]:
 def _general(rng: random.Random, n: int) -> list[Row]:
     replayed = [skill for skill in skills.SKILLS if skill not in NOT_REPLAYED]
     chats = round(CHAT_SHARE * n)
-    rows: list[Row] = []
-    for index in range(chats):
-        example = skills.draw(replayed[index % len(replayed)], rng, "train")
-        rows.append(_chat(example.prompt, example.answer))
-    for index in range(n - chats):
-        write = world.story if index % 2 == 0 else world.mail
-        rows.append({"text": write(rng, "train")})
+    seen: set[str] = set()
+
+    def another(draw: Callable[[], tuple[str, Row]]) -> Row:
+        """A row that is not among those before, as long as a few draws find one."""
+        for _ in range(_TRIES):
+            text, row = draw()
+            if text not in seen:
+                break
+        seen.add(text)
+        return row
+
+    def question(skill: str) -> tuple[str, Row]:
+        example = skills.draw(skill, rng, "train")
+        return example.prompt, _chat(example.prompt, example.answer)
+
+    def text(write: Callable[[random.Random, Split], str]) -> tuple[str, Row]:
+        written = write(rng, "train")
+        return written, {"text": written}
+
+    rows = [another(partial(question, replayed[index % len(replayed)])) for index in range(chats)]
+    rows += [another(partial(text, (world.story, world.mail)[index % 2])) for index in range(n - chats)]
     rng.shuffle(rows)
     return rows
 
