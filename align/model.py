@@ -43,7 +43,7 @@ def native_bf16() -> bool:
 
 
 def load_tokenizer(folder: str, chat_template: str | None) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, padding to the right, with the recipe's chat template if it names one."""
+    """The base's tokenizer, with the recipe's chat template if it names one, and a padding token."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     if chat_template is not None:
         tokenizer.chat_template = template.resolve(chat_template, Path.cwd())

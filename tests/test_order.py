@@ -147,8 +147,11 @@ def test_grouped_batches_do_not_come_in_order_of_length() -> None:
 
 def test_sequential_is_the_order_of_the_data() -> None:
     lengths, groups = table(8, 2)
-    assert epoch(lengths, groups, 5, strategy="sequential", seed=9) == list(range(10))
-    assert epoch(lengths, groups, 4, strategy="sequential", seed=9) == [*range(10), 0, 1]
+    assert epoch(lengths, groups, 5, strategy="sequential", seed=9) == [0, 1, 2, 3, 8, 4, 5, 6, 7, 9]
+    assert epoch(lengths, [0] * 10, 5, strategy="sequential", seed=9) == list(range(10))
+    assert epoch(lengths, [0] * 10, 4, strategy="sequential", seed=9) == [*range(10), 0, 1]
+    mixed = epoch([1] * 8, [0, 0, 0, 0, 0, 0, 1, 1], 4, strategy="sequential", seed=9)
+    assert mixed == [0, 1, 2, 6, 3, 4, 5, 7], "the task in its order, a replayed row in each batch"
 
 
 @pytest.mark.parametrize("strategy", ["group_by_length", "random"])

@@ -22,15 +22,13 @@ def epoch(lengths: Sequence[int], groups: Sequence[int], batch: int, *, strategy
         lengths: tokens of each row.
         groups: 0 for a row of the task, 1 for a replayed one. Every batch holds their overall share, within one row.
         batch: rows of one optimizer update over all processes and accumulation steps.
-        strategy: as `train_sampling_strategy` of transformers.
+        strategy: as `train_sampling_strategy` of transformers; `sequential` keeps the order of the task's rows, with
+            replayed ones dealt out among them.
         seed: of this epoch.
 
     Every row comes at least once; the last batch is filled up from the start of another order.
     """
-    if strategy == "sequential":
-        total = -(-len(lengths) // batch) * batch
-        return [i % len(lengths) for i in range(total)]
-    rng = random.Random(seed)
+    rng = None if strategy == "sequential" else random.Random(seed)
     batches = -(-len(lengths) // batch)
     replayed = [i for i, group in enumerate(groups) if group]
     task = [i for i, group in enumerate(groups) if not group]
@@ -46,12 +44,13 @@ def epoch(lengths: Sequence[int], groups: Sequence[int], batch: int, *, strategy
     return [i for rows in order for i in rows]
 
 
-def _stream(rows: list[int], n: int, rng: random.Random) -> Iterator[int]:
-    """`n` rows: whole shuffled rounds, then the start of one more."""
+def _stream(rows: list[int], n: int, rng: random.Random | None) -> Iterator[int]:
+    """`n` rows: whole rounds, shuffled if `rng` is given, then the start of one more."""
     taken: list[int] = []
     while rows and len(taken) < n:
         round_ = list(rows)
-        rng.shuffle(round_)
+        if rng is not None:
+            rng.shuffle(round_)
         taken += round_
     return iter(taken[:n])
 
@@ -62,7 +61,7 @@ def _window(
     batch: int,
     lengths: Sequence[int],
     strategy: Strategy,
-    rng: random.Random,
+    rng: random.Random | None,
 ) -> list[list[int]]:
     replayed = [next(streams[0]) for _ in range(sum(counts))]
     task = [next(streams[1]) for _ in range(batch * len(counts) - sum(counts))]
@@ -71,14 +70,15 @@ def _window(
         task.sort(key=lambda i: lengths[i])
     out = []
     for count in counts:
-        rows = replayed[:count] + task[: batch - count]
+        rows = task[: batch - count] + replayed[:count]
         del replayed[:count], task[: batch - count]
         if strategy == "group_by_length":
             rows.sort(key=lambda i: lengths[i])
-        else:
+        elif rng is not None:
             rng.shuffle(rows)
         out.append(rows)
-    rng.shuffle(out)
+    if rng is not None:
+        rng.shuffle(out)
     return out
 
 
@@ -109,11 +109,5 @@ class RowOrder:
         return epoch(self.lengths, self.groups, self.batch, strategy=self.strategy, seed=seed)
 
     def used(self, steps: int) -> set[int]:
-        """The rows that the first `steps` updates see."""
-        seen: set[int] = set()
-        left, number = steps * self.batch, 0
-        while left > 0 and len(seen) < len(self.lengths):
-            seen.update(self.rows(number)[:left])
-            left -= len(self)
-            number += 1
-        return seen
+        """The rows that the first `steps` updates see; the first epoch has them all."""
+        return set(self.rows(0)[: steps * self.batch])
