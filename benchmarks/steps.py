@@ -5,7 +5,8 @@
     options: --pairs N, --steps N
 
 Both get the same model with LoRA, the same token ids in the same order and float32; in DPO both computed the
-reference's log-probabilities beforehand. Counted are the steps after the first two of each training.
+reference's log-probabilities beforehand. A pair is one training of each side, step by step in turn, so that whatever
+else the machine does hits both alike. Counted is the time from the end of a step to the end of the next, after two.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
+from threading import Semaphore, Thread
 from typing import Any
 
 from benchmarks import clock, synthetic
 
-BATCH, WARM_UP, STEPS, PAIRS = 8, 2, 10, 9
+BATCH, WARM_UP, STEPS, PAIRS = 8, 2, 6, 9
 TARGET = 1.02
 
 
 class Trainings:
-    """Builds a trainer of either side, trains with it and times its steps."""
+    """Builds trainers of both sides, trains with both in turn and times their steps."""
 
     def __init__(self, root: Path, stage: str, steps: int) -> None:
         from transformers import AutoTokenizer
@@ -36,25 +39,23 @@ class Trainings:
         self.tokenizer = AutoTokenizer.from_pretrained(self.model)
         self.runs = 0
 
-    def seconds(self, *, ours: bool) -> float:
-        """CPU seconds of a step."""
-        from transformers import TrainerCallback
-
-        class Timer(TrainerCallback):
-            started = ended = 0.0
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step == WARM_UP:
-                    self.started = clock.process_seconds()
-                elif state.global_step == state.max_steps:
-                    self.ended = clock.process_seconds()
-
-        timer = Timer()
-        trainer = self._trainer(ours)
-        trainer.add_callback(timer)
+    def pair(self, *, ours_first: bool) -> dict[bool, float]:
+        """CPU seconds of a step: {True: align's, False: TRL's}."""
+        order = (True, False) if ours_first else (False, True)
+        trainers = {ours: self._trainer(ours) for ours in order}
+        gates = {ours: Semaphore(0) for ours in order}
+        spent: dict[bool, list[float]] = {ours: [] for ours in order}
+        threads = []
+        for ours, trainer in trainers.items():
+            trainer.add_callback(_turns(gates[ours], gates[not ours], spent[ours]))
+            threads.append(Thread(target=_train, args=(trainer, gates[ours], gates[not ours])))
         with redirect_stdout(io.StringIO()):  # the logged figures
-            trainer.train()
-        return (timer.ended - timer.started) / self.steps
+            for thread in threads:
+                thread.start()
+            gates[ours_first].release()
+            for thread in threads:
+                thread.join()
+        return {ours: sum(found[WARM_UP:]) / self.steps for ours, found in spent.items()}
 
     def _trainer(self, ours: bool) -> Any:
         from datasets import Dataset
@@ -102,6 +103,32 @@ class Trainings:
         return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
+def _train(trainer: Any, mine: Semaphore, other: Semaphore) -> None:
+    mine.acquire()
+    trainer.train()
+    other.release()
+
+
+def _turns(mine: Semaphore, other: Semaphore, spent: list[float]) -> Any:
+    """A callback that lets the other side take a step after each of its own, and times its own."""
+    from transformers import TrainerCallback
+
+    class Turns(TrainerCallback):
+        started = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.started = time.thread_time()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            spent.append(time.thread_time() - self.started)
+            if state.global_step < state.max_steps:
+                other.release()
+                mine.acquire()
+                self.started = time.thread_time()
+
+    return Turns()
+
+
 def main() -> None:
     """Time both sides in turn; every other pair begins with TRL."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -114,13 +141,12 @@ def main() -> None:
     clock.heading(f"steps {asked.stage}: a step of batch {BATCH}, {asked.steps} steps a side, {asked.pairs} pairs")
     with tempfile.TemporaryDirectory() as root:
         trainings = Trainings(Path(root), asked.stage, asked.steps)
-        trainings.seconds(ours=True)  # the first training of a process also imports and allocates
         found: dict[bool, list[float]] = {True: [], False: []}
-        for pair in range(asked.pairs):
-            for ours in (True, False) if pair % 2 == 0 else (False, True):
-                found[ours].append(trainings.seconds(ours=ours))
-    for ours, seconds in found.items():
-        print(f"{'align' if ours else 'TRL':<6} {clock.spread([s * 1000 for s in seconds], 0)} ms a step")
+        for number in range(asked.pairs):
+            for ours, seconds in trainings.pair(ours_first=number % 2 == 0).items():
+                found[ours].append(seconds)
+    for ours, each in found.items():
+        print(f"{'align' if ours else 'TRL':<6} {clock.spread([s * 1000 for s in each], 0)} ms a step")
     ratio = median(a / b for a, b in zip(found[True], found[False], strict=True))
     clock.verdict(f"{asked.stage}: align / TRL", ratio, TARGET)
 

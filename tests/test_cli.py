@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,17 +66,6 @@ def align(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
-def cpu_seconds(*arguments: str) -> float:
-    """The least of three, as others share the machine."""
-    script, taken = [str(Path(sys.executable).with_name("align")), *arguments], []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(script, capture_output=True, cwd=ROOT, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(taken)
-
-
 def test_the_options_are_frozen() -> None:
     assert dict(commands(typer.main.get_command(cli.app))) == OPTIONS
 
@@ -90,14 +78,6 @@ def test_the_options_are_frozen() -> None:
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     done = align(*arguments)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]"), done.stderr
-
-
-def test_check_answers_at_once() -> None:
-    assert cpu_seconds("check", "recipes/dpo_qlora.yaml") <= 0.8
-
-
-def test_help_answers_at_once() -> None:
-    assert cpu_seconds("--help") <= 0.3
 
 
 def test_results_go_to_stdout_and_all_else_to_stderr(tmp_path: Path) -> None:
