@@ -65,6 +65,7 @@ OWNED = {
     "sync_ref_model": _REFERENCE,
     "ref_model_mixup_alpha": _REFERENCE,
     "ref_model_sync_steps": _REFERENCE,
+    "auto_find_batch_size": "the batch is part of what is trained; lower per_device_train_batch_size",
     "do_train": "leave it out",
     "do_eval": "use the stage's `eval_data`",
     "do_predict": "leave it out",
@@ -77,6 +78,7 @@ _NARROWED = {"train_sampling_strategy": STRATEGIES, "save_strategy": ("no", "ste
 # Below these a trainer divides by zero or trains nothing, which it tells late or not at all.
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
+    "save_total_limit": 2,  # the one before a torn one must still be there
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "max_length": 1,

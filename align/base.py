@@ -18,7 +18,7 @@ LAB = "lab"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _SMALL = (
     *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*"),
-    *("vocab*", "merges.txt", "added_tokens.json", "*.model", "*.tiktoken"),
+    *("vocab*", "merges.txt", "added_tokens.json", "*.model", "*.tiktoken", "*.py"),
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 _PICKLED = ("pytorch_model*.bin", "consolidated*.pth", "*.ckpt")
@@ -47,7 +47,8 @@ class Base:
         if self.revision:
             return f"{self.name}@{self.revision}"
         assert self.path is not None
-        known = rundir.read_json(cache, {}) if cache else {}
+        record = rundir.read_json(cache, {}) if cache else {}
+        known = record.get("files", {}) if record.get("folder") == str(self.path) else {}
         found = {}
         for file in sorted(p for pattern in (*_WEIGHTS, *_SMALL) for p in self.path.glob(pattern)):
             stat = file.stat()
@@ -56,7 +57,7 @@ class Base:
             sha256 = old["sha256"] if same else rundir.file_sha256(file)
             found[file.name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
         if cache and found != known:
-            rundir.write_json(cache, found)
+            rundir.write_json(cache, {"folder": str(self.path), "files": found})
         return rundir.digest({name: record["sha256"] for name, record in found.items()})
 
 
@@ -67,13 +68,16 @@ def is_on_hub(name: str, root: Path) -> bool:
     return not any(folder.is_dir() for folder in (Path(name), root / name))
 
 
-def resolve(name: str, revision: str | None, *, root: Path, offline: bool = False, weights: bool = True) -> Base:
+def resolve(
+    name: str, revision: str | None, *, root: Path, offline: bool = False, weights: bool = True, code: bool = False
+) -> Base:
     """Find the base model that a recipe names.
 
     Args:
         name: `lab`, a folder (relative to the current one, or to `root`), or a Hub id.
         offline: do not look at the Hub; a Hub id then has no path.
         weights: fetch the weights of a Hub id too.
+        code: fetch the Python code of a Hub id too.
 
     Raises:
         AlignError: it is no model, or the Hub does not give it.
@@ -83,7 +87,7 @@ def resolve(name: str, revision: str | None, *, root: Path, offline: bool = Fals
 
         return Base(name, lab.MODEL_DIR, None, check_folder(name, lab.MODEL_DIR))
     if is_on_hub(name, root):
-        return Base(name, None, revision, {}) if offline else _hub(name, revision, weights)
+        return Base(name, None, revision, {}) if offline else _hub(name, revision, weights, code)
     for folder in (Path(name).expanduser(), root / name):
         if folder.is_dir():
             return Base(name, folder.resolve(), None, check_folder(name, folder))
@@ -174,12 +178,13 @@ def _check_whole(name: str, file: Path) -> None:
         raise AlignError(what, _COPY_AGAIN)
 
 
-def _hub(name: str, revision: str | None, weights: bool) -> Base:
+def _hub(name: str, revision: str | None, weights: bool, code: bool) -> Base:
     """Look a Hub model up, downloading its files into the Hugging Face cache (HF_HOME, HF_TOKEN are respected)."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
 
     patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *(["*.safetensors"] if weights else [])]
+    patterns += ["*.py"] if code else []
     with _told(name, revision):
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     return Base(name, folder, folder.name, check_folder(name, folder, weights=weights))

@@ -22,7 +22,7 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     launch.quiet()
     from align import model as models
 
-    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.model.get("chat_template"))
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template)
     assert outcome.policy is not None
     model = models.load_policy(outcome.policy, ticket.model, folder)
     asking = sys.stdin.isatty()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -268,6 +270,12 @@ def _interrupted() -> int:
     return Exit.INTERRUPTED
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The console script."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler, a lost connection: as Ctrl-C, with a checkpoint
+        signal.signal(number, _end)
     sys.exit(guarded(app))

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align import rundir
-from align.errors import AlignError
+from align.errors import AlignError, Exit
 from align.rundir import StageDir
 from align.stage import StageKeys, Ticket
 
@@ -115,11 +115,12 @@ class Job:
             trainer.add_callback(callback)
         args = trainer.args
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        resume = self.ticket.resume_from
-        try:
-            result = trainer.train(resume_from_checkpoint=str(self.dir.root / resume) if resume else None)
-        finally:
-            _close(self.ticket.trackers)
+        checkpoint = self.dir.root / self.ticket.resume_from if self.ticket.resume_from else None
+        if checkpoint is None or not self._trained_whole(trainer, checkpoint):
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                _close(self.ticket.trackers)
         self.steps = trainer.state.global_step
         if stop.stopped:
             raise Interrupted
@@ -127,7 +128,27 @@ class Job:
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
-        return {key: float(value) for key, value in result.metrics.items()} | _last(trainer.state)
+        self._assert_finite()
+        return _figures(trainer.state)
+
+    def _trained_whole(self, trainer: Trainer, checkpoint: Path) -> bool:
+        """Take a checkpoint of the last step as it is: transformers would train one step more from it."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
+        return True
+
+    def _assert_finite(self) -> None:
+        """Raises AlignError where training left a weight that is no number."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise AlignError(
+                    f"the training of stage '{self.ticket.stage}' diverged: {name} holds values that are no numbers",
+                    f"lower `stages.{self.ticket.stage}.training.learning_rate`, or train in float32",
+                    exit=Exit.STAGE_FAILED,
+                )
 
 
 def _close(trackers: list[str]) -> None:
@@ -145,11 +166,19 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _last(state: TrainerState) -> dict[str, float]:
-    """The last logged value of every figure of the training, `eval_` ones included."""
+def _figures(state: TrainerState) -> dict[str, float]:
+    """The last logged value of every figure, and `train_loss`, the mean over all steps, resumed or not."""
     found: dict[str, float] = {}
+    losses: list[tuple[int, float]] = []  # steps that a log speaks of, and their mean loss
+    before = 0
     for entry in state.log_history:
         found.update({k: float(v) for k, v in entry.items() if isinstance(v, int | float)})
+        if "loss" in entry:
+            losses.append((entry["step"] - before, float(entry["loss"])))
+            before = entry["step"]
+    steps = sum(count for count, _ in losses)
+    if steps:
+        found["train_loss"] = sum(count * loss for count, loss in losses) / steps
     drop = {"step", "epoch", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
     return {key: value for key, value in found.items() if key not in drop}
 

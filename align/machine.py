@@ -80,7 +80,8 @@ def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
     shares = (_FULL_SHARE if plan.method.TRAINS_BASE else _ADAPTER_SHARE for plan in loaded.stages)
     needed = sum(weights * share for share in shares)
     folder = next(p for p in (run.resolve(), *run.resolve().parents) if p.exists())
-    free = shutil.disk_usage(folder).free
+    held = sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) if run.is_dir() else 0
+    free = shutil.disk_usage(folder).free + held  # what an earlier attempt wrote is not needed again
     if needed > free:
         what = f"the run needs about {needed / 1e9:.1f} GB of disk, and '{folder}' has {free / 1e9:.1f} GB"
         raise AlignError(what, "free some, or give a --run-dir on another disk", exit=Exit.MACHINE)

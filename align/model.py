@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.data import template
 from align.errors import AlignError, Exit
 from align.stage import Policy
 
@@ -36,17 +35,23 @@ def device() -> torch.device:
 def native_bf16() -> bool:
     """Whether bfloat16 arithmetic is faster here than float32: a GPU that has it, or a CPU with AVX512-BF16 or AMX."""
     if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capability = torch.backends.cpu.get_cpu_capability()
     cpu = torch.cpu
     return "AVX512" in capability and bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
-def load_tokenizer(folder: str, chat_template: str | None) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with the recipe's chat template if it names one, and a padding token."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+def load_tokenizer(
+    folder: str, chat_template: str | None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, with a padding token.
+
+    Args:
+        chat_template: the text of the recipe's own; None keeps the base's.
+    """
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if chat_template is not None:
-        tokenizer.chat_template = template.resolve(chat_template, Path.cwd())
+        tokenizer.chat_template = chat_template
     if tokenizer.eos_token is None:
         raise AlignError("the tokenizer of the base has no end token", "set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +48,32 @@ class Prepared:
     base: Base
     rows: dict[str, StageRows]
     chat_template: str | None  # the recipe's own, as text
+    probes: str  # hash of what is measured
     notes: list[str]
 
 
-def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True) -> Prepared:
+def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, commit: str | None = None) -> Prepared:
     """Check all that can be checked before a model is loaded.
 
     Args:
         offline: do not look at the Hub: its names are taken on trust, and the notes say so.
         weights: fetch the weights of a model of the Hub too, not only its configuration and tokenizer.
+        commit: of a model of the Hub, where the run was begun with one.
 
     Raises:
         AlignError, Faults: all faults of the recipe's model, data and probes at once.
     """
     machine.check_packages(loaded)
-    checking = _Checking(loaded, offline, weights, notes=list(loaded.warnings))
+    checking = _Checking(loaded, offline, weights, commit, notes=list(loaded.warnings))
     base, own = checking.model(), checking.chat_template()
     rows = {plan.id: checking.rows(plan) for plan in loaded.stages}
     whole = {id: found for id, found in rows.items() if found is not None}
     if base is not None and base.path is not None and checking.template_is_known:
         checking.against_model(base.path, own, whole)
-    checking.probes()
+    measured = checking.probes()
     checking.raise_any()
     assert base is not None
-    return Prepared(base, whole, own, checking.notes)
+    return Prepared(base, whole, own, measured, checking.notes)
 
 
 @dataclass
@@ -81,6 +83,7 @@ class _Checking:
     loaded: Loaded
     offline: bool
     weights: bool
+    commit: str | None
     notes: list[str]
     faults: FaultList = field(default_factory=FaultList)
     tables: dict[str, Table] = field(default_factory=dict)
@@ -98,14 +101,16 @@ class _Checking:
             what = f"'model.revision' is for a model of the Hub, and '{keys.base}' is none"
             self.faults.found.append(self.loaded.document.fault(("model", "revision"), what, "take it out"))
         try:
-            base = bases.resolve(
-                keys.base, keys.revision, root=self.loaded.root, offline=self.offline, weights=self.weights
-            )
+            revision = self.commit or keys.revision
+            looked_up = {"offline": self.offline, "weights": self.weights, "code": keys.trust_remote_code}
+            base = bases.resolve(keys.base, revision, root=self.loaded.root, **looked_up)
         except AlignError as error:
             self._add(error, ("model", "base"))
             return None
         if base.path is None:
             self.notes.append(f"the model '{keys.base}' was not looked up")
+        if keys.trust_remote_code:
+            self.notes.append(f"Python code that comes with the model '{keys.base}' will be run (trust_remote_code)")
         return base
 
     def chat_template(self) -> str | None:
@@ -187,15 +192,16 @@ class _Checking:
         replay = replace(rows.replay, examples=fitting(rows.replay.examples)) if rows.replay else None
         return StageRows(fitting(rows.train), fitting(rows.evaluation), replay)
 
-    def probes(self) -> None:
-        """Whether the user's own probes can be read; the shipped ones take a while to make and cannot be wrong."""
+    def probes(self) -> str:
+        """Hash of what is measured; the user's own probes are read, the shipped ones take a while and are right."""
         keys = self.loaded.recipe.forgetting
         if not isinstance(keys.probes, dict):
-            return
+            return rundir.digest(keys.probes)
         try:
-            probes.load(keys, self.loaded.root)
+            return rundir.digest([asdict(probe) for probe in probes.load(keys, self.loaded.root)])
         except AlignError as error:
             self._add(error, ("forgetting", "probes"))
+            return ""
 
     def _add(self, error: AlignError, at: Loc, sources: list[DataSource] | None = None) -> None:
         """Take a fault at its own place, where it has one, else at the key of the recipe that led to it."""

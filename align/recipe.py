@@ -309,5 +309,7 @@ def _standing(value: Any, root: Path, key: str = "") -> Any:
     if isinstance(value, list):
         return [_standing(inner, root, key) for inner in value]
     if key in ("source", "data", "base", "chat_template", "stage") and isinstance(value, str):
+        if value == LAB or (key == "stage" and not value.endswith(".py")):
+            return value
         return next((str(path.resolve()) for path in (Path(value), root / value) if path.exists()), value)
     return value

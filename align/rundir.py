@@ -108,6 +108,11 @@ class RunDir:
         return self.root / ".queue"
 
     @property
+    def stop(self) -> Path:
+        """A file whose presence asks every process of the child to save and end."""
+        return self.queue / "stop"
+
+    @property
     def child_log(self) -> Path:
         return self.root / "child.log"
 

@@ -32,6 +32,12 @@ class Options:
     fresh: bool = False
     processes: int | None = None
 
+    def redo(self) -> str | None:
+        """What is to be done again, as text; None when nothing is."""
+        if not (self.from_stage or self.only or self.fresh):
+            return None
+        return f"from={self.from_stage} only={self.only} fresh={self.fresh}"
+
 
 @dataclass
 class Run:
@@ -44,6 +50,7 @@ class Run:
     record: dict[str, Any] = field(default_factory=dict)
     tickets: dict[str, Ticket] = field(default_factory=dict)
     changed: bool = False  # whether the report has to be written again
+    redo: bool = False  # whether --from, --only or --fresh is to be obeyed, or was before and the run goes on with it
 
     @property
     def processes(self) -> int:
@@ -57,24 +64,33 @@ class Run:
             KeyboardInterrupt: after the child has saved its state.
         """
         _check_names(self.loaded, self.options)
-        prepared = prepare(self.loaded)
+        hub = self.loaded.recipe.model
+        pinned = rundir.read_json(self.dir.record, {}).get("hub", {})
+        known = pinned.get("commit") if pinned.get("base") == [hub.base, hub.revision] else None
+        prepared = prepare(self.loaded, commit=None if self.options.fresh else known)
         check_disk(self.loaded, prepared.base, self.dir.root)
         for note in prepared.notes:
             self.watcher.say(f"[yellow]note[/yellow] {_escape(note)}")
         with self.dir.locked():
             self._open(prepared)
+            self._check_base(prepared)
             self._supersede()
-            return self._stages()
+            code = self._stages()
+            self.record.pop("redo", None)
+            self._save()
+            return code
 
     def _open(self, prepared: Prepared) -> None:
         old = rundir.read_json(self.dir.record)
-        name = self.loaded.recipe.name
+        name, hub = self.loaded.recipe.name, self.loaded.recipe.model
         if old is not None and old["name"] != name:
             raise AlignError(
                 f"the run folder '{self.dir.root}' belongs to the recipe '{old['name']}', not '{name}'",
                 "give another --run-dir, or name the recipe as before",
             )
-        if self.options.fresh:
+        asked = self.options.redo()
+        self.redo = bool(asked) and (old is None or old.get("redo") != asked)  # begun before: go on with it
+        if self.options.fresh and self.redo:
             for part in ("recipe.yaml", "run.json", "base", "stages", "forgetting.json", "report.html", "report.md"):
                 self.dir.supersede(self.dir.root / part)
             old = None
@@ -84,39 +100,55 @@ class Run:
             "pipeline": self.loaded.recipe.pipeline,
             "order": [plan.id for plan in self.loaded.stages],
         }
+        self.record.pop("redo", None)
+        if asked:
+            self.record["redo"] = asked
+        if prepared.base.revision:  # a run stays with one commit of a model that goes on changing
+            self.record["hub"] = {"base": [hub.base, hub.revision], "commit": prepared.base.revision}
         self.tickets = build(self.loaded, prepared, self.dir, self.processes)
-        self._check_base()
         write_recipe(self.dir.recipe, self.loaded)
-        self._save()
 
-    def _check_base(self) -> None:
+    def _check_base(self, prepared: Prepared) -> None:
         """The base row of the matrix belongs to one base, loaded in one way and asked one set of questions."""
-        first = next(iter(self.tickets.values()))
-        plan = self.loaded.stages[0]
+        first, model, plan = next(iter(self.tickets.values())), self.loaded.recipe.model, self.loaded.stages[0]
+        precision = ["trained" if plan.method.TRAINS_BASE else "frozen"] if model.dtype == "auto" else [model.dtype]
         quantization = plan.method.quantization(plan.method_keys)
-        known = rundir.digest([first.policy.base.identity, first.model, quantization, first.measured])
+        asked = [first.measured, prepared.chat_template, first.replays]
+        known = rundir.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])
         if self.record.get("base", known) != known:
             self.dir.supersede(self.dir.base_measurements)
         self.record["base"] = known
 
     def _supersede(self) -> None:
         """Move away what a changed recipe, or the command line, replaces; descendants too."""
-        again: set[str] = set()
+        only, again = self.options.only, set[str]()
+        known = {id: entry.get("fingerprint") for id, entry in self.record["stages"].items()}
+        changed = {id for id, ticket in self.tickets.items() if known.get(id, ticket.fingerprint) != ticket.fingerprint}
         for plan in self.loaded.stages:
-            here = self.dir.stage(plan.id)
-            known = self.record["stages"].get(plan.id, {}).get("fingerprint")
-            changed = known is not None and known != self.tickets[plan.id].fingerprint
-            asked = plan.id in (self.options.from_stage, self.options.only)
-            if changed or asked or (plan.policy in again and self.options.only is None):
+            asked = self.redo and plan.id in (self.options.from_stage, only)
+            if only is not None and plan.id != only:
+                continue
+            if only is not None:
+                self._policy(plan, self.tickets[plan.id].policy.base)  # refuse before anything is moved
+                self._refuse_changed_ancestors(plan, changed)
+            if plan.id in changed or asked or plan.policy in again:
                 again.add(plan.id)
-                if here.root.exists():
-                    self.dir.supersede(here.root)
-                    why = "its recipe changed" if changed else "it is to run again"
+                if self.dir.stage(plan.id).root.exists():
+                    self.dir.supersede(self.dir.stage(plan.id).root)
+                    why = "its recipe changed" if plan.id in changed else "it is to run again"
                     self.watcher.say(f"{plan.id}: {why}; the old one is kept in superseded/")
-        stale = [id for id in self.record["stages"] if id not in self.tickets]
-        for id in stale:
+        for id in [id for id in self.record["stages"] if id not in self.tickets and only is None]:
             self.dir.supersede(self.dir.stage(id).root)
             del self.record["stages"][id]
+
+    def _refuse_changed_ancestors(self, plan: StagePlan, changed: set[str]) -> None:
+        parents = {other.id: other.policy for other in self.loaded.stages}
+        above = parents[plan.id]
+        while above != BASE:
+            if above in changed:
+                what = f"--only {plan.id}: the recipe of '{above}', which it starts from, has changed too"
+                raise AlignError(what, f"run without --only, or with --from {above}")
+            above = parents[above]
 
     def _stages(self) -> Exit:
         child = Child(self.dir, self.processes, self.watcher)
@@ -140,13 +172,18 @@ class Run:
             raise
         finally:
             child.end()
-            self._summarize()
+            try:
+                self._summarize()
+            except AlignError as error:  # must not hide why the run ended
+                self.watcher.say(f"the report was not written: {_escape(str(error))}")
         return Exit.DONE
 
     def _bring_up(self, plan: StagePlan, child: Child) -> None:
         """Skip a stage, measure it again, or run it. Cheapest test first."""
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
-        file = here.trained if here.trained.is_file() else here.outcome
+        raw = rundir.read_json(here.outcome)
+        file = here.outcome if raw and raw["measured"] == ticket.measured else here.trained
+        file = file if file.is_file() else here.outcome
         raw = rundir.read_json(file)
         if raw is None:
             self._execute(plan, child)
@@ -158,23 +195,28 @@ class Run:
             self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
             self.dir.supersede(here.root)
             self._execute(plan, child)
-        elif outcome.measured != ticket.measured or file == here.trained:
-            self.watcher.say(f"{plan.id}: trained already; its probes changed, so it is measured again")
+        elif outcome.measured != ticket.measured or self._base_is_missing():
+            self.watcher.say(f"{plan.id}: trained already; measured again")
             self.dir.supersede(here.measurements)
             here.decision.unlink(missing_ok=True)
             file.replace(here.trained)
+            here.outcome.unlink(missing_ok=True)
             ticket.measure_only = True
             self._execute(plan, child)
             here.trained.unlink()
         else:
+            here.trained.unlink(missing_ok=True)
             self.watcher.say(f"{plan.id}: done already")
+
+    def _base_is_missing(self) -> bool:
+        asked = self.loaded.recipe.forgetting.probes != "none"
+        return asked and not (self.dir.base_measurements / "summary.json").is_file()
 
     def _execute(self, plan: StagePlan, child: Child) -> None:
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
         ticket.policy = self._policy(plan, ticket.policy.base)
         self.changed = True
-        probed = ticket.probes != "none"
-        ticket.measure_base = probed and rundir.read_json(self.dir.base_measurements / "summary.json") is None
+        ticket.measure_base = self._base_is_missing()
         checkpoint = rundir.whole_checkpoint(here.checkpoints)
         ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
         here.error.unlink(missing_ok=True)
@@ -246,8 +288,10 @@ class Run:
         report.write(self.dir.root)
 
     def _measured(self, id: str) -> bool:
+        """Whether a stage's row can stand beside the base's: it was asked the same."""
         here = self.dir.stage(id)
-        return here.outcome.is_file() and (here.measurements / "summary.json").is_file()
+        measured = rundir.read_json(here.outcome, {}).get("measured") == self.tickets[id].measured
+        return measured and (here.measurements / "summary.json").is_file()
 
     def _note(self, plan: StagePlan, **entry: Any) -> None:
         stages = self.record["stages"]

@@ -99,7 +99,7 @@ class Program:
     name: str
     path: Path
     stage: Stage
-    sha256: str | None  # of the file, for a user's own; a shipped one changes with the version of align
+    sha256: str  # of the file
 
 
 def load(name: str, root: Path) -> Program:
@@ -120,7 +120,8 @@ def load(name: str, root: Path) -> Program:
         own = next((p for p in (Path(f"{name}.py"), root / f"{name}.py") if p.is_file()), None)
         remedy = f"did you mean './{name}.py'?" if own else shelf.did_you_mean(name, shelf.names("stages"))
         raise AlignError(f"there is no stage '{name}'", remedy)
-    return Program(name, found, _declared(_execute(f"align.stages.{name}", found, str(found)), name), None)
+    digest = hashlib.sha256(found.read_bytes()).hexdigest()
+    return Program(name, found, _declared(_execute(f"align.stages.{name}", found, str(found)), name), digest)
 
 
 def _near_file(name: str, root: Path) -> str:
@@ -230,6 +231,9 @@ class Ticket(BaseModel):
     replay: Rows | None
     replay_ratio: float
     probes: Any
+    program_sha256: str
+    chat_template: str | None  # the recipe's own, as text
+    replays: bool  # whether a stage of the recipe replays rows
     measured: str  # hash of the probes by content: other probes are measured again, nothing is trained
     measure_base: bool
     measure_only: bool = False

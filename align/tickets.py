@@ -12,6 +12,7 @@ from align.recipe import Loaded, StagePlan
 from align.rundir import RunDir
 from align.stage import BaseModelIdentity, Policy, Rows, Ticket
 
+ENGINE = 1  # raised when align itself begins to train the same recipe differently
 # Training arguments that change what is written or shown, never the weights.
 _COSMETIC = (
     "logging_",
@@ -25,7 +26,7 @@ _COSMETIC = (
     "ddp_timeout",
 )
 # Keys of a stage that stand in the fingerprint by content, not by name.
-_BY_CONTENT = ("data", "eval_data", "replay", "parameterization", "training", "stage", "policy")
+_BY_CONTENT = ("data", "eval_data", "replay", "parameterization", "training", "stage", "policy", "too_long")
 
 
 def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> dict[str, Ticket]:
@@ -51,9 +52,6 @@ def _ticket(
     loaded: Loaded, prepared: Prepared, plan: StagePlan, run: RunDir, base: BaseModelIdentity, processes: int
 ) -> Ticket:
     rows, settings = prepared.rows[plan.id], loaded.recipe
-    model = settings.model.model_dump(mode="json")
-    if settings.model.chat_template not in (None, "plain"):
-        model["chat_template"] = str(_absolute(str(settings.model.chat_template), loaded.root))
     probes = _absolute_probes(settings.forgetting.model_dump(mode="json")["probes"], loaded.root)
     return Ticket(
         stage=plan.id,
@@ -63,7 +61,10 @@ def _ticket(
         fingerprint="",
         seed=settings.seed,
         policy=Policy(base=base),
-        model=model,
+        model=settings.model.model_dump(mode="json"),
+        chat_template=prepared.chat_template,
+        program_sha256=plan.program.sha256,
+        replays=any(other.replay and other.replay.ratio > 0 for other in loaded.stages),
         parameterization=plan.method_keys.model_dump(mode="json"),
         keys=plan.keys.model_dump(mode="json"),
         training=plan.training,
@@ -72,7 +73,7 @@ def _ticket(
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         probes=probes,
-        measured=rundir.digest(_by_content(probes)),
+        measured=prepared.probes,
         measure_base=False,
         processes=processes,
         trackers=list(settings.trackers),
@@ -98,7 +99,8 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
     return rundir.digest(
         {
             "format": 1,
-            "program": plan.program.sha256 or plan.program.name,
+            "engine": ENGINE,
+            "program": plan.program.sha256,
             "keys": {k: v for k, v in ticket.keys.items() if k not in _BY_CONTENT},
             "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},
             "global_batch": per_device * accumulation * ticket.processes,
@@ -125,9 +127,3 @@ def _absolute_probes(probes: Any, root: Path) -> Any:
     if not isinstance(probes, dict):
         return probes
     return {name: {**file, "data": str(_absolute(file["data"], root))} for name, file in probes.items()}
-
-
-def _by_content(probes: Any) -> Any:
-    if not isinstance(probes, dict):
-        return probes
-    return {name: [file["metric"], rundir.file_sha256(Path(file["data"]))] for name, file in probes.items()}

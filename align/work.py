@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import resource
@@ -10,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from align import card, parameterization, rundir
@@ -59,13 +61,21 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         Interrupted: the run was asked to stop; a checkpoint was written.
     """
     world = _assert_launch(ticket)
+    gc.collect()  # the model of the stage before is held by cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     here = run.stage(ticket.stage)
-    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.model.get("chat_template"))
+    tokenizer = models.load_tokenizer(
+        ticket.policy.base.path,
+        ticket.chat_template,
+        trust_remote_code=bool(ticket.model.get("trust_remote_code")),
+    )
     job = _job(run, ticket, tokenizer, interrupted)
-    bench_probes = _probes(json.dumps(ticket.probes)) if world.is_main_process else []
+    bench_probes = _probes(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
     builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]))
     if ticket.measure_base and world.is_main_process and bench_probes:
-        bench = _bench(builder.pristine(), tokenizer)
+        bench = _bench(builder.pristine(), tokenizer, ticket)
         measure(bench, bench_probes, run.base_measurements, base=None)
     world.wait_for_everyone()
     if ticket.measure_only:
@@ -76,8 +86,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     set_seed(ticket.seed)  # the first draw of a stage is its new weights, whatever was measured before
     job.model, merge = builder.build()
     parameters = models.counts(job.model)
-    program = stages.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
-    metrics = program.stage.train(job)
+    metrics = _program(ticket).stage.train(job)
     seconds, cpu = clock.seconds()
     outcome = None
     if world.is_main_process:
@@ -100,7 +109,8 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
             parameterization=ticket.parameterization,
             metrics=metrics,
             data=job.data,
-            policy=policy,
+            policy=policy if ticket.gives == "policy" else None,
+            reward=None if ticket.gives == "policy" else policy.model_dump(mode="json"),
             merge=asdict(merge) if merge else None,
             peak_memory_bytes=_peak_memory(),
             resumed_from=ticket.resume_from,
@@ -117,7 +127,9 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
 
 def _assert_launch(ticket: Ticket) -> PartialState:
     """Some launches start one process and say nothing; then the batch is not what the recipe says."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # others wait while the first process measures and saves: longer than the ten minutes after which NCCL gives up
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24)).to_kwargs() if ticket.processes > 1 else {}
+    state = PartialState(cpu=not torch.cuda.is_available(), **patience)
     if state.num_processes != ticket.processes:
         raise AlignError(
             f"{ticket.processes} processes were asked for and {state.num_processes} came up",
@@ -128,7 +140,7 @@ def _assert_launch(ticket: Ticket) -> PartialState:
 
 
 def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interrupted: Callable[[], bool]) -> Job:
-    program = stages.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
+    program = _program(ticket)
     rows = read_rows(run, ticket.train)
     groups = [0] * len(rows)
     count = 0
@@ -157,6 +169,15 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
     )
 
 
+def _program(ticket: Ticket) -> stages.Program:
+    """The stage's program, if it is still the one that the ticket was written for."""
+    program = stages.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
+    if program.sha256 != ticket.program_sha256:
+        what = f"the stage file '{ticket.program}' was changed while the run was under way"
+        raise AlignError(what, "run the same command again: it runs the new one", exit=Exit.STAGE_FAILED)
+    return program
+
+
 def read_rows(run: RunDir, rows: Rows) -> list[dict[str, Any]]:
     """The canonical rows that the parent checked."""
     with (run.root / rows.path).open(encoding="utf-8") as file:
@@ -164,21 +185,23 @@ def read_rows(run: RunDir, rows: Rows) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=1)
-def _probes(keys: str) -> list[probes.Probe]:
+def _probes(keys: str, replays: bool) -> list[probes.Probe]:
     """The probes of a recipe; all tickets of a run have the same."""
-    return probes.load(ForgettingKeys(probes=json.loads(keys)), Path.cwd())
+    return probes.load(ForgettingKeys(probes=json.loads(keys)), Path.cwd(), replays=replays)
 
 
 _ENCODED: dict[tuple[str, Split], Encoded] = {}  # of this process's one tokenizer and one set of probes
 
 
-def _bench(model: Any, tokenizer: PreTrainedTokenizerBase) -> Bench:
-    return Bench(model, tokenizer, autocast=models.native_bf16(), encoded=_ENCODED)
+def _bench(model: Any, tokenizer: PreTrainedTokenizerBase, ticket: Ticket) -> Bench:
+    """In the arithmetic that the stage trains in."""
+    autocast = bool(ticket.training.get("bf16", models.native_bf16()))
+    return Bench(model, tokenizer, autocast=autocast, encoded=_ENCODED)
 
 
 def _measure(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
-    bench = _bench(job.model, job.tokenizer)
+    bench = _bench(job.model, job.tokenizer, job.ticket)
     return measure(bench, bench_probes, job.dir.measurements, base=base)
 
 

@@ -59,7 +59,7 @@ def _tickets(run: RunDir) -> Any:
     while True:
         entry = rundir.read_json(run.queue / f"{number}.json")
         if entry is None:
-            if _asked.is_set():
+            if _asked.is_set() or run.stop.is_file():
                 _leave(Exit.INTERRUPTED)
             time.sleep(POLL_SECONDS)
             continue
@@ -85,7 +85,7 @@ def _execute(run: RunDir, ticket: Ticket) -> Exit:
             ),
         )
     try:
-        work.do(run, ticket, _asked.is_set)
+        work.do(run, ticket, lambda: _asked.is_set() or run.stop.is_file())
     except Interrupted:
         return Exit.INTERRUPTED
     except AlignError as error:
@@ -120,7 +120,7 @@ def _unexpected(error: Exception, ticket: Ticket) -> AlignError:
 
 
 def _failed(here: StageDir, error: AlignError, trace: str | None = None) -> Exit:
-    if _rank() == 0 or not here.error.is_file():
+    if not here.error.is_file():  # of several processes, the first that failed knows why
         rundir.write_json(
             here.error,
             {"what": error.what, "remedy": error.remedy, "exit": int(error.exit), "traceback": trace, "rank": _rank()},

@@ -124,12 +124,13 @@ def _trl_losses(output: Path, steps: int) -> list[float]:
 def equal(bench: Bench, pairs: int) -> None:
     """(a): the same work; the losses show that it is."""
     ours, theirs, apart = [], [], []
-    for _ in range(pairs):
+    for number in range(pairs):
         seconds, losses = bench.align({**EQUAL, "gradient_checkpointing": False})
         peer, expected = bench.trl({**EQUAL, "gradient_checkpointing": False})
         ours.append(seconds)
         theirs.append(peer)
         apart.append([abs(a - b) for a, b in zip(losses, expected, strict=True)])
+        _progress(number, {"align run": ours, "TRL": theirs})
     _table({"align run": ours, "TRL, two scripts": theirs})
     steps = bench.steps
     print(
@@ -148,9 +149,10 @@ def defaults(bench: Bench, pairs: int, name: str) -> None:
     if name == "defaults":
         sides["TRL, its own defaults"] = lambda: bench.trl({})[0]
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(pairs):
-        for name, run in sides.items():
-            found[name].append(run())
+    for number in range(pairs):
+        for side, run in sides.items():
+            found[side].append(run())
+        _progress(number, found)
     _table(found)
     ours, *peers = found.values()
     for peer, seconds in zip(list(sides)[1:], peers, strict=True):
@@ -160,6 +162,11 @@ def defaults(bench: Bench, pairs: int, name: str) -> None:
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:
     return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _progress(number: int, sides: dict[str, list[float]]) -> None:
+    seconds = ", ".join(f"{name} {values[-1]:.1f} s" for name, values in sides.items())
+    print(f"pair {number + 1}: {seconds}", file=sys.stderr, flush=True)
 
 
 def _table(sides: dict[str, list[float]]) -> None:

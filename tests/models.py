@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align import parameterization, rundir, work
+from align import parameterization, rundir, stage, work
 from align.job import Job
 from align.lab import MODEL_DIR, data
 from align.rundir import RunDir
@@ -158,6 +159,9 @@ class Stages:
             replay=None,
             replay_ratio=0.0,
             probes="none",
+            program_sha256=stage.load(program, Path()).sha256,
+            chat_template=None,
+            replays=False,
             measured="",
             measure_base=False,
             processes=1,

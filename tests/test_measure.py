@@ -244,11 +244,13 @@ def test_what_is_written(bench: Bench, tokenizer: PreTrainedTokenizerBase, tmp_p
 
 
 def test_the_probes_of_the_lab_are_its_items() -> None:
-    loaded = probes.load(ForgettingKeys(probes="lab"), Path.cwd())
+    loaded = probes.load(ForgettingKeys(probes="lab"), Path.cwd(), replays=True)
     exact = {probe.name: probe for probe in loaded if isinstance(probe, Exact)}
     assert set(exact) == set(skills.SKILLS)
     for name, probe in exact.items():
         assert probe.items["report"][:ITEMS] == questions(name)
         assert not {q.id for q in probe.items["gate"]} & {q.id for q in probe.items["report"]}
     assert [name for name, probe in exact.items() if probe.replayed is False] == ["reverse", "larger"]
+    bare = [p for p in probes.load(ForgettingKeys(probes="lab"), Path.cwd()) if isinstance(p, Exact)]
+    assert {probe.replayed for probe in bare} == {None}, "nothing is replayed, so nothing is told apart by it"
     assert probes.load(ForgettingKeys(probes="none"), Path.cwd()) == []

@@ -73,6 +73,39 @@ def test_killed_in_sft_in_a_checkpoint_and_in_dpo(method: str, tmp_path: Path) -
     assert runs.weights(folder) == runs.weights(tmp_path / "whole")
 
 
+def test_killed_after_the_last_step_and_before_the_outcome(tmp_path: Path) -> None:
+    """A trainer that goes on from its last checkpoint makes one step more than it should."""
+    text = runs.RECIPE.replace("probes: none", "probes: lab").replace("pipeline: sft_dpo", "pipeline: sft")
+    text = text.split("  dpo:")[0].replace("learning_rate", "lr_scheduler_type: constant, learning_rate")
+    recipe, folder = runs.write(tmp_path, text), tmp_path / "killed"
+    runs.run(recipe, tmp_path / "whole")
+    process = runs.started(recipe, folder)
+    runs.wait_for(process, lambda: (folder / "stages/sft/checkpoints/checkpoint-12/complete.json").is_file())
+    kill_child(process)
+    assert not (folder / "stages/sft/outcome.json").exists()
+    assert "(resuming from checkpoint-12)" in runs.run(recipe, folder).stderr
+    assert runs.weights(folder) == runs.weights(tmp_path / "whole")
+    whole, killed = runs.outcome(tmp_path / "whole", "sft"), runs.outcome(folder, "sft")
+    assert killed["steps"] == whole["steps"] == 12
+    assert killed["metrics"]["train_loss"] == pytest.approx(whole["metrics"]["train_loss"])
+
+
+def test_a_redo_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    recipe, folder = (
+        runs.write(tmp_path, runs.RECIPE.replace("pipeline: sft_dpo", "pipeline: sft").split("  dpo:")[0]),
+        tmp_path / "run",
+    )
+    runs.run(recipe, folder)
+    process = runs.started(recipe, folder, "--from", "sft")
+    runs.wait_for(process, lambda: runs.last_step(folder, "sft") >= 4)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 130
+    assert "(resuming from checkpoint-" in runs.run(recipe, folder, "--from", "sft").stderr
+    assert len(list((folder / "superseded").iterdir())) == 1
+    assert "it is to run again" in runs.run(recipe, folder, "--from", "sft").stderr, "a finished one is asked for anew"
+
+
 def test_ctrl_c_saves_and_goes_on(tmp_path: Path) -> None:
     recipe, folder = runs.write(tmp_path), tmp_path / "run"
     process = runs.started(recipe, folder)

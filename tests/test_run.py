@@ -125,6 +125,30 @@ def test_only_a_stage_whose_input_is_missing_is_refused(tmp_path: Path) -> None:
     ) in done.stderr
 
 
+def test_only_refuses_when_what_it_starts_from_has_changed_too(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, folder = copied(finished, tmp_path)
+    refused = runs.run(recipe, folder, "--only", "dpo", "--set", "stages.sft.training.learning_rate=0.002", code=2)
+    assert (
+        "--only dpo: the recipe of 'sft', which it starts from, has changed too\n"
+        "  -> run without --only, or with --from sft"
+    ) in refused.stderr
+    assert not (folder / "superseded").exists(), "nothing is moved before it is refused"
+
+
+def test_a_lost_base_row_is_measured_again(tmp_path: Path) -> None:
+    text = runs.RECIPE.replace("pipeline: sft_dpo", "pipeline: sft").split("  dpo:")[0]
+    sums = tmp_path / "sums.jsonl"
+    sums.write_text("".join(f'{{"prompt": "Sort: c {x} a", "completion": "a {x} c"}}\n' for x in "bdefgh"))
+    recipe = runs.write(tmp_path, text.replace("none", f"{{sums: {{data: {sums}, metric: accuracy}}}}"))
+    folder = tmp_path / "run"
+    runs.run(recipe, folder)
+    shutil.rmtree(folder / "base" / "measurements")
+    again = runs.run(recipe, folder)
+    assert "sft: trained already; measured again" in again.stderr
+    assert (folder / "base/measurements/summary.json").is_file()
+    assert "sft: done already" in runs.run(recipe, folder).stderr
+
+
 def test_a_damaged_result_runs_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
     recipe, folder = copied(finished, tmp_path)
     old = runs.weights(folder)
@@ -184,7 +208,7 @@ def test_other_probes_are_measured_and_nothing_is_trained(finished: tuple[Path, 
     probes = f"forgetting.probes={{sums: {{data: {tmp_path}/sums.jsonl, metric: accuracy}}}}"
     again = runs.run(recipe, folder, "--set", probes)
     for stage in ("sft", "dpo"):
-        assert f"{stage}: trained already; its probes changed, so it is measured again" in again.stderr
+        assert f"{stage}: trained already; measured again" in again.stderr
         assert (folder / "stages" / stage / "model/adapter_model.safetensors").stat().st_mtime_ns == trained[stage]
     matrix = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
     assert matrix["stages"] == ["base", "sft", "dpo"] and list(matrix["probes"]) == ["sums"]

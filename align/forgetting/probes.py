@@ -63,8 +63,11 @@ class Agreement:
 Probe = Exact | Texts | Graded | Agreement
 
 
-def load(keys: ForgettingKeys, root: Path) -> list[Probe]:
+def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Probe]:
     """The probes that a recipe names.
+
+    Args:
+        replays: whether the recipe replays rows; then the lab's skills are told apart by whether the replay has them.
 
     Raises:
         AlignError: a user's file is wrong.
@@ -72,13 +75,13 @@ def load(keys: ForgettingKeys, root: Path) -> list[Probe]:
     if isinstance(keys.probes, dict):
         return [_from_file(name, file, root) for name, file in keys.probes.items()]
     if keys.probes == "lab":
-        return _lab()
+        return _lab(replays)
     if keys.probes == "auto":
         return _auto()
     return []  # none
 
 
-def _lab() -> list[Probe]:
+def _lab(replays: bool) -> list[Probe]:
     from align.lab import data, probes, skills
 
     def questions(skill: str, split: Split) -> list[Question]:
@@ -86,7 +89,12 @@ def _lab() -> list[Probe]:
 
     desk = {split: {case.id: case for case in probes.helpdesk(split)} for split in SPLITS}
     found: list[Probe] = [
-        Exact(name, "skill", {split: questions(name, split) for split in SPLITS}, name not in data.NOT_REPLAYED)
+        Exact(
+            name,
+            "skill",
+            {split: questions(name, split) for split in SPLITS},
+            name not in data.NOT_REPLAYED if replays else None,
+        )
         for name in skills.SKILLS
     ]
     found.append(Texts("stories", {split: probes.stories(split) for split in SPLITS}))
