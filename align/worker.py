@@ -6,6 +6,7 @@ The parent keeps the other end of standard input; when it is gone, so is the rea
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -73,8 +74,12 @@ def _execute(run: RunDir, ticket: Ticket) -> Exit:
     here = run.stage(ticket.stage)
     _redirect(here)
     try:
+        gc.disable()  # hundreds of thousands of objects come up, and all of them stay
         from align import work  # torch from here on
         from align.job import Interrupted
+
+        gc.freeze()
+        gc.enable()
     except ImportError as error:
         return _failed(
             here,
