@@ -199,6 +199,10 @@ class Watch(TrainerCallback):
         rundir.write_text(self.path, "".join(line + "\n" for line in kept))
         self._write({"step": state.global_step, "max_steps": state.max_steps, "time": time.time()})
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last loss, whatever logging_steps is
+
     def on_log(
         self,
         args: TrainingArguments,

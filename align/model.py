@@ -83,9 +83,9 @@ def load_weights(
             device_map={"": device()} if quantization or torch.cuda.is_available() else None,
         )
     except ImportError as error:
-        raise AlignError(
-            f"the base cannot be quantised: {error}", "pip install bitsandbytes", exit=Exit.MACHINE
-        ) from error
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "ImportError"
+        remedy = "pip install bitsandbytes" if quantization else "install the package that is named, or choose another"
+        raise AlignError(f"the model cannot be loaded: {reason}", remedy, exit=Exit.MACHINE) from error
     except ValueError as error:
         raise AlignError(
             f"transformers refuses the model: {error}", "see the line above", exit=Exit.BAD_INPUT

@@ -256,7 +256,8 @@ def write_rows(run: RunDir, examples: list[Example]) -> Rows:
     lines = [json.dumps(example.value, ensure_ascii=False) for example in examples]
     sha256 = rundir.digest(lines)
     path = run.data / f"{sha256[:16]}.jsonl"
-    if not path.is_file():
-        rundir.write_text(path, "".join(line + "\n" for line in lines))
+    content = "".join(line + "\n" for line in lines)
+    if not path.is_file() or path.read_text(encoding="utf-8") != content:
+        rundir.write_text(path, content)
     kinds = sorted({example.kind for example in examples})
     return Rows(path=run.relative(path), sha256=sha256, count=len(examples), kinds=kinds)

@@ -24,7 +24,6 @@ model:
 stages:
   {id}:
 {program}    data: {data}
-    eval_data: 0.05
     training: {{num_train_epochs: 1, per_device_train_batch_size: 4, gradient_accumulation_steps: 4}}
 """
 

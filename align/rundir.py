@@ -195,7 +195,7 @@ def read_json(path: Path, default: Any = None) -> Any:
     """Read JSON; `default` when the file is missing or torn, as if it had never been written."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return default
 
 

@@ -195,7 +195,7 @@ class Run:
             self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
             self.dir.supersede(here.root)
             self._execute(plan, child)
-        elif outcome.measured != ticket.measured or self._base_is_missing():
+        elif outcome.measured != ticket.measured or self._base_is_missing() or self._row_is_missing(plan):
             self.watcher.say(f"{plan.id}: trained already; measured again")
             self.dir.supersede(here.measurements)
             here.decision.unlink(missing_ok=True)
@@ -207,6 +207,10 @@ class Run:
         else:
             here.trained.unlink(missing_ok=True)
             self.watcher.say(f"{plan.id}: done already")
+
+    def _row_is_missing(self, plan: StagePlan) -> bool:
+        asked = self.loaded.recipe.forgetting.probes != "none" and plan.program.stage.gives == "policy"
+        return asked and not (self.dir.stage(plan.id).measurements / "summary.json").is_file()
 
     def _base_is_missing(self) -> bool:
         asked = self.loaded.recipe.forgetting.probes != "none"
@@ -276,7 +280,9 @@ class Run:
         from align import report
 
         self._save()
-        if not self.changed and (self.dir.root / "report.html").is_file():
+        measured = (self.dir.base_measurements / "summary.json").is_file()
+        lost = measured and rundir.read_json(self.dir.forgetting) is None
+        if not (self.changed or lost) and (self.dir.root / "report.html").is_file():
             return
         order = [id for id in self.record["order"] if self._measured(id)]
         if (self.dir.base_measurements / "summary.json").is_file():
