@@ -3,7 +3,7 @@
     python benchmarks/seeds.py                 # all of it, about ten CPU minutes; prints the tables of the README
     python benchmarks/seeds.py --seeds 7       # one seed
 
-Figures are those of the `report` items, which no recipe and no gate was tuned on.
+Figures are those of the `report` items, which no gate judges.
 """
 
 from __future__ import annotations
