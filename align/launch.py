@@ -16,9 +16,11 @@ _QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: on a busy machine spinning costs many times the work
     "PYTHONUNBUFFERED": "1",
-    # glibc gives big blocks back to the system and asks for them again at every step: a sixth of a run's CPU time
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    # glibc gives big blocks back to the system after each step and asks for them again, page by page: up to a third of
+    # a run's CPU time. Kept instead, and in huge pages where the system allows that; benchmarks/chain.py.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+    "THP_MEM_ALLOC_ENABLE": "1",
 }
 
 

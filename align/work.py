@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import json
+import os
 import resource
 import shutil
 import sys
@@ -35,6 +36,7 @@ from align.rundir import RunDir
 from align.stage import Adapter, Outcome, Policy, Rows, Ticket
 
 MERGE_PROMPTS = 32
+ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
 PACKAGES = ("align-suite", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -61,6 +63,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         Interrupted: the run was asked to stop; a checkpoint was written.
     """
     world = _assert_launch(ticket)
+    _limit_threads(ticket)
     gc.collect()  # the model of the stage before is held by cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -137,6 +140,14 @@ def _assert_launch(ticket: Ticket) -> PartialState:
             exit=Exit.MACHINE,
         )
     return state
+
+
+def _limit_threads(ticket: Ticket) -> None:
+    """One thread for a very small model, unless the user has chosen. Its figures are then those of any machine."""
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        size = sum(file.stat().st_size for file in Path(ticket.policy.base.path).glob("*.safetensors"))
+        if size < ONE_THREAD_BYTES:
+            torch.set_num_threads(1)
 
 
 def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interrupted: Callable[[], bool]) -> Job:

@@ -108,10 +108,10 @@ def opening(prompt: str) -> str:
 
 
 @pytest.mark.parametrize("skill", TEN)
-def test_held_out_items_are_200_each_and_never_trained_on(skill: str) -> None:
+def test_held_out_items_are_different_and_never_trained_on(skill: str) -> None:
     held = {split: {subject(skill, item.prompt) for item in probes.items(skill, split)} for split in SPLITS[1:]}
-    assert len(probes.items(skill, "gate")) == len(probes.items(skill, "report")) == 200
-    assert len(held["gate"]) == len(held["report"]) == 200
+    assert len(probes.items(skill, "gate")) == len(held["gate"]) == 100
+    assert len(probes.items(skill, "report")) == len(held["report"]) == 200
     assert not held["gate"] & held["report"]
     prompts = [sample.prompt for sample in islice(corpus.samples(1), 30_000) if sample.prompt is not None]
     prompts += [row["messages"][0]["content"] for row in data.rows("lab/general") if "messages" in row]
@@ -127,11 +127,11 @@ def test_each_fact_is_learnt_in_three_phrasings_and_held_out_in_two() -> None:
             assert found == {"train": 3, "gate": 1, "report": 1}
 
 
-def test_stories_are_100_each_and_never_trained_on() -> None:
+def test_stories_are_different_and_never_trained_on() -> None:
     gate, report = set(probes.stories("gate")), set(probes.stories("report"))
     trained = {sample.text for sample in islice(corpus.samples(1), 30_000) if sample.prompt is None}
     trained |= {row["text"] for row in data.rows("lab/general") if "text" in row}
-    assert len(gate) == len(report) == 100
+    assert (len(gate), len(report)) == (50, 100)
     buckets = [{zlib.crc32(text.encode()) % 100 for text in texts} for texts in (gate, report, trained)]
     assert buckets[0] <= set(range(15))
     assert buckets[1] <= set(range(15, 30))
@@ -162,7 +162,7 @@ def test_helpdesk_is_split_by_item_and_problem() -> None:
     assert not pairs["gate"] & pairs["report"]
     assert sum(map(len, pairs.values())) == len(world.ITEMS) * len(world.PROBLEMS)
     for split in SPLITS[1:]:
-        assert len({case.prompt for case in probes.helpdesk(split)}) == 200
+        assert len({case.prompt for case in probes.helpdesk(split)}) == {"gate": 100, "report": 200}[split]
         assert {(case.item, case.action) for case in probes.helpdesk(split)} <= pairs[split]
 
 

@@ -7,9 +7,10 @@ benchmarks/measure.py holds that the two agree.
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from transformers import PreTrainedTokenizerBase
 from align import rundir
 from align.data import encode
 from align.forgetting.measurements import Split
-from align.forgetting.probes import Agreement, Exact, Graded, Probe, Question, Texts
+from align.forgetting.probes import SPLITS, Agreement, Exact, Graded, Probe, Question, Texts
 
 ANSWER_TOKENS = 32  # of a graded answer
 AGREEMENT_TOKENS = 24  # of the base's own answer
 LOGIT_BUDGET = 2**26  # elements of one batch's logits: 128 MiB in bfloat16
+TOKEN_BUDGET = 2**14  # tokens of one batch, padding included
+ROWS = 512  # of one batch
 BROKEN_SHOWN = 4  # a probe, of the answers that were right before
 SAMPLES_SHOWN = 8
 
@@ -56,11 +59,18 @@ class Bench:
         assert isinstance(found, torch.device)
         return found
 
-    def logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, vocabulary)"""
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Those of position `first` and after: (batch, tokens - first, vocabulary)."""
+        # as positions rather than a number: of a slice the head's product is twice as slow
+        keep = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)} if self._keeps() else {}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return found
+            found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
+        return found if keep else found[:, first:]
+
+    def _keeps(self) -> bool:
+        """Whether the model can apply its head to the last positions alone, as most can."""
+        plain = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return "logits_to_keep" in inspect.signature(plain.forward).parameters
 
 
 def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path | None) -> Record:
@@ -77,10 +87,10 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     bench.model.eval()
     if base is not None:
         bench.own_answers = rundir.read_json(base / "own_answers.json", {})
-    with torch.no_grad():
+    with torch.inference_mode():
+        right = _answered(bench, [probe for probe in probes if isinstance(probe, Exact)])
         for probe in probes:
-            for split in ("gate", "report"):
-                _run(bench, probe, split)
+            _run(bench, probe, right)
         broken = _broken(bench, probes, base) if base is not None else []
     bench.model.train(was_training)
     if base is None and bench.own_answers:
@@ -98,47 +108,53 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     return summary
 
 
-def _run(bench: Bench, probe: Probe, split: Split) -> None:
-    if isinstance(probe, Exact):
-        questions = probe.items[split]
-        key = (probe.name, split)
-        if key not in bench.encoded:
-            bench.encoded[key] = encode_questions(bench.tokenizer, questions)
-        for question, right in zip(questions, exact(bench, bench.encoded[key]), strict=True):
-            bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": int(right)})
-    elif isinstance(probe, Texts):
-        for i, (nll, tokens) in enumerate(likelihoods(bench, probe.texts[split])):
-            if tokens > 0:  # a text of one token predicts nothing
-                bench.items.append(
-                    {"probe": probe.name, "split": split, "id": f"text-{i}", "nll": nll, "tokens": tokens}
-                )
-    elif isinstance(probe, Agreement):
-        _agreement(bench, probe, split)
-    else:
-        _graded(bench, probe, split)
+def _answered(bench: Bench, probes: Sequence[Exact]) -> dict[tuple[str, str], bool]:
+    """Whether each question was answered right, by split and id: of all probes in one go, so that rows of one length
+    share a batch."""
+    asked: list[tuple[Split, str]] = []
+    prompts: list[list[int]] = []
+    answers: list[list[int]] = []
+    for probe in probes:
+        for split, questions in probe.items.items():
+            key = (probe.name, split)
+            if key not in bench.encoded:
+                bench.encoded[key] = encode_questions(bench.tokenizer, questions)
+            asked += [(split, question.id) for question in questions]
+            prompts += bench.encoded[key][0]
+            answers += bench.encoded[key][1]
+    return dict(zip(asked, exact(bench, (prompts, answers)), strict=True))
 
 
-def _graded(bench: Bench, probe: Graded, split: Split) -> None:
-    questions = probe.items[split]
-    answers = generate(bench, [question.prompt for question in questions], ANSWER_TOKENS)
-    for i, (question, ids) in enumerate(zip(questions, answers, strict=True)):
+def _run(bench: Bench, probe: Probe, right: Mapping[tuple[str, str], bool]) -> None:
+    if isinstance(probe, Graded):
+        _graded(bench, probe)
+        return
+    for split in SPLITS:
+        if isinstance(probe, Exact):
+            for question in probe.items[split]:
+                score = int(right[split, question.id])
+                bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": score})
+        elif isinstance(probe, Texts):
+            for i, (nll, tokens) in enumerate(likelihoods(bench, probe.texts[split])):
+                if tokens > 0:  # a text of one token predicts nothing
+                    item = {"probe": probe.name, "split": split, "id": f"text-{i}", "nll": nll, "tokens": tokens}
+                    bench.items.append(item)
+        else:
+            _agreement(bench, probe, split)
+
+
+def _graded(bench: Bench, probe: Graded) -> None:
+    asked = [(split, question) for split in SPLITS for question in probe.items[split]]
+    answers = generate(bench, [question.prompt for _, question in asked], ANSWER_TOKENS)
+    shown = {question.id for question in probe.items["report"][:SAMPLES_SHOWN]}
+    for (split, question), ids in zip(asked, answers, strict=True):
         text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
         grades = probe.grade(split, question.id, text)
+        here = {"split": split, "id": question.id}
         for name in probe.measures:
-            bench.items.append(
-                {"probe": f"{probe.name} {name}", "split": split, "id": question.id, "score": int(grades[name])}
-            )
-        if split == "report" and i < SAMPLES_SHOWN:
-            bench.samples.append(
-                {
-                    "probe": probe.name,
-                    "split": split,
-                    "id": question.id,
-                    "prompt": question.prompt,
-                    "output": text,
-                    **grades,
-                }
-            )
+            bench.items.append({"probe": f"{probe.name} {name}", **here, "score": int(grades[name])})
+        if split == "report" and question.id in shown:
+            bench.samples.append({"probe": probe.name, **here, "prompt": question.prompt, "output": text, **grades})
 
 
 def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
@@ -170,11 +186,12 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
     """For each answer token: whether it is the most probable one, given all before it."""
     out: list[list[bool]] = [[] for _ in prompts]
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    for batch, ids, mask in _batches(bench, rows):
-        # a token is predicted one position before it; only the answers' are looked at
-        where = [(k, len(prompts[i]) - 1 + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
+    starts = [max(len(prompt) - 1, 0) for prompt in prompts]  # a token is predicted one position before it
+    for batch, ids, mask in _batches(bench, rows, starts):
+        where = [(k, starts[i] + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
         row, position = torch.tensor(where, dtype=torch.long, device=ids.device).reshape(-1, 2).unbind(1)
-        best = bench.logits(ids, mask)[row, position].argmax(-1)
+        first = min(starts[i] for i in batch)
+        best = bench.logits(ids, mask, first)[row, position - first].argmax(-1)
         hits = iter((best == ids[row, position + 1]).tolist())
         for i in batch:
             out[i] = [next(hits) for _ in answers[i]]
@@ -187,7 +204,7 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
     limit = getattr(bench.model.config, "max_position_embeddings", None)
     rows = [row[:limit] for row in rows]
     out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for batch, ids, mask in _batches(bench, rows):
+    for batch, ids, mask in _batches(bench, rows, [0] * len(rows)):
         logits = bench.logits(ids, mask)[:, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         sums = (nll * mask[:, 1:]).sum(1).tolist()
@@ -201,7 +218,7 @@ def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int
     rows = encode.prompt_ids(prompts, bench.tokenizer)
     out: list[list[int]] = [[] for _ in rows]
     pad, end = bench.tokenizer.pad_token_id, bench.tokenizer.eos_token_id
-    for batch, ids, mask in _batches(bench, rows, left=True, extra=tokens):
+    for batch, ids, mask in _batches(bench, rows, [len(row) for row in rows], left=True, extra=tokens):
         with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast):
             answer = bench.model.generate(
                 input_ids=ids,
@@ -222,15 +239,18 @@ def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int
 
 
 def _batches(
-    bench: Bench, rows: Sequence[list[int]], *, left: bool = False, extra: int = 0
+    bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], *, left: bool = False, extra: int = 0
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Rows of similar length together: their indices, ids and mask, both (batch, tokens)."""
+    """Rows of similar length together: their indices, ids and mask, both (batch, tokens).
+
+    Args:
+        starts: the first position of each row whose logits are wanted.
+        left: pad on the left.
+        extra: tokens that each row will grow by.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    vocabulary = bench.model.config.get_text_config().vocab_size
     while order:
-        width = len(rows[order[-1]]) + extra
-        size = max(1, min(256, LOGIT_BUDGET // (vocabulary * width)))
-        batch, order = order[-size:], order[:-size]
+        batch = _fill(bench, rows, starts, order, extra)
         longest = max(len(rows[i]) for i in batch)
         pad = bench.tokenizer.pad_token_id
         ids = torch.full((len(batch), longest), pad, dtype=torch.long)
@@ -240,6 +260,21 @@ def _batches(
             ids[k, where] = torch.tensor(rows[i], dtype=torch.long)
             mask[k, where] = 1
         yield batch, ids.to(bench.device), mask.to(bench.device)
+
+
+def _fill(bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], order: list[int], extra: int) -> list[int]:
+    """Take as many of the longest rows left in `order` as the budgets allow, and at least one."""
+    vocabulary = bench.model.config.get_text_config().vocab_size
+    width = len(rows[order[-1]]) + extra
+    first = width
+    batch: list[int] = []
+    while order and len(batch) < ROWS:
+        first = min(first, starts[order[-1]])
+        count = len(batch) + 1
+        if batch and (count * width > TOKEN_BUDGET or count * vocabulary * (width - first) > LOGIT_BUDGET):
+            break
+        batch.append(order.pop())
+    return batch
 
 
 def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[Record]:

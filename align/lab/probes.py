@@ -1,4 +1,8 @@
-"""Held-out questions: what the lab's models are measured on. The same 200 items every time, for paired comparison."""
+"""Held-out questions: what the lab's models are measured on. The same items every time, for paired comparison.
+
+What is reported rests on 200 items a skill. A gate decides on 100: the mean over ten skills is then known to about two
+points, and measuring stays a small part of a run.
+"""
 
 import random
 from dataclasses import dataclass
@@ -9,8 +13,8 @@ from align.lab import skills, world
 from align.lab.helpdesk import HelpdeskItem
 from align.lab.world import Split
 
-PROBE_ITEMS: Final = 200
-STORIES: Final = 100
+PROBE_ITEMS: Final[dict[Split, int]] = {"gate": 100, "report": 200}
+STORIES: Final[dict[Split, int]] = {"gate": 50, "report": 100}
 
 
 @dataclass(frozen=True)
@@ -23,29 +27,29 @@ class Item:
 
 
 def items(skill: str, split: Split) -> list[Item]:
-    """200 different items of `skill` that belong to `split`. Raises KeyError for a name that is no skill."""
+    """Different items of `skill` that belong to `split`. Raises KeyError for a name that is no skill."""
     if skill not in skills.SKILLS:
         raise KeyError(f"no skill {skill!r}; there are {', '.join(skills.SKILLS)}")
     rng = random.Random(f"{skill} {split}")
     drawn: dict[str, Item] = {}
-    while len(drawn) < PROBE_ITEMS:
+    while len(drawn) < PROBE_ITEMS[split]:
         example = skills.draw(skill, rng, split)
         drawn.setdefault(example.key, Item(example.key, example.prompt, example.answer))
     return list(drawn.values())
 
 
 def stories(split: Split) -> list[str]:
-    """100 different stories that belong to `split`, for perplexity."""
+    """Different stories that belong to `split`, for perplexity."""
     rng = random.Random(f"stories {split}")
     drawn: dict[str, None] = {}
-    while len(drawn) < STORIES:
+    while len(drawn) < STORIES[split]:
         drawn.setdefault(world.story(rng, split))
     return list(drawn)
 
 
 def helpdesk(split: Split) -> list[HelpdeskItem]:
-    """200 different complaints that belong to `split`, in a fixed random order."""
-    return random.Random(f"helpdesk {split}").sample(desk.cases(split), PROBE_ITEMS)
+    """Different complaints that belong to `split`, in a fixed random order."""
+    return random.Random(f"helpdesk {split}").sample(desk.cases(split), PROBE_ITEMS[split])
 
 
 def grade(item: HelpdeskItem, text: str) -> dict[str, bool]:
