@@ -75,6 +75,13 @@ OWNED = {
 }
 # Where the engine takes less than the trainer: its own order of rows, and no "best" checkpoint.
 _NARROWED = {"train_sampling_strategy": STRATEGIES, "save_strategy": ("no", "steps", "epoch")}
+_LEFT_OUT = {"lr_scheduler_type": ("reduce_lr_on_plateau", "greedy")}  # these wait for a best evaluation
+# What a schedule must be told in `lr_scheduler_kwargs`: one of these.
+_SCHEDULES = {
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
 # Below these a trainer divides by zero or trains nothing, which it tells late or not at all.
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
@@ -83,11 +90,12 @@ _AT_LEAST = {
     "gradient_accumulation_steps": 1,
     "max_length": 1,
     "learning_rate": 0,
-    "num_train_epochs": 0,
     "warmup_steps": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
 }
+_ABOVE_0 = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
+_SHARES = ("warmup_steps", "logging_steps", "save_steps", "eval_steps")  # below 1 of all steps, else a whole number
 _FEW, _LISTED = 4, 15  # values that a remedy lists always, and at most
 _WORDS = {
     "int": "a whole number",
@@ -115,7 +123,8 @@ def open_to_users(config: str) -> dict[str, Argument]:
 
 def choices(argument: Argument) -> tuple[str, ...]:
     """The values that an argument may take; empty where any of its kind may stand."""
-    return _NARROWED.get(argument.name, argument.choices)
+    left_out = _LEFT_OUT.get(argument.name, ())
+    return _NARROWED.get(argument.name, tuple(value for value in argument.choices if value not in left_out))
 
 
 def check(config: str, training: Mapping[str, Any], recipe_keys: frozenset[str]) -> list[Fault]:
@@ -123,8 +132,18 @@ def check(config: str, training: Mapping[str, Any], recipe_keys: frozenset[str])
 
     `recipe_keys` are the stage's own recipe keys: an argument of that name belongs one level up.
     """
-    found = (_fault(config, name, value, recipe_keys) for name, value in training.items())
+    found = [_fault(config, name, value, recipe_keys) for name, value in training.items()]
+    found.append(_schedule_fault(training))
     return [fault for fault in found if fault is not None]
+
+
+def _schedule_fault(training: Mapping[str, Any]) -> Fault | None:
+    name, told = training.get("lr_scheduler_type"), training.get("lr_scheduler_kwargs") or {}
+    wanted = _SCHEDULES.get(name) if isinstance(name, str) else None
+    if wanted is None or (isinstance(told, dict) and set(wanted) & set(told)):
+        return None
+    what = f"the schedule '{name}' needs '{wanted[0]}'"
+    return Fault("lr_scheduler_type", what, f"write `lr_scheduler_kwargs: {{{wanted[0]}: ...}}` beside it")
 
 
 def _fault(config: str, name: str, value: Any, recipe_keys: frozenset[str]) -> Fault | None:
@@ -155,6 +174,12 @@ def _value_fault(argument: Argument, value: Any) -> Fault | None:
         return Fault(name, f"'{{key}}' must be a finite number, not {value}", help_)
     if is_number and name in _AT_LEAST and value < _AT_LEAST[name]:
         return Fault(name, f"'{{key}}' must be at least {_AT_LEAST[name]}, not {value}", help_)
+    if is_number and name in _ABOVE_0 and value <= 0:
+        return Fault(name, f"'{{key}}' must be above 0, not {value}", help_)
+    if is_number and name in _SHARES and value > 1 and value != int(value):
+        return Fault(name, f"'{{key}}' must be a share of all steps below 1, or a whole number, not {value}", help_)
+    if name == "max_steps" and is_number and value < 1 and value != argument.default:
+        return Fault(name, f"'{{key}}' must be at least 1, not {value}", "leave it out to train `num_train_epochs`")
     return None
 
 

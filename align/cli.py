@@ -60,15 +60,16 @@ def run(
     from align.rundir import RunDir
     from align.runner import Options, Run
 
+    options = Options(from_stage, only, fresh)
     path = _without_recipe(model, data, method, stage) if recipe is None else recipes.locate(recipe)
     if recipe is not None and (model is not None or data is not None):
         raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=... with a recipe")
-    loaded = recipes.load(path, set)
+    loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
     folder = RunDir((run_dir or Path("runs") / loaded.recipe.name).absolute())
     if folder.root.exists() and not folder.root.is_dir():
         raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another --run-dir")
     with Watcher(_errors()) as watcher:
-        code = Run(loaded, Options(from_stage, only, fresh, processes), folder, watcher).execute()
+        code = Run(loaded, options, folder, watcher).execute()
     _show(folder.root)
     if code == Exit.GATE:
         _errors().print(

@@ -115,6 +115,7 @@ class Job:
             trainer.add_callback(callback)
         args = trainer.args
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._warm_up_if_it_can(trainer)
         checkpoint = self.dir.root / self.ticket.resume_from if self.ticket.resume_from else None
         if checkpoint is None or not self._trained_whole(trainer, checkpoint):
             try:
@@ -130,6 +131,14 @@ class Job:
             self.model.gradient_checkpointing_disable()
         self._assert_finite()
         return _figures(trainer.state)
+
+    def _warm_up_if_it_can(self, trainer: Trainer) -> None:
+        """The first step of a warm-up has a learning rate of 0: of one step in all nothing would be learnt."""
+        args, rows = trainer.args, len(trainer.train_dataset)
+        steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * -(-rows // self.global_batch)
+        if steps <= 1 and args.warmup_steps > 0:
+            args.warmup_steps = 0
+            self.warnings.append("one step in all, so there was no warm-up: its learning rate would have been 0")
 
     def _trained_whole(self, trainer: Trainer, checkpoint: Path) -> bool:
         """Take a checkpoint of the last step as it is: transformers would train one step more from it."""

@@ -10,12 +10,33 @@ from pathlib import Path
 
 from align.base import Base
 from align.errors import AlignError, Exit, FaultList
-from align.recipe import Loaded
+from align.recipe import Loaded, StagePlan
+from align.validation import Loc, dotted
 
 DISTRIBUTION = "align-suite"
 # Two checkpoints, each the weights and two Adam moments, and the result: in float32, twice the bytes of bfloat16.
 _FULL_SHARE = 2 * (2 * 3 + 1)
 _ADAPTER_SHARE = 0.5  # the same for an adapter of a few per cent
+# What transformers imports for a value of `optim`, by how the value begins: the module and its distribution.
+_OPTIMIZERS = {
+    "galore_": ("galore_torch", "galore-torch"),
+    "apollo_": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "adalomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free_": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "adamw_anyprecision": ("torchdistx", "torchdistx"),
+    "adamw_torch_xla": ("torch_xla", "torch_xla"),
+    "adamw_torch_npu_fused": ("torch_npu", "torch-npu"),
+}
+_ATTENTION = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
+_OF_BITSANDBYTES = ("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb_8bit")
 
 
 def check_packages(loaded: Loaded) -> None:
@@ -26,7 +47,12 @@ def check_packages(loaded: Loaded) -> None:
     """
     faults = FaultList()
     quantized = any(plan.method.quantization(plan.method_keys) for plan in loaded.stages)
-    faults.found.extend(_unmet(skip=() if quantized else ("bitsandbytes",)))
+    eight_bit = any(str(plan.training.get("optim")).startswith(_OF_BITSANDBYTES) for plan in loaded.stages)
+    faults.found.extend(_unmet(skip=() if quantized or eight_bit else ("bitsandbytes",)))
+    faults.found.extend(fault for plan in loaded.stages for fault in _of_training(loaded, plan))
+    kernel = _ATTENTION.get(loaded.recipe.model.attn_implementation or "")
+    if kernel and not _importable(kernel[0]) and not _importable("kernels"):  # which fetches them from the Hub
+        faults.found.append(_absent(loaded, ("model", "attn_implementation"), kernel[1]))
     missing = [name for name in loaded.recipe.trackers if not _importable(name)]
     if missing:
         named = ", ".join(f"'{name}'" for name in missing)
@@ -37,6 +63,24 @@ def check_packages(loaded: Loaded) -> None:
         fault.exit = Exit.MACHINE
         faults.found.append(fault)
     faults.raise_any()
+
+
+def _of_training(loaded: Loaded, plan: StagePlan) -> Iterator[AlignError]:
+    """The packages that a stage's training arguments need and that are not there."""
+    at = ("stages", plan.id, "training")
+    optimizer = str(plan.training.get("optim", ""))
+    for start, (module, distribution) in _OPTIMIZERS.items():
+        if optimizer.startswith(start) and not _importable(module):
+            yield _absent(loaded, (*at, "optim"), distribution)
+    if plan.training.get("use_liger_kernel") and not _importable("liger_kernel"):
+        yield _absent(loaded, (*at, "use_liger_kernel"), "liger-kernel")
+
+
+def _absent(loaded: Loaded, at: Loc, distribution: str) -> AlignError:
+    what = f"'{dotted(at)}' needs the package '{distribution}', which is not installed"
+    fault = loaded.document.fault(at, what, f"pip install {distribution}")
+    fault.exit = Exit.MACHINE
+    return fault
 
 
 def _importable(name: str) -> bool:

@@ -72,6 +72,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.against_model(base.path, own, whole)
     measured = checking.probes()
     checking.raise_any()
+    for plan in loaded.stages:
+        checking.batch(plan, whole[plan.id])
     assert base is not None
     return Prepared(base, whole, own, measured, checking.notes)
 
@@ -191,6 +193,17 @@ class _Checking:
 
         replay = replace(rows.replay, examples=fitting(rows.replay.examples)) if rows.replay else None
         return StageRows(fitting(rows.train), fitting(rows.evaluation), replay)
+
+    def batch(self, plan: StagePlan, rows: StageRows) -> None:
+        """Note a batch that is far larger than the data."""
+        count = len(rows.train) + (mixing.replay_rows(len(rows.train), plan.replay.ratio) if plan.replay else 0)
+        per_device, accumulation = plan.global_batch
+        batch = per_device * accumulation * self.loaded.recipe.launch.processes
+        if 0 < 2 * count <= batch:
+            self.notes.append(
+                f"stage {plan.id}: a batch of {batch} holds each of {count} rows more than once: "
+                "lower per_device_train_batch_size"
+            )
 
     def probes(self) -> str:
         """Hash of what is measured; the user's own probes are read, the shipped ones take a while and are right."""

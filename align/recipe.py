@@ -23,6 +23,7 @@ from align.stage import Program, Replay, StageKeys
 from align.validation import dotted, validate
 
 VERSION = 1
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 class _Keys(BaseModel):
@@ -37,9 +38,20 @@ class ModelKeys(_Keys):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of the weights; auto: bfloat16 where the base is frozen, float32 where it is trained"
     )
-    attn_implementation: str | None = Field(None, description="as in transformers: sdpa, eager, flash_attention_2")
+    attn_implementation: str | None = Field(None, description=f"as in transformers: {', '.join(ATTENTION)}")
     chat_template: str | None = Field(None, description="a .jinja file, or `plain`, for a base that has none")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; said aloud")
+
+    @field_validator("attn_implementation")
+    @classmethod
+    def _attention(cls, value: str | None) -> str | None:
+        if value is not None and value not in ATTENTION and "/" not in value:  # a kernel of the Hub has a slash
+            close = shelf.nearest(value, ATTENTION)
+            raise ValueError(
+                f"transformers has no attention {value!r}; "
+                + (f"did you mean '{close}'?" if close else f"known are {', '.join(ATTENTION)}")
+            )
+        return value
 
 
 class LaunchKeys(_Keys):
@@ -221,6 +233,10 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
         for name, what, remedy in arguments.check(stage.arguments, given, _recipe_keys(stage.keys)):
             path = (*at, "training", name)
             faults.found.append(read.fault(path, what.replace("{key}", dotted(path)), remedy))
+    if keys is not None and keys.eval_data is None and keys.training.get("eval_strategy") in ("steps", "epoch"):
+        what = f"the stage '{node.id}' has nothing to evaluate on"
+        remedy = "write `eval_data:` beside `training:`"
+        faults.found.append(read.fault((*at, "training", "eval_strategy"), what, remedy))
     if keys is not None and keys.replay is not None and not stage.replays:
         what = f"the stage '{node.program.name}' cannot mix replay rows into its data"
         remedy = "leave `replay` out here; the stages that can mix them take the recipe's"

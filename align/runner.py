@@ -30,7 +30,14 @@ class Options:
     from_stage: str | None = None
     only: str | None = None
     fresh: bool = False
-    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises AlignError where two of them contradict each other."""
+        given = [f"--from {self.from_stage}"] if self.from_stage else []
+        given += [f"--only {self.only}"] if self.only else []
+        given += ["--fresh"] if self.fresh else []
+        if len(given) > 1:
+            raise AlignError(f"{' and '.join(given)} cannot go together", "give one of them")
 
     def redo(self) -> str | None:
         """What is to be done again, as text; None when nothing is."""
@@ -51,10 +58,6 @@ class Run:
     tickets: dict[str, Ticket] = field(default_factory=dict)
     changed: bool = False  # whether the report has to be written again
     redo: bool = False  # whether --from, --only or --fresh is to be obeyed, or was before and the run goes on with it
-
-    @property
-    def processes(self) -> int:
-        return self.options.processes or self.loaded.recipe.launch.processes
 
     def execute(self) -> Exit:
         """Run what is not done yet. Returns DONE or GATE.
@@ -105,7 +108,7 @@ class Run:
             self.record["redo"] = asked
         if prepared.base.revision:  # a run stays with one commit of a model that goes on changing
             self.record["hub"] = {"base": [hub.base, hub.revision], "commit": prepared.base.revision}
-        self.tickets = build(self.loaded, prepared, self.dir, self.processes)
+        self.tickets = build(self.loaded, prepared, self.dir, self.loaded.recipe.launch.processes)
         write_recipe(self.dir.recipe, self.loaded)
 
     def _check_base(self, prepared: Prepared) -> None:
@@ -151,7 +154,7 @@ class Run:
             above = parents[above]
 
     def _stages(self) -> Exit:
-        child = Child(self.dir, self.processes, self.watcher)
+        child = Child(self.dir, self.loaded.recipe.launch.processes, self.watcher)
         todo = [p for p in self.loaded.stages if self.options.only in (None, p.id)]
         try:
             for plan in todo:

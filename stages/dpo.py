@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from align.stage import Stage, StageKeys
 
@@ -29,6 +29,8 @@ LOSSES = (
     "sigmoid_norm",
 )
 
+_SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # the losses in which TRL uses label_smoothing
+
 
 class Keys(StageKeys):
     """Recipe keys of a `dpo` stage, by TRL's names."""
@@ -36,7 +38,13 @@ class Keys(StageKeys):
     beta: float = Field(0.1, gt=0, description="0.1-0.5; higher stays closer to the policy that came in")
     loss_type: str | list[str] = Field("sigmoid", description=f"one of {', '.join(LOSSES)}, or several")
     loss_weights: list[float] | None = Field(None, description="one weight for each of several losses")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be flipped")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        validate_default=True,
+        description=f"share of labels taken to be flipped; of the losses {', '.join(_SMOOTHED)}",
+    )
 
     @field_validator("loss_type")
     @classmethod
@@ -44,7 +52,32 @@ class Keys(StageKeys):
         unknown = [name for name in ([value] if isinstance(value, str) else value) if name not in LOSSES]
         if unknown:
             raise ValueError(f"TRL has no DPO loss '{unknown[0]}'; choose from {', '.join(LOSSES)}")
+        if not value:
+            raise ValueError(f"no loss is named; choose from {', '.join(LOSSES)}")
         return value
+
+    @field_validator("loss_weights")
+    @classmethod
+    def _one_each(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        losses = _listed(info.data.get("loss_type", []))
+        if value is not None and losses and len(value) != len(losses):
+            raise ValueError(f"{len(value)} weights for {len(losses)} of loss_type: write one for each")
+        return value
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _used(cls, value: float, info: ValidationInfo) -> float:
+        losses = _listed(info.data.get("loss_type", []))
+        if losses and value > 0 and not set(losses) & set(_SMOOTHED):
+            what = f"TRL smooths no labels in the loss '{losses[0]}'"
+            raise ValueError(f"{what}: write `loss_type: robust`, which is sigmoid with label smoothing")
+        if "exo_pair" in losses and value == 0:
+            raise ValueError("the loss 'exo_pair' needs smoothed labels: write `label_smoothing: 0.001`")
+        return value
+
+
+def _listed(losses: str | list[str]) -> list[str]:
+    return [losses] if isinstance(losses, str) else losses
 
 
 def train(job: Job) -> dict[str, float]:
@@ -56,11 +89,10 @@ def train(job: Job) -> dict[str, float]:
 
     keys = job.keys
     assert isinstance(keys, Keys)
-    losses = [keys.loss_type] if isinstance(keys.loss_type, str) else keys.loss_type
     args = job.arguments(
         DPOConfig,
         beta=keys.beta,
-        loss_type=losses,
+        loss_type=_listed(keys.loss_type),
         loss_weights=keys.loss_weights,
         label_smoothing=keys.label_smoothing,
         precompute_ref_log_probs=True,

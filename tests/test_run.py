@@ -228,3 +228,17 @@ def test_another_precision_of_the_base_is_another_base_row(tmp_path: Path) -> No
     runs.run(recipe, folder, "--set", "model.dtype=float32", "--set", "parameterization={method: lora}")
     assert (folder / "base/measurements/items.jsonl").read_text(encoding="utf-8") != first
     assert list((folder / "superseded").glob("*-measurements"))
+
+
+def test_one_step_in_all_still_learns(tmp_path: Path) -> None:
+    """A warm-up's first step has a learning rate of 0."""
+    from safetensors.torch import load_file
+
+    recipe = runs.write(tmp_path)
+    settings = [f"stages.{stage}.training.max_steps=1" for stage in ("sft", "dpo")]
+    settings.append("stages.sft.training.per_device_train_batch_size=300")
+    done = runs.run(recipe, tmp_path / "run", *(part for text in settings for part in ("--set", text)))
+    assert "stage sft: a batch of 300 holds each of 128 rows more than once" in done.stderr
+    assert "no warm-up" in runs.outcome(tmp_path / "run", "sft")["warnings"][0]
+    found = load_file(tmp_path / "run/stages/sft/model/adapter_model.safetensors")
+    assert all(bool(weight.any()) for name, weight in found.items() if "lora_B" in name)
