@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from align.lab.data import NOT_REPLAYED
+
 RECIPES = {"with replay (20 %)": "dpo_qlora", "without replay": "dpo_qlora_no_replay"}
 
 
@@ -64,11 +66,11 @@ def rows(seed: int, forgetting: dict[str, Any]) -> list[str]:
 
 
 def skills(forgetting: dict[str, Any], replayed: bool | None) -> list[str]:
-    """The skills, or those of them that the replay data cover or not."""
+    """The skills, or those of them that the replay data cover or not, also of a run that replays nothing."""
     return [
         name
         for name, probe in forgetting["probes"].items()
-        if probe["kind"] == "skill" and replayed in (None, probe["replayed"])
+        if probe["kind"] == "skill" and replayed in (None, name not in NOT_REPLAYED)
     ]
 
 
