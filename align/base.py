@@ -42,6 +42,14 @@ class Base:
     revision: str | None
     config: dict[str, Any]
 
+    @property
+    def context(self) -> int | None:
+        """The positions that the model was made for; None where its configuration sets no such limit."""
+        config = self.config.get("text_config") or self.config
+        scaled = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("factor")
+        found = config.get("max_position_embeddings") or config.get("n_positions")
+        return found if isinstance(found, int) and not scaled else None
+
     def identity(self, cache: Path | None = None) -> str:
         """The Hub commit, or a hash over its files; `cache` keeps hashes by size and time of each file."""
         if self.revision:

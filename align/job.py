@@ -65,14 +65,12 @@ class Job:
         Raises:
             AlignError: TRL refuses a value.
         """
-        from align.model import native_bf16
-
         ticket, cuda = self.ticket, torch.cuda.is_available()
         boards = Path(_TENSORBOARD) / ticket.run_name if _TENSORBOARD else self.dir.root / "tensorboard"
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(boards)  # transformers takes it from nowhere else
         given = dict(ticket.training)
         if not given.get("fp16"):
-            given.setdefault("bf16", native_bf16())
+            given.setdefault("bf16", self._bf16())
         given.setdefault("gradient_checkpointing", cuda)
         given.setdefault("ddp_find_unused_parameters", False)
         given.setdefault("eval_strategy", "steps" if self.evaluation else "no")
@@ -94,6 +92,21 @@ class Job:
                 f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
                 f"mend `stages.{ticket.stage}.training`",
             ) from error
+
+    def _bf16(self) -> bool:
+        """Whether to compute in bfloat16: where it is faster here; a stage begun on another machine stays with its
+        own, or it would end with other weights."""
+        from accelerate import PartialState
+
+        from align.model import native_bf16
+
+        begun = rundir.read_json(self.dir.precision) if self.ticket.resume_from else None
+        if begun is not None:
+            return bool(begun["bf16"])
+        chosen = native_bf16()
+        if PartialState().is_main_process:
+            rundir.write_json(self.dir.precision, {"bf16": chosen})
+        return chosen
 
     def dataset(self, columns: dict[str, list[Any]]) -> Dataset:
         """A Dataset of token columns, held in memory."""

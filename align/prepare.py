@@ -17,7 +17,7 @@ from align.data.formats import Example
 from align.data.hub import is_id
 from align.data.sources import LAB, DataSource
 from align.errors import AlignError, FaultList, Faults
-from align.forgetting import probes
+from align.forgetting import leaks, probes
 from align.machine import check_disk
 from align.recipe import Loaded, StagePlan
 from align.rundir import RunDir
@@ -36,9 +36,14 @@ class StageRows:
     replay: Table | None
 
     @property
+    def trained(self) -> list[Example]:
+        """Every row that the model learns, replayed ones too."""
+        return [*self.train, *(self.replay.examples if self.replay else [])]
+
+    @property
     def all(self) -> list[Example]:
         """Every row that the model will see."""
-        return [*self.train, *self.evaluation, *(self.replay.examples if self.replay else [])]
+        return [*self.trained, *self.evaluation]
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,12 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     rows = {plan.id: checking.rows(plan) for plan in loaded.stages}
     whole = {id: found for id, found in rows.items() if found is not None}
     if base is not None and base.path is not None and checking.template_is_known:
-        checking.against_model(base.path, own, whole)
+        checking.against_model(base, own, whole)
     measured = checking.probes()
     checking.raise_any()
     for plan in loaded.stages:
         checking.batch(plan, whole[plan.id])
+        checking.leaks(plan, whole[plan.id])
     assert base is not None
     return Prepared(base, whole, own, measured, checking.notes)
 
@@ -89,6 +95,7 @@ class _Checking:
     notes: list[str]
     faults: FaultList = field(default_factory=FaultList)
     tables: dict[str, Table] = field(default_factory=dict)
+    own_probes: list[probes.Probe] = field(default_factory=list)
     template_is_known: bool = True
 
     def raise_any(self) -> None:
@@ -162,8 +169,10 @@ class _Checking:
             self.notes.extend(f"stage {plan.id}: {text}" for text in self.tables[name].warnings)
         return self.tables[name]
 
-    def against_model(self, folder: Path, own: str | None, rows: dict[str, StageRows]) -> None:
+    def against_model(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
         """Whether the model can take the rows: a chat template where one is needed, answers within max_length."""
+        folder = base.path
+        assert folder is not None
         try:
             talking = [id for id, found in rows.items() if any(_is_chat(example) for example in found.all)]
             bare = talking if own is None and template.find(folder) is None else []
@@ -180,6 +189,9 @@ class _Checking:
         for plan in self.loaded.stages:
             if plan.id in rows:
                 rows[plan.id] = self._fitting(plan, rows[plan.id], lengths)
+                if lengths is not None and base.context:
+                    with self.faults.collect():
+                        checks.within_context(rows[plan.id].all, lengths, _max_length(plan), base.context)
 
     def _fitting(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> StageRows:
         """The rows that max_length leaves an answer of."""
@@ -205,16 +217,30 @@ class _Checking:
                 "lower per_device_train_batch_size"
             )
 
+    def leaks(self, plan: StagePlan, rows: StageRows) -> None:
+        """Note held-out rows and probe items that the stage trains on."""
+        if rows.evaluation:
+            shared = leaks.held_out(rows.evaluation, rows.train)
+            if shared:
+                text = f"{shared:,} of {len(rows.evaluation):,} rows of eval_data are training rows too"
+                self.notes.append(f"stage {plan.id}: {text}, so its loss flatters")
+        for probe in self.own_probes:
+            shared, total = leaks.probed(probe, rows.trained)
+            if shared:
+                text = f"{shared:,} of {total:,} items of the probe '{probe.name}' are training rows too"
+                self.notes.append(f"stage {plan.id}: {text}, so it measures learning by heart")
+
     def probes(self) -> str:
         """Hash of what is measured; the user's own probes are read, the shipped ones take a while and are right."""
         keys = self.loaded.recipe.forgetting
         if not isinstance(keys.probes, dict):
             return rundir.digest(keys.probes)
         try:
-            return rundir.digest([asdict(probe) for probe in probes.load(keys, self.loaded.root)])
+            self.own_probes = probes.load(keys, self.loaded.root)
         except AlignError as error:
             self._add(error, ("forgetting", "probes"))
             return ""
+        return rundir.digest([asdict(probe) for probe in self.own_probes])
 
     def _add(self, error: AlignError, at: Loc, sources: list[DataSource] | None = None) -> None:
         """Take a fault at its own place, where it has one, else at the key of the recipe that led to it."""

@@ -31,7 +31,8 @@ class Watcher:
         self.task: TaskID | None = None
         self.stage, self.path, self.offset = "", Path(), 0
         self.state: dict[str, Any] = {}
-        self.said, self.began, self.first_step = 0.0, 0.0, 0
+        self.said, self.began = 0.0, 0.0
+        self.first: dict[str, Any] = {}  # the entry written when training began: its time, and the step resumed from
 
     def __enter__(self) -> Watcher:
         if self.console.is_terminal:
@@ -76,8 +77,7 @@ class Watcher:
         for entry in self._new():
             if entry.get("time", 0) < self.began - 1:
                 continue  # of an earlier attempt
-            if not self.state:
-                self.first_step = entry["step"]
+            self.first = self.first if self.state else entry
             self.state |= entry
         step, total = self.state.get("step"), self.state.get("max_steps")
         if step is None or not total:
@@ -119,8 +119,8 @@ class Watcher:
         return "  ".join(words)
 
     def _left(self, step: int, total: int) -> str:
-        done = step - self.first_step
+        done = step - self.first["step"]
         if done <= 0 or step >= total:
             return ""
-        seconds = (time.time() - self.began) / done * (total - step)
+        seconds = (self.state["time"] - self.first["time"]) / done * (total - step)
         return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"

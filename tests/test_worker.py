@@ -223,3 +223,20 @@ def stopped() -> None:
 
 def test_a_stage_that_was_asked_to_stop_is_no_failure(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     assert execute(stages, monkeypatch, stopped) == (130, None)
+
+
+def test_a_stage_goes_on_in_the_precision_it_began_in(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of another kind too, where a new stage would be trained in the other one."""
+
+    def execute(id: str, here: bool, resume_from: str | None = None) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr("align.model.native_bf16", lambda: here)
+        ticket = stages.ticket(id, "sft", BASE, LORA, save_strategy="steps", save_steps=2)
+        ticket.resume_from = resume_from
+        stages.execute(ticket)
+        return models.tensors(stages.jobs[id].model)
+
+    begun = execute("begun", here=False)
+    resumed = execute("begun", here=True, resume_from="checkpoints/checkpoint-2")
+    other = execute("other", here=True)
+    assert all(torch.equal(begun[name], resumed[name]) for name in begun)
+    assert any(not torch.equal(begun[name], other[name]) for name in begun)

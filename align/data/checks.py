@@ -18,7 +18,7 @@ from align.data.rows import Row
 from align.data.sources import DataSource, scan
 from align.errors import AlignError, FaultList
 
-__all__ = ["Lengths", "Table", "fitting", "load"]
+__all__ = ["Lengths", "Table", "fitting", "load", "within_context"]
 
 LENGTH_BIAS: Final = 0.85
 """Share of pairs in which the same side is the longer one, from which on length alone tells the two apart."""
@@ -122,6 +122,26 @@ def fitting(
     if examples and not kept:
         raise AlignError(f"all {len(examples):,} rows are too long for max_length {max_length:,}", "raise it")
     return kept, _length_warnings(examples, cut - len(faults), len(faults), max_length, truncation_mode)
+
+
+def within_context(examples: list[Example], lengths: Lengths, max_length: int | None, context: int) -> None:
+    """Refuse rows that have more tokens than the model has positions.
+
+    Args:
+        max_length: tokens of a row that are kept; None keeps all.
+        context: the model's positions.
+
+    Raises:
+        AlignError: with the number of such rows, and the first one's place.
+    """
+    if max_length is not None and max_length <= context:
+        return
+    long = [example for example in examples if not lengths.surely_fits(example, context)]
+    beyond = [row for row, count in zip(long, lengths.counts(long), strict=True) if count.total > context]
+    if beyond:
+        rows = "1 row has" if len(beyond) == 1 else f"{len(beyond):,} of {len(examples):,} rows have"
+        what = f"{rows} more tokens than the {context:,} that the model was made for"
+        raise AlignError(what, f"write `max_length: {context}` under `training:`", place=beyond[0].place)
 
 
 def _too_long(example: Example, tokens: int, max_length: int) -> AlignError:

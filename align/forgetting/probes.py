@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.errors import AlignError
 from align.forgetting.gate import ForgettingKeys, ProbeFile
 from align.forgetting.measurements import Kind, Split
 
@@ -132,15 +133,26 @@ def _from_file(name: str, file: ProbeFile, root: Path) -> Probe:
     table = checks.load([DataSource(source=file.data)], root=root, accepts=wanted, stage=f"probe '{name}'")
     rows = [example.value for example in table.examples]
     if file.metric == "perplexity":
-        parts: dict[Split, list[str]] = {"gate": [], "report": []}
+        texts: dict[Split, list[str]] = {"gate": [], "report": []}
         for row in rows:
-            parts[_split(row["text"])].append(row["text"])
-        return Texts(name, parts)
+            texts[_split(row["text"])].append(row["text"])
+        _check_halves(name, texts)
+        return Texts(name, texts)
     items: dict[Split, list[Question]] = {"gate": [], "report": []}
     for i, row in enumerate(rows):
-        prompt, answer = _question(row)
+        prompt, answer = question(row)
         items[_split(prompt)].append(Question(f"{name}-{i}", prompt, answer))
+    _check_halves(name, items)
     return Exact(name, "skill", items)
+
+
+def _check_halves(name: str, halves: Mapping[Split, Sequence[object]]) -> None:
+    """Raises AlignError where the gate or the report would have nothing to look at."""
+    empty = next((split for split, items in halves.items() if not items), None)
+    if empty is not None:
+        rows = sum(map(len, halves.values()))
+        what = f"the probe '{name}' has {rows} {'row' if rows == 1 else 'rows'}, none of them in the {empty}'s half"
+        raise AlignError(what, "give it more rows: it takes about 200 in each half to tell a drop of 0.05")
 
 
 def _split(text: str) -> Split:
@@ -148,7 +160,8 @@ def _split(text: str) -> Split:
     return SPLITS[zlib.crc32(text.encode()) % 2]
 
 
-def _question(row: dict[str, Any]) -> tuple[str, str]:
+def question(row: dict[str, Any]) -> tuple[str, str]:
+    """What a row asks last, and the answer expected."""
     if "messages" in row:
         return row["messages"][-2]["content"], row["messages"][-1]["content"]
     prompt, answer = row["prompt"], row["completion"]
