@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     assert outcome.policy is not None
     model = models.load_policy(outcome.policy, ticket.model, folder)
     asking = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a stray byte must not end the talk
     if asking:
         print(f"{ticket.run_name}: an empty line ends, /new begins a new conversation")
     messages: list[dict[str, str]] = []

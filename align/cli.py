@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Callable
@@ -27,6 +28,12 @@ lab_app = typer.Typer(no_args_is_help=True, help="The lab model that ships with 
 app.add_typer(lab_app, name="lab", rich_help_panel="Use")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.dpo.beta=0.2")]
+_OF_THE_MACHINE = {
+    errno.ENOSPC: "free some disk and run the same command again",
+    errno.EDQUOT: "free some of your quota and run the same command again",
+    errno.EROFS: "give a --run-dir on a disk that can be written to",
+    errno.EACCES: "give a --run-dir that you may write to",
+}
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/dpo_qlora.")]
 
 
@@ -259,6 +266,12 @@ def guarded(command: Callable[[], Any]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.DONE
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = f"'{error.filename}' cannot be written" if error.filename else "the output cannot be written"
+        _errors().print(f"[red]error[/red] {where}: {error.strerror}\n  -> {_OF_THE_MACHINE[error.errno]}")
+        return Exit.MACHINE
     except SystemExit as leave:
         if leave.code == Exit.INTERRUPTED:  # typer takes Ctrl-C itself, and says nothing
             return _interrupted()

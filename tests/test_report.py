@@ -209,7 +209,7 @@ def test_decision_failure_and_advice_are_told(page: str) -> None:
 def test_verdict_is_one_sentence(run_dir: Path) -> None:
     assert verdict_line(load(run_dir)) == (
         "After dpo the model gained helpdesk (0.015 to 0.880) and helpdesk_polite (0.210 to 0.980) and forgot add "
-        "(-0.325), beyond the tolerated drop of 0.2; 3 more fell; 2 of 11 are UNCLEAR (95 % intervals, the same "
+        "(-0.325), beyond the tolerated drop of 0.2; 3 more fell; 2 of 10 judged are UNCLEAR (95 % intervals, the same "
         "held-out items before and after); stage reward failed."
     )
 

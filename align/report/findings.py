@@ -172,7 +172,10 @@ def _stage_sentence(forgetting: Forgetting, stage: str) -> str:
         losses += f"; {mild} more fell"
     elif mild:
         losses = f"{losses} beyond {tolerated(forgetting)}, though {mild} of {total} capabilities fell"
-    sure = f"{doubtful} of {total} are UNCLEAR" if doubtful else f"all {total} capabilities are decided"
+    judged = sum(cell.verdict is not None for cell in forgetting.matrix[stage].values())
+    of = str(judged) if judged == total else f"{judged} judged"
+    sure = f"{doubtful} of {of} are UNCLEAR" if doubtful else f"all {of} capabilities are decided"
+    sure = sure if judged else "none is judged"
     return f"after {stage} the model gained {_join(gained) or 'nothing for certain'} and {losses}; {sure}"
 
 
