@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from align.data.order import STRATEGIES
+from align.declared import Argument
 from align.shelf import nearest
-from align.trl_source import Argument, known
+from align.trl_source import known
 from align.validation import one_of, shown
 
 __all__ = ["OWNED", "Argument", "Fault", "check", "choices", "known", "open_to_users"]

@@ -50,6 +50,11 @@ class Base:
         found = config.get("max_position_embeddings") or config.get("n_positions")
         return found if isinstance(found, int) and not scaled else None
 
+    def tensors(self) -> list[str]:
+        """The names of the weights, from the heads of their files; none for a Hub model that was not looked up."""
+        files = self.path.glob("*.safetensors") if self.path else ()
+        return [name for file in sorted(files) for name in _head(file) if name != "__metadata__"]
+
     def identity(self, cache: Path | None = None) -> str:
         """The Hub commit, or a hash over its files; `cache` keeps hashes by size and time of each file."""
         if self.revision:
@@ -163,6 +168,14 @@ def _check_weights(name: str, folder: Path) -> None:
             raise AlignError(what, _COPY_AGAIN)
     for file in files:
         _check_whole(name, file)
+
+
+def _head(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors: it begins with the length of that text."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        found: dict[str, Any] = json.loads(stream.read(length))
+    return found
 
 
 def _check_whole(name: str, file: Path) -> None:

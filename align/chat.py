@@ -21,11 +21,12 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     """
     ticket, outcome = _find(folder, stage)
     launch.quiet()
+    from align import adapters
     from align import model as models
 
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template)
     assert outcome.policy is not None
-    model = models.load_policy(outcome.policy, ticket.model, folder)
+    model = adapters.load_policy(outcome.policy, ticket.model, folder)
     asking = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a stray byte must not end the talk

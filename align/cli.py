@@ -171,7 +171,8 @@ def list_() -> None:
         ("recipes", {name: _purpose(shelf.find("recipes", name)) for name in shelf.names("recipes")}),
         ("pipelines", {name: pipeline.preset(name).description for name in shelf.names("pipelines")}),
         ("stages", {name: load(name, Path()).stage.description for name in shelf.names("stages")}),
-        ("parameterizations", {name: parameterization.load(name).DESCRIPTION for name in parameterization.names()}),
+        ("parameterizations", {name: parameterization.load(name).DESCRIPTION for name in parameterization.files()}),
+        ("parameterizations of PEFT, by its names", {"": ", ".join(parameterization.others())}),
     ]
     for title, entries in sections:
         table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold")
@@ -214,6 +215,29 @@ def chat(
     from align import chat as chats
 
     chats.talk(run_dir, stage, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@app.command(rich_help_panel="Look")
+def spectrum(
+    model: Annotated[str, typer.Argument(help="A model folder, a Hugging Face id, or lab.")],
+    snr_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Mark what `method: spectrum` would train; higher marks fewer.")
+    ] = 0.5,
+    estimator: Annotated[str, typer.Option(help="Of the noise: mp, or reference as published.")] = "mp",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scan there as well.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
+) -> None:
+    """Signal-to-noise ratio of every weight matrix of a model, straight from its files."""
+    from align import base as bases
+    from align import rundir
+    from align.spectrum import scan, table
+
+    folder = bases.resolve(model, None, root=Path.cwd()).path
+    assert folder is not None
+    records = scan.scan(folder, estimator, workers=workers)
+    Console().print(table.snr_table(records, estimator, snr_threshold))
+    if json_file is not None:
+        rundir.write_json(json_file, table.snr_json(records, estimator))
 
 
 @lab_app.command("build")

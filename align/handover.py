@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from align import adapters, chain, parameterization
 from align import model as models
-from align import parameterization
 from align.data import encode
 from align.rundir import RunDir
-from align.stage import Ticket
+from align.stage import Adapter, Ticket
 
 
 @dataclass
@@ -28,47 +29,74 @@ class Builder:
         self.method = parameterization.load(self.ticket.parameterization["method"])
         self.keys = self.method.Keys.model_validate(self.ticket.parameterization)
         self.quantization = self.method.quantization(self.keys)
-        self.dtype = models.dtype_of(self.ticket.model.get("dtype", "auto"), self.method.TRAINS_BASE)
+        self.layers = [chain.Layer.of(adapter.settings, adapter.name) for adapter in self.ticket.policy.adapters]
+        self.trains_base = self.method.trains_base(self.keys)
+        self.dtype = models.dtype_of(self.ticket.model.get("dtype", "auto"), self.trains_base)
 
     def pristine(self) -> Any:
         """The base as this stage loads it; used again by `build` where the policy stands on it directly."""
         model = self._load(self.ticket.policy.base.path, self.quantization)
-        if self.ticket.policy.weights is None and not self._merges():
+        if self.ticket.policy.weights is None and not self._unquantized():
             self.loaded = model
         return model
 
-    def build(self) -> tuple[Any, models.Merge | None]:
+    def build(self) -> tuple[Any, adapters.Merge | None]:
         """The policy with this stage's weights trainable, and what a merge on the way did."""
-        policy = self.ticket.policy
-        folder = str(self.run.root / policy.weights) if policy.weights else policy.base.path
-        if self._merges():
-            base = self._load(folder, policy.quantization)
-            merged, report = models.merge(base, policy, self.run.root, self._prompts())
-            return self.method.apply(merged.to(self.dtype), self.keys, models.TRAINED), report
-        model = self.loaded if self.loaded is not None else self._load(folder, self.quantization)
-        if self.method.TRAINS_BASE:
-            return self.method.apply(model, self.keys, models.TRAINED), None
-        names = models.adapter_names(policy)
-        if self.continues():
-            model = models.put_adapters(model, policy, self.run.root, last=models.TRAINED)
-            names[-1] = models.TRAINED
+        return self._onto_base() if self.trains_base else (self._onto_frozen(), None)
+
+    def _onto_base(self) -> tuple[Any, adapters.Merge | None]:
+        """Adapters become part of the weights that are trained; those that cannot stay on them, frozen and active."""
+        policy, report = self.ticket.policy, None
+        run, merged = self.run.root, self._merged()
+        if self._unquantized():
+            model = self._load(self._folder(), policy.quantization)
+            if merged:
+                model, report = adapters.merge(model, merged, run, self._prompts())
+            elif policy.quantization:
+                model = model.dequantize()
+            model = model.to(self.dtype)
         else:
-            model = models.put_adapters(model, policy, self.run.root)
-            model = self.method.apply(model, self.keys, models.TRAINED)
-            names.append(models.TRAINED)
-        models.activate(model, names, trainable=models.TRAINED)
-        return model, None
+            model = self._base()
+        model = self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
+        kept = policy.adapters[len(merged) :]
+        if kept:
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            model = adapters.bare(adapters.put(model, kept, run))  # the trainer must save the weights, not the adapters
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.replace(".base_layer.", ".") in trained)
+        return model, report
 
-    def continues(self) -> bool:
-        """Whether this stage goes on with the last adapter: same method, same settings."""
-        adapters = self.ticket.policy.adapters
-        return bool(adapters) and adapters[-1].settings == self.ticket.parameterization
+    def _onto_frozen(self) -> Any:
+        """This stage's adapter on the base, over the earlier ones; or the last of them, trained further."""
+        policy, model, run = self.ticket.policy, self._base(), self.run.root
+        if not chain.continues(self.layers, chain.Layer(self.method, self.keys, self.ticket.stage)):
+            model = adapters.put(model, policy.adapters, run)
+            return self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
+        earlier, last = policy.adapters[:-1], policy.adapters[-1:]
+        return adapters.resume(adapters.put(model, earlier, run), last[0], run)
 
-    def _merges(self) -> bool:
-        return self.method.TRAINS_BASE and bool(self.ticket.policy.adapters)
+    def _merged(self) -> list[Adapter]:
+        """The first adapters of the policy, as far as they can be merged."""
+        return self.ticket.policy.adapters[: chain.mergeable(self.layers)]
+
+    def _unquantized(self) -> bool:
+        """Whether the base has to be made anew for this stage: adapters are merged, or 4-bit weights unpacked."""
+        return self.trains_base and bool(self._merged() or self.ticket.policy.quantization)
+
+    def _folder(self) -> str:
+        policy = self.ticket.policy
+        return str(self.run.root / policy.weights) if policy.weights else policy.base.path
+
+    def _base(self) -> Any:
+        return self.loaded if self.loaded is not None else self._load(self._folder(), self.quantization)
 
     def _load(self, folder: str, quantization: dict[str, Any] | None) -> Any:
         return models.load_weights(folder, self.ticket.model, self.dtype, quantization)
+
+    @property
+    def folder(self) -> Path:
+        """Where the parameterization writes what it finds out."""
+        return self.run.stage(self.ticket.stage).root
 
     def _prompts(self) -> list[list[int]]:
         rows = [row for row in self.sample if "chosen" not in row]

@@ -123,13 +123,17 @@ class Job:
         Raises:
             Interrupted: the run was asked to stop.
         """
+        from align.trainers import adalora
+
         stop = Stop(self.interrupted)
+        checkpoint = self.dir.root / self.ticket.resume_from if self.ticket.resume_from else None
+        if adalora.is_allocated(self.model):
+            trainer.add_callback(adalora.Allocate(self.model, checkpoint))
         for callback in (Watch(self), Seal(), stop):
             trainer.add_callback(callback)
         args = trainer.args
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._warm_up_if_it_can(trainer)
-        checkpoint = self.dir.root / self.ticket.resume_from if self.ticket.resume_from else None
         if checkpoint is None or not self._trained_whole(trainer, checkpoint):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -121,7 +121,7 @@ def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
     if base.path is None:
         return
     weights = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
-    shares = (_FULL_SHARE if plan.method.TRAINS_BASE else _ADAPTER_SHARE for plan in loaded.stages)
+    shares = (_FULL_SHARE if plan.trains_base else _ADAPTER_SHARE for plan in loaded.stages)
     needed = sum(weights * share for share in shares)
     folder = next(p for p in (run.resolve(), *run.resolve().parents) if p.exists())
     held = sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) if run.is_dir() else 0

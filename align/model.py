@@ -1,10 +1,8 @@
-"""Models in memory: load a base, put a policy on it, hand it over to the next stage, save it."""
+"""Base models in memory: the tokenizer, the weights, the device and the precision."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,13 +14,6 @@ from transformers import (
 )
 
 from align.errors import AlignError, Exit
-from align.stage import Policy
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-TRAINED = "default"  # PEFT's name of the adapter that this stage trains; earlier ones are named for their stage
-AGREEMENT_FLOOR = 0.98
 
 
 def device() -> torch.device:
@@ -103,103 +94,6 @@ def pin_4bit_layout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def adapter_names(policy: Policy) -> list[str]:
-    """PEFT's names of a policy's adapters. A stage may be called `train` or `default`, which PEFT cannot take."""
-    return [f"stage_{adapter.name}" for adapter in policy.adapters]
-
-
-def put_adapters(model: PreTrainedModel, policy: Policy, run: Path, *, last: str | None = None) -> PreTrainedModel:
-    """Load a policy's adapters onto its base, in order, all active and frozen.
-
-    Args:
-        run: the run folder, which the adapters' paths are relative to.
-        last: the PEFT name of the last adapter; by default its own.
-    """
-    from peft import PeftModel
-
-    names = adapter_names(policy)
-    if last is not None and names:
-        names[-1] = last
-    for name, adapter in zip(names, policy.adapters, strict=True):
-        folder = str(run / adapter.path)
-        if isinstance(model, PeftModel):
-            model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=True)
-        else:
-            model = PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=True)
-    if isinstance(model, PeftModel):
-        activate(model, names, trainable=None)
-    return model
-
-
-def load_policy(policy: Policy, keys: dict[str, Any], run: Path) -> PreTrainedModel:
-    """A policy as it stands in a run folder, in evaluation mode, its adapters active.
-
-    Args:
-        keys: the recipe's `model`.
-    """
-    dtype = dtype_of(keys.get("dtype", "auto"), trains_base=policy.weights is not None)
-    folder = str(run / policy.weights) if policy.weights else policy.base.path
-    return put_adapters(load_weights(folder, keys, dtype, policy.quantization), policy, run).eval()
-
-
-def activate(model: PeftModel, names: list[str], *, trainable: str | None) -> None:
-    """Make these adapters act together, in order; only `trainable` learns.
-
-    PEFT makes every active adapter trainable, so the flags are set again afterwards.
-    """
-    model.base_model.set_adapter(names)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable is not None and f".{trainable}." in name)
-
-
-@dataclass(frozen=True)
-class Merge:
-    """What a merge into base weights did: how often the merged model's next token is that of the adapted one."""
-
-    adapters: list[str]
-    agreement: float
-    prompts: int
-
-
-@torch.no_grad()
-def merge(base: PreTrainedModel, policy: Policy, run: Path, prompts: list[list[int]]) -> tuple[PreTrainedModel, Merge]:
-    """Merge a policy's adapters into its base's own precision, through the dequantised base.
-
-    Merging onto 4-bit weights and quantising again would lose most of the update.
-
-    Args:
-        base: as the policy holds it, quantised where it was trained so; it is used up.
-        run: the run folder, which the adapters' paths are relative to.
-        prompts: token ids to compare the two on.
-
-    Raises:
-        AlignError: the merged model disagrees with the adapted one.
-    """
-    model = put_adapters(base, policy, run)
-    before = [_next_tokens(model, ids) for ids in prompts]
-    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
-        # the adapters' layers are made for the kind of layer below them, so they are put on again
-        model = put_adapters(model.unload().dequantize(), policy, run)
-    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True, adapter_names=adapter_names(policy))
-    after = [_next_tokens(merged, ids) for ids in prompts]
-    total = sum(len(tokens) for tokens in before)
-    same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))
-    result = Merge([adapter.name for adapter in policy.adapters], same / max(total, 1), len(prompts))
-    if result.agreement < AGREEMENT_FLOOR:
-        raise AlignError(
-            f"the merged model picks the adapted model's next token in only {result.agreement:.1%} of "
-            f"{total} positions (at least {AGREEMENT_FLOOR:.0%} is needed)",
-            "use `dtype: float32`, or keep the adapter with a parameterization that freezes the base",
-            exit=Exit.STAGE_FAILED,
-        )
-    return merged, result
-
-
-def _next_tokens(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=device())).logits
-    return logits[0].argmax(-1).cpu()
 
 
 def counts(model: torch.nn.Module) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align import arguments, document, parameterization, pipeline, shelf
+from align import arguments, chain, document, parameterization, pipeline, shelf
 from align.base import LAB
 from align.document import Document
 from align.errors import AlignError, FaultList
@@ -106,6 +106,11 @@ class StagePlan:
     training: dict[str, Any]
 
     @property
+    def trains_base(self) -> bool:
+        """Whether base weights change."""
+        return self.method.trains_base(self.method_keys)
+
+    @property
     def global_batch(self) -> tuple[int, int]:
         """Rows of a process in one update: per-device batch size and accumulation steps."""
         return self.training["per_device_train_batch_size"], self.training["gradient_accumulation_steps"]
@@ -181,7 +186,21 @@ def check(read: Document, root: Path) -> Loaded:
         plan = _plan(recipe, node, entry.keys, entry.method or default)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
+    _check_hand_overs(read, plans, faults)
+    faults.raise_any()
     return Loaded(recipe, plans, read, root, warnings)
+
+
+def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> None:
+    """Whether each stage's parameterization can go on from those of the stages before it."""
+    policies: dict[str, list[chain.Layer]] = {pipeline.BASE: []}
+    for plan in plans:
+        own = chain.Layer(plan.method, plan.method_keys, plan.id)
+        try:
+            policies[plan.id] = chain.after(policies[plan.policy], own)
+        except AlignError as error:
+            policies[plan.id] = [own]
+            faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
 
 
 def _in_file(fault: AlignError) -> tuple[str, int, int]:
@@ -263,8 +282,9 @@ def _recipe_keys(keys: type[StageKeys]) -> frozenset[str]:
 def _method(read: Document, data: dict[str, Any], at: tuple[str, ...]) -> tuple[Method, ParameterizationKeys]:
     name = data.get("method")
     if not isinstance(name, str):
-        listed = ", ".join(parameterization.names())
-        raise read.fault(at, "the parameterization names no method", f"write `method:` with one of: {listed}")
+        listed = ", ".join(parameterization.files())
+        remedy = f"write `method:` with one of: {listed}, or a method of PEFT that `align list` shows"
+        raise read.fault(at, "the parameterization names no method", remedy)
     try:
         method = parameterization.load(name)
     except AlignError as error:
@@ -277,7 +297,7 @@ def _plan(
 ) -> StagePlan:
     stage = node.program.stage
     replay = keys.replay if "replay" in keys.model_fields_set else recipe.replay
-    training = _training(stage.defaults, method[0].TRAINS_BASE, keys.training)
+    training = _training(stage.defaults, method[0].trains_base(method[1]), keys.training)
     return StagePlan(node.id, node.program, node.policy, keys, *method, replay if stage.replays else None, training)
 
 

@@ -114,7 +114,7 @@ class Run:
     def _check_base(self, prepared: Prepared) -> None:
         """The base row of the matrix belongs to one base, loaded in one way and asked one set of questions."""
         first, model, plan = next(iter(self.tickets.values())), self.loaded.recipe.model, self.loaded.stages[0]
-        precision = ["trained" if plan.method.TRAINS_BASE else "frozen"] if model.dtype == "auto" else [model.dtype]
+        precision = ["trained" if plan.trains_base else "frozen"] if model.dtype == "auto" else [model.dtype]
         quantization = plan.method.quantization(plan.method_keys)
         asked = [first.measured, prepared.chat_template, first.replays]
         known = rundir.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])

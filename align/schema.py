@@ -50,11 +50,13 @@ def recipe_schema() -> Json:
 def _methods(definitions: Json) -> list[str]:
     """Put each parameterization into the definitions; returns their names there."""
     names = []
-    for name in parameterization.names():
-        method = parameterization.load(name)
+    for name in (*parameterization.files(), parameterization.OTHERS):
+        others = parameterization.others() if name == parameterization.OTHERS else []
+        method = parameterization.load(others[0] if others else name)
         found = method.Keys.model_json_schema()
         definitions |= found.pop("$defs", {})
-        found["properties"]["method"] = {"const": name, "description": method.DESCRIPTION}
+        called = {"enum": others} if others else {"const": name}
+        found["properties"]["method"] = called | {"description": method.DESCRIPTION}
         found["required"] = ["method", *found.get("required", [])]
         definitions[f"parameterization_{name}"] = found
         names.append(f"parameterization_{name}")

@@ -263,6 +263,7 @@ class Outcome(BaseModel):
     steps: int
     parameters: dict[str, int]
     parameterization: dict[str, Any]
+    trained: list[str] = []  # the modules that hold trainable weights
     metrics: dict[str, Any]
     data: dict[str, Any]
     policy: Policy | None = None

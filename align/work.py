@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import card, parameterization, rundir
+from align import adapters, card, chain, parameterization, rundir, targets
 from align import model as models
 from align import stage as stages
 from align.data import mixing
@@ -88,7 +88,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     clock = Clock.start()
     set_seed(ticket.seed)  # the first draw of a stage is its new weights, whatever was measured before
     job.model, merge = builder.build()
-    parameters = models.counts(job.model)
+    parameters, trained = models.counts(job.model), targets.trained(job.model)
     metrics = _program(ticket).stage.train(job)
     seconds, cpu = clock.seconds()
     outcome = None
@@ -110,6 +110,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
             steps=job.steps,
             parameters=parameters,
             parameterization=ticket.parameterization,
+            trained=trained,
             metrics=metrics,
             data=job.data,
             policy=policy if ticket.gives == "policy" else None,
@@ -220,7 +221,7 @@ def _measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[pro
     """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
     outcome = Outcome.model_validate(rundir.read_json(job.dir.trained))
     if outcome.policy is not None and bench_probes:
-        job.model = models.load_policy(outcome.policy, ticket.model, run.root)
+        job.model = adapters.load_policy(outcome.policy, ticket.model, run.root)
         measured = _measure(job, run, bench_probes)
         outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
     outcome.measured = ticket.measured
@@ -233,27 +234,32 @@ def _save(job: Job, run: RunDir) -> Policy:
     ticket, folder = job.ticket, job.dir.model
     shutil.rmtree(folder, ignore_errors=True)
     method = parameterization.load(ticket.parameterization["method"])
-    came_in = ticket.policy
-    if method.TRAINS_BASE:
-        job.model.save_pretrained(folder)
-        policy = Policy(base=came_in.base, weights=run.relative(folder))
+    keys, came_in = method.Keys.model_validate(ticket.parameterization), ticket.policy
+    layers = [chain.Layer.of(adapter.settings, adapter.name) for adapter in came_in.adapters]
+    kept = chain.after(layers, chain.Layer(method, keys, ticket.stage))
+    stages = {layer.stage for layer in kept}
+    adapters_kept = [adapter for adapter in came_in.adapters if adapter.name in stages]
+    if method.trains_base(keys):
+        job.model.save_pretrained(folder, state_dict=adapters.base_weights(job.model) if kept else None)
+        policy = Policy(base=came_in.base, weights=run.relative(folder), adapters=adapters_kept)
     else:
-        job.model.save_pretrained(folder, selected_adapters=[models.TRAINED])
+        job.model.save_pretrained(folder, selected_adapters=[adapters.TRAINED])
         if came_in.base.revision and came_in.weights is None:  # loads anywhere, not only where the cache has it
             config = rundir.read_json(folder / "adapter_config.json")
             config |= {"base_model_name_or_path": came_in.base.name, "revision": came_in.base.revision}
             rundir.write_json(folder / "adapter_config.json", config)
-        kept = came_in.adapters
-        if kept and kept[-1].settings == ticket.parameterization:
-            kept = kept[:-1]
         own = Adapter(
             name=ticket.stage,
             path=run.relative(folder),
             method=ticket.parameterization["method"],
             settings=ticket.parameterization,
         )
-        quantization = method.quantization(method.Keys.model_validate(ticket.parameterization))
-        policy = Policy(base=came_in.base, weights=came_in.weights, quantization=quantization, adapters=[*kept, own])
+        policy = Policy(
+            base=came_in.base,
+            weights=came_in.weights,
+            quantization=method.quantization(keys),
+            adapters=[*adapters_kept, own],
+        )
     job.tokenizer.save_pretrained(folder)
     return policy
 

@@ -121,7 +121,7 @@ def test_all_that_ships_is_named() -> None:
         *shelf.names("recipes"),
         *shelf.names("pipelines"),
         *shelf.names("stages"),
-        *parameterization.names(),
+        *parameterization.files(),
         *FORMATS,
     ]
     assert [name for name in names if f"`{name}`" not in text] == []

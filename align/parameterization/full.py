@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.parameterization import ParameterizationKeys
@@ -10,13 +11,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DESCRIPTION = "all weights"
-TRAINS_BASE = True
 
 
 class Keys(ParameterizationKeys):
     """`{method: full}`"""
 
     method: Literal["full"] = "full"
+
+
+def trains_base(keys: Keys) -> bool:
+    """Base weights are what it trains."""
+    return True
+
+
+def merges(keys: Keys) -> bool:
+    """There is no adapter."""
+    return True
+
+
+def continues(keys: Keys) -> bool:
+    """There is no adapter that could be trained further."""
+    return False
+
+
+def stacks(keys: Keys) -> bool:
+    """There is no adapter that another could stand on."""
+    return True
 
 
 def advise(keys: Keys) -> list[str]:
@@ -29,7 +49,7 @@ def quantization(keys: Keys) -> dict[str, Any] | None:
     return None
 
 
-def apply(model: PreTrainedModel, keys: Keys, name: str) -> PreTrainedModel:
+def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreTrainedModel:
     """All parameters trainable."""
     model.requires_grad_(True)
     return model

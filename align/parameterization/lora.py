@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from align.parameterization import ParameterizationKeys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+HEADS = ("lm_head", "embed_out", "output_layer")
 DESCRIPTION = "low-rank adapters on a frozen base"
-TRAINS_BASE = False
 
 
 class LoraKeys(BaseModel):
@@ -32,6 +33,18 @@ class LoraKeys(BaseModel):
     layers_to_transform: list[int] | int | None = Field(None, description="only these layers get an adapter")
     rank_pattern: dict[str, int] = Field({}, description="another r for modules by name")
     alpha_pattern: dict[str, int] = Field({}, description="another alpha for modules by name")
+    target_parameters: list[str] | None = Field(None, description="3-D expert tensors that get an adapter")
+    lora_bias: bool = Field(False, description="give the adapter's second matrix a bias")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _not_the_head(cls, value: Literal["auto"] | list[str]) -> Literal["auto"] | list[str]:
+        head = next((name for name in value if name.rpartition(".")[2] in HEADS), None) if value != "auto" else None
+        if head is not None:
+            raise ValueError(
+                f"TRL's trainers take no LoRA on {head!r}: write `modules_to_save: [{head}]` to train it whole"
+            )
+        return value
 
 
 class Keys(ParameterizationKeys):
@@ -39,6 +52,26 @@ class Keys(ParameterizationKeys):
 
     method: Literal["lora"] = "lora"
     lora: LoraKeys = Field(LoraKeys(), description="the adapter")
+
+
+def trains_base(keys: Keys) -> bool:
+    """The base is frozen under the adapter."""
+    return False
+
+
+def merges(keys: Keys) -> bool:
+    """An update of a matrix is added to it."""
+    return True
+
+
+def continues(keys: Keys) -> bool:
+    """An adapter is loaded as it was left."""
+    return True
+
+
+def stacks(keys: Keys) -> bool:
+    """Unless it trains whole modules, of which one at a time can act."""
+    return not keys.lora.modules_to_save
 
 
 def advise(keys: Keys) -> list[str]:
@@ -57,23 +90,26 @@ def quantization(keys: Keys) -> dict[str, Any] | None:
     return None
 
 
-def apply(model: PreTrainedModel, keys: Keys, name: str) -> PreTrainedModel:
-    """Add a trainable adapter called `name`; the weights of the base are frozen.
+def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreTrainedModel:
+    """Add a trainable adapter called `name`; the weights of the base are frozen."""
+    from align import adapters, targets
 
-    A model that is a PeftModel already gets the adapter on top of those it has.
-    """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    found = targets.find(adapters.bare(model))
+    return add(model, keys.lora, name, found.modules, found.parameters)
 
-    settings = keys.lora.model_dump()
+
+def add(model: Any, keys: LoraKeys, name: str, modules: list[str], parameters: list[str]) -> PreTrainedModel:
+    """Add a trainable adapter on modules and 3-D expert tensors, unless the keys name others."""
+    from peft import LoraConfig
+
+    from align import adapters
+
+    settings = keys.model_dump(exclude_none=True)
+    if settings["target_modules"] == "auto":
+        settings["target_modules"] = modules
+        if parameters:
+            settings.setdefault("target_parameters", parameters)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
-        lora_alpha=settings.pop("alpha"),
-        lora_dropout=settings.pop("dropout"),
-        target_modules="all-linear" if settings["target_modules"] == "auto" else settings["target_modules"],
-        **{key: value for key, value in settings.items() if key != "target_modules"},
+        task_type="CAUSAL_LM", lora_alpha=settings.pop("alpha"), lora_dropout=settings.pop("dropout"), **settings
     )
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
-        return model
-    # float32 adapters, also over a 4-bit base: small updates would round away in bfloat16
-    return get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=True)
+    return adapters.add(model, config, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DESCRIPTION = "LoRA over a base in 4 or 8 bits"
-TRAINS_BASE = False
 
 
 class QuantizationKeys(BaseModel):
@@ -30,6 +30,12 @@ class QuantizationKeys(BaseModel):
         "bfloat16", description="what weights are unpacked to for a product"
     )
 
+    def arguments(self) -> dict[str, Any]:
+        """Those of transformers' BitsAndBytesConfig; the compute dtype by its name."""
+        if self.bits == 8:
+            return {"load_in_8bit": True}
+        return {"load_in_4bit": True, **self.model_dump(exclude={"bits"})}
+
 
 class Keys(ParameterizationKeys):
     """`{method: qlora, lora: {...}, quantization: {bits: 4, ...}}`"""
@@ -39,18 +45,36 @@ class Keys(ParameterizationKeys):
     quantization: QuantizationKeys = Field(QuantizationKeys(), description="how the base is held")
 
 
+def trains_base(keys: Keys) -> bool:
+    """The base is frozen under the adapter."""
+    return False
+
+
+def merges(keys: Keys) -> bool:
+    """As LoRA's, onto the dequantised base."""
+    return True
+
+
+def continues(keys: Keys) -> bool:
+    """An adapter is loaded as it was left."""
+    return True
+
+
+def stacks(keys: Keys) -> bool:
+    """As LoRA's."""
+    return not keys.lora.modules_to_save
+
+
 def advise(keys: Keys) -> list[str]:
     """As for LoRA."""
     return on_any_base.advise(on_any_base.Keys(lora=keys.lora))
 
 
 def quantization(keys: Keys) -> dict[str, Any] | None:
-    """Arguments of transformers' BitsAndBytesConfig; the compute dtype by its name."""
-    if keys.quantization.bits == 8:
-        return {"load_in_8bit": True}
-    return {"load_in_4bit": True, **keys.quantization.model_dump(exclude={"bits"})}
+    """How the base is held."""
+    return keys.quantization.arguments()
 
 
-def apply(model: PreTrainedModel, keys: Keys, name: str) -> PreTrainedModel:
+def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreTrainedModel:
     """As for LoRA: the model was loaded quantised."""
     return on_any_base.apply(model, on_any_base.Keys(lora=keys.lora), name)

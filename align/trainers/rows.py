@@ -11,8 +11,8 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from torch.utils.data import SequentialSampler
 
+from align.adapters import TRAINED
 from align.data.order import RowOrder
-from align.model import TRAINED
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -59,8 +59,10 @@ class OurRows(Trainer):
             return
         weights = load_peft_weights(os.fspath(resume_from_checkpoint), device="cpu")
         result = set_peft_model_state_dict(peft, weights, adapter_name=TRAINED)
-        if result.unexpected_keys:
-            raise ValueError(f"the checkpoint holds weights that the model has not: {result.unexpected_keys[:3]}")
+        # a learnt prompt is loaded beside the model, which PEFT then takes for one that the model has no place for
+        unexpected = [key for key in result.unexpected_keys if key != "prompt_embeddings"]
+        if unexpected:
+            raise ValueError(f"the checkpoint holds weights that the model has not: {unexpected[:3]}")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written with the finished model, once, by align."""

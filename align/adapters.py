@@ -1,0 +1,233 @@
+"""A policy's adapters on its base, whatever their methods: put on in order, all acting; merged; taken off.
+
+A PeftModel holds adapters of one method. An adapter of another method gets a PeftModel of its own around the same base:
+PEFT works inside the base, so that a later adapter's layer wraps an earlier one's, and each is saved and loaded under
+the names it would have alone. A PeftModel around a PeftModel would save names that fit only the same nesting. The
+outermost PeftModel is what a trainer sees; it knows the names of the earlier adapters, and leaves them out of its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from transformers import PreTrainedModel
+
+from align import model as models
+from align.bottleneck.layer import BottleneckLayer, detach
+from align.errors import AlignError, Exit
+from align.stage import Adapter, Policy
+
+TRAINED = "default"  # PEFT's name of the adapter that a stage trains; earlier ones are named for their stage
+AGREEMENT_FLOOR = 0.98
+
+
+def names(adapters: Sequence[Adapter]) -> list[str]:
+    """PEFT's names of a policy's adapters. A stage may be called `train` or `default`, which PEFT cannot take."""
+    return [f"stage_{adapter.name}" for adapter in adapters]
+
+
+def bare(model: Any) -> PreTrainedModel:
+    """The base inside its PeftModel, with the layers of its adapters still in it, ready for another PeftModel."""
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    vars(base).pop("peft_config", None)  # else the next PeftModel takes the earlier one's adapters for its own
+    return base
+
+
+def put(model: Any, adapters: Sequence[Adapter], run: Path, *, last: str | None = None) -> Any:
+    """Load adapters onto a model, in order; all act, and none is trainable.
+
+    Args:
+        model: a base, or a base with adapters.
+        run: the run folder, which the adapters' paths are relative to.
+        last: the PEFT name of the last adapter; by default its own.
+    """
+    called = names(adapters)
+    if last is not None and called:
+        called[-1] = last
+    for name, adapter in zip(called, adapters, strict=True):
+        folder = str(run / adapter.path)
+        if _takes(model, PeftConfig.from_pretrained(folder)):
+            model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=True)
+        else:
+            earlier = _settings(model)
+            model = PeftModel.from_pretrained(bare(model), folder, adapter_name=name, autocast_adapter_dtype=True)
+            model.peft_config.update(earlier)
+    if adapters:
+        activate(model, called)
+        model.requires_grad_(False)
+    return model
+
+
+def resume(model: Any, adapter: Adapter, run: Path) -> PeftModel:
+    """A finished adapter on top of those that the model has, all acting; it alone is trained further."""
+    earlier = _settings(model)
+    folder = str(run / adapter.path)
+    config = PeftConfig.from_pretrained(folder)
+    if config.is_prompt_learning:  # which PEFT loads only to be used: made anew, its weights then loaded
+        config.inference_mode = False
+        model = add(model, config, TRAINED)
+        set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"), adapter_name=TRAINED)
+        return model
+    if _takes(model, config):
+        model.load_adapter(folder, adapter_name=TRAINED, is_trainable=True, autocast_adapter_dtype=True)
+    else:
+        model = PeftModel.from_pretrained(
+            bare(model), folder, adapter_name=TRAINED, is_trainable=True, autocast_adapter_dtype=True
+        )
+        model.peft_config.update(earlier)
+    activate(model, [*earlier, TRAINED])
+    freeze(model, list(earlier))
+    return model
+
+
+def add(model: Any, config: PeftConfig, name: str) -> PeftModel:
+    """A new adapter on top of those that the model has, all acting; only the new one is trainable.
+
+    It is float32, also over a 4-bit base: small updates would round away in bfloat16.
+
+    Raises:
+        AlignError: PEFT cannot put such an adapter on this model.
+    """
+    earlier = _settings(model)
+    with refusal(str(config.peft_type.value).lower()):
+        if _takes(model, config):
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(bare(model), config, adapter_name=name, autocast_adapter_dtype=True)
+            model.peft_config.update(earlier)
+    activate(model, [*earlier, name])
+    freeze(model, list(earlier))
+    return model
+
+
+@contextmanager
+def refusal(method: str) -> Iterator[None]:
+    """What PEFT refuses, as one sentence."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        remedy = "mend the keys of the parameterization, or choose another method"
+        raise AlignError(f"PEFT cannot put '{method}' on this model: {reason}", remedy) from error
+
+
+def _settings(model: Any) -> dict[str, PeftConfig]:
+    """The adapters of a model by name, in order."""
+    return dict(model.peft_config) if isinstance(model, PeftModel) else {}
+
+
+def _takes(model: Any, config: PeftConfig) -> bool:
+    """Whether the model's outermost PeftModel can hold an adapter of this method beside its own; AdaLoRA's shares
+    ranks out for one alone."""
+    same = isinstance(model, PeftModel) and model.peft_type == config.peft_type
+    return same and config.peft_type != PeftType.ADALORA
+
+
+def activate(model: torch.nn.Module, called: Sequence[str]) -> None:
+    """Make these adapters act together, in every layer that has them."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(list(called))
+
+
+def freeze(model: torch.nn.Module, called: Sequence[str]) -> None:
+    """Freeze these adapters; PEFT makes every active one trainable."""
+    for name, parameter in model.named_parameters():
+        if set(called) & set(name.split(".")):
+            parameter.requires_grad_(False)
+
+
+def strip(model: Any) -> PreTrainedModel:
+    """The base alone: every adapter's layer is replaced by what it wraps."""
+    base = bare(model)
+    for name, module in list(base.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if isinstance(module, BottleneckLayer):
+            detach(base.get_submodule(parent))
+        elif isinstance(module, BaseTunerLayer) and child != "base_layer":
+            setattr(base.get_submodule(parent), child, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            setattr(base.get_submodule(parent), child, module.original_module)
+    return base
+
+
+def base_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of the base alone, by the names it has without adapters."""
+    layers = [f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    found = {}
+    for name, tensor in model.state_dict().items():
+        owner = max((layer for layer in layers if name.startswith(layer)), key=len, default=None)
+        if owner is None or name.removeprefix(owner).startswith("base_layer."):  # else it is an adapter's
+            found[name.replace(".base_layer", "")] = tensor
+    return found
+
+
+def load_policy(policy: Policy, keys: dict[str, Any], run: Path) -> Any:
+    """A policy as it stands in a run folder, in evaluation mode, its adapters active.
+
+    Args:
+        keys: the recipe's `model`.
+    """
+    dtype = models.dtype_of(keys.get("dtype", "auto"), trains_base=policy.weights is not None)
+    folder = str(run / policy.weights) if policy.weights else policy.base.path
+    return put(models.load_weights(folder, keys, dtype, policy.quantization), policy.adapters, run).eval()
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge into base weights did: how often the merged model's next token is that of the adapted one."""
+
+    adapters: list[str]
+    agreement: float
+    prompts: int
+
+
+@torch.no_grad()
+def merge(
+    base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, prompts: list[list[int]]
+) -> tuple[PreTrainedModel, Merge]:
+    """Merge adapters, one after the other, into the base's own precision, through the dequantised base.
+
+    Merging onto 4-bit weights and quantising again would lose most of the update.
+
+    Args:
+        base: as the policy holds it, quantised where it was trained so; it is used up.
+        run: the run folder, which the adapters' paths are relative to.
+        prompts: token ids to compare the two on.
+
+    Raises:
+        AlignError: the merged model disagrees with the adapted one.
+    """
+    model = put(base, adapters, run)
+    before = [_next_tokens(model, ids) for ids in prompts]
+    merged = strip(model)
+    if getattr(merged, "is_loaded_in_4bit", False) or getattr(merged, "is_loaded_in_8bit", False):
+        merged = merged.dequantize()
+    for adapter in adapters:
+        one = PeftModel.from_pretrained(bare(merged), str(run / adapter.path), autocast_adapter_dtype=True)
+        merged = one.merge_and_unload(safe_merge=True)
+    after = [_next_tokens(merged, ids) for ids in prompts]
+    total = sum(len(tokens) for tokens in before)
+    same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))
+    result = Merge([adapter.name for adapter in adapters], same / max(total, 1), len(prompts))
+    if result.agreement < AGREEMENT_FLOOR:
+        raise AlignError(
+            f"the merged model picks the adapted model's next token in only {result.agreement:.1%} of "
+            f"{total} positions (at least {AGREEMENT_FLOOR:.0%} is needed)",
+            "use `dtype: float32`, or keep the adapter with a parameterization that freezes the base",
+            exit=Exit.STAGE_FAILED,
+        )
+    return bare(merged), result
+
+
+def _next_tokens(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=models.device())).logits
+    return logits[0].argmax(-1).cpu()

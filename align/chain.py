@@ -1,0 +1,75 @@
+"""What a chain of parameterizations hands on: which adapters are merged, stay, or cannot be gone on from. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align import parameterization
+from align.errors import AlignError
+from align.parameterization import Method, ParameterizationKeys
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapter of a policy, by the parameterization that made it."""
+
+    method: Method
+    keys: ParameterizationKeys
+    stage: str
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], stage: str) -> Layer:
+        """From the settings of an outcome."""
+        method = parameterization.load(settings["method"])
+        return cls(method, method.Keys.model_validate(settings), stage)
+
+    @property
+    def merges(self) -> bool:
+        """Whether it can become part of base weights."""
+        return self.method.merges(self.keys)
+
+    @property
+    def stacks(self) -> bool:
+        """Whether it can stay, frozen and active, under what a later stage trains."""
+        return self.method.stacks(self.keys)
+
+
+def mergeable(policy: Sequence[Layer]) -> int:
+    """How many of a policy's adapters, from the first on, a stage that trains base weights can merge."""
+    return next((count for count, layer in enumerate(policy) if not layer.merges), len(policy))
+
+
+def continues(policy: Sequence[Layer], own: Layer) -> bool:
+    """Whether a stage trains the last adapter further: it was made by the same parameterization."""
+    return bool(policy) and policy[-1].keys == own.keys and own.method.continues(own.keys)
+
+
+def after(policy: Sequence[Layer], own: Layer) -> list[Layer]:
+    """The adapters of the policy that a stage hands on.
+
+    Args:
+        policy: the adapters that come in.
+        own: the stage's parameterization.
+
+    Raises:
+        AlignError: an adapter that comes in can neither be merged nor stay under what this stage trains.
+    """
+    if own.method.trains_base(own.keys):
+        kept = list(policy[mergeable(policy) :])
+        _check(kept, own)
+        return kept
+    if continues(policy, own):
+        return [*policy[:-1], own]
+    _check(policy, own)
+    return [*policy, own]
+
+
+def _check(kept: Sequence[Layer], own: Layer) -> None:
+    for layer in kept:
+        if not layer.stacks:
+            what = f"stage '{own.stage}' cannot go on from the {layer.keys.method} of stage '{layer.stage}' with "
+            what += own.keys.method
+            extra = ", without modules_to_save" if layer.merges else ""
+            raise AlignError(what, f"give both stages the same parameterization, or '{layer.stage}' another{extra}")

@@ -1,0 +1,82 @@
+"""Bottleneck adapters behind the blocks of a frozen base (Houlsby et al. 2019, arXiv 1902.00751; Pfeiffer et al. 2020,
+arXiv 2005.00052): h + up(f(down(h))), align's own method of PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from align.parameterization import ParameterizationKeys
+from align.parameterization.qlora import QuantizationKeys
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DESCRIPTION = "bottleneck adapters (Houlsby, Pfeiffer) on a frozen base"
+
+
+class AdapterKeys(BaseModel):
+    """`adapter:`"""
+
+    model_config = ConfigDict(extra="forbid")
+    r: int = Field(64, ge=1, le=4096, description="width of the bottleneck, 64-256 is usual")
+    non_linearity: Literal["gelu", "relu", "silu", "tanh"] = Field("gelu", description="between the two projections")
+    placement: Literal["pfeiffer", "houlsby"] = Field(
+        "pfeiffer", description="pfeiffer: one a layer, after the MLP; houlsby: two, after the attention as well"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
+    target_modules: Literal["auto"] | list[str] = Field(
+        "auto", description="the blocks that an adapter follows; auto: found by `placement`"
+    )
+    layers_to_transform: list[int] | int | None = Field(None, description="only these layers get an adapter")
+
+
+class Keys(ParameterizationKeys):
+    """`{method: adapter, adapter: {r: 64, placement: pfeiffer, ...}}`"""
+
+    method: Literal["adapter"] = "adapter"
+    adapter: AdapterKeys = Field(AdapterKeys(), description="the adapter")
+    quantization: QuantizationKeys | None = Field(None, description="hold the frozen base in 4 or 8 bits")
+
+
+def trains_base(keys: Keys) -> bool:
+    """The base is frozen under the adapters."""
+    return False
+
+
+def merges(keys: Keys) -> bool:
+    """A non-linear function is none of the base's weights."""
+    return False
+
+
+def continues(keys: Keys) -> bool:
+    """An adapter is loaded as it was left."""
+    return True
+
+
+def stacks(keys: Keys) -> bool:
+    """Any other adapter may be trained while these act."""
+    return True
+
+
+def advise(keys: Keys) -> list[str]:
+    """Nothing that its keys could get wrong."""
+    return []
+
+
+def quantization(keys: Keys) -> dict[str, Any] | None:
+    """As asked for; in its own precision otherwise."""
+    return keys.quantization.arguments() if keys.quantization else None
+
+
+def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreTrainedModel:
+    """Add a trainable adapter called `name`; the weights of the base are frozen."""
+    from align import adapters
+    from align.bottleneck.config import BottleneckConfig
+
+    settings = keys.adapter.model_dump()
+    if settings["target_modules"] == "auto":
+        settings["target_modules"] = None
+    return adapters.add(model, BottleneckConfig(task_type="CAUSAL_LM", **settings), name)

@@ -1,0 +1,151 @@
+"""Every method of PEFT that has no file of its own, by PEFT's name in lower case and with PEFT's settings."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from align import peft_source, shelf
+from align.parameterization import ParameterizationKeys
+from align.parameterization.qlora import QuantizationKeys
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DESCRIPTION = "any other method of PEFT"
+VIRTUAL_TOKENS = 20
+# What a recipe cannot give them.
+REFUSED = {
+    "adaption_prompt": "it replaces the attention of old Llama code, which transformers no longer has",
+    "cpt": "it needs the tokens of a prompt and their types",
+    "multitask_prompt_tuning": "it needs a task id with every row",
+    "p_tuning": "PEFT saves what its encoder gave and not the encoder, so that training cannot go on from it",
+    "poly": "it needs a task id with every row",
+    "shadow": "it runs a second model beside the first, and gives two outputs for one",
+    "trainable_tokens": "it trains embeddings, which TRL's trainers refuse where the head shares them",
+    "xlora": "it needs adapters that are trained already",
+}
+_PACKAGES = {"adamss": ("sklearn", "scikit-learn")}  # what a method imports, and its distribution
+_UNMERGEABLE = ("beft", "lily")  # and those that learn prompts
+_OWNED = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision")
+
+
+class Keys(ParameterizationKeys):
+    """`{method: ia3, peft: {...}}`"""
+
+    method: str
+    peft: dict[str, Any] = Field({}, validate_default=True, description="settings of the method, by PEFT's names")
+    quantization: QuantizationKeys | None = Field(None, description="hold the frozen base in 4 or 8 bits")
+
+    @field_validator("method")
+    @classmethod
+    def _offered(cls, value: str) -> str:
+        if value in _PACKAGES and not importlib.util.find_spec(_PACKAGES[value][0]):
+            raise ValueError(f"PEFT's '{value}' needs a package: pip install {_PACKAGES[value][1]}")
+        if value in REFUSED:
+            raise ValueError(f"PEFT's '{value}' cannot be used here, since {REFUSED[value]}: choose another method")
+        return value
+
+    @field_validator("peft")
+    @classmethod
+    def _settings(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        method = info.data.get("method")
+        if not isinstance(method, str):
+            return value
+        known = [name for name in peft_source.settings(method) if name not in (*_OWNED, "inference_mode")]
+        unknown = next((name for name in value if name not in known), None)
+        if unknown is not None:
+            close = shelf.nearest(unknown, known)
+            way = f"did you mean '{close}'?" if close else f"choose from {', '.join(known)}"
+            raise ValueError(f"PEFT's '{method}' has no setting '{unknown}': {way}")
+        if value.get("prefix_projection"):
+            raise ValueError("PEFT saves no prefix_projection, so that training could not go on from it: leave it out")
+        prompts = {"num_virtual_tokens": VIRTUAL_TOKENS} if learns_prompts(method) else {}
+        return prompts | value
+
+    @field_validator("quantization")
+    @classmethod
+    def _over_quantized(cls, value: QuantizationKeys | None, info: ValidationInfo) -> QuantizationKeys | None:
+        method = info.data.get("method", "")
+        if value is not None and method and not learns_prompts(method) and not peft_source.has_quantized(method):
+            raise ValueError(
+                f"PEFT's '{method}' cannot stand on a quantised base: choose ia3, or leave `quantization` out"
+            )
+        return value
+
+
+def learns_prompts(method: str) -> bool:
+    """Whether it trains vectors that stand before every row, rather than layers."""
+    return "num_virtual_tokens" in peft_source.settings(method)
+
+
+def trains_base(keys: Keys) -> bool:
+    """The base is frozen under the adapter."""
+    return False
+
+
+def merges(keys: Keys) -> bool:
+    """Where the method changes weights by something that can be added to them."""
+    return not learns_prompts(keys.method) and keys.method not in _UNMERGEABLE
+
+
+def continues(keys: Keys) -> bool:
+    """AdaLoRA has shared out its ranks by then: a new adapter goes on top."""
+    return keys.method != "adalora"
+
+
+def stacks(keys: Keys) -> bool:
+    """Learnt prompts act in PEFT's model alone, of which there is one."""
+    return not learns_prompts(keys.method) and not keys.peft.get("modules_to_save")
+
+
+def advise(keys: Keys) -> list[str]:
+    """Nothing that is known of all methods."""
+    return []
+
+
+def quantization(keys: Keys) -> dict[str, Any] | None:
+    """As asked for; in its own precision otherwise."""
+    return keys.quantization.arguments() if keys.quantization else None
+
+
+def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreTrainedModel:
+    """Add a trainable adapter called `name`; the weights of the base are frozen.
+
+    Raises:
+        AlignError: PEFT refuses the settings, or this model.
+    """
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    from align import adapters
+
+    settings = {**_targets(model, keys.method), **keys.peft}
+    if keys.method == "adalora":
+        settings.setdefault("total_step", 10**9)  # the true number is set when training begins
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[keys.method.upper()]]
+    with adapters.refusal(keys.method):
+        config = config_class(task_type="CAUSAL_LM", **settings)
+    return adapters.add(model, config, name)
+
+
+def _targets(model: Any, method: str) -> dict[str, Any]:
+    """The modules that a method goes on where the recipe names none."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_FAMILIES
+
+    from align import adapters, targets
+
+    if "target_modules" not in peft_source.settings(method) or method == "trainable_tokens":
+        return {}
+    base = adapters.bare(model)
+    if method == "ln_tuning":
+        return {"target_modules": targets.norms(base)}
+    if method == "ia3" and base.config.model_type in IA3_FAMILIES:
+        return {}
+    found: dict[str, Any] = {"target_modules": targets.find(base).modules}
+    if method == "ia3":  # it scales what comes into the second layer of an MLP, and what comes out of others
+        found["feedforward_modules"] = targets.narrowing(base)
+    return found
