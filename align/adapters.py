@@ -192,16 +192,17 @@ class Merge:
 
 @torch.no_grad()
 def merge(
-    base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, prompts: list[list[int]]
+    base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, prompts: list[list[int]], dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Merge]:
-    """Merge adapters, one after the other, into the base's own precision, through the dequantised base.
+    """Merge adapters, one after the other, in float32 and through the dequantised base.
 
-    Merging onto 4-bit weights and quantising again would lose most of the update.
+    Merging onto 4-bit weights and quantising again would lose most of the update; merging in bfloat16 loses some.
 
     Args:
         base: as the policy holds it, quantised where it was trained so; it is used up.
         run: the run folder, which the adapters' paths are relative to.
         prompts: token ids to compare the two on.
+        dtype: of the merged weights.
 
     Raises:
         AlignError: the merged model disagrees with the adapted one.
@@ -211,9 +212,11 @@ def merge(
     merged = strip(model)
     if getattr(merged, "is_loaded_in_4bit", False) or getattr(merged, "is_loaded_in_8bit", False):
         merged = merged.dequantize()
+    merged = merged.to(torch.float32)
     for adapter in adapters:
         one = PeftModel.from_pretrained(bare(merged), str(run / adapter.path), autocast_adapter_dtype=True)
         merged = one.merge_and_unload(safe_merge=True)
+    merged = bare(merged.to(dtype))
     after = [_next_tokens(merged, ids) for ids in prompts]
     total = sum(len(tokens) for tokens in before)
     same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))
@@ -225,7 +228,7 @@ def merge(
             "use `dtype: float32`, or keep the adapter with a parameterization that freezes the base",
             exit=Exit.STAGE_FAILED,
         )
-    return bare(merged), result
+    return merged, result
 
 
 def _next_tokens(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:

@@ -52,8 +52,7 @@ class Base:
 
     def tensors(self) -> list[str]:
         """The names of the weights, from the heads of their files; none for a Hub model that was not looked up."""
-        files = self.path.glob("*.safetensors") if self.path else ()
-        return [name for file in sorted(files) for name in _head(file) if name != "__metadata__"]
+        return [name for name, _ in heads(self.path) if name != "__metadata__"] if self.path else []
 
     def identity(self, cache: Path | None = None) -> str:
         """The Hub commit, or a hash over its files; `cache` keeps hashes by size and time of each file."""
@@ -170,12 +169,11 @@ def _check_weights(name: str, folder: Path) -> None:
         _check_whole(name, file)
 
 
-def _head(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors: it begins with the length of that text."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        found: dict[str, Any] = json.loads(stream.read(length))
-    return found
+def heads(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What safetensors files say of their tensors, by name: each begins with the length of that text."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            yield from json.loads(stream.read(int.from_bytes(stream.read(8), "little"))).items()
 
 
 def _check_whole(name: str, file: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align import launch, rundir
+from align import launch, results
 from align.errors import AlignError
-from align.rundir import RunDir
-from align.stage import Outcome, Ticket
+
+if TYPE_CHECKING:
+    from align.switch import Switch
+
+
+HELP = "an empty line ends, /new begins a new conversation"
 
 
 def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: float) -> None:
@@ -19,33 +23,47 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     Raises:
         AlignError: the folder is no run, or the stage has no policy.
     """
-    ticket, outcome = _find(folder, stage)
+    ticket, outcome = results.find(folder, stage)
     launch.quiet()
-    from align import adapters
     from align import model as models
+    from align.switch import Switch
 
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template)
-    assert outcome.policy is not None
-    model = adapters.load_policy(outcome.policy, ticket.model, folder)
+    model = Switch(folder, ticket, outcome)
     asking = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a stray byte must not end the talk
     if asking:
-        print(f"{ticket.run_name}: an empty line ends, /new begins a new conversation")
+        print(f"{ticket.run_name}: {HELP}, /use NAME talks to another of {', '.join(model.names)}")
     messages: list[dict[str, str]] = []
     while True:
         if asking:
-            print("> ", end="", flush=True)
+            print(f"{model.name}> ", end="", flush=True)
         line = sys.stdin.readline()
-        if not line.strip():
+        asked = line.strip()
+        if not asked:
             return
-        if line.strip() == "/new":
+        if asked == "/new":
             messages = []
-            continue
-        messages.append({"role": "user", "content": line.strip()})
-        answer = reply(model, tokenizer, messages, max_new_tokens=max_new_tokens, temperature=temperature)
-        messages.append({"role": "assistant", "content": answer})
-        print(answer, flush=True)
+        elif asked.startswith("/"):
+            print(_command(model, asked), flush=True)
+        else:
+            messages.append({"role": "user", "content": asked})
+            answer = reply(model.model, tokenizer, messages, max_new_tokens=max_new_tokens, temperature=temperature)
+            messages.append({"role": "assistant", "content": answer})
+            print(answer, flush=True)
+
+
+def _command(model: Switch, asked: str) -> str:
+    """Do what a line that begins with a slash says, and tell what was done; the conversation goes on."""
+    word, _, name = asked.partition(" ")
+    if word != "/use":
+        return f"there is no {word}: {HELP}, /use NAME talks to another of {', '.join(model.names)}"
+    try:
+        seconds = model.use(name.strip())
+    except AlignError as error:
+        return str(error)
+    return f"{model.name} answers from here on (switched in {1000 * seconds:.0f} ms)"
 
 
 def reply(
@@ -75,25 +93,3 @@ def reply(
             **sampling,
         )
     return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
-
-
-def _find(folder: Path, stage: str | None) -> tuple[Ticket, Outcome]:
-    run = RunDir(folder)
-    record = rundir.read_json(run.record)
-    if record is None:
-        raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
-    done = [
-        id
-        for id in record["order"]
-        if run.stage(id).outcome.is_file() and rundir.read_json(run.stage(id).outcome, {}).get("policy")
-    ]
-    if not done:
-        raise AlignError(f"no stage of '{folder}' is done", "run it first: align run")
-    chosen = stage or done[-1]
-    if chosen not in done:
-        raise AlignError(f"'{folder}' has no finished stage '{chosen}'", f"choose one of: {', '.join(done)}")
-    here = run.stage(chosen)
-    return (
-        Ticket.model_validate(rundir.read_json(here.ticket)),
-        Outcome.model_validate(rundir.read_json(here.outcome)),
-    )

@@ -240,6 +240,25 @@ def spectrum(
         rundir.write_json(json_file, table.snr_json(records, estimator))
 
 
+@app.command(rich_help_panel="Use")
+def export(
+    run_dir: RunFolder,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    stage: Annotated[str | None, typer.Option(help="The policy after this stage; the last one by default.")] = None,
+    form: Annotated[str, typer.Option(help="merged: whole weights; adapter: what was trained alone.")] = "merged",
+    dtype: Annotated[str, typer.Option(help="Of merged weights; auto: as the base's files.")] = "auto",
+) -> None:
+    """Write a result as a folder that transformers, PEFT and vLLM load: weights, tokenizer, template, model card."""
+    from align import export as exports
+
+    for option, value, choices in (("--form", form, exports.FORMS), ("--dtype", dtype, exports.DTYPES)):
+        if value not in choices:
+            raise AlignError(f"{option} cannot be '{value}'", f"choose one of: {', '.join(choices)}")
+    done = exports.export(run_dir, stage, out, form, dtype)
+    same = f", the adapted model's next token in {done.agreement:.1%} of positions" if done.agreement else ""
+    print(f"{done.folder}: {done.bytes / 1e6:,.1f} MB, {form}{same}")
+
+
 @lab_app.command("build")
 def lab_build(
     out: Annotated[Path, typer.Argument(help="A folder for the model.")],

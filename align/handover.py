@@ -51,10 +51,9 @@ class Builder:
         if self._unquantized():
             model = self._load(self._folder(), policy.quantization)
             if merged:
-                model, report = adapters.merge(model, merged, run, self._prompts())
-            elif policy.quantization:
-                model = model.dequantize()
-            model = model.to(self.dtype)
+                model, report = adapters.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
+            else:
+                model = model.dequantize().to(self.dtype)
         else:
             model = self._base()
         model = self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
@@ -98,7 +97,9 @@ class Builder:
         """Where the parameterization writes what it finds out."""
         return self.run.stage(self.ticket.stage).root
 
-    def _prompts(self) -> list[list[int]]:
-        rows = [row for row in self.sample if "chosen" not in row]
-        rows += [{"prompt": r["prompt"], "completion": r["chosen"]} for r in self.sample if "chosen" in r]
-        return encode.for_language_modeling(rows, self.tokenizer, completion_only=False)[0]
+
+def prompts(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of rows to compare two models on: conversations and texts, and the better answers of pairs."""
+    plain = [row for row in rows if "chosen" not in row]
+    plain += [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows if "chosen" in row]
+    return encode.for_language_modeling(plain, tokenizer, completion_only=False)[0]

@@ -69,6 +69,11 @@ class StageDir:
         return self.root / "measurements"
 
     @property
+    def spectrum(self) -> Path:
+        """What `method: spectrum` measured and chose."""
+        return self.root / "spectrum.json"
+
+    @property
     def precision(self) -> Path:
         """What a stage computes in where its recipe leaves that to the machine it began on."""
         return self.root / "precision.json"

@@ -48,6 +48,7 @@ OPTIONS = {
     "list": [],
     "schema": [],
     "chat": ["run_dir", "--stage", "--max-new-tokens", "--temperature"],
+    "export": ["run_dir", "out", "--stage", "--form", "--dtype"],
     "spectrum": ["model", "--snr-threshold", "--estimator", "--json", "--workers"],
     "lab build": ["out", "--seed"],
 }

@@ -422,3 +422,16 @@ def test_skills_whose_replay_is_unknown_stand_apart(run_dir: Path) -> None:
         "skill": ("copy",),
         "text": ("stories",),
     }
+
+
+def test_a_spectrum_scan_is_drawn_by_type_with_what_was_trained(run_dir: Path) -> None:
+    names = [f"model.layers.{layer}.{kind}" for kind in ("mlp.up_proj", "self_attn.q_proj") for layer in range(3)]
+    modules = [{"name": name, "type": name.split(".", 3)[3], "snr": 0.1 * at} for at, name in enumerate(names)]
+    scan = {"estimator": "mp", "snr_threshold": 0.5, "modules": modules, "chosen": [names[2], names[5]]}
+    (run_dir / "stages/sft/spectrum.json").write_text(json.dumps(scan))
+    report.write(run_dir)
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert text.count("Which layers were trained") == 1
+    drawing = text.partition("Which layers were trained")[2].partition("</details>")[0]
+    assert "mlp.up_proj" in drawing and "self_attn.q_proj" in drawing
+    assert drawing.count("fill: var(--blue)") == 2, "one trained layer of each type"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from align.spectrum.choose import Choice, Record
 
 DESCRIPTION = "the layers with most signal: their weights, or LoRA on them alone"
-FILE = "spectrum.json"
 
 
 class SpectrumKeys(BaseModel):
@@ -112,7 +111,7 @@ def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreT
     choice, records = _choose(base, keys.spectrum)
     if folder is not None:
         found = snr_json(records, keys.spectrum.estimator) | {"chosen": choice.names}
-        rundir.write_json(folder / FILE, found | {"snr_threshold": keys.spectrum.snr_threshold})
+        rundir.write_json(rundir.StageDir(folder).spectrum, found | {"snr_threshold": keys.spectrum.snr_threshold})
     modules = [each for each in choice.names if "[" not in each]
     experts = sorted({each.partition("[")[0] for each in choice.names if "[" in each})
     if keys.lora is not None:

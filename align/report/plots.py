@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from align.report import curves, findings, numbers
-from align.report.schema import Cell, Forgetting, Probe, StageRecord
+from align.report.schema import Cell, Forgetting, Probe, Spectrum, StageRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,6 +83,13 @@ class Plotter:
                 if len(points) > 1:
                     found.append(self._drawing(_panel(points, title, PALETTE[colour]), f"{title} of {stage.id}"))
         return found
+
+    def spectrum(self, scan: Spectrum) -> Drawing:
+        """The ratios of a scan by type and layer; filled where the layer was trained."""
+        from align.report import snr
+
+        with self._context(RC):
+            return self._drawing(snr.figure(scan), "Signal-to-noise ratio by type and layer")
 
     def _drawing(self, figure: "Figure", title: str) -> Drawing:
         buffer = io.StringIO()

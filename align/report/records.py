@@ -19,6 +19,7 @@ from align.report.schema import (
     Report,
     Run,
     Sample,
+    Spectrum,
     StageEntry,
     StageRecord,
     Step,
@@ -71,6 +72,7 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         samples=_rows(folder.measurements / "samples.jsonl", Sample),
         log_tail=_tail(folder.log) if ended else (),
         failure=_optional(folder.error, Failure) if ended else None,
+        spectrum=_optional(folder.spectrum, Spectrum),
     )
 
 

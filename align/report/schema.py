@@ -235,6 +235,24 @@ class Step(Record):
     values: Mapping[str, float] = {}
 
 
+class SpectrumModule(Record):
+    """One weight matrix of a scan."""
+
+    name: str
+    type: str
+    snr: float
+    degenerate: bool = False
+
+
+class Spectrum(Record):
+    """spectrum.json: the signal-to-noise ratios of the layers, and which of them were trained."""
+
+    estimator: str
+    snr_threshold: float
+    modules: tuple[SpectrumModule, ...] = ()
+    chosen: tuple[str, ...] = ()
+
+
 class StageRecord(Record):
     """Everything that the folder of one stage holds; what has not been written yet is None or empty."""
 
@@ -247,6 +265,7 @@ class StageRecord(Record):
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
     failure: Failure | None = None
+    spectrum: Spectrum | None = None
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """The points (step, value) of one logged number, in the order of the file."""

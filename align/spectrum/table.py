@@ -35,8 +35,9 @@ def snr_table(records: Sequence[Record], estimator: str, threshold: float | None
         caption=_legend(records, threshold, len(chosen)),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1),
     )
-    table.add_column("layer", justify="right")
+    table.add_column("layer", justify="right", no_wrap=True, min_width=5)
     for head in _heads(types):
         table.add_column(head, justify="right", no_wrap=True)
     cells: dict[tuple[int, str], list[Record]] = {}
@@ -68,7 +69,7 @@ def _cell(group: list[Record], chosen: set[str]) -> Text:
         return Text("-")
     best = min(group, key=lambda record: (record.degenerate, -record.snr))
     taken = sum(record.name in chosen for record in group)
-    text = Text(f"{best.snr:.3g}", style="bold green" if taken else "")
+    text = Text(f"{best.snr:.2g}", style="bold green" if taken else "")
     if len(group) > 1:
         text.append(f" {taken}/{len(group)}")
     # a blank where nothing is marked keeps the digits in line

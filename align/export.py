@@ -1,0 +1,121 @@
+"""A finished policy as a folder of its own: merged into base weights, or its adapters alone."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align import chain, launch, results, rundir
+from align.errors import AlignError
+from align.rundir import RunDir
+from align.stage import Outcome, Policy, Ticket
+
+if TYPE_CHECKING:
+    import torch
+
+FORMS = ("merged", "adapter")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+PROMPTS = 32  # on which the merged model is compared with the adapted one
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written; `agreement` is the share of next tokens in which the merged model is the adapted one."""
+
+    folder: Path
+    bytes: int
+    agreement: float | None
+
+
+def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "auto") -> Exported:
+    """Write a stage's policy into a new folder that transformers (and PEFT, for adapters) load without align.
+
+    Args:
+        dtype: of merged weights; auto: the precision of the base's own files.
+
+    Raises:
+        AlignError: the folder is there already, the policy cannot be had in this form, or the merge loses it.
+    """
+    ticket, outcome = results.find(run, stage)
+    policy = outcome.policy
+    assert policy is not None
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise AlignError(f"'{out}' is there already", "give a new folder, or remove it")
+    agreement = None
+    if form == "adapter":
+        _adapters(run, outcome, out)
+    else:
+        _check_mergeable(policy, outcome.stage)
+        agreement = _merged(RunDir(run), ticket, policy, out, dtype)
+    _card(RunDir(run).stage(outcome.stage).model / "README.md", out, form, agreement)
+    return Exported(out, sum(file.stat().st_size for file in out.rglob("*") if file.is_file()), agreement)
+
+
+def _check_mergeable(policy: Policy, stage: str) -> None:
+    layers = [chain.Layer.of(adapter.settings, adapter.name) for adapter in policy.adapters]
+    count = chain.mergeable(layers)
+    if count < len(layers):
+        what = f"the {layers[count].keys.method} of stage '{layers[count].stage}' cannot be merged into weights"
+        raise AlignError(what, f"export the adapters of '{stage}' alone: --form adapter")
+
+
+def _adapters(run: Path, outcome: Outcome, out: Path) -> None:
+    """Copy adapters: one into the folder itself, several into folders named for their stages, in order."""
+    policy = outcome.policy
+    assert policy is not None
+    if not policy.adapters:
+        raise AlignError(f"stage '{outcome.stage}' trained whole weights and has no adapter", "--form merged")
+    if policy.weights is not None:
+        what = f"the adapters of '{outcome.stage}' stand on weights that the run trained, which would be missing"
+        raise AlignError(what, f"--form merged, or copy both: '{run / policy.weights}' is that base")
+    for number, adapter in enumerate(policy.adapters, 1):
+        one = len(policy.adapters) == 1
+        shutil.copytree(run / adapter.path, out if one else out / f"{number}-{adapter.name}", dirs_exist_ok=True)
+
+
+def _merged(run: RunDir, ticket: Ticket, policy: Policy, out: Path, dtype: str) -> float | None:
+    """Merge and save; returns the agreement, None where there was nothing to merge."""
+    launch.quiet()
+    import torch
+
+    from align import adapters
+    from align import model as models
+    from align.handover import prompts
+    from align.work import read_rows
+
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template)
+    folder = str(run.root / policy.weights) if policy.weights else policy.base.path
+    held = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
+    base = models.load_weights(folder, ticket.model, held, policy.quantization)
+    target = _precision(folder) if dtype == "auto" else getattr(torch, dtype)
+    agreement = None
+    if policy.adapters:
+        rows = prompts(read_rows(run, ticket.train)[:PROMPTS], tokenizer)
+        base, report = adapters.merge(base, policy.adapters, run.root, rows, target)
+        agreement = report.agreement
+    base.to(target).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return agreement
+
+
+def _precision(folder: str) -> torch.dtype:
+    """That of the largest tensor of the base's files."""
+    import torch
+
+    from align.base import heads
+
+    tensors = (entry for name, entry in heads(Path(folder)) if name != "__metadata__")
+    largest = max(tensors, key=lambda entry: entry["data_offsets"][1] - entry["data_offsets"][0])
+    return {"F32": torch.float32, "F16": torch.float16}.get(largest["dtype"], torch.bfloat16)
+
+
+def _card(card: Path, out: Path, form: str, agreement: float | None) -> None:
+    """The model card of the stage, with what was done to it here."""
+    text = card.read_text(encoding="utf-8")
+    if form == "merged":
+        text = text.replace("library_name: peft", "library_name: transformers")
+        same = f"; its next token is the adapted model's in {agreement:.1%} of positions" if agreement else ""
+        text += f"- merged into the weights of the base{same}\n"
+    rundir.write_text(out / "README.md", text)

@@ -1,0 +1,74 @@
+"""Several policies of one run over one loaded base: which adapters act is switched, nothing is loaded again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from align import adapters, chain, results
+from align import model as models
+from align.errors import AlignError
+from align.pipeline import BASE
+from align.stage import Adapter, Outcome, Policy, Ticket
+
+
+class Switch:
+    """The policies of a run that stand on the same weights as one of them, by their stages' names, and `base`.
+
+    Args:
+        folder: the run folder.
+        ticket, outcome: of the stage to begin with.
+    """
+
+    def __init__(self, folder: Path, ticket: Ticket, outcome: Outcome) -> None:
+        policy = outcome.policy
+        assert policy is not None
+        self.name, self.policies = outcome.stage, _beside(folder, outcome)
+        found = {adapter.path: adapter for one in self.policies.values() for adapter in one.adapters}
+        self._called = {path: f"stage_{number}" for number, path in enumerate(found)}
+        dtype = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
+        weights = str(folder / policy.weights) if policy.weights else policy.base.path
+        base = models.load_weights(weights, ticket.model, dtype, policy.quantization)
+        renamed = [adapter.model_copy(update={"name": str(number)}) for number, adapter in enumerate(found.values())]
+        self.model: Any = adapters.put(base, renamed, folder).eval()
+        self.use(self.name)
+
+    @property
+    def names(self) -> list[str]:
+        """What can be switched to."""
+        return list(self.policies)
+
+    def use(self, name: str) -> float:
+        """Let another policy act; returns the wall seconds that the switch took.
+
+        Raises:
+            AlignError: there is none of that name here.
+        """
+        if name not in self.policies:
+            what = f"there is no '{name}' on these weights"
+            raise AlignError(what, f"choose one of: {', '.join(self.policies)}")
+        began = time.perf_counter()
+        adapters.activate(self.model, [self._called[adapter.path] for adapter in self.policies[name].adapters])
+        self.name = name
+        return time.perf_counter() - began
+
+
+def _beside(folder: Path, outcome: Outcome) -> dict[str, Policy]:
+    """The policies of a run on the same weights; learnt prompts cannot be switched off and stay alone."""
+    own = outcome.policy
+    assert own is not None
+    if not _switchable(own.adapters):
+        return {outcome.stage: own}
+    found = {BASE: own.model_copy(update={"adapters": []})}
+    for id, other in results.finished(folder).items():
+        policy = other.policy
+        if policy is None or (policy.weights, policy.quantization) != (own.weights, own.quantization):
+            continue
+        if _switchable(policy.adapters):
+            found[id] = policy
+    return found
+
+
+def _switchable(found: list[Adapter]) -> bool:
+    return all(chain.Layer.of(adapter.settings, adapter.name).stacks for adapter in found)
