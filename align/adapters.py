@@ -132,10 +132,11 @@ def _takes(model: Any, config: PeftConfig) -> bool:
 
 
 def activate(model: torch.nn.Module, called: Sequence[str]) -> None:
-    """Make these adapters act together, in every layer that has them."""
+    """Make these adapters act together, in every layer that has them; a layer is told only of its own."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.set_adapter(list(called))
+            own = module._get_available_adapters()
+            module.set_adapter([name for name in called if name in own])
 
 
 def freeze(model: torch.nn.Module, called: Sequence[str]) -> None:
@@ -149,10 +150,11 @@ def strip(model: Any) -> PreTrainedModel:
     """The base alone: every adapter's layer is replaced by what it wraps."""
     base = bare(model)
     for name, module in list(base.named_modules()):
+        if isinstance(module, BottleneckLayer):  # first: it may stand behind a layer that is replaced below
+            detach(base.get_submodule(name.rpartition(".")[0]))
+    for name, module in list(base.named_modules()):
         parent, _, child = name.rpartition(".")
-        if isinstance(module, BottleneckLayer):
-            detach(base.get_submodule(parent))
-        elif isinstance(module, BaseTunerLayer) and child != "base_layer":
+        if isinstance(module, BaseTunerLayer) and child != "base_layer":
             setattr(base.get_submodule(parent), child, module.get_base_layer())
         elif isinstance(module, ModulesToSaveWrapper):
             setattr(base.get_submodule(parent), child, module.original_module)

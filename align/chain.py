@@ -63,7 +63,18 @@ def after(policy: Sequence[Layer], own: Layer) -> list[Layer]:
     if continues(policy, own):
         return [*policy[:-1], own]
     _check(policy, own)
+    _check_top(policy, own)
     return [*policy, own]
+
+
+def _check_top(policy: Sequence[Layer], own: Layer) -> None:
+    """Whether the stage's adapter can go on those that come in."""
+    methods = [layer.keys.method for layer in policy]
+    apart = own.keys.method == "adapter" and "adapter" in methods[:-1] and methods[-1] != "adapter"
+    if policy and (apart or not own.method.tops(own.keys)):
+        what = f"stage '{own.stage}' cannot train {own.keys.method} on top of the {methods[-1]} of stage "
+        what += f"'{policy[-1].stage}'"
+        raise AlignError(what, "give both stages the same parameterization, or this one another, such as lora")
 
 
 def _check(kept: Sequence[Layer], own: Layer) -> None:

@@ -82,7 +82,24 @@ def load_weights(
             f"transformers refuses the model: {error}", "see the line above", exit=Exit.BAD_INPUT
         ) from error
     pin_4bit_layout(model)
+    _check_4bit_rows(model)
     return model.eval()
+
+
+def _check_4bit_rows(model: torch.nn.Module) -> None:
+    """Raises AlignError where 4-bit weights cannot be trusted.
+
+    On a CPU bitsandbytes 0.50 unpacks a matrix whose rows are not whole blocks wrongly, by up to a third of its largest
+    weight, and says nothing; tests/test_nf4.py.
+    """
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None or module.weight.device.type != "cpu":
+            continue
+        if state.shape[-1] % state.blocksize:
+            what = f"on a CPU bitsandbytes unpacks 4-bit rows of {state.shape[-1]} weights wrongly ({name})"
+            remedy = f"use lora here, or qlora on a GPU; rows of a multiple of {state.blocksize} weights are right"
+            raise AlignError(what, remedy, exit=Exit.MACHINE)
 
 
 def pin_4bit_layout(model: torch.nn.Module) -> None:

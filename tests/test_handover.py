@@ -91,7 +91,8 @@ def test_other_settings_stack_on_the_earlier_adapter(stages: Stages) -> None:
     assert (first.path, first.settings) == ("stages/lora/model", LORA)
     assert (second.path, second.settings) == ("stages/stack/model", OTHER_LORA)
     job = stages.jobs["stack"]
-    [[earlier, own]] = acting(job.model)
+    (earlier, own), *others = sorted(acting(job.model), key=len, reverse=True)
+    assert others == [(earlier,)], "layers that the second adapter has none of"
     assert own == "default", "both act"
     assert_equal(adapter_in(stages.before["stack"], earlier), saved(stages, "lora"))
     after = models.tensors(job.model)
@@ -107,7 +108,7 @@ def test_a_stage_may_be_called_as_a_part_of_torch_or_peft(stages: Stages, id: st
     first = stages.execute(stages.ticket(id, "sft", BASE, LORA, max_steps=1))
     policy = stages.execute(stages.ticket(f"{id}-2", "sft", first, OTHER_LORA, max_steps=1))
     assert [adapter.name for adapter in policy.adapters] == [id, f"{id}-2"]
-    assert [len(names) for names in acting(stages.jobs[f"{id}-2"].model)] == [2]
+    assert {len(names) for names in acting(stages.jobs[f"{id}-2"].model)} == {1, 2}
 
 
 DECLARED: dict[str, Callable[[str], bool]] = {

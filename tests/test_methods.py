@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align import adapters, parameterization, targets
+from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.model import counts
 from align.rundir import RunDir
@@ -93,6 +94,38 @@ def test_a_method_through_sft_and_dpo(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(input_ids=ids).logits, expected, rtol=0, atol=1e-4)
 
 
+def test_no_method_on_top_leaves_out_what_is_beneath() -> None:
+    """What a trained LoRA does beneath a new adapter is seen, or the method is not allowed on top."""
+    ids, silent = torch.arange(5, 45).view(2, 20), []
+    for name in OTHERS:
+        torch.manual_seed(0)
+        below = adapters.add(
+            models.tiny_llama(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]), "below"
+        ).eval()
+        for key, parameter in below.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.3)
+        small = {"vblora": {"vector_length": 16}, "c3a": {"block_size": 16}, "miss": {"r": 4}, "psoft": {"r": 4}}
+        small |= {"fourierft": {"n_frequency": 9}, "waveft": {"n_frequency": 9}, "shira": {"r": 1}}
+        small |= {"adalora": {"init_r": 4, "target_r": 2}, "road": {"group_size": 2}}
+        given = {"target_modules": ["q_proj", "down_proj"]} if name in ("frod", "shira") else {}
+        method, own = parameterization.load(name), settings(name, peft={**given, **small.get(name, {})})
+        keys = method.Keys.model_validate(own)
+        try:
+            model = method.apply(below, keys, "default").eval()
+            with_it = model(input_ids=ids).logits
+        except (AlignError, RuntimeError, KeyError):  # of PEFT, which does not find the wrapped layers
+            assert not method.tops(keys), name
+            continue
+        for key, parameter in model.named_parameters():
+            if "lora_B.below" in key:
+                torch.nn.init.zeros_(parameter)
+        if torch.allclose(model(input_ids=ids).logits, with_it, rtol=0, atol=1e-5):
+            silent.append(name)
+            assert not method.tops(keys), name
+    assert silent == ["glora", "hra", "supertuning"], "where PEFT mended one, it may go on top"
+
+
 # Families ------------------------------------------------------------------------------------------------------------
 
 FAMILIES = {**{name: shape for name, (shape, _, _) in SHAPES.items()}, "qwen2": SHAPES["llama"][0]}
@@ -114,8 +147,11 @@ def family(kind: str) -> Any:
     """A model of a family with the lab's tokens."""
     config = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
     special = {key: config[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **FAMILIES[kind]}
-    shape |= {"word_embed_proj_dim": 32} if kind == "opt" else {}
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, **FAMILIES[kind]}
+    # whole blocks of 64 in every row, as 4 bits need them
+    shape |= {key: 64 for key in ("intermediate_size", "moe_intermediate_size", "ffn_dim") if key in shape}
+    shape |= {"head_dim": 32} if "head_dim" in shape else {}
+    shape |= {"word_embed_proj_dim": 64} if kind == "opt" else {}
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, **special))
 

@@ -17,6 +17,7 @@ from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from align import model as loading
 from align.data import tokens
+from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.parameterization import qlora
 from align.rundir import RunDir
@@ -181,3 +182,14 @@ def test_trl_itself_casts_adapters_over_a_4_bit_base(tmp_path: Path) -> None:
     """When this fails TRL keeps them, and align.trainers.rows need not put them back."""
     trainer = sft_trainer(SFTTrainer, quantized(), tmp_path)
     assert {tensor.dtype for tensor in adapter_of(trainer.model).values()} == {torch.bfloat16}
+
+
+def test_rows_that_bitsandbytes_unpacks_wrongly_are_refused(tmp_path: Path) -> None:
+    """Rows of 16 weights are no whole blocks of 64; the fault itself is shown in tests/test_nf4.py."""
+    models.tiny_llama().save_pretrained(tmp_path)
+    with pytest.raises(AlignError) as caught:
+        loading.load_weights(str(tmp_path), {}, torch.bfloat16, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
+    assert str(caught.value) == (
+        "on a CPU bitsandbytes unpacks 4-bit rows of 16 weights wrongly (model.layers.0.self_attn.q_proj)\n"
+        "  -> use lora here, or qlora on a GPU; rows of a multiple of 64 weights are right"
+    )

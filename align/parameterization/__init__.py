@@ -7,6 +7,7 @@ A method's file holds
     merges(keys) -> bool                         whether its adapter can be merged into base weights
     continues(keys) -> bool                      whether a later stage of the same settings trains its adapter further
     stacks(keys) -> bool                         whether another adapter can be trained on top of its own
+    tops(keys) -> bool                           whether its adapter can be trained on top of another
     advise(keys) -> list[str]                    warnings about questionable values
     quantization(keys) -> dict | None            arguments of transformers' BitsAndBytesConfig for the base
     apply(model, keys, name, folder) -> model    make the declared weights trainable, all others frozen
@@ -50,6 +51,8 @@ class Method(Protocol):
     def continues(self, keys: Any) -> bool: ...
 
     def stacks(self, keys: Any) -> bool: ...
+
+    def tops(self, keys: Any) -> bool: ...
 
     def advise(self, keys: Any) -> list[str]: ...
 

@@ -39,6 +39,11 @@ def stacks(keys: Keys) -> bool:
     return True
 
 
+def tops(keys: Keys) -> bool:
+    """There is no adapter to put on top."""
+    return False
+
+
 def advise(keys: Keys) -> list[str]:
     """Nothing that its keys could get wrong."""
     return []

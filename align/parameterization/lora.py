@@ -74,6 +74,11 @@ def stacks(keys: Keys) -> bool:
     return not keys.lora.modules_to_save
 
 
+def tops(keys: Keys) -> bool:
+    """It adds to whatever is there."""
+    return True
+
+
 def advise(keys: Keys) -> list[str]:
     """Warn about a scale that weakens the update."""
     lora = keys.lora

@@ -30,6 +30,9 @@ REFUSED = {
 }
 _PACKAGES = {"adamss": ("sklearn", "scikit-learn")}  # what a method imports, and its distribution
 _UNMERGEABLE = ("beft", "lily")  # and those that learn prompts
+# On top of another adapter these compute with the base's own weight and leave out what is beneath, or do not find the
+# layers that it wraps; tests/test_methods.py.
+_ALONE = ("frod", "glora", "hra", "pvera", "shira", "supertuning", "tinylora", "vera")
 _OWNED = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision")
 
 
@@ -100,6 +103,11 @@ def continues(keys: Keys) -> bool:
 def stacks(keys: Keys) -> bool:
     """Learnt prompts act in PEFT's model alone, of which there is one."""
     return not learns_prompts(keys.method) and not keys.peft.get("modules_to_save")
+
+
+def tops(keys: Keys) -> bool:
+    """Where what is beneath keeps its say."""
+    return keys.method not in _ALONE
 
 
 def advise(keys: Keys) -> list[str]:

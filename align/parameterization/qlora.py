@@ -65,6 +65,11 @@ def stacks(keys: Keys) -> bool:
     return not keys.lora.modules_to_save
 
 
+def tops(keys: Keys) -> bool:
+    """It adds to whatever is there."""
+    return True
+
+
 def advise(keys: Keys) -> list[str]:
     """As for LoRA."""
     return on_any_base.advise(on_any_base.Keys(lora=keys.lora))

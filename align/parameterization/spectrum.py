@@ -86,6 +86,11 @@ def stacks(keys: Keys) -> bool:
     return keys.lora is None or not keys.lora.modules_to_save
 
 
+def tops(keys: Keys) -> bool:
+    """It adds to whatever is there."""
+    return True
+
+
 def advise(keys: Keys) -> list[str]:
     """As LoRA."""
     return lora.advise(lora.Keys(lora=keys.lora)) if keys.lora else []

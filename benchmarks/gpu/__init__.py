@@ -1,0 +1,1 @@
+"""Programs for one CUDA GPU, each with a dry run on the CPU."""
