@@ -41,5 +41,19 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     if outcome.policy and len(outcome.policy.adapters) > 1:
         names = " -> ".join(adapter.name for adapter in outcome.policy.adapters)
         lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
+    lines += _figures(run, ticket.stage)
     lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
     rundir.write_text(folder / "README.md", "\n".join(lines) + "\n")
+
+
+def _figures(run: RunDir, stage: str) -> list[str]:
+    """What the stage scored on held-out items, beside the base's scores."""
+    after = rundir.read_json(run.stage(stage).measurements / "summary.json")
+    before = rundir.read_json(run.base_measurements / "summary.json")
+    if after is None or before is None:
+        return []
+    rows = ["", "| held-out items | base | this model |", "|---|---|---|"]
+    for name, found in after["scores"]["report"].items():
+        earlier = before["scores"]["report"].get(name, {}).get("score")
+        rows.append(f"| {name} | {'-' if earlier is None else f'{earlier:.3f}'} | {found['score']:.3f} |")
+    return [*rows, ""]

@@ -225,6 +225,8 @@ def _measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[pro
         measured = _measure(job, run, bench_probes)
         outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
     outcome.measured = ticket.measured
+    card.write(job.dir.model, run, ticket, outcome)  # it shows what was measured
+    outcome.artifacts = rundir.artifacts(job.dir.model, job.dir.root)
     rundir.write_json(job.dir.outcome, outcome.model_dump(mode="json"))
     return outcome
 

@@ -194,6 +194,9 @@ def test_a_gate_stops_the_run_which_goes_on_when_the_limits_change(tmp_path: Pat
     matrix = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
     assert matrix["stages"] == ["base", "sft", "dpo"]
     assert "FORGOT" in (folder / "report.md").read_text(encoding="utf-8")
+    card = (folder / "stages/dpo/model/README.md").read_text(encoding="utf-8")
+    score = matrix["matrix"]["dpo"]["copy"]["score"]
+    assert f"| copy | {matrix['matrix']['base']['copy']['score']:.3f} | {score:.3f} |" in card
 
 
 def test_other_probes_are_measured_and_nothing_is_trained(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -210,6 +213,7 @@ def test_other_probes_are_measured_and_nothing_is_trained(finished: tuple[Path, 
     for stage in ("sft", "dpo"):
         assert f"{stage}: trained already; measured again" in again.stderr
         assert (folder / "stages" / stage / "model/adapter_model.safetensors").stat().st_mtime_ns == trained[stage]
+        assert "| sums | " in (folder / "stages" / stage / "model/README.md").read_text(encoding="utf-8")
     matrix = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
     assert matrix["stages"] == ["base", "sft", "dpo"] and list(matrix["probes"]) == ["sums"]
     assert runs.run(recipe, folder, "--set", probes).stderr.count("done already") == 2
