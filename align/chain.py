@@ -8,7 +8,7 @@ from typing import Any
 
 from align import parameterization
 from align.errors import AlignError
-from align.parameterization import Method, ParameterizationKeys
+from align.parameterization import Method, ParameterizationKeys, Traits
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,19 @@ class Layer:
         return cls(method, method.Keys.model_validate(settings), stage)
 
     @property
-    def merges(self) -> bool:
-        """Whether it can become part of base weights."""
-        return self.method.merges(self.keys)
-
-    @property
-    def stacks(self) -> bool:
-        """Whether it can stay, frozen and active, under what a later stage trains."""
-        return self.method.stacks(self.keys)
+    def traits(self) -> Traits:
+        """How other stages go on from it, and it from them."""
+        return self.method.traits(self.keys)
 
 
 def mergeable(policy: Sequence[Layer]) -> int:
     """How many of a policy's adapters, from the first on, a stage that trains base weights can merge."""
-    return next((count for count, layer in enumerate(policy) if not layer.merges), len(policy))
+    return next((count for count, layer in enumerate(policy) if not layer.traits.merges), len(policy))
 
 
 def continues(policy: Sequence[Layer], own: Layer) -> bool:
     """Whether a stage trains the last adapter further: it was made by the same parameterization."""
-    return bool(policy) and policy[-1].keys == own.keys and own.method.continues(own.keys)
+    return bool(policy) and policy[-1].keys == own.keys and own.traits.continues
 
 
 def after(policy: Sequence[Layer], own: Layer) -> list[Layer]:
@@ -56,7 +51,7 @@ def after(policy: Sequence[Layer], own: Layer) -> list[Layer]:
     Raises:
         AlignError: an adapter that comes in can neither be merged nor stay under what this stage trains.
     """
-    if own.method.trains_base(own.keys):
+    if own.traits.trains_base:
         kept = list(policy[mergeable(policy) :])
         _check(kept, own)
         return kept
@@ -71,7 +66,7 @@ def _check_top(policy: Sequence[Layer], own: Layer) -> None:
     """Whether the stage's adapter can go on those that come in."""
     methods = [layer.keys.method for layer in policy]
     apart = own.keys.method == "adapter" and "adapter" in methods[:-1] and methods[-1] != "adapter"
-    if policy and (apart or not own.method.tops(own.keys)):
+    if policy and (apart or not own.traits.tops):
         what = f"stage '{own.stage}' cannot train {own.keys.method} on top of the {methods[-1]} of stage "
         what += f"'{policy[-1].stage}'"
         raise AlignError(what, "give both stages the same parameterization, or this one another, such as lora")
@@ -79,8 +74,8 @@ def _check_top(policy: Sequence[Layer], own: Layer) -> None:
 
 def _check(kept: Sequence[Layer], own: Layer) -> None:
     for layer in kept:
-        if not layer.stacks:
+        if not layer.traits.stacks:
             what = f"stage '{own.stage}' cannot go on from the {layer.keys.method} of stage '{layer.stage}' with "
             what += own.keys.method
-            extra = ", without modules_to_save" if layer.merges else ""
+            extra = ", without modules_to_save" if layer.traits.merges else ""
             raise AlignError(what, f"give both stages the same parameterization, or '{layer.stage}' another{extra}")

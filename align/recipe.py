@@ -108,7 +108,7 @@ class StagePlan:
     @property
     def trains_base(self) -> bool:
         """Whether base weights change."""
-        return self.method.trains_base(self.method_keys)
+        return self.method.traits(self.method_keys).trains_base
 
     @property
     def global_batch(self) -> tuple[int, int]:
@@ -297,7 +297,7 @@ def _plan(
 ) -> StagePlan:
     stage = node.program.stage
     replay = keys.replay if "replay" in keys.model_fields_set else recipe.replay
-    training = _training(stage.defaults, method[0].trains_base(method[1]), keys.training)
+    training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
     return StagePlan(node.id, node.program, node.policy, keys, *method, replay if stage.replays else None, training)
 
 

@@ -71,4 +71,4 @@ def _beside(folder: Path, outcome: Outcome) -> dict[str, Policy]:
 
 
 def _switchable(found: list[Adapter]) -> bool:
-    return all(chain.Layer.of(adapter.settings, adapter.name).stacks for adapter in found)
+    return all(chain.Layer.of(adapter.settings, adapter.name).traits.stacks for adapter in found)

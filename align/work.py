@@ -241,7 +241,7 @@ def _save(job: Job, run: RunDir) -> Policy:
     kept = chain.after(layers, chain.Layer(method, keys, ticket.stage))
     stages = {layer.stage for layer in kept}
     adapters_kept = [adapter for adapter in came_in.adapters if adapter.name in stages]
-    if method.trains_base(keys):
+    if method.traits(keys).trains_base:
         job.model.save_pretrained(folder, state_dict=adapters.base_weights(job.model) if kept else None)
         policy = Policy(base=came_in.base, weights=run.relative(folder), adapters=adapters_kept)
     else:

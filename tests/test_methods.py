@@ -115,14 +115,14 @@ def test_no_method_on_top_leaves_out_what_is_beneath() -> None:
             model = method.apply(below, keys, "default").eval()
             with_it = model(input_ids=ids).logits
         except (AlignError, RuntimeError, KeyError):  # of PEFT, which does not find the wrapped layers
-            assert not method.tops(keys), name
+            assert not method.traits(keys).tops, name
             continue
         for key, parameter in model.named_parameters():
             if "lora_B.below" in key:
                 torch.nn.init.zeros_(parameter)
         if torch.allclose(model(input_ids=ids).logits, with_it, rtol=0, atol=1e-5):
             silent.append(name)
-            assert not method.tops(keys), name
+            assert not method.traits(keys).tops, name
     assert silent == ["glora", "hra", "supertuning"], "where PEFT mended one, it may go on top"
 
 

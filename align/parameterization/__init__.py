@@ -3,11 +3,7 @@
 A method's file holds
     DESCRIPTION: str                             one line for `align list`
     class Keys(ParameterizationKeys)             its recipe keys
-    trains_base(keys) -> bool                    whether base weights change (full) or stay frozen (adapters)
-    merges(keys) -> bool                         whether its adapter can be merged into base weights
-    continues(keys) -> bool                      whether a later stage of the same settings trains its adapter further
-    stacks(keys) -> bool                         whether another adapter can be trained on top of its own
-    tops(keys) -> bool                           whether its adapter can be trained on top of another
+    traits(keys) -> Traits                       how a stage goes on from it, and it from another
     advise(keys) -> list[str]                    warnings about questionable values
     quantization(keys) -> dict | None            arguments of transformers' BitsAndBytesConfig for the base
     apply(model, keys, name, folder) -> model    make the declared weights trainable, all others frozen
@@ -17,6 +13,7 @@ Only `apply` may import torch. `peft.py` serves every method of PEFT that has no
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -38,21 +35,32 @@ class ParameterizationKeys(BaseModel):
     method: str
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a chain of stages has to know of a parameterization; see align/chain.py.
+
+    Attributes:
+        trains_base: base weights change, rather than stay frozen under an adapter.
+        merges: its adapter can become part of base weights.
+        continues: a later stage of the same settings trains its adapter further.
+        stacks: its adapter can stay, frozen and active, under what a later stage trains.
+        tops: its adapter can be trained on top of another.
+    """
+
+    trains_base: bool = False
+    merges: bool = True
+    continues: bool = True
+    stacks: bool = True
+    tops: bool = True
+
+
 class Method(Protocol):
     """What a method's file offers."""
 
     DESCRIPTION: str
     Keys: type[ParameterizationKeys]
 
-    def trains_base(self, keys: Any) -> bool: ...
-
-    def merges(self, keys: Any) -> bool: ...
-
-    def continues(self, keys: Any) -> bool: ...
-
-    def stacks(self, keys: Any) -> bool: ...
-
-    def tops(self, keys: Any) -> bool: ...
+    def traits(self, keys: Any) -> Traits: ...
 
     def advise(self, keys: Any) -> list[str]: ...
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.parameterization import ParameterizationKeys
+from align.parameterization import ParameterizationKeys, Traits
 from align.parameterization.qlora import QuantizationKeys
 
 if TYPE_CHECKING:
@@ -41,29 +41,9 @@ class Keys(ParameterizationKeys):
     quantization: QuantizationKeys | None = Field(None, description="hold the frozen base in 4 or 8 bits")
 
 
-def trains_base(keys: Keys) -> bool:
-    """The base is frozen under the adapters."""
-    return False
-
-
-def merges(keys: Keys) -> bool:
-    """A non-linear function is none of the base's weights."""
-    return False
-
-
-def continues(keys: Keys) -> bool:
-    """An adapter is loaded as it was left."""
-    return True
-
-
-def stacks(keys: Keys) -> bool:
-    """Any other adapter may be trained while these act."""
-    return True
-
-
-def tops(keys: Keys) -> bool:
-    """It adds to whatever is there."""
-    return True
+def traits(keys: Keys) -> Traits:
+    """A non-linear function, which is none of the base's weights."""
+    return Traits(merges=False)
 
 
 def advise(keys: Keys) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.parameterization import ParameterizationKeys
+from align.parameterization import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,29 +19,9 @@ class Keys(ParameterizationKeys):
     method: Literal["full"] = "full"
 
 
-def trains_base(keys: Keys) -> bool:
+def traits(keys: Keys) -> Traits:
     """Base weights are what it trains."""
-    return True
-
-
-def merges(keys: Keys) -> bool:
-    """There is no adapter."""
-    return True
-
-
-def continues(keys: Keys) -> bool:
-    """There is no adapter that could be trained further."""
-    return False
-
-
-def stacks(keys: Keys) -> bool:
-    """There is no adapter that another could stand on."""
-    return True
-
-
-def tops(keys: Keys) -> bool:
-    """There is no adapter to put on top."""
-    return False
+    return Traits(trains_base=True, continues=False, tops=False)
 
 
 def advise(keys: Keys) -> list[str]:

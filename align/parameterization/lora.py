@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align.parameterization import ParameterizationKeys
+from align.parameterization import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,29 +54,9 @@ class Keys(ParameterizationKeys):
     lora: LoraKeys = Field(LoraKeys(), description="the adapter")
 
 
-def trains_base(keys: Keys) -> bool:
-    """The base is frozen under the adapter."""
-    return False
-
-
-def merges(keys: Keys) -> bool:
-    """An update of a matrix is added to it."""
-    return True
-
-
-def continues(keys: Keys) -> bool:
-    """An adapter is loaded as it was left."""
-    return True
-
-
-def stacks(keys: Keys) -> bool:
-    """Unless it trains whole modules, of which one at a time can act."""
-    return not keys.lora.modules_to_save
-
-
-def tops(keys: Keys) -> bool:
-    """It adds to whatever is there."""
-    return True
+def traits(keys: Keys) -> Traits:
+    """An update that is added to each matrix; of whole modules one at a time can act."""
+    return Traits(stacks=not keys.lora.modules_to_save)
 
 
 def advise(keys: Keys) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from align import peft_source, shelf
-from align.parameterization import ParameterizationKeys
+from align.parameterization import ParameterizationKeys, Traits
 from align.parameterization.qlora import QuantizationKeys
 
 if TYPE_CHECKING:
@@ -85,29 +85,15 @@ def learns_prompts(method: str) -> bool:
     return "num_virtual_tokens" in peft_source.settings(method)
 
 
-def trains_base(keys: Keys) -> bool:
-    """The base is frozen under the adapter."""
-    return False
-
-
-def merges(keys: Keys) -> bool:
-    """Where the method changes weights by something that can be added to them."""
-    return not learns_prompts(keys.method) and keys.method not in _UNMERGEABLE
-
-
-def continues(keys: Keys) -> bool:
-    """AdaLoRA has shared out its ranks by then: a new adapter goes on top."""
-    return keys.method != "adalora"
-
-
-def stacks(keys: Keys) -> bool:
-    """Learnt prompts act in PEFT's model alone, of which there is one."""
-    return not learns_prompts(keys.method) and not keys.peft.get("modules_to_save")
-
-
-def tops(keys: Keys) -> bool:
-    """Where what is beneath keeps its say."""
-    return keys.method not in _ALONE
+def traits(keys: Keys) -> Traits:
+    """Learnt prompts act in PEFT's model alone, of which there is one; AdaLoRA has shared out its ranks by its end."""
+    prompts = learns_prompts(keys.method)
+    return Traits(
+        merges=not prompts and keys.method not in _UNMERGEABLE,
+        continues=keys.method != "adalora",
+        stacks=not prompts and not keys.peft.get("modules_to_save"),
+        tops=keys.method not in _ALONE,
+    )
 
 
 def advise(keys: Keys) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.parameterization import ParameterizationKeys
+from align.parameterization import ParameterizationKeys, Traits
 from align.parameterization import lora as on_any_base
 from align.parameterization.lora import LoraKeys
 
@@ -45,29 +45,9 @@ class Keys(ParameterizationKeys):
     quantization: QuantizationKeys = Field(QuantizationKeys(), description="how the base is held")
 
 
-def trains_base(keys: Keys) -> bool:
-    """The base is frozen under the adapter."""
-    return False
-
-
-def merges(keys: Keys) -> bool:
-    """As LoRA's, onto the dequantised base."""
-    return True
-
-
-def continues(keys: Keys) -> bool:
-    """An adapter is loaded as it was left."""
-    return True
-
-
-def stacks(keys: Keys) -> bool:
-    """As LoRA's."""
-    return not keys.lora.modules_to_save
-
-
-def tops(keys: Keys) -> bool:
-    """It adds to whatever is there."""
-    return True
+def traits(keys: Keys) -> Traits:
+    """As LoRA; merged onto the dequantised base."""
+    return Traits(stacks=not keys.lora.modules_to_save)
 
 
 def advise(keys: Keys) -> list[str]:

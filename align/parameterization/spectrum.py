@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from align.parameterization import ParameterizationKeys, lora
+from align.parameterization import ParameterizationKeys, Traits, lora
 from align.parameterization.lora import LoraKeys
 from align.parameterization.qlora import QuantizationKeys
 
@@ -66,29 +66,11 @@ class Keys(ParameterizationKeys):
         return value
 
 
-def trains_base(keys: Keys) -> bool:
-    """Alone it trains weights; with LoRA the base is frozen."""
-    return keys.lora is None
-
-
-def merges(keys: Keys) -> bool:
-    """As LoRA."""
-    return True
-
-
-def continues(keys: Keys) -> bool:
-    """An adapter goes on on the layers that were chosen for it."""
-    return True
-
-
-def stacks(keys: Keys) -> bool:
-    """As LoRA."""
-    return keys.lora is None or not keys.lora.modules_to_save
-
-
-def tops(keys: Keys) -> bool:
-    """It adds to whatever is there."""
-    return True
+def traits(keys: Keys) -> Traits:
+    """Alone it trains weights; otherwise as LoRA."""
+    if keys.lora is None:
+        return Traits(trains_base=True, continues=False, tops=False)
+    return Traits(stacks=not keys.lora.modules_to_save)
 
 
 def advise(keys: Keys) -> list[str]:
