@@ -214,11 +214,11 @@ def merge(
     merged = strip(model)
     if getattr(merged, "is_loaded_in_4bit", False) or getattr(merged, "is_loaded_in_8bit", False):
         merged = merged.dequantize()
-    merged = merged.to(torch.float32)
+    merged = models.cast(merged, torch.float32)
     for adapter in adapters:
         one = PeftModel.from_pretrained(bare(merged), str(run / adapter.path), autocast_adapter_dtype=True)
         merged = one.merge_and_unload(safe_merge=True)
-    merged = bare(merged.to(dtype))
+    merged = models.cast(bare(merged), dtype)
     after = [_next_tokens(merged, ids) for ids in prompts]
     total = sum(len(tokens) for tokens in before)
     same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))

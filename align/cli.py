@@ -31,8 +31,8 @@ Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Over
 _OF_THE_MACHINE = {
     errno.ENOSPC: "free some disk and run the same command again",
     errno.EDQUOT: "free some of your quota and run the same command again",
-    errno.EROFS: "give a --run-dir on a disk that can be written to",
-    errno.EACCES: "give a --run-dir that you may write to",
+    errno.EROFS: "give a folder on a disk that can be written to",
+    errno.EACCES: "give a folder that you may write to",
 }
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/dpo_qlora.")]
 
@@ -257,6 +257,25 @@ def export(
     done = exports.export(run_dir, stage, out, form, dtype)
     same = f", the adapted model's next token in {done.agreement:.1%} of positions" if done.agreement else ""
     print(f"{done.folder}: {done.bytes / 1e6:,.1f} MB, {form}{same}")
+
+
+@app.command(rich_help_panel="Use")
+def merge(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    adapter: Annotated[list[str], typer.Argument(metavar="ADAPTER[=WEIGHT]...", help="Folders of LoRA adapters.")],
+    rank: Annotated[int | None, typer.Option(min=1, help="Keep this rank; the sum of their ranks by default.")] = None,
+    form: Annotated[str, typer.Option(help="adapter: one LoRA; merged: whole weights.")] = "adapter",
+) -> None:
+    """Combine LoRA adapters of one base by weights; 0.5 and 0.5 interpolates between two.
+
+    [dim]align merge mean runs/a/stages/sft/model=0.7 runs/b/stages/sft/model=0.3[/dim]
+    """
+    from align import merge as merges
+
+    done = merges.merge(out, adapter, rank=rank, form=form)
+    cost = f", {done.error:.2%} of the update lost" if done.error else ""
+    same = f", the adapted model's next token in {done.agreement:.1%} of positions" if done.agreement else ""
+    print(f"{done.folder}: rank {done.rank}{cost}{same}; base {done.base}")
 
 
 @lab_app.command("build")

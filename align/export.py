@@ -5,15 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from align import chain, launch, results, rundir
 from align.errors import AlignError
 from align.rundir import RunDir
 from align.stage import Outcome, Policy, Ticket
-
-if TYPE_CHECKING:
-    import torch
 
 FORMS = ("merged", "adapter")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -44,12 +40,13 @@ def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "aut
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise AlignError(f"'{out}' is there already", "give a new folder, or remove it")
     agreement = None
-    if form == "adapter":
-        _adapters(run, outcome, out)
-    else:
-        _check_mergeable(policy, outcome.stage)
-        agreement = _merged(RunDir(run), ticket, policy, out, dtype)
-    _card(RunDir(run).stage(outcome.stage).model / "README.md", out, form, agreement)
+    with rundir.whole_folder(out) as folder:
+        if form == "adapter":
+            _adapters(run, outcome, folder)
+        else:
+            _check_mergeable(policy, outcome.stage)
+            agreement = _merged(RunDir(run), ticket, policy, folder, dtype)
+        _card(RunDir(run).stage(outcome.stage).model / "README.md", folder, form, agreement)
     return Exported(out, sum(file.stat().st_size for file in out.rglob("*") if file.is_file()), agreement)
 
 
@@ -89,26 +86,15 @@ def _merged(run: RunDir, ticket: Ticket, policy: Policy, out: Path, dtype: str) 
     folder = str(run.root / policy.weights) if policy.weights else policy.base.path
     held = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
     base = models.load_weights(folder, ticket.model, held, policy.quantization)
-    target = _precision(folder) if dtype == "auto" else getattr(torch, dtype)
+    target = models.precision_of(Path(folder)) if dtype == "auto" else getattr(torch, dtype)
     agreement = None
     if policy.adapters:
         rows = prompts(read_rows(run, ticket.train)[:PROMPTS], tokenizer)
         base, report = adapters.merge(base, policy.adapters, run.root, rows, target)
         agreement = report.agreement
-    base.to(target).save_pretrained(out)
+    models.cast(base, target).save_pretrained(out)
     tokenizer.save_pretrained(out)
     return agreement
-
-
-def _precision(folder: str) -> torch.dtype:
-    """That of the largest tensor of the base's files."""
-    import torch
-
-    from align.base import heads
-
-    tensors = (entry for name, entry in heads(Path(folder)) if name != "__metadata__")
-    largest = max(tensors, key=lambda entry: entry["data_offsets"][1] - entry["data_offsets"][0])
-    return {"F32": torch.float32, "F16": torch.float16}.get(largest["dtype"], torch.bfloat16)
 
 
 def _card(card: Path, out: Path, form: str, agreement: float | None) -> None:

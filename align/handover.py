@@ -53,7 +53,7 @@ class Builder:
             if merged:
                 model, report = adapters.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
             else:
-                model = model.dequantize().to(self.dtype)
+                model = models.cast(model.dequantize(), self.dtype)
         else:
             model = self._base()
         model = self.method.apply(model, self.keys, adapters.TRAINED, self.folder)

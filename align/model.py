@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from align.base import heads
 from align.errors import AlignError, Exit
 
 
@@ -111,6 +113,21 @@ def pin_4bit_layout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights in another precision. Buffers stay: rotary frequencies are kept in float32, and
+    rounded they turn positions."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def precision_of(folder: Path) -> torch.dtype:
+    """That of the largest tensor of a model's files; bfloat16 where it is held in fewer bits."""
+    tensors = (entry for name, entry in heads(folder) if name != "__metadata__")
+    largest = max(tensors, key=lambda entry: entry["data_offsets"][1] - entry["data_offsets"][0])
+    return {"F32": torch.float32, "F16": torch.float16}.get(largest["dtype"], torch.bfloat16)
 
 
 def counts(model: torch.nn.Module) -> dict[str, int]:

@@ -196,6 +196,19 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` to write into, which becomes `path` at the end; after a failure nothing is left."""
+    near = next(parent for parent in path.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(dir=near, prefix=".writing-") as beside:
+        made = Path(beside) / path.name
+        made.mkdir()
+        made.chmod(0o755)
+        yield made
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

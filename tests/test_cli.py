@@ -49,6 +49,7 @@ OPTIONS = {
     "schema": [],
     "chat": ["run_dir", "--stage", "--max-new-tokens", "--temperature"],
     "export": ["run_dir", "out", "--stage", "--form", "--dtype"],
+    "merge": ["out", "adapter", "--rank", "--form"],
     "spectrum": ["model", "--snr-threshold", "--estimator", "--json", "--workers"],
     "lab build": ["out", "--seed"],
 }

@@ -36,6 +36,10 @@ class LoraKeys(BaseModel):
     target_parameters: list[str] | None = Field(None, description="3-D expert tensors that get an adapter")
     lora_bias: bool = Field(False, description="give the adapter's second matrix a bias")
 
+    def traits(self) -> Traits:
+        """Of whole modules one at a time can act; a bias of the update has no place in a layer without one."""
+        return Traits(merges=not self.lora_bias, stacks=not self.modules_to_save)
+
     @field_validator("target_modules")
     @classmethod
     def _not_the_head(cls, value: Literal["auto"] | list[str]) -> Literal["auto"] | list[str]:
@@ -56,7 +60,7 @@ class Keys(ParameterizationKeys):
 
 def traits(keys: Keys) -> Traits:
     """An update that is added to each matrix; of whole modules one at a time can act."""
-    return Traits(stacks=not keys.lora.modules_to_save)
+    return keys.lora.traits()
 
 
 def advise(keys: Keys) -> list[str]:

@@ -47,7 +47,7 @@ class Keys(ParameterizationKeys):
 
 def traits(keys: Keys) -> Traits:
     """As LoRA; merged onto the dequantised base."""
-    return Traits(stacks=not keys.lora.modules_to_save)
+    return keys.lora.traits()
 
 
 def advise(keys: Keys) -> list[str]:

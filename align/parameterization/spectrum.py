@@ -70,7 +70,7 @@ def traits(keys: Keys) -> Traits:
     """Alone it trains weights; otherwise as LoRA."""
     if keys.lora is None:
         return Traits(trains_base=True, continues=False, tops=False)
-    return Traits(stacks=not keys.lora.modules_to_save)
+    return keys.lora.traits()
 
 
 def advise(keys: Keys) -> list[str]:

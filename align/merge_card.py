@@ -1,0 +1,62 @@
+"""The model card of a merge: it names the original base, the adapters and their weights. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from align import base, rundir
+from align.saved_lora import WEIGHTS, SavedLora
+
+_SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})")
+
+
+def origin(adapter: SavedLora) -> tuple[str, str | None]:
+    """The original base of an adapter and its revision: as its run knows it, or as its settings say."""
+    policy = adapter.policy()
+    if policy is not None:
+        return policy.base.name, policy.base.revision
+    name, revision = adapter.base
+    cached = _SNAPSHOT.search(name)  # of the Hub's cache
+    return (f"{cached[1]}/{cached[2]}", cached[3]) if cached else (name, revision)
+
+
+def text(sources: Sequence[tuple[SavedLora, float]], rank: int, error: float, agreement: float | None) -> str:
+    """The card as Markdown.
+
+    Args:
+        sources: the adapters and their weights.
+        agreement: of whole weights with the adapted model; None for an adapter.
+    """
+    first = sources[0][0]
+    name, revision = origin(first)
+    hub = revision is not None or base.is_on_hub(name, Path.cwd())
+    policy = first.policy()
+    lines = ["---", "library_name: " + ("peft" if agreement is None else "transformers")]
+    lines += [f"base_model: {name}"] if hub else []
+    shown = Path(name).name if Path(name).is_absolute() else name
+    trained = f", with the weights that the run trained in `{policy.weights}`" if policy and policy.weights else ""
+    lines += [
+        *("tags: [align, merge]", "---", "", "# A merge of adapters", ""),
+        f"A weighted sum of LoRA adapters, which `align merge` made. Base model: **{shown}**"
+        + (f" at revision `{revision}`" if revision else "")
+        + f"{trained}.",
+        "",
+        *(f"- {weight:g} of `{_shown(adapter)}` ({_identity(adapter)})" for adapter, weight in sources),
+        f"- rank {rank}" + (f", which leaves out {error:.1%} of the sum (Frobenius norm)" if error else ""),
+    ]
+    if agreement is not None:
+        same = f"its next token is the adapted model's in {agreement:.1%} of positions"
+        lines.append(f"- merged into the weights of the base in float32; {same}")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(adapter: SavedLora) -> str:
+    """A stage by the names of its run and itself, another folder by its own."""
+    folder = adapter.folder.resolve()
+    return f"{folder.parents[2].name}: {folder.parent.name}" if adapter.policy() else folder.name
+
+
+def _identity(adapter: SavedLora) -> str:
+    return f"sha256 `{rundir.file_sha256(adapter.folder / WEIGHTS)[:12]}`"
