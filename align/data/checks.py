@@ -25,6 +25,9 @@ LENGTH_BIAS: Final = 0.85
 
 TOO_LONG_SHOWN: Final = 5
 
+LONGEST: Final = 256
+"""Rows with most bytes whose tokens are counted to see whether a model's context holds them all."""
+
 FEW_PAIRS: Final = 20
 """Below this many pairs a share says nothing."""
 
@@ -127,6 +130,9 @@ def fitting(
 def within_context(examples: list[Example], lengths: Lengths, max_length: int | None, context: int) -> None:
     """Refuse rows that have more tokens than the model has positions.
 
+    Looks at the rows with most bytes, and at all only where one of those is too long: tokenising every row of every
+    recipe for this would double the time of a check.
+
     Args:
         max_length: tokens of a row that are kept; None keeps all.
         context: the model's positions.
@@ -137,11 +143,19 @@ def within_context(examples: list[Example], lengths: Lengths, max_length: int | 
     if max_length is not None and max_length <= context:
         return
     long = [example for example in examples if not lengths.surely_fits(example, context)]
+    longest = sorted(long, key=_bytes, reverse=True)[:LONGEST]
+    if all(count.total <= context for count in lengths.counts(longest)):
+        return
     beyond = [row for row, count in zip(long, lengths.counts(long), strict=True) if count.total > context]
     if beyond:
         rows = "1 row has" if len(beyond) == 1 else f"{len(beyond):,} of {len(examples):,} rows have"
         what = f"{rows} more tokens than the {context:,} that the model was made for"
         raise AlignError(what, f"write `max_length: {context}` under `training:`", place=beyond[0].place)
+
+
+def _bytes(example: Example) -> int:
+    """The size of what a row says, without its template."""
+    return len(example.canonical())
 
 
 def _too_long(example: Example, tokens: int, max_length: int) -> AlignError:
