@@ -20,9 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from error_cases import Case, cases
-
 from align.cli import app, guarded
+from error_cases import Case, cases
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
 PROJECT = "/home/you/project"  # stands for the current folder in messages

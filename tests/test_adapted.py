@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import tensors, tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
@@ -20,6 +19,7 @@ from align.adapted import Adapted, Counts
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.stage import Adapter
+from models import tensors, tiny_llama
 
 IDS = torch.arange(5, 29).view(2, 12)
 TWO = {"lora": {"r": 4, "alpha": 6}}

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from error_cases import CHATS, RECIPE, cases, page
 
 from align.cli import app, guarded
+from error_cases import CHATS, RECIPE, cases, page
 
 HERE = Path(__file__).parent
 # pydantic's and the parser's words, and the names of union branches.

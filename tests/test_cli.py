@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import typer.main
-from error_cases import CHATS, RECIPE
 
 from align import cli, parameterization, shelf
 from align.errors import AlignError, Exit, Faults, Place
 from align.recipe import locate
+from error_cases import CHATS, RECIPE
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "bitsandbytes")

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
 import torch
-from models import lab_tokenizer
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import runs
 from align import export, results
 from align.adapters import load_policy
 from align.errors import AlignError
 from align.lab import data
 from align.switch import Switch
+from models import lab_tokenizer
 
 RECIPE = """\
 name: three

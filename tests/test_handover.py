@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-import models
 import pytest
 import torch
-from models import BASE, FULL, LORA, OTHER_LORA, QLORA, Stages
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+import models
 from align import adapters
 from align import model as loading
 from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR, data
 from align.rundir import RunDir
 from align.stage import Policy
+from models import BASE, FULL, LORA, OTHER_LORA, QLORA, Stages
 
 EXACT = {"bf16": False, "dtype": "float32"}  # arithmetic fine enough to be compared digit by digit
 

@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
-from test_gate import measurement
 
 from align.errors import AlignError
 from align.forgetting.gate import ForgettingKeys
 from align.forgetting.matrix import build
 from align.forgetting.measurements import Item, Measurement, load
 from align.forgetting.statistics import mean_change, paired_binary
+from test_gate import measurement
 
 KEYS = ForgettingKeys(max_drop=0.10, max_mean_drop=0.05, max_perplexity_ratio=1.5)
 

@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+import models
 from align.forgetting import measure as measuring
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import LAB, tiny_llama
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -24,6 +23,7 @@ from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR
 from align.merge import merge
 from align.stage import Adapter, Policy
+from models import LAB, tiny_llama
 
 Tensors = dict[str, torch.Tensor]
 IDS = torch.arange(5, 29).view(2, 12)

@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
 import torch
-from models import BASE, Stages, settings
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import models
 from align import adapters, parameterization, targets
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.model import counts
 from align.rundir import RunDir
 from align.stage import BaseModelIdentity, Policy
+from models import BASE, Stages, settings
 from tests.test_bottleneck import FAMILIES as SHAPES
 
 EXACT = {"bf16": False, "dtype": "float32"}

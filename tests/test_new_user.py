@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 import runs
 
 NOUNS = ["river", "stone", "lamp", "garden", "letter", "bridge", "window", "forest", "engine", "market"]

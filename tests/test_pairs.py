@@ -6,21 +6,21 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
 import torch
-from models import BASE, FULL, LORA, QLORA, Stages, settings
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+import models
 from align import recipe
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.model import native_bf16, pin_4bit_layout
 from align.rundir import RunDir
 from align.stage import Policy
+from models import BASE, FULL, LORA, QLORA, Stages, settings
 
 METHODS = {
     "full": FULL,

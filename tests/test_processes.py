@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import runs
 from safetensors.torch import load_file
+
+import runs
 
 FLOAT32 = (
     "--set",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-import models
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
@@ -15,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
+import models
 from align import model as loading
 from align.data import tokens
 from align.errors import AlignError

@@ -10,9 +10,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import report_fixture as made
 from rich.console import Console
 
+import report_fixture as made
 from align import report
 from align.errors import AlignError
 from align.report import curves, findings, numbers

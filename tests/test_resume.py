@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import runs
 
 RATES = {"full": "1.0e-4", "lora": "1.0e-3", "qlora": "1.0e-3"}

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from error_cases import RECIPE
 
 from align import shelf
 from align.arguments import OWNED
 from align.document import parse
 from align.recipe import locate
 from align.schema import recipe_schema
+from error_cases import RECIPE
 
 KEYWORDS = {
     *("$schema", "$defs", "$ref", "title", "description", "default", "type", "properties", "required", "items"),

@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -23,6 +22,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+import models
 from align import stage
 from align.data import tokens
 from align.lab import data

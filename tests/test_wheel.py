@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 import runs
 
 ROOT = Path(__file__).parents[1]

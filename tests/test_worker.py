@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
 import torch
-from models import BASE, LORA, Stages
 
+import models
 from align import launch, rundir, work, worker
 from align.errors import AlignError, Exit
 from align.job import Interrupted
 from align.rundir import RunDir
+from models import BASE, LORA, Stages
 
 STAGE = """
 import os, time
