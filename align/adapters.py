@@ -125,10 +125,10 @@ def _settings(model: Any) -> dict[str, PeftConfig]:
 
 
 def _takes(model: Any, config: PeftConfig) -> bool:
-    """Whether the model's outermost PeftModel can hold an adapter of this method beside its own; AdaLoRA's shares
-    ranks out for one alone."""
+    """Whether the model's outermost PeftModel can hold an adapter of this method beside its own. AdaLoRA's shares ranks
+    out for one alone, and whole modules of a second adapter would not be switched on with it."""
     same = isinstance(model, PeftModel) and model.peft_type == config.peft_type
-    return same and config.peft_type != PeftType.ADALORA
+    return same and config.peft_type != PeftType.ADALORA and not getattr(config, "modules_to_save", None)
 
 
 def activate(model: torch.nn.Module, called: Sequence[str]) -> None:

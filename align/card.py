@@ -13,7 +13,9 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     """Write README.md over the one that a library left there."""
     base = ticket.policy.base
     name = base.name if not Path(base.name).is_absolute() else Path(base.name).name
-    lines = ["---", "library_name: " + ("peft" if outcome.policy and outcome.policy.adapters else "transformers")]
+    policy = outcome.policy
+    whole = policy is not None and policy.weights == run.relative(folder)  # rather than an adapter
+    lines = ["---", "library_name: " + ("transformers" if whole or policy is None else "peft")]
     if base.revision:
         lines.append(f"base_model: {name}")
     lines += [
@@ -38,9 +40,13 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     loss = outcome.metrics.get("train_loss")
     if isinstance(loss, float):
         lines.append(f"- mean training loss: {loss:.4f}")
-    if outcome.policy and len(outcome.policy.adapters) > 1:
-        names = " -> ".join(adapter.name for adapter in outcome.policy.adapters)
+    names = " -> ".join(adapter.name for adapter in policy.adapters) if policy else ""
+    if policy and whole and policy.adapters:
+        lines.append(f"- **not whole by itself**: these weights were trained under adapters that act on them: {names}")
+    elif policy and len(policy.adapters) > 1:
         lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
+    if policy and any(adapter.method == "adapter" for adapter in policy.adapters):
+        lines.append("- bottleneck adapters: PEFT knows them after `import align`")
     lines += _figures(run, ticket.stage)
     lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
     rundir.write_text(folder / "README.md", "\n".join(lines) + "\n")

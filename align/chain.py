@@ -9,6 +9,7 @@ from typing import Any
 from align import parameterization
 from align.errors import AlignError
 from align.parameterization import Method, ParameterizationKeys, Traits
+from align.stage import Adapter
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Layer:
     def traits(self) -> Traits:
         """How other stages go on from it, and it from them."""
         return self.method.traits(self.keys)
+
+
+def layers(adapters: Sequence[Adapter]) -> list[Layer]:
+    """The adapters of a policy, as outcomes hold them."""
+    return [Layer.of(adapter.settings, adapter.name) for adapter in adapters]
 
 
 def mergeable(policy: Sequence[Layer]) -> int:
@@ -58,18 +64,21 @@ def after(policy: Sequence[Layer], own: Layer) -> list[Layer]:
     if continues(policy, own):
         return [*policy[:-1], own]
     _check(policy, own)
-    _check_top(policy, own)
+    check_top(policy, own)
     return [*policy, own]
 
 
-def _check_top(policy: Sequence[Layer], own: Layer) -> None:
-    """Whether the stage's adapter can go on those that come in."""
+def check_top(policy: Sequence[Layer], own: Layer) -> None:
+    """Raises AlignError where a stage's adapter cannot go on those that come in."""
     methods = [layer.keys.method for layer in policy]
     apart = own.keys.method == "adapter" and "adapter" in methods[:-1] and methods[-1] != "adapter"
-    if policy and (apart or not own.traits.tops):
+    again = own.keys.method in methods and not own.traits.repeats
+    if policy and (apart or again or not own.traits.tops):
         what = f"stage '{own.stage}' cannot train {own.keys.method} on top of the {methods[-1]} of stage "
         what += f"'{policy[-1].stage}'"
-        raise AlignError(what, "give both stages the same parameterization, or this one another, such as lora")
+        raise AlignError(
+            what, "give this stage another parameterization, such as lora, or the very one of the stage before it"
+        )
 
 
 def _check(kept: Sequence[Layer], own: Layer) -> None:

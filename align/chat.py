@@ -28,7 +28,8 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     from align import model as models
     from align.switch import Switch
 
-    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template)
+    code = bool(ticket.model.get("trust_remote_code"))
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, trust_remote_code=code)
     model = Switch(folder, ticket, outcome)
     asking = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):

@@ -234,6 +234,8 @@ def spectrum(
 
     folder = bases.resolve(model, None, root=Path.cwd()).path
     assert folder is not None
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise AlignError(f"'{json_file}' cannot be written", "give a file in a folder that there is")
     records = scan.scan(folder, estimator, workers=workers)
     Console().print(table.snr_table(records, estimator, snr_threshold))
     if json_file is not None:
@@ -246,16 +248,18 @@ def export(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     stage: Annotated[str | None, typer.Option(help="The policy after this stage; the last one by default.")] = None,
     form: Annotated[str, typer.Option(help="merged: whole weights; adapter: what was trained alone.")] = "merged",
-    dtype: Annotated[str, typer.Option(help="Of merged weights; auto: as the base's files.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of merged weights; auto: as in the recipe, or in the files.")] = "auto",
 ) -> None:
-    """Write a result as a folder that transformers, PEFT and vLLM load: weights, tokenizer, template, model card."""
+    """Write a result as a folder of its own: whole weights or adapters, tokenizer, chat template, model card."""
     from align import export as exports
 
     for option, value, choices in (("--form", form, exports.FORMS), ("--dtype", dtype, exports.DTYPES)):
         if value not in choices:
             raise AlignError(f"{option} cannot be '{value}'", f"choose one of: {', '.join(choices)}")
     done = exports.export(run_dir, stage, out, form, dtype)
-    same = f", the adapted model's next token in {done.agreement:.1%} of positions" if done.agreement else ""
+    same = (
+        f", the adapted model's next token in {done.agreement:.1%} of positions" if done.agreement is not None else ""
+    )
     print(f"{done.folder}: {done.bytes / 1e6:,.1f} MB, {form}{same}")
 
 

@@ -29,7 +29,7 @@ def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "aut
     """Write a stage's policy into a new folder that transformers (and PEFT, for adapters) load without align.
 
     Args:
-        dtype: of merged weights; auto: the precision of the base's own files.
+        dtype: of merged weights; auto: the recipe's, or where that is auto too, that of the files of the weights.
 
     Raises:
         AlignError: the folder is there already, the policy cannot be had in this form, or the merge loses it.
@@ -51,7 +51,7 @@ def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "aut
 
 
 def _check_mergeable(policy: Policy, stage: str) -> None:
-    layers = [chain.Layer.of(adapter.settings, adapter.name) for adapter in policy.adapters]
+    layers = chain.layers(policy.adapters)
     count = chain.mergeable(layers)
     if count < len(layers):
         what = f"the {layers[count].keys.method} of stage '{layers[count].stage}' cannot be merged into weights"
@@ -59,16 +59,16 @@ def _check_mergeable(policy: Policy, stage: str) -> None:
 
 
 def _adapters(run: Path, outcome: Outcome, out: Path) -> None:
-    """Copy adapters: one into the folder itself, several into folders named for their stages, in order."""
+    """Copy adapters: one into the folder itself; several, or those on weights that the run trained, into folders named
+    for their stages, in order, with the weights as `0-base`."""
     policy = outcome.policy
     assert policy is not None
     if not policy.adapters:
         raise AlignError(f"stage '{outcome.stage}' trained whole weights and has no adapter", "--form merged")
     if policy.weights is not None:
-        what = f"the adapters of '{outcome.stage}' stand on weights that the run trained, which would be missing"
-        raise AlignError(what, f"--form merged, or copy both: '{run / policy.weights}' is that base")
+        shutil.copytree(run / policy.weights, out / "0-base")
     for number, adapter in enumerate(policy.adapters, 1):
-        one = len(policy.adapters) == 1
+        one = len(policy.adapters) == 1 and policy.weights is None
         shutil.copytree(run / adapter.path, out if one else out / f"{number}-{adapter.name}", dirs_exist_ok=True)
 
 
@@ -82,15 +82,20 @@ def _merged(run: RunDir, ticket: Ticket, policy: Policy, out: Path, dtype: str) 
     from align.handover import prompts
     from align.work import read_rows
 
-    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template)
+    code = bool(ticket.model.get("trust_remote_code"))
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, trust_remote_code=code)
     folder = str(run.root / policy.weights) if policy.weights else policy.base.path
     held = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
     base = models.load_weights(folder, ticket.model, held, policy.quantization)
-    target = models.precision_of(Path(folder)) if dtype == "auto" else getattr(torch, dtype)
+    asked = ticket.model.get("dtype", "auto") if dtype == "auto" else dtype
+    target = models.precision_of(Path(folder)) if asked == "auto" else getattr(torch, asked)
     agreement = None
     if policy.adapters:
         rows = prompts(read_rows(run, ticket.train)[:PROMPTS], tokenizer)
-        base, report = adapters.merge(base, policy.adapters, run.root, rows, target)
+        try:
+            base, report = adapters.merge(base, policy.adapters, run.root, rows, target)
+        except AlignError as error:
+            raise AlignError(error.what, "--dtype float32, or --form adapter", exit=error.exit) from error
         agreement = report.agreement
     models.cast(base, target).save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -102,6 +107,7 @@ def _card(card: Path, out: Path, form: str, agreement: float | None) -> None:
     text = card.read_text(encoding="utf-8")
     if form == "merged":
         text = text.replace("library_name: peft", "library_name: transformers")
-        same = f"; its next token is the adapted model's in {agreement:.1%} of positions" if agreement else ""
-        text += f"- merged into the weights of the base{same}\n"
+        if agreement is not None:
+            text += "- merged into the weights of the base; its next token is the adapted model's in "
+            text += f"{agreement:.1%} of positions\n"
     rundir.write_text(out / "README.md", text)

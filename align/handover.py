@@ -29,7 +29,7 @@ class Builder:
         self.method = parameterization.load(self.ticket.parameterization["method"])
         self.keys = self.method.Keys.model_validate(self.ticket.parameterization)
         self.quantization = self.method.quantization(self.keys)
-        self.layers = [chain.Layer.of(adapter.settings, adapter.name) for adapter in self.ticket.policy.adapters]
+        self.layers = chain.layers(self.ticket.policy.adapters)
         self.trains_base = self.method.traits(self.keys).trains_base
         self.dtype = models.dtype_of(self.ticket.model.get("dtype", "auto"), self.trains_base)
 

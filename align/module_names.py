@@ -16,7 +16,7 @@ from align.recipe import Loaded, StagePlan
 from align.shelf import nearest
 from align.validation import Loc
 
-_NAMES = ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern")
+_NAMES = ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern", "target_parameters")
 _LAYERS = ("layers_to_transform", "layers_to_finetune")
 
 
@@ -26,13 +26,14 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
     Nothing is said of models with experts, whose modules have other names in files than in memory.
     """
     yield from _quantised(loaded, base)
-    modules = {name.rpartition(".")[0] for name in base.tensors()} | set(HEADS)
+    tensors = set(base.tensors())
+    modules = {name.rpartition(".")[0] for name in tensors} | set(HEADS)
     if not modules or any(".experts." in name for name in modules):
         return
     layers = {int(part) for name in modules for part in name.split(".") if part.isdigit()}
     seen = set[str]()
     for plan in loaded.stages:
-        for at, what, remedy in _wrong(plan.method_keys.model_dump(mode="json"), modules, layers):
+        for at, what, remedy in _wrong(plan.method_keys.model_dump(mode="json"), modules | tensors, layers):
             fault = loaded.document.fault((*_place(plan), *at), what, remedy)
             if str(fault) not in seen:  # a default that several stages share
                 seen.add(str(fault))

@@ -186,14 +186,16 @@ def check(read: Document, root: Path) -> Loaded:
         plan = _plan(recipe, node, entry.keys, entry.method or default)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
-    _check_hand_overs(read, plans, faults)
+    warnings += _check_hand_overs(read, plans, faults)
     faults.raise_any()
     return Loaded(recipe, plans, read, root, warnings)
 
 
-def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> None:
-    """Whether each stage's parameterization can go on from those of the stages before it."""
+def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> list[str]:
+    """Whether each stage's parameterization can go on from those of the stages before it; notes on what changes."""
     policies: dict[str, list[chain.Layer]] = {pipeline.BASE: []}
+    held: dict[str, Any] = {}
+    notes = []
     for plan in plans:
         own = chain.Layer(plan.method, plan.method_keys, plan.id)
         try:
@@ -201,6 +203,11 @@ def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultL
         except AlignError as error:
             policies[plan.id] = [own]
             faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
+        held[plan.id] = None if plan.trains_base else plan.method.quantization(plan.method_keys)
+        if plan.policy in held and not plan.trains_base and held[plan.policy] != held[plan.id]:
+            what = f"'{plan.policy}' was trained over a base in another precision (4 or 8 bits, or none)"
+            notes.append(f"stage {plan.id}: {what}, so that it starts from a policy that is a little off")
+    return notes
 
 
 def _in_file(fault: AlignError) -> tuple[str, int, int]:

@@ -200,8 +200,12 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` to write into, which becomes `path` at the end; after a failure nothing is left."""
     near = next(parent for parent in path.absolute().parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(dir=near, prefix=".writing-") as beside:
-        made = Path(beside) / path.name
+    try:
+        beside = tempfile.TemporaryDirectory(dir=near, prefix=".writing-")
+    except OSError as error:
+        raise AlignError(f"'{path}' cannot be written: {error.strerror}", "give another folder") from None
+    with beside:
+        made = Path(beside.name) / path.name
         made.mkdir()
         made.chmod(0o755)
         yield made

@@ -24,8 +24,9 @@ class Switch:
     def __init__(self, folder: Path, ticket: Ticket, outcome: Outcome) -> None:
         policy = outcome.policy
         assert policy is not None
-        self.name, self.policies = outcome.stage, _beside(folder, outcome)
-        found = {adapter.path: adapter for one in self.policies.values() for adapter in one.adapters}
+        self.name, self.policies = outcome.stage, policies(folder, outcome)
+        ordered = [policy, *self.policies.values()]  # its own first: the others were checked on top of them
+        found = {adapter.path: adapter for one in ordered for adapter in one.adapters}
         self._called = {path: f"stage_{number}" for number, path in enumerate(found)}
         dtype = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
         weights = str(folder / policy.weights) if policy.weights else policy.base.path
@@ -54,21 +55,34 @@ class Switch:
         return time.perf_counter() - began
 
 
-def _beside(folder: Path, outcome: Outcome) -> dict[str, Policy]:
+def policies(folder: Path, outcome: Outcome) -> dict[str, Policy]:
     """The policies of a run on the same weights; learnt prompts cannot be switched off and stay alone."""
     own = outcome.policy
     assert own is not None
     if not _switchable(own.adapters):
         return {outcome.stage: own}
-    found = {BASE: own.model_copy(update={"adapters": []})}
+    found = {} if own.weights else {BASE: own.model_copy(update={"adapters": []})}
+    on_it = list(own.adapters)
     for id, other in results.finished(folder).items():
         policy = other.policy
         if policy is None or (policy.weights, policy.quantization) != (own.weights, own.quantization):
             continue
-        if _switchable(policy.adapters):
+        if _switchable(policy.adapters) and beside(on_it, policy.adapters):
             found[id] = policy
     return found
 
 
+def beside(on_it: list[Adapter], more: list[Adapter]) -> bool:
+    """Add the adapters of another policy to those on the model, unless one of them cannot stand on those."""
+    new = [adapter for adapter in more if adapter.path not in {one.path for one in on_it}]
+    for adapter in new:
+        try:
+            chain.check_top(chain.layers(on_it), chain.Layer.of(adapter.settings, adapter.name))
+        except AlignError:
+            return False
+    on_it += new
+    return True
+
+
 def _switchable(found: list[Adapter]) -> bool:
-    return all(chain.Layer.of(adapter.settings, adapter.name).traits.stacks for adapter in found)
+    return all(layer.traits.stacks for layer in chain.layers(found))

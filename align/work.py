@@ -89,6 +89,9 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     set_seed(ticket.seed)  # the first draw of a stage is its new weights, whatever was measured before
     job.model, merge = builder.build()
     parameters, trained = models.counts(job.model), targets.trained(job.model)
+    if not parameters["trainable"]:
+        what = f"the parameterization of stage '{ticket.stage}' leaves no weight to train"
+        raise AlignError(what, f"mend the keys of `{ticket.parameterization['method']}`")
     metrics = _program(ticket).stage.train(job)
     seconds, cpu = clock.seconds()
     outcome = None
@@ -237,8 +240,7 @@ def _save(job: Job, run: RunDir) -> Policy:
     shutil.rmtree(folder, ignore_errors=True)
     method = parameterization.load(ticket.parameterization["method"])
     keys, came_in = method.Keys.model_validate(ticket.parameterization), ticket.policy
-    layers = [chain.Layer.of(adapter.settings, adapter.name) for adapter in came_in.adapters]
-    kept = chain.after(layers, chain.Layer(method, keys, ticket.stage))
+    kept = chain.after(chain.layers(came_in.adapters), chain.Layer(method, keys, ticket.stage))
     stages = {layer.stage for layer in kept}
     adapters_kept = [adapter for adapter in came_in.adapters if adapter.name in stages]
     if method.traits(keys).trains_base:

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import runs
-from align import export, results
+from align import export, results, switch
 from align.adapters import load_policy
 from align.errors import AlignError
 from align.lab import data
+from align.stage import Adapter
 from align.switch import Switch
 from models import lab_tokenizer
 
@@ -135,20 +136,20 @@ def test_what_is_refused(
 
 
 def test_policies_are_switched_without_loading(run: Path) -> None:
-    switch = Switch(run, *results.find(run, "more"))
-    assert switch.names == ["base", "sft", "more", "behind"]
-    weights = {parameter.data_ptr() for parameter in switch.model.parameters()}
+    talk = Switch(run, *results.find(run, "more"))
+    assert talk.names == ["base", "sft", "more", "behind"]
+    weights = {parameter.data_ptr() for parameter in talk.model.parameters()}
     found = {}
-    for name in (*switch.names, "more", "sft"):
-        switch.use(name)
-        found.setdefault(name, []).append(next_tokens(switch.model))
-    assert {parameter.data_ptr() for parameter in switch.model.parameters()} == weights
+    for name in (*talk.names, "more", "sft"):
+        talk.use(name)
+        found.setdefault(name, []).append(next_tokens(talk.model))
+    assert {parameter.data_ptr() for parameter in talk.model.parameters()} == weights
     for name in ("sft", "more", "behind"):
         expected = next_tokens(adapted(run, name))
         assert all(torch.equal(tokens, expected) for tokens in found[name]), name
     assert len({tuple(tokens[0].tolist()) for tokens in found.values()}) == 4
     with pytest.raises(AlignError) as caught:
-        switch.use("dpo")
+        talk.use("dpo")
     assert str(caught.value) == "there is no 'dpo' on these weights\n  -> choose one of: base, sft, more, behind"
 
 
@@ -163,3 +164,26 @@ def test_a_talk_switches_by_name(run: Path) -> None:
         "there is no /what: an empty line ends, /new begins a new conversation, /use NAME talks to another of "
         "base, sft, more, behind"
     )
+
+
+def test_a_policy_that_would_silence_another_is_not_put_beside_it() -> None:
+    """HRA computes with the base's own weight: with a LoRA beneath it, neither would answer as it was trained."""
+    from models import settings
+
+    lora, hra = (
+        Adapter(name=method, path=f"stages/{method}/model", method=method, settings=settings(method))
+        for method in ("lora", "hra")
+    )
+    on_it = [lora]
+    assert not switch.beside(on_it, [hra]) and on_it == [lora]
+    assert switch.beside(on_it, [lora]) and on_it == [lora]
+    on_it = [hra]
+    assert switch.beside(on_it, [lora]) and on_it == [hra, lora]
+
+
+def test_base_is_offered_only_where_its_weights_are_loaded(run: Path) -> None:
+    _, outcome = results.find(run, "sft")
+    assert outcome.policy is not None
+    trained = outcome.model_copy(update={"policy": outcome.policy.model_copy(update={"weights": "stages/x/model"})})
+    assert list(switch.policies(run, trained)) == []
+    assert next(iter(switch.policies(run, outcome))) == "base"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import models
-from align import recipe
+from align import adapters, recipe
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.model import native_bf16, pin_4bit_layout
@@ -220,3 +221,30 @@ def test_what_cannot_go_on_is_refused_before_anything_is_loaded(
     names = [text.partition("method: ")[2].partition(",")[0].rstrip("}") for text in (first, second)]
     said = f"{path}:5:3: stage 'dpo' cannot go on from the {names[0]} of stage 'sft' with {names[1]}\n  -> {remedy}"
     assert str(caught.value) == said
+
+
+def test_whole_modules_of_a_second_adapter_are_trained(firsts: Stages) -> None:
+    """Of the same method too, where PEFT would hold both in one model and switch the modules of neither on."""
+    method = settings("lora", lora={"r": 4, "alpha": 8, "modules_to_save": ["model.norm"]})
+    came_in = trained(firsts, "lora")
+    policy = firsts.execute(firsts.ticket("norm", "sft", came_in, method, dtype="float32", **rates("lora")))
+    before = load_file(MODEL_DIR / "model.safetensors")["model.norm.weight"].float()
+    own = load_file(firsts.run.stage("norm").model / "adapter_model.safetensors")
+    [name] = [name for name in own if "norm" in name]
+    assert not torch.equal(own[name].float(), before)
+    loaded = adapters.load_policy(policy, {"dtype": "float32"}, firsts.run.root)
+    for found, expected in zip(
+        logits(loaded, rows_of_ids()), logits(firsts.jobs["norm"].model.eval(), rows_of_ids()), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_stage_that_would_train_nothing_fails(firsts: Stages) -> None:
+    method = settings("spectrum")
+    ticket = firsts.ticket("nothing", "sft", BASE, method, dtype="float32", **rates("spectrum"))
+    frozen = mock.patch("align.parameterization.spectrum.apply", lambda model, *_: model.requires_grad_(False))
+    with frozen, pytest.raises(AlignError) as caught:
+        firsts.execute(ticket)
+    assert str(caught.value) == (
+        "the parameterization of stage 'nothing' leaves no weight to train\n  -> mend the keys of `spectrum`"
+    )

@@ -45,6 +45,7 @@ class Traits:
         continues: a later stage of the same settings trains its adapter further.
         stacks: its adapter can stay, frozen and active, under what a later stage trains.
         tops: its adapter can be trained on top of another.
+        repeats: also on top of one of the same method with other settings.
     """
 
     trains_base: bool = False
@@ -52,6 +53,7 @@ class Traits:
     continues: bool = True
     stacks: bool = True
     tops: bool = True
+    repeats: bool = True
 
 
 class Method(Protocol):

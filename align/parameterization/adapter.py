@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.parameterization import ParameterizationKeys, Traits
+from align.parameterization.lora import Layers, Names
 from align.parameterization.qlora import QuantizationKeys
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ class AdapterKeys(BaseModel):
         "pfeiffer", description="pfeiffer: one a layer, after the MLP; houlsby: two, after the attention as well"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
-    target_modules: Literal["auto"] | list[str] = Field(
+    target_modules: Literal["auto"] | Names = Field(
         "auto", description="the blocks that an adapter follows; auto: found by `placement`"
     )
-    layers_to_transform: list[int] | int | None = Field(None, description="only these layers get an adapter")
+    layers_to_transform: Layers | int | None = Field(None, description="only these layers get an adapter")
 
 
 class Keys(ParameterizationKeys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -12,6 +12,8 @@ from align.parameterization import ParameterizationKeys, Traits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Names = Annotated[list[str], Field(min_length=1)]
+Layers = Annotated[list[int], Field(min_length=1)]
 HEADS = ("lm_head", "embed_out", "output_layer")
 DESCRIPTION = "low-rank adapters on a frozen base"
 
@@ -23,17 +25,19 @@ class LoraKeys(BaseModel):
     r: int = Field(16, ge=1, le=256, description="rank: 4-8 simple tasks, 16-32 medium, 64-128 complex")
     alpha: int = Field(32, ge=1, description="scale of the update, alpha / r; 2 r is usual")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
-    target_modules: Literal["auto"] | list[str] = Field("auto", description="auto: every linear layer but the head")
+    target_modules: Literal["auto"] | Names = Field("auto", description="auto: every linear layer but the head")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained as well")
     use_dora: bool = Field(False, description="train magnitude and direction apart (DoRA); slower")
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r), for high ranks")
-    init_lora_weights: bool | str = Field(True, description="true: no change at first; or as in PEFT: gaussian, pissa")
-    modules_to_save: list[str] | None = Field(None, description="modules that are trained whole and saved beside it")
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = Field(
+        True, description="true: no change at first; the starts of PEFT that rewrite the base, as pissa, are left out"
+    )
+    modules_to_save: Names | None = Field(None, description="modules that are trained whole and saved beside it")
     exclude_modules: list[str] | str | None = Field(None, description="modules that get no adapter")
-    layers_to_transform: list[int] | int | None = Field(None, description="only these layers get an adapter")
+    layers_to_transform: Layers | int | None = Field(None, description="only these layers get an adapter")
     rank_pattern: dict[str, int] = Field({}, description="another r for modules by name")
     alpha_pattern: dict[str, int] = Field({}, description="another alpha for modules by name")
-    target_parameters: list[str] | None = Field(None, description="3-D expert tensors that get an adapter")
+    target_parameters: Names | None = Field(None, description="3-D expert tensors that get an adapter")
     lora_bias: bool = Field(False, description="give the adapter's second matrix a bias")
 
     def traits(self) -> Traits:
@@ -42,7 +46,7 @@ class LoraKeys(BaseModel):
 
     @field_validator("target_modules")
     @classmethod
-    def _not_the_head(cls, value: Literal["auto"] | list[str]) -> Literal["auto"] | list[str]:
+    def _not_the_head(cls, value: Literal["auto"] | Names) -> Literal["auto"] | Names:
         head = next((name for name in value if name.rpartition(".")[2] in HEADS), None) if value != "auto" else None
         if head is not None:
             raise ValueError(

@@ -33,6 +33,7 @@ _UNMERGEABLE = ("beft", "lily")  # and those that learn prompts
 # On top of another adapter these compute with the base's own weight and leave out what is beneath, or do not find the
 # layers that it wraps; tests/test_methods.py.
 _ALONE = ("frod", "glora", "hra", "pvera", "shira", "supertuning", "tinylora", "vera")
+_ONCE = ("ln_tuning", "osf")  # PEFT lets one of them act at a time
 _OWNED = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision")
 
 
@@ -66,6 +67,12 @@ class Keys(ParameterizationKeys):
             raise ValueError(f"PEFT's '{method}' has no setting '{unknown}': {way}")
         if value.get("prefix_projection"):
             raise ValueError("PEFT saves no prefix_projection, so that training could not go on from it: leave it out")
+        for name in ("target_modules", "layers_to_transform", "modules_to_save"):
+            if value.get(name) in ([], ""):
+                raise ValueError(f"{name!r} is empty: write at least one, or leave it out")
+        tokens = value.get("num_virtual_tokens", 1)
+        if not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"num_virtual_tokens cannot be {tokens!r}: write a whole number of at least 1")
         prompts = {"num_virtual_tokens": VIRTUAL_TOKENS} if learns_prompts(method) else {}
         return prompts | value
 
@@ -93,6 +100,7 @@ def traits(keys: Keys) -> Traits:
         continues=keys.method != "adalora",
         stacks=not prompts and not keys.peft.get("modules_to_save"),
         tops=keys.method not in _ALONE,
+        repeats=keys.method not in _ONCE,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from align.parameterization import ParameterizationKeys, Traits, lora
-from align.parameterization.lora import LoraKeys
+from align.parameterization.lora import Layers, LoraKeys
 from align.parameterization.qlora import QuantizationKeys
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class SpectrumKeys(BaseModel):
         le=1,
         description="quantile of each type's ratios below which a layer stays frozen; higher trains fewer",
     )
-    layers_to_finetune: Literal["auto"] | list[int] = Field(
+    layers_to_finetune: Literal["auto"] | Layers = Field(
         "auto", description="auto: chosen by `snr_threshold`; or layers by number, all of whose projections are trained"
     )
     estimator: Literal["mp", "reference"] = Field(
