@@ -98,15 +98,6 @@ _AT_LEAST = {
 _ABOVE_0 = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
 _SHARES = ("warmup_steps", "logging_steps", "save_steps", "eval_steps")  # below 1 of all steps, else a whole number
 _FEW, _LISTED = 4, 15  # values that a remedy lists always, and at most
-_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "dict": "a mapping",
-    "list": "a list",
-    "None": "null",
-}
 
 
 class Fault(NamedTuple):
@@ -167,9 +158,8 @@ def _value_fault(argument: Argument, value: Any) -> Fault | None:
     allowed = choices(argument)
     if allowed and value not in allowed and not (value is None and "None" in argument.kinds):
         return Fault(name, f"'{{key}}' cannot be {shown(value)}", _nearest_of(str(value), allowed))
-    if argument.kinds and not _fits(value, argument.kinds):
-        order = [_WORDS[kind] for kind in _WORDS if kind in argument.kinds]
-        return Fault(name, f"'{{key}}' must be {one_of(order)}, not {shown(value)}", help_)
+    if not argument.fits(value):
+        return Fault(name, f"'{{key}}' must be {one_of(argument.words)}, not {shown(value)}", help_)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and not math.isfinite(value):
         return Fault(name, f"'{{key}}' must be a finite number, not {value}", help_)
@@ -193,13 +183,6 @@ def _nearest_of(word: str, allowed: tuple[str, ...]) -> str:
         return f"did you mean '{close}'?"
     rest = f", or {len(allowed) - _LISTED} more that transformers knows" if len(allowed) > _LISTED else ""
     return f"choose one of: {', '.join(allowed[:_LISTED])}{rest}"
-
-
-def _fits(value: Any, kinds: frozenset[str]) -> bool:
-    """Whether a YAML value is of one of these kinds; a whole number is a number too, true is none."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return bool(kinds & {"int", "float"})
-    return (type(value).__name__ if value is not None else "None") in kinds
 
 
 def _first_sentence(text: str) -> str:

@@ -14,6 +14,16 @@ from typing import Any
 
 from align.errors import AlignError, Exit
 
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a mapping",
+    "list": "a list",
+    "None": "null",
+}
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -34,6 +44,19 @@ class Argument:
     choices: tuple[str, ...]
     default: Any
     help: str
+
+    def fits(self, value: Any) -> bool:
+        """Whether a YAML value is of one of its kinds; a whole number is a number too, true is none."""
+        if not self.kinds:
+            return True
+        if isinstance(value, int) and not isinstance(value, bool):
+            return bool(self.kinds & {"int", "float"})
+        return (type(value).__name__ if value is not None else "None") in self.kinds
+
+    @property
+    def words(self) -> list[str]:
+        """Its kinds as a person says them."""
+        return [word for kind, word in _WORDS.items() if kind in self.kinds]
 
 
 def folder(package: str) -> Path:

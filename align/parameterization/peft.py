@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from align import peft_source, shelf
 from align.parameterization import ParameterizationKeys, Traits
 from align.parameterization.qlora import QuantizationKeys
+from align.validation import one_of, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,6 +66,12 @@ class Keys(ParameterizationKeys):
             close = shelf.nearest(unknown, known)
             way = f"did you mean '{close}'?" if close else f"choose from {', '.join(known)}"
             raise ValueError(f"PEFT's '{method}' has no setting '{unknown}': {way}")
+        wrong = next((name for name, one in value.items() if not peft_source.settings(method)[name].fits(one)), None)
+        if wrong is not None:
+            words = one_of(peft_source.settings(method)[wrong].words)
+            raise ValueError(f"{wrong!r} cannot be {shown(value[wrong])}: write {words}")
+        if method == "adalora" and not 1 <= value.get("target_r", 8) <= value.get("init_r", 12):
+            raise ValueError("AdaLoRA prunes from init_r (12) to target_r (8): write an init_r of at least target_r")
         if value.get("prefix_projection"):
             raise ValueError("PEFT saves no prefix_projection, so that training could not go on from it: leave it out")
         for name in ("target_modules", "layers_to_transform", "modules_to_save"):
