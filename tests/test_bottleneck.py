@@ -504,6 +504,7 @@ for order in orders:
 """
 
 
+@pytest.mark.slow
 def test_peft_knows_the_method_in_every_order_of_imports() -> None:
     alone = "import peft: ValueError(\"'BOTTLENECK' is not a valid PeftType\")"
     assert python(FORKS, json.dumps([*ORDERS, "import peft"]), KNOWN) == alone
