@@ -90,7 +90,7 @@ class Bench:
 
     def __init__(self, root: Path, steps: int) -> None:
         self.folder = root / "model"
-        synthetic.write_model(self.folder)
+        synthetic.write_model(self.folder, intermediate_size=704)  # whole blocks of 64 in 4 bits
         self.batches = self._batches(WARM_UP + steps)
 
     def _batches(self, count: int) -> list[Batch]:

@@ -79,7 +79,7 @@ def write_rows(rows: list[Row], folder: Path) -> Path:
     return file
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, intermediate_size: int = 688) -> None:
     """Save a Llama of 6.8 million parameters (hidden 256, 6 layers) and a byte-level BPE tokenizer of 4,096 entries."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -103,7 +103,7 @@ def write_model(folder: Path) -> None:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
-        intermediate_size=688,
+        intermediate_size=intermediate_size,
         num_hidden_layers=6,
         num_attention_heads=8,
         num_key_value_heads=8,

@@ -104,10 +104,9 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         total, trainable = outcome.parameters.total, outcome.parameters.trainable
         share = f" ({trainable / total:.2%})" if total else ""
         yield Fact("Trains", f"{trainable:,} of {total:,} weights{share}")
-    if outcome.policy and outcome.policy.adapters:
-        yield Fact("Hands on", "base + " + " + ".join(adapter.name for adapter in outcome.policy.adapters))
-    elif outcome.policy and outcome.policy.weights:
-        yield Fact("Hands on", "full weights")
+    if outcome.policy and (outcome.policy.adapters or outcome.policy.weights):
+        below = "full weights" if outcome.policy.weights else "base"
+        yield Fact("Hands on", " + ".join([below, *(adapter.name for adapter in outcome.policy.adapters)]))
     data = outcome.data
     if data.rows is not None:
         replay = ""
