@@ -151,7 +151,7 @@ def family(kind: str) -> Any:
     # whole blocks of 64 in every row, as 4 bits need them
     shape |= {key: 64 for key in ("intermediate_size", "moe_intermediate_size", "ffn_dim") if key in shape}
     shape |= {"head_dim": 32} if "head_dim" in shape else {}
-    shape |= {"word_embed_proj_dim": 64} if kind == "opt" else {}
+    shape |= {"word_embed_proj_dim": 64, "dropout": 0.0} if kind == "opt" else {}
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, **special))
 
@@ -188,7 +188,8 @@ def test_a_method_on_a_family(name: str, kind: str, tmp_path: Path) -> None:
     if name == "qlora" and kind == "gpt2":
         pytest.skip("bitsandbytes quantises no Conv1D on a CPU")
     stages, method = Stages(RunDir(tmp_path / "run")), settings(name)
-    given = {"learning_rate": 1e-2, **({"dtype": "bfloat16"} if name == "qlora" else EXACT)}
+    rate = 1e-1 if name == "adapter" else 1e-2  # behind the blocks of a random model there is little to learn
+    given = {"learning_rate": rate, **({"dtype": "bfloat16"} if name == "qlora" else EXACT)}
     policy = stages.execute(stages.ticket("sft", "sft", base(kind, tmp_path / "base"), method, **given))
     losses = stages.logged("sft", "loss")
     assert losses[-1] < losses[0]
