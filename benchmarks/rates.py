@@ -1,4 +1,4 @@
-"""The learning rate of the main recipe's SFT, chosen on `gate` items: the `report` items never decide anything.
+"""The learning rate of the main recipe's SFT on `gate` items, so that it can be chosen without the `report` items.
 
 python benchmarks/rates.py             # four rates, about three CPU minutes; prints a table
 """
