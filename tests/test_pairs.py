@@ -72,7 +72,7 @@ def rates(method: str) -> dict[str, Any]:
 
 def plain(stages: Stages, policy: Policy, precision: str) -> torch.nn.Module:
     """A policy loaded as docs/parameterizations.md shows it, with transformers and PEFT."""
-    folder = stages.run.root / policy.weights if policy.weights else MODEL_DIR
+    folder = stages.run.root / policy.weights if policy.weights else policy.base.path
     config = BitsAndBytesConfig(**policy.quantization) if policy.quantization else None
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), quantization_config=config)
     pin_4bit_layout(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from align.adapters import TRAINED
+from align.base import heads
 from align.data.order import RowOrder
 
 if TYPE_CHECKING:
@@ -53,9 +55,15 @@ class OurRows(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the trained adapter of a checkpoint exactly; the frozen ones under it are loaded already."""
-        peft = self.model if model is None else model
+        peft: Any = self.model if model is None else model
         if not isinstance(peft, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if {name for name, _ in heads(Path(resume_from_checkpoint))} - {"__metadata__"} <= peft.state_dict().keys():
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                # transformers writes fused experts one by one, and its trainer passes over names that it does not know:
+                # training would go on from the weights that came in
+                stored = type(peft).from_pretrained(resume_from_checkpoint, dtype=next(peft.parameters()).dtype)
+                peft.load_state_dict(stored.state_dict())
             return
         weights = load_peft_weights(os.fspath(resume_from_checkpoint), device="cpu")
         result = set_peft_model_state_dict(peft, weights, adapter_name=TRAINED)
