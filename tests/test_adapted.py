@@ -544,8 +544,8 @@ def test_names(base: LlamaForCausalLM) -> None:
         (
             "lora",
             {"lora": {"init_lora_weights": "pissa"}},
-            "`init_lora_weights: pissa` moves weights of the base into the adapter, and changes the base",
-            "choose one of: true, false, gaussian, eva, orthogonal, mica",
+            "'lora.init_lora_weights' cannot be 'pissa'",
+            "choose one of: gaussian, orthogonal",
         ),
     ],
 )
