@@ -1,0 +1,1 @@
+"""Learning from rewards: estimates, controllers, critics, references, and what is watched while a policy learns."""
