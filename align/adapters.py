@@ -15,15 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from align import model as models
+from align import score
 from align.bottleneck.layer import BottleneckLayer, detach
 from align.errors import AlignError, Exit
-from align.stage import Adapter, Policy
+from align.stage import Adapter, Gives, Policy
 
 TRAINED = "default"  # PEFT's name of the adapter that a stage trains; earlier ones are named for their stage
 AGREEMENT_FLOOR = 0.98
@@ -54,11 +64,13 @@ def put(model: Any, adapters: Sequence[Adapter], run: Path, *, last: str | None 
         called[-1] = last
     for name, adapter in zip(called, adapters, strict=True):
         folder = str(run / adapter.path)
-        if _takes(model, PeftConfig.from_pretrained(folder)):
-            model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=True)
+        config = _fitting(PeftConfig.from_pretrained(folder), model)
+        if _takes(model, config):
+            model.add_adapter(name, config)
+            set_peft_model_state_dict(model, _weights(folder, model), adapter_name=name)
         else:
-            earlier = _settings(model)
-            model = PeftModel.from_pretrained(bare(model), folder, adapter_name=name, autocast_adapter_dtype=True)
+            earlier, loading = _settings(model), {"adapter_name": name, "autocast_adapter_dtype": True}
+            model = PeftModel.from_pretrained(bare(model), folder, config=config, **loading)
             model.peft_config.update(earlier)
     if adapters:
         activate(model, called)
@@ -66,15 +78,24 @@ def put(model: Any, adapters: Sequence[Adapter], run: Path, *, last: str | None 
     return model
 
 
+def _weights(folder: str, model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter, without a reward model's head where the model has none."""
+    stored: dict[str, torch.Tensor] = load_peft_weights(folder, device=str(models.device()))
+    return stored if score.has(model) else {name: t for name, t in stored.items() if not score.is_head(name)}
+
+
 def resume(model: Any, adapter: Adapter, run: Path) -> PeftModel:
     """A finished adapter on top of those that the model has, all acting; it alone is trained further."""
     earlier = _settings(model)
     folder = str(run / adapter.path)
     config = PeftConfig.from_pretrained(folder)
-    if config.is_prompt_learning:  # which PEFT loads only to be used: made anew, its weights then loaded
+    if config.is_prompt_learning or score.has(model):
+        # PEFT loads a learnt prompt only to be used, and a policy's adapter has no head for its scores yet: the adapter
+        # is made anew, and its weights then loaded
         config.inference_mode = False
         model = add(model, config, TRAINED)
-        set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"), adapter_name=TRAINED)
+        stored = get_peft_model_state_dict(model, adapter_name=TRAINED) | load_peft_weights(folder, device="cpu")
+        set_peft_model_state_dict(model, stored, adapter_name=TRAINED)
         return model
     if _takes(model, config):
         model.load_adapter(folder, adapter_name=TRAINED, is_trainable=True, autocast_adapter_dtype=True)
@@ -97,6 +118,8 @@ def add(model: Any, config: PeftConfig, name: str) -> PeftModel:
         AlignError: PEFT cannot put such an adapter on this model.
     """
     earlier = _settings(model)
+    if score.has(model):
+        config = _with_head(config)
     with refusal(str(config.peft_type.value).lower()):
         if _takes(model, config):
             model.add_adapter(name, config)
@@ -129,6 +152,31 @@ def _takes(model: Any, config: PeftConfig) -> bool:
     out for one alone, and whole modules of a second adapter would not be switched on with it."""
     same = isinstance(model, PeftModel) and model.peft_type == config.peft_type
     return same and config.peft_type != PeftType.ADALORA and not getattr(config, "modules_to_save", None)
+
+
+def _fitting(config: PeftConfig, model: Any) -> PeftConfig:
+    """The settings of a finished adapter for this model: one of a language model may go on a reward model, and the
+    other way round, where it comes without the head."""
+    if score.has(model) and config.task_type == TaskType.CAUSAL_LM:
+        config.task_type = None
+    elif not score.has(model) and config.task_type == TaskType.SEQ_CLS:
+        config.task_type = TaskType.CAUSAL_LM
+        config.modules_to_save = [name for name in config.modules_to_save or [] if name != score.SCORE] or None
+    return config
+
+
+def _with_head(config: PeftConfig) -> PeftConfig:
+    """Settings of an adapter that trains a reward model's head with it, and is saved with it.
+
+    Raises:
+        AlignError: PEFT's method has no place for it.
+    """
+    if config.is_prompt_learning or not hasattr(config, "modules_to_save"):
+        what = f"PEFT's '{config.peft_type.value.lower()}' has no place for the head of a reward model"
+        raise AlignError(what, "give the stage another parameterization, such as lora")
+    config.task_type = TaskType.SEQ_CLS
+    config.modules_to_save = [*(config.modules_to_save or []), score.SCORE]
+    return config
 
 
 def activate(model: torch.nn.Module, called: Sequence[str]) -> None:
@@ -178,9 +226,23 @@ def load_policy(policy: Policy, keys: dict[str, Any], run: Path) -> Any:
     Args:
         keys: the recipe's `model`.
     """
+    return put(load_base(policy, keys, run), policy.adapters, run).eval()
+
+
+def load_reward(model: Policy, keys: dict[str, Any], run: Path) -> Any:
+    """A reward model as it stands in a run folder, in evaluation mode, its adapters active.
+
+    Args:
+        keys: the recipe's `model`.
+    """
+    return put(load_base(model, keys, run, gives="reward"), model.adapters, run).eval()
+
+
+def load_base(policy: Policy, keys: dict[str, Any], run: Path, gives: Gives = "policy") -> PreTrainedModel:
+    """What the adapters of a policy or a reward model stand on."""
     dtype = models.dtype_of(keys.get("dtype", "auto"), trains_base=policy.weights is not None)
     folder = str(run / policy.weights) if policy.weights else policy.base.path
-    return put(models.load_weights(folder, keys, dtype, policy.quantization), policy.adapters, run).eval()
+    return models.load_weights(folder, keys, dtype, policy.quantization, gives)
 
 
 @dataclass(frozen=True)
@@ -211,15 +273,8 @@ def merge(
     """
     model = put(base, adapters, run)
     before = [_next_tokens(model, ids) for ids in prompts]
-    merged = strip(model)
-    if getattr(merged, "is_loaded_in_4bit", False) or getattr(merged, "is_loaded_in_8bit", False):
-        merged = merged.dequantize()
-    merged = models.cast(merged, torch.float32)
-    for adapter in adapters:
-        one = PeftModel.from_pretrained(bare(merged), str(run / adapter.path), autocast_adapter_dtype=True)
-        merged = one.merge_and_unload(safe_merge=True)
-    merged = models.cast(bare(merged), dtype)
-    after = [_next_tokens(merged, ids) for ids in prompts]
+    merged_model = merged(strip(model), adapters, run, dtype)
+    after = [_next_tokens(merged_model, ids) for ids in prompts]
     total = sum(len(tokens) for tokens in before)
     same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))
     result = Merge([adapter.name for adapter in adapters], same / max(total, 1), len(prompts))
@@ -230,7 +285,20 @@ def merge(
             "use `dtype: float32`, or keep the adapter with a parameterization that freezes the base",
             exit=Exit.STAGE_FAILED,
         )
-    return merged, result
+    return merged_model, result
+
+
+def merged(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """A bare base with adapters added to its weights, one after the other, in float32."""
+    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
+        base = base.dequantize()
+    base = models.cast(base, torch.float32)
+    for adapter in adapters:
+        folder = str(run / adapter.path)
+        config = _fitting(PeftConfig.from_pretrained(folder), base)
+        one = PeftModel.from_pretrained(bare(base), folder, config=config, autocast_adapter_dtype=True)
+        base = one.merge_and_unload(safe_merge=True)
+    return models.cast(bare(base), dtype)
 
 
 def _next_tokens(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from align.data.order import STRATEGIES
@@ -108,9 +109,9 @@ class Fault(NamedTuple):
     remedy: str
 
 
-def open_to_users(config: str) -> dict[str, Argument]:
-    """The arguments of a TRL config that a recipe may set."""
-    return {name: argument for name, argument in known(config).items() if name not in OWNED}
+def open_to_users(config: str, owned: Mapping[str, str] = MappingProxyType({})) -> dict[str, Argument]:
+    """The arguments of a TRL config that a recipe may set; `owned` are those that a stage sets besides the engine."""
+    return {name: argument for name, argument in known(config).items() if name not in OWNED and name not in owned}
 
 
 def choices(argument: Argument) -> tuple[str, ...]:
@@ -119,12 +120,24 @@ def choices(argument: Argument) -> tuple[str, ...]:
     return _NARROWED.get(argument.name, tuple(value for value in argument.choices if value not in left_out))
 
 
-def check(config: str, training: Mapping[str, Any], recipe_keys: frozenset[str]) -> list[Fault]:
+def check(
+    config: str,
+    training: Mapping[str, Any],
+    recipe_keys: frozenset[str],
+    owned: Mapping[str, str] = MappingProxyType({}),
+) -> list[Fault]:
     """Faults of a `training:` mapping, none when all is well.
 
-    `recipe_keys` are the stage's own recipe keys: an argument of that name belongs one level up.
+    Args:
+        recipe_keys: the stage's own recipe keys: an argument of that name belongs one level up.
+        owned: arguments that the stage sets itself, each with what to write instead.
     """
-    found = [_fault(config, name, value, recipe_keys) for name, value in training.items()]
+    found = [
+        Fault(name, f"the training argument '{name}' belongs to the stage", owned[name])
+        if name in owned
+        else _fault(config, name, value, recipe_keys)
+        for name, value in training.items()
+    ]
     found.append(_schedule_fault(training))
     return [fault for fault in found if fault is not None]
 

@@ -13,9 +13,10 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     """Write README.md over the one that a library left there."""
     base = ticket.policy.base
     name = base.name if not Path(base.name).is_absolute() else Path(base.name).name
-    policy = outcome.policy
+    policy = outcome.policy or outcome.reward
     whole = policy is not None and policy.weights == run.relative(folder)  # rather than an adapter
-    lines = ["---", "library_name: " + ("transformers" if whole or policy is None else "peft")]
+    kind = "policy" if outcome.reward is None else "reward model"
+    lines = ["---", "library_name: " + ("transformers" if whole else "peft")]
     if base.revision:
         lines.append(f"base_model: {name}")
     lines += [
@@ -24,7 +25,7 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
         "",
         f"# {ticket.run_name}",
         "",
-        f"The policy after the stage `{ticket.stage}` of an `align` run. Base model: **{name}**"
+        f"The {kind} after the stage `{ticket.stage}` of an `align` run. Base model: **{name}**"
         + (f" at revision `{base.revision}`." if base.revision else f" (content hash `{base.identity[:12]}`)."),
         "",
     ]
@@ -40,6 +41,9 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     loss = outcome.metrics.get("train_loss")
     if isinstance(loss, float):
         lines.append(f"- mean training loss: {loss:.4f}")
+    accuracy = outcome.metrics.get("pair_accuracy")
+    if accuracy is not None:
+        lines.append(f"- held-out pairs told right: {accuracy:.1%}")
     names = " -> ".join(adapter.name for adapter in policy.adapters) if policy else ""
     if policy and whole and policy.adapters:
         lines.append(f"- **not whole by itself**: these weights were trained under adapters that act on them: {names}")

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align import adapters, chain, parameterization
+from align import adapters, chain, parameterization, score
 from align import model as models
 from align.data import encode
 from align.rundir import RunDir
-from align.stage import Adapter, Ticket
+from align.stage import Adapter, Gives, Ticket
 
 
 @dataclass
 class Builder:
-    """Makes the model that a stage trains from the policy that came in."""
+    """Makes the model that a stage trains from the policy that came in.
+
+    Attributes:
+        sample: rows to compare a merged model with the adapted one on.
+        beneath: the stage's own; see align.stage.Stage.
+        loaded: a base that was loaded already.
+    """
 
     run: RunDir
     ticket: Ticket
     tokenizer: PreTrainedTokenizerBase
     sample: list[dict[str, Any]]
+    beneath: Callable[[Ticket, Any, Path], Any] | None = None
     loaded: Any = None
 
     def __post_init__(self) -> None:
@@ -36,7 +44,7 @@ class Builder:
     def pristine(self) -> Any:
         """The base as this stage loads it; used again by `build` where the policy stands on it directly."""
         model = self._load(self.ticket.policy.base.path, self.quantization)
-        if self.ticket.policy.weights is None and not self._unquantized():
+        if self.ticket.policy.weights is None and not self._unquantized() and self.ticket.gives == "policy":
             self.loaded = model
         return model
 
@@ -48,15 +56,19 @@ class Builder:
         """Adapters become part of the weights that are trained; those that cannot stay on them, frozen and active."""
         policy, report = self.ticket.policy, None
         run, merged = self.run.root, self._merged()
+        scores = self.ticket.gives == "reward"
         if self._unquantized():
             model = self._load(self._folder(), policy.quantization)
             if merged:
                 model, report = adapters.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
             else:
                 model = models.cast(model.dequantize(), self.dtype)
+            model = score.from_policy(model) if scores else model
         else:
             model = self._base()
         model = self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
+        if scores:
+            model.score.requires_grad_(True)
         kept = policy.adapters[len(merged) :]
         if kept:
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -68,11 +80,13 @@ class Builder:
     def _onto_frozen(self) -> Any:
         """This stage's adapter on the base, over the earlier ones; or the last of them, trained further."""
         policy, model, run = self.ticket.policy, self._base(), self.run.root
-        if not chain.continues(self.layers, chain.Layer(self.method, self.keys, self.ticket.stage)):
-            model = adapters.put(model, policy.adapters, run)
-            return self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
-        earlier, last = policy.adapters[:-1], policy.adapters[-1:]
-        return adapters.resume(adapters.put(model, earlier, run), last[0], run)
+        continues = chain.continues(self.layers, chain.Layer(self.method, self.keys, self.ticket.stage))
+        model = adapters.put(model, policy.adapters[:-1] if continues else policy.adapters, run)
+        if self.beneath is not None:
+            model = self.beneath(self.ticket, model, run)
+        if continues:
+            return adapters.resume(model, policy.adapters[-1], run)
+        return self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
 
     def _merged(self) -> list[Adapter]:
         """The first adapters of the policy, as far as they can be merged."""
@@ -87,10 +101,12 @@ class Builder:
         return str(self.run.root / policy.weights) if policy.weights else policy.base.path
 
     def _base(self) -> Any:
-        return self.loaded if self.loaded is not None else self._load(self._folder(), self.quantization)
+        if self.loaded is not None:
+            return self.loaded
+        return self._load(self._folder(), self.quantization, self.ticket.gives)
 
-    def _load(self, folder: str, quantization: dict[str, Any] | None) -> Any:
-        return models.load_weights(folder, self.ticket.model, self.dtype, quantization)
+    def _load(self, folder: str, quantization: dict[str, Any] | None, gives: Gives = "policy") -> Any:
+        return models.load_weights(folder, self.ticket.model, self.dtype, quantization, gives)
 
     @property
     def folder(self) -> Path:

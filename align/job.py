@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from align import rundir
 from align.errors import AlignError, Exit
-from align.rundir import StageDir
+from align.rundir import RunDir, StageDir
 from align.stage import StageKeys, Ticket
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Job:
 
     Attributes:
         keys: the stage's recipe keys, typed.
+        run, dir: the folders of the run and of the stage.
         model: the policy that came in, with this stage's weights trainable; trained in place.
         rows, evaluation: canonical rows (align.data.formats), replayed ones included and counted in `groups`.
         groups: 0 for a row of the task, 1 for a replayed one.
@@ -44,6 +45,7 @@ class Job:
 
     ticket: Ticket
     keys: StageKeys
+    run: RunDir
     dir: StageDir
     model: Any
     tokenizer: PreTrainedTokenizerBase

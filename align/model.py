@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from align import score
 from align.base import heads
 from align.errors import AlignError, Exit
+from align.score import SCORE
+from align.stage import Gives
 
 
 def device() -> torch.device:
@@ -53,21 +57,31 @@ def load_tokenizer(
 
 
 def load_weights(
-    folder: str, keys: dict[str, Any], dtype: torch.dtype, quantization: dict[str, Any] | None
+    folder: str,
+    keys: dict[str, Any],
+    dtype: torch.dtype,
+    quantization: dict[str, Any] | None,
+    gives: Gives = "policy",
 ) -> PreTrainedModel:
-    """A causal language model from a folder, on this process's device, in evaluation mode.
+    """A model from a folder, on this process's device, in evaluation mode.
 
     Args:
         keys: the recipe's `model`.
         quantization: arguments of BitsAndBytesConfig.
+        gives: a causal language model, or one with a head `score` that gives one number; a new head draws from torch's
+            random state.
 
     Raises:
         AlignError: bitsandbytes is missing, or transformers refuses the model.
     """
-    config = BitsAndBytesConfig(**quantization) if quantization else None
+    scores = gives == "reward"
+    skipped = {"llm_int8_skip_modules": [SCORE]} if scores else {}
+    config = BitsAndBytesConfig(**quantization, **skipped) if quantization else None
+    kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = kind.from_pretrained(
             folder,
+            **labels,
             dtype=dtype,
             quantization_config=config,
             attn_implementation=keys.get("attn_implementation"),
@@ -85,6 +99,8 @@ def load_weights(
         ) from error
     pin_4bit_layout(model)
     _check_4bit_rows(model)
+    if scores:
+        score.prepare(model, Path(folder))
     return model.eval()
 
 

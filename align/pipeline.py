@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from align import shelf, stage
 from align.document import Document, read
 from align.errors import AlignError, FaultList
+from align.rewards import named
 from align.validation import validate
 
 BASE = "base"
@@ -24,6 +25,7 @@ class Edge(BaseModel):
     model_config = ConfigDict(extra="forbid")
     stage: str | None = Field(None, description="the program: a name of `align list`; default: the stage's own name")
     policy: str | None = Field(None, description="the stage whose policy it starts from; default: the base model")
+    reward: str | None = Field(None, description="the stage whose reward model scores its answers")
 
 
 class Graph(BaseModel):
@@ -36,11 +38,17 @@ class Graph(BaseModel):
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a run: its id, its program, and the id whose policy it takes (`base` for the base model)."""
+    """A stage of a run.
+
+    Attributes:
+        policy: the id of the stage whose policy it takes, or `base` for the base model.
+        reward: the stage that scores its answers, where the pipeline says so and the recipe's entry does not.
+    """
 
     id: str
     program: stage.Program
     policy: str
+    reward: str | None = None
 
 
 @dataclass
@@ -63,6 +71,12 @@ class _Wiring:
     def source(self, id: str) -> str:
         """The id whose policy a stage takes."""
         return self.edges[id].policy or BASE
+
+    def rewards(self, id: str) -> list[str]:
+        """The stages that score a stage's answers."""
+        entry = (self.recipe.data.get("stages") or {}).get(id)
+        said = entry.get("reward") if isinstance(entry, dict) else None
+        return [name for name in named(said if said is not None else self.edges[id].reward) if name in self.edges]
 
 
 def preset(name: str, root: Path = Path()) -> Graph:
@@ -109,7 +123,10 @@ def resolve(document: Document, root: Path, faults: FaultList) -> list[Node]:
     for id in wiring.edges:
         with faults.collect():
             _check_edge(wiring, id, programs)
-    return [Node(id, programs[id], wiring.source(id)) for id in wiring.edges if id in programs]
+        with faults.collect():
+            _check_rewards(wiring, id, programs)
+    found = [id for id in wiring.edges if id in programs]
+    return [Node(id, programs[id], wiring.source(id), wiring.edges[id].reward) for id in found]
 
 
 def _wiring(document: Document, root: Path, faults: FaultList) -> _Wiring:
@@ -134,7 +151,7 @@ def _wiring(document: Document, root: Path, faults: FaultList) -> _Wiring:
         what = f"the stage '{id}' of the pipeline '{name}' has no entry"
         faults.found.append(document.fault(("stages",), what, f"write `{id}: {{data: ...}}` under `stages:`"))
     edges = {
-        id: Edge(stage=own[id].stage or edge.stage, policy=own[id].policy or edge.policy)
+        id: Edge(stage=own[id].stage or edge.stage, policy=own[id].policy or edge.policy, reward=edge.reward)
         for id, edge in graph.stages.items()
         if id in own
     }
@@ -177,6 +194,19 @@ def _check_edge(wiring: _Wiring, id: str, programs: dict[str, stage.Program]) ->
     elif order.index(source) > order.index(id):
         what = f"stage '{id}' takes its policy from '{source}', which comes later"
         raise wiring.fault(id, "policy", what, f"write '{source}' above '{id}'")
+
+
+def _check_rewards(wiring: _Wiring, id: str, programs: dict[str, stage.Program]) -> None:
+    """A reward comes from an earlier stage that gives one."""
+    order = list(wiring.edges)
+    for source in wiring.rewards(id):
+        if source in programs and programs[source].stage.gives != "reward":
+            what = f"stage '{id}' takes its reward from '{source}', which gives a {programs[source].stage.gives}"
+            raise wiring.fault(id, "reward", what, "name a stage that gives a reward, as one of the program `reward`")
+        if order.index(source) >= order.index(id):
+            what = f"stage '{id}' takes its reward from '{source}', which comes later"
+            what = what if source != id else f"stage '{id}' waits for its own reward"
+            raise wiring.fault(id, "reward", what, f"write '{source}' above '{id}'" if source != id else "name another")
 
 
 def _circle(start: str, wiring: _Wiring) -> list[str]:

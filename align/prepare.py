@@ -13,18 +13,23 @@ from align.base import Base
 from align.data import checks, mixing, template
 from align.data.checks import Lengths, Table
 from align.data.files import READERS, ending
-from align.data.formats import Example
+from align.data.formats import Example, Kind
 from align.data.hub import is_id
 from align.data.sources import LAB, DataSource
 from align.errors import AlignError, FaultList, Faults
 from align.forgetting import leaks, probes
 from align.machine import check_disk
 from align.recipe import Loaded, StagePlan
+from align.rewards import Finder, RewardedKeys
 from align.rundir import RunDir
-from align.stage import Rows
+from align.stage import Reward, Rows
 from align.validation import Loc
 
 __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
+
+LEARNT: frozenset[Kind] = frozenset(
+    {"chat", "prompt_completion", "text"}
+)  # what can be replayed, as it is learnt by SFT
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Prepared:
 
     base: Base
     rows: dict[str, StageRows]
+    rewards: dict[str, list[Reward]]  # what scores the answers, by stage
     chat_template: str | None  # the recipe's own, as text
     probes: str  # hash of what is measured
     notes: list[str]
@@ -76,13 +82,14 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     if base is not None and base.path is not None and checking.template_is_known:
         checking.against_model(base, own, whole)
         checking.faults.found.extend(module_names.faults(loaded, base))
+    rewards = {plan.id: checking.rewards(plan) for plan in loaded.stages}
     measured = checking.probes()
     checking.raise_any()
     for plan in loaded.stages:
         checking.batch(plan, whole[plan.id])
         checking.leaks(plan, whole[plan.id])
     assert base is not None
-    return Prepared(base, whole, own, measured, checking.notes)
+    return Prepared(base, whole, rewards, own, measured, checking.notes)
 
 
 @dataclass
@@ -150,12 +157,30 @@ class _Checking:
         replay = None
         if plan.replay and plan.replay.ratio > 0:
             own = "replay" in plan.keys.model_fields_set
-            replay = self._table(plan, plan.replay.data, (*at, "replay", "data") if own else ("replay", "data"))
+            place: Loc = (*at, "replay", "data") if own else ("replay", "data")
+            replay = self._table(plan, plan.replay.data, place, LEARNT)
         return StageRows(rows, evaluation, replay) if train else None
 
-    def _table(self, plan: StagePlan, value: DataSource | list[DataSource], at: Loc) -> Table | None:
-        """Read and check a table; one that two stages share is read once."""
-        sources, accepts = value if isinstance(value, list) else [value], plan.program.stage.rows
+    def rewards(self, plan: StagePlan) -> list[Reward]:
+        """What scores the answers of a stage."""
+        if not isinstance(plan.keys, RewardedKeys):
+            return []
+        finder = Finder([other.id for other in self.loaded.stages], self.loaded.root, self.offline)
+        found = []
+        for number, source in enumerate(plan.keys.sources):
+            at: Loc = ("stages", plan.id, "reward")
+            try:
+                found.append(finder.find(source))
+            except AlignError as error:
+                listed = isinstance(plan.keys.reward, list)
+                self._add(error, (*at, number) if listed else at)
+        return found
+
+    def _table(
+        self, plan: StagePlan, value: DataSource | list[DataSource], at: Loc, kinds: frozenset[Kind] | None = None
+    ) -> Table | None:
+        """Read and check a table; one that two stages share is read once. `kinds`: by default those of the stage."""
+        sources, accepts = value if isinstance(value, list) else [value], kinds or plan.program.stage.rows
         remote = [source.source for source in sources if _on_hub(source, self.loaded.root)]
         if self.offline and remote:
             self.notes.append(f"stage {plan.id}: the data '{remote[0]}' were not looked up")
@@ -191,12 +216,16 @@ class _Checking:
             if plan.id in rows:
                 rows[plan.id] = self._fitting(plan, rows[plan.id], lengths)
                 if lengths is not None and base.context:
+                    answer = _answer_length(plan)
+                    seen = rows[plan.id].train if answer else rows[plan.id].all
                     with self.faults.collect():
-                        checks.within_context(rows[plan.id].all, lengths, _max_length(plan), base.context)
+                        checks.within_context(seen, lengths, _max_length(plan), base.context, answer)
 
     def _fitting(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> StageRows:
         """The rows that max_length leaves an answer of."""
         mode, drop = plan.training.get("truncation_mode", "keep_start"), plan.keys.too_long == "drop"
+        if plan.program.stage.gives == "reward":
+            mode = "whole"  # what is scored stands at the end of an answer
 
         def fitting(examples: list[Example]) -> list[Example]:
             with self.faults.collect():
@@ -289,6 +318,15 @@ def _max_length(plan: StagePlan) -> int | None:
     argument = arguments.known(config).get("max_length") if config else None
     limit: Any = plan.training.get("max_length", argument.default if argument else None)
     return limit if isinstance(limit, int) else None
+
+
+def _answer_length(plan: StagePlan) -> int:
+    """The tokens that a stage samples after each row; 0 for one that samples none."""
+    if "prompt" not in plan.program.stage.rows or plan.program.stage.arguments is None:
+        return 0
+    argument = arguments.known(plan.program.stage.arguments).get("max_completion_length")
+    limit: Any = plan.training.get("max_completion_length", argument.default if argument else 0)
+    return limit if isinstance(limit, int) else 0
 
 
 def write_rows(run: RunDir, examples: list[Example]) -> Rows:

@@ -19,6 +19,7 @@ from align.document import Document
 from align.errors import AlignError, FaultList
 from align.forgetting.gate import ForgettingKeys
 from align.parameterization import Method, ParameterizationKeys
+from align.rewards import RewardedKeys
 from align.stage import Program, Replay, StageKeys
 from align.validation import dotted, validate
 
@@ -99,11 +100,17 @@ class StagePlan:
     id: str
     program: Program
     policy: str  # the id of the stage whose policy it takes, or `base`
+    rewards: tuple[str, ...]  # the ids of the stages that score its answers
     keys: StageKeys
     method: Method
     method_keys: ParameterizationKeys
     replay: Replay | None
     training: dict[str, Any]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The ids of all that it takes something from."""
+        return (self.policy, *self.rewards)
 
     @property
     def trains_base(self) -> bool:
@@ -224,7 +231,7 @@ def _without_stage_keys(read: Document, nodes: list[pipeline.Node], faults: Faul
             stage = node.program.stage
             if name in stage.keys.model_fields:
                 places.setdefault(name, f"stages.{node.id}.{name}")
-            elif stage.arguments and name in arguments.open_to_users(stage.arguments):
+            elif stage.arguments and name in arguments.open_to_users(stage.arguments, stage.owned):
                 places.setdefault(name, f"stages.{node.id}.training.{name}")
     for name, path in places.items():
         what = f"'{name}' is a key of a stage, not of the recipe"
@@ -247,6 +254,8 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
     if not isinstance(entry, dict):
         faults.found.append(read.fault(at, f"the stage '{node.id}' has no keys", "write at least `data:` under it"))
         return None
+    if node.reward is not None and "reward" in stage.keys.model_fields and entry.get("reward") is None:
+        entry = {**entry, "reward": node.reward}
     keys = method = None
     with faults.collect():
         keys = validate(read, stage.keys, _without_arguments(read, node, entry, faults), at)
@@ -256,13 +265,18 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
             method = _method(read, own, (*at, "parameterization"))
     given = entry.get("training")
     if isinstance(given, dict) and stage.arguments:
-        for name, what, remedy in arguments.check(stage.arguments, given, _recipe_keys(stage.keys)):
+        for name, what, remedy in arguments.check(stage.arguments, given, _recipe_keys(stage.keys), stage.owned):
             path = (*at, "training", name)
             faults.found.append(read.fault(path, what.replace("{key}", dotted(path)), remedy))
     if keys is not None and keys.eval_data is None and keys.training.get("eval_strategy") in ("steps", "epoch"):
         what = f"the stage '{node.id}' has nothing to evaluate on"
         remedy = "write `eval_data:` beside `training:`"
         faults.found.append(read.fault((*at, "training", "eval_strategy"), what, remedy))
+    if keys is not None and entry.get("eval_data") is not None and not stage.evaluates:
+        what = f"the stage '{node.program.name}' has no loss on held-out rows"
+        faults.found.append(
+            read.fault((*at, "eval_data"), what, "leave `eval_data` out: the probes measure what it learns")
+        )
     if keys is not None and keys.replay is not None and not stage.replays:
         what = f"the stage '{node.program.name}' cannot mix replay rows into its data"
         remedy = "leave `replay` out here; the stages that can mix them take the recipe's"
@@ -274,7 +288,7 @@ def _without_arguments(read: Document, node: pipeline.Node, entry: dict[str, Any
     """A stage's entry without training arguments that stand beside `training:`, each of which is a fault."""
     stage = node.program.stage
     foreign = [name for name in entry if name not in stage.keys.model_fields]
-    allowed = arguments.open_to_users(stage.arguments) if foreign and stage.arguments else {}
+    allowed = arguments.open_to_users(stage.arguments, stage.owned) if foreign and stage.arguments else {}
     misplaced = [name for name in foreign if name in allowed]
     for name in misplaced:
         what = f"'{name}' is a training argument, not a key of the stage"
@@ -304,8 +318,11 @@ def _plan(
 ) -> StagePlan:
     stage = node.program.stage
     replay = keys.replay if "replay" in keys.model_fields_set else recipe.replay
+    replay = replay if stage.replays else None
     training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
-    return StagePlan(node.id, node.program, node.policy, keys, *method, replay if stage.replays else None, training)
+    sources = keys.sources if isinstance(keys, RewardedKeys) else []
+    rewards = tuple(dict.fromkeys(one.source for one in sources if one.source in recipe.stages))
+    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training)
 
 
 # Where the engine departs from TRL's defaults, for every stage.
@@ -342,7 +359,16 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
             stages[plan.id]["replay"] = plan.replay.model_dump(mode="json") if plan.replay else None
     data["pipeline"] = None
     whole: dict[str, Any] = _standing(data | {"stages": stages}, loaded.root)
+    for plan in loaded.stages:  # a stage stays a stage, whatever folder has its name
+        for given, written in zip(_listed(stages[plan.id]), _listed(whole["stages"][plan.id]), strict=True):
+            written["source"] = given["source"] if given["source"] in plan.rewards else written["source"]
     return whole
+
+
+def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rewards of a stage's entry as written out."""
+    found = entry.get("reward") or []
+    return found if isinstance(found, list) else [found]
 
 
 def _standing(value: Any, root: Path, key: str = "") -> Any:
@@ -354,5 +380,8 @@ def _standing(value: Any, root: Path, key: str = "") -> Any:
     if key in ("source", "data", "base", "chat_template", "stage") and isinstance(value, str):
         if value == LAB or (key == "stage" and not value.endswith(".py")):
             return value
-        return next((str(path.resolve()) for path in (Path(value), root / value) if path.exists()), value)
+        file, colon, function = value.partition(".py:")  # ./rewards.py:polite
+        file = f"{file}.py" if colon else value
+        found = next((str(path.resolve()) for path in (Path(file), root / file) if path.exists()), file)
+        return f"{found}:{function}" if colon else found
     return value

@@ -82,6 +82,16 @@ class StageDir:
     def reference(self) -> Path:
         return self.root / "reference.safetensors"
 
+    @property
+    def rollouts(self) -> Path:
+        """What a stage that learns from rewards knows of each rollout."""
+        return self.root / "rollouts.jsonl"
+
+    @property
+    def critic(self) -> Path:
+        """The value network of PPO, kept beside the policy."""
+        return self.root / "critic"
+
 
 @dataclass(frozen=True)
 class RunDir:

@@ -19,7 +19,7 @@ from align.prepare import Prepared, check_disk, prepare
 from align.progress import Watcher
 from align.recipe import Loaded, StagePlan
 from align.rundir import RunDir
-from align.stage import BaseModelIdentity, Outcome, Policy, Ticket
+from align.stage import Outcome, Ticket
 from align.tickets import build
 
 
@@ -132,9 +132,9 @@ class Run:
             if only is not None and plan.id != only:
                 continue
             if only is not None:
-                self._policy(plan, self.tickets[plan.id].policy.base)  # refuse before anything is moved
+                self._take_inputs(plan)  # refuse before anything is moved
                 self._refuse_changed_ancestors(plan, changed)
-            if plan.id in changed or asked or plan.policy in again:
+            if plan.id in changed or asked or again & set(plan.inputs):
                 again.add(plan.id)
                 if self.dir.stage(plan.id).root.exists():
                     self.dir.supersede(self.dir.stage(plan.id).root)
@@ -145,13 +145,14 @@ class Run:
             del self.record["stages"][id]
 
     def _refuse_changed_ancestors(self, plan: StagePlan, changed: set[str]) -> None:
-        parents = {other.id: other.policy for other in self.loaded.stages}
-        above = parents[plan.id]
-        while above != BASE:
-            if above in changed:
-                what = f"--only {plan.id}: the recipe of '{above}', which it starts from, has changed too"
-                raise AlignError(what, f"run without --only, or with --from {above}")
-            above = parents[above]
+        inputs = {other.id: other.inputs for other in self.loaded.stages}
+        above = list(inputs[plan.id])
+        while above:
+            id = above.pop()
+            if id in changed:
+                what = f"--only {plan.id}: the recipe of '{id}', which it starts from, has changed too"
+                raise AlignError(what, f"run without --only, or with --from {id}")
+            above += inputs.get(id, ())
 
     def _stages(self) -> Exit:
         child = Child(self.dir, self.loaded.recipe.launch.processes, self.watcher)
@@ -221,7 +222,7 @@ class Run:
 
     def _execute(self, plan: StagePlan, child: Child) -> None:
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
-        ticket.policy = self._policy(plan, ticket.policy.base)
+        self._take_inputs(plan)
         self.changed = True
         ticket.measure_base = self._base_is_missing()
         checkpoint = rundir.whole_checkpoint(here.checkpoints)
@@ -248,18 +249,25 @@ class Run:
         self._note(plan, ended=_now(), seconds=round(outcome["seconds"] + outcome["measure_seconds"], 1))
         shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
 
-    def _policy(self, plan: StagePlan, base: BaseModelIdentity) -> Policy:
-        if plan.policy == BASE:
-            return Policy(base=base)
-        raw = rundir.read_json(self.dir.stage(plan.policy).outcome)
+    def _take_inputs(self, plan: StagePlan) -> None:
+        """Fill in what only the stages before can tell: their policy and reward models."""
+        ticket = self.tickets[plan.id]
+        if plan.policy != BASE:
+            policy = self._result(plan, plan.policy).policy
+            assert policy is not None
+            ticket.policy = policy
+        for reward in ticket.rewards:
+            if reward.stage is not None:
+                reward.model = self._result(plan, reward.stage).reward
+
+    def _result(self, plan: StagePlan, source: str) -> Outcome:
+        raw = rundir.read_json(self.dir.stage(source).outcome)
         if raw is None:
             raise AlignError(
-                f"stage '{plan.id}' starts from '{plan.policy}', which has not run in '{self.dir.root}'",
-                f"run without --only, or `--only {plan.policy}` first",
+                f"stage '{plan.id}' starts from '{source}', which has not run in '{self.dir.root}'",
+                f"run without --only, or `--only {source}` first",
             )
-        policy = Outcome.model_validate(raw).policy
-        assert policy is not None
-        return policy
+        return Outcome.model_validate(raw)
 
     def _decide(self, plan: StagePlan) -> str:
         """Judge a stage by the gate, from stored measurements; nothing is measured or trained."""
@@ -309,7 +317,7 @@ class Run:
             entry["status"] = old.get("status", "done")
         stages[plan.id] = {
             "stage": plan.program.name,
-            "inputs": {"policy": plan.policy},
+            "inputs": {"policy": plan.policy} | ({"reward": list(plan.rewards)} if plan.rewards else {}),
             "fingerprint": self.tickets[plan.id].fingerprint,
             **{k: v for k, v in old.items() if k not in ("stage", "inputs", "fingerprint")},
             **entry,

@@ -72,7 +72,9 @@ def _stage_keys(definitions: Json) -> Json:
         found = declared.keys.model_json_schema()
         definitions |= found.pop("$defs", {})
         merged |= found["properties"]
-        for argument in arguments.open_to_users(declared.arguments).values() if declared.arguments else ():
+        for argument in (
+            arguments.open_to_users(declared.arguments, declared.owned).values() if declared.arguments else ()
+        ):
             if argument.name not in declared.keys.model_fields:
                 trainer[argument.name] = _argument(argument)
     merged["training"] |= {"properties": trainer, "additionalProperties": False}

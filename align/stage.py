@@ -80,16 +80,22 @@ class Stage:
         arguments: the TRL config whose names `training:` takes; None: any name, the stage checks them itself.
         defaults: training arguments where it departs from TRL's defaults, by family: all, full, adapter.
         replays: whether replay rows can be mixed into its data.
+        evaluates: whether it can take `eval_data`.
+        owned: training arguments that a recipe writes elsewhere, or that this stage sets, each with what to write.
+        beneath: puts adapters onto the model that must lie under the one that the stage trains.
     """
 
     description: str
     rows: frozenset[Kind]
-    train: Callable[[Job], dict[str, float]]
+    train: Callable[[Job], dict[str, Any]]
     gives: Gives = "policy"
     keys: type[StageKeys] = StageKeys
     arguments: str | None = None
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     replays: bool = False
+    evaluates: bool = True
+    owned: dict[str, str] = field(default_factory=dict)
+    beneath: Callable[[Ticket, Any, Path], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,30 @@ class Policy(BaseModel):
     adapters: list[Adapter] = []
 
 
+class Reward(BaseModel):
+    """One thing that scores answers, as found.
+
+    Attributes:
+        name: of its figures.
+        kind: a reward model that a stage trained, one as files, or a Python function.
+        model: of a stage (of this run or another), filled in when it is there.
+        root: the run folder that the paths of `model` are relative to; None for this run.
+        path: of a model's folder or a function's file.
+        function: its name in that file.
+        identity: hash of the content.
+    """
+
+    name: str
+    kind: Literal["stage", "model", "function"]
+    weight: float
+    stage: str | None = None
+    model: Policy | None = None
+    root: str | None = None
+    path: str | None = None
+    function: str | None = None
+    identity: str = ""
+
+
 class Rows(BaseModel):
     """A table of checked rows in the run folder."""
 
@@ -222,6 +252,7 @@ class Ticket(BaseModel):
     fingerprint: str
     seed: int
     policy: Policy  # what comes in
+    rewards: list[Reward] = []  # what scores the answers of a stage that samples some
     model: dict[str, Any]  # the recipe's `model`
     parameterization: dict[str, Any]
     keys: dict[str, Any]  # the stage's resolved recipe entry
@@ -267,7 +298,7 @@ class Outcome(BaseModel):
     metrics: dict[str, Any]
     data: dict[str, Any]
     policy: Policy | None = None
-    reward: dict[str, Any] | None = None
+    reward: Policy | None = None  # a reward model, its last adapter or its weights with the head `score`
     merge: dict[str, Any] | None = None
     peak_memory_bytes: int | None = None
     resumed_from: str | None = None

@@ -26,7 +26,10 @@ _COSMETIC = (
     "ddp_timeout",
 )
 # Keys of a stage that stand in the fingerprint by content, not by name.
-_BY_CONTENT = ("data", "eval_data", "replay", "parameterization", "training", "stage", "policy", "too_long")
+_BY_CONTENT = (
+    *("data", "eval_data", "replay", "reward"),
+    *("parameterization", "training", "stage", "policy", "too_long", "on_alarm"),
+)
 
 
 def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> dict[str, Ticket]:
@@ -43,6 +46,7 @@ def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> di
     for plan in loaded.stages:
         ticket = _ticket(loaded, prepared, plan, run, identity, processes)
         above = [tickets[plan.policy].fingerprint, _kept(run, plan.policy)] if plan.policy != BASE else [BASE]
+        above += [tickets[id].fingerprint for id in plan.rewards]
         ticket.fingerprint = fingerprint(plan, ticket, prepared.chat_template, above)
         tickets[plan.id] = ticket
     return tickets
@@ -61,6 +65,7 @@ def _ticket(
         fingerprint="",
         seed=settings.seed,
         policy=Policy(base=base),
+        rewards=prepared.rewards[plan.id],
         model=settings.model.model_dump(mode="json"),
         chat_template=prepared.chat_template,
         program_sha256=plan.program.sha256,
@@ -86,7 +91,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
 
     Args:
         chat_template: the recipe's own, as text.
-        above: the fingerprint of the stage whose policy comes in, and what was decided on it.
+        above: the fingerprints of the stages whose policy and rewards come in, and what was decided on the policy.
 
     The number of processes is not in it, the global batch is; nor is where the run goes or how often it logs.
     """
@@ -96,6 +101,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
     def content(rows: Rows | None) -> str | None:
         return rows.sha256 if rows else None
 
+    scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return rundir.digest(
         {
             "format": 1,
@@ -110,6 +116,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
             "seed": ticket.seed,
             "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
             "above": above,
+            **({"rewards": scored} if scored else {}),
         }
     )
 

@@ -76,7 +76,8 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     )
     job = _job(run, ticket, tokenizer, interrupted)
     bench_probes = _probes(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
-    builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]))
+    program = _program(ticket)
+    builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]), program.stage.beneath)
     if ticket.measure_base and world.is_main_process and bench_probes:
         bench = _bench(builder.pristine(), tokenizer, ticket)
         measure(bench, bench_probes, run.base_measurements, base=None)
@@ -92,7 +93,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     if not parameters["trainable"]:
         what = f"the parameterization of stage '{ticket.stage}' leaves no weight to train"
         raise AlignError(what, f"mend the keys of `{ticket.parameterization['method']}`")
-    metrics = _program(ticket).stage.train(job)
+    metrics = program.stage.train(job)
     seconds, cpu = clock.seconds()
     outcome = None
     if world.is_main_process:
@@ -117,7 +118,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
             metrics=metrics,
             data=job.data,
             policy=policy if ticket.gives == "policy" else None,
-            reward=None if ticket.gives == "policy" else policy.model_dump(mode="json"),
+            reward=policy if ticket.gives == "reward" else None,
             merge=asdict(merge) if merge else None,
             peak_memory_bytes=_peak_memory(),
             resumed_from=ticket.resume_from,
@@ -173,6 +174,7 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
     return Job(
         ticket=ticket,
         keys=program.stage.keys.model_validate(ticket.keys),
+        run=run,
         dir=run.stage(ticket.stage),
         model=None,
         tokenizer=tokenizer,

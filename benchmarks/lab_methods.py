@@ -1,6 +1,6 @@
 """What each parameterization learns and keeps on the lab model, each at a learning rate that suits it.
 
-    python -m benchmarks.lab_methods --tune              # three rates a method, then three seeds; about an hour of CPU
+    python -m benchmarks.lab_methods --tune              # three or four rates a method, then three seeds; half an hour
     python -m benchmarks.lab_methods --tune --seeds      # the rates alone
     python -m benchmarks.lab_methods --rates lora=5e-3 --methods lora
     options: --methods NAME..., --seeds N..., --steps N, --runs FOLDER
@@ -46,14 +46,16 @@ class Method:
 
 LORA = {"r": 16, "alpha": 32}
 METHODS = {
-    "full": Method("full", {"method": "full"}, (7e-4, 1e-3, 1.4e-3)),
+    "full": Method("full", {"method": "full"}, (5e-4, 7e-4, 1e-3, 1.4e-3)),
     "spectrum": Method("Spectrum 50 %, `mp`", {"method": "spectrum"}, (1e-3, 2e-3, 3e-3)),
     "spectrum_reference": Method(
         "Spectrum 50 %, `reference`",
         {"method": "spectrum", "spectrum": {"estimator": "reference"}},
         (1e-3, 2e-3, 3e-3),
     ),
-    "spectrum_lora": Method("Spectrum 50 % with LoRA r16", {"method": "spectrum", "lora": LORA}, (5e-3, 7e-3, 1e-2)),
+    "spectrum_lora": Method(
+        "Spectrum 50 % with LoRA r16", {"method": "spectrum", "lora": LORA}, (5e-3, 7e-3, 1e-2, 1.4e-2)
+    ),
     "lora": Method("LoRA r16", {"method": "lora", "lora": LORA}, (3e-3, 5e-3, 7e-3)),
     "qlora": Method("QLoRA r16", {"method": "qlora", "lora": LORA}, (3e-3, 5e-3, 7e-3)),
     "adapter": Method("adapter r64", {"method": "adapter", "adapter": {"r": 64}}, (5e-3, 1e-2, 2e-2)),

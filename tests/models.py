@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from align import parameterization, rundir, stage, work
 from align.job import Job
 from align.lab import MODEL_DIR, data
 from align.rundir import RunDir
-from align.stage import BaseModelIdentity, Outcome, Policy, Rows, Ticket
+from align.stage import BaseModelIdentity, Outcome, Policy, Reward, Rows, Ticket
 
 LAB = BaseModelIdentity(name="lab", path=str(MODEL_DIR), identity="0" * 64)
 BASE = Policy(base=LAB)
@@ -129,18 +129,28 @@ class Stages:
         held: list[dict[str, Any]] | None = None,
         keys: dict[str, Any] | None = None,
         dtype: str = "auto",
+        rewards: Sequence[Reward] = (),
+        replay: list[dict[str, Any]] | None = None,
         **training: Any,
     ) -> Ticket:
         """What the parent would write for a stage; four steps of four rows where nothing else is said."""
-        name = "lab/helpdesk_preferences" if program == "dpo" else "lab/helpdesk"
+        name = "lab/helpdesk_preferences" if program in ("dpo", "reward") else "lab/helpdesk"
+        declared = stage.load(program, Path())
+        if rewards:
+            keys = {"reward": [reward.name for reward in rewards], **(keys or {})}
+        if rows is None:
+            rows = data.rows(name, n=16)
+        if "prompt" in declared.stage.rows:
+            rows = [row if "prompt" in row else {"prompt": row["messages"][:-1]} for row in rows]
         return Ticket(
             stage=id,
             program=program,
             program_path=program,
-            gives="policy",
+            gives=declared.stage.gives,
             fingerprint=id,
             seed=3,
             policy=policy,
+            rewards=list(rewards),
             model={"base": "lab", "dtype": dtype},
             parameterization=method,
             keys={"data": name, **(keys or {})},
@@ -154,12 +164,12 @@ class Stages:
                 "logging_steps": 1,
                 **training,
             },
-            train=self.rows(f"{id}-train", rows if rows is not None else data.rows(name, n=16)),
+            train=self.rows(f"{id}-train", rows),
             evaluation=self.rows(f"{id}-held", held) if held else None,
-            replay=None,
-            replay_ratio=0.0,
+            replay=self.rows(f"{id}-replay", replay) if replay else None,
+            replay_ratio=0.25 if replay else 0.0,
             probes="none",
-            program_sha256=stage.load(program, Path()).sha256,
+            program_sha256=declared.sha256,
             chat_template=None,
             replays=False,
             measured="",
@@ -170,12 +180,14 @@ class Stages:
         )
 
     def execute(self, ticket: Ticket) -> Policy:
-        """Run a ticket to its outcome; returns the policy that goes on."""
+        """Run a ticket to its outcome; returns the policy, or the reward model, that goes on."""
         with self._watched(ticket.stage):
             outcome = work.do(self.run, ticket, lambda: False)
-        assert outcome is not None and outcome.policy is not None
+        assert outcome is not None
+        found = outcome.policy or outcome.reward
+        assert found is not None
         self.outcomes[ticket.stage] = outcome
-        return outcome.policy
+        return found
 
     def logged(self, id: str, figure: str) -> list[float]:
         """A figure of metrics.jsonl, in the order of steps."""

@@ -266,7 +266,7 @@ def test_answers_that_would_be_cut_away_are_refused_and_cut_ones_counted(bytewis
     )
     kept, warnings = fitting(long, lengths(bytewise), 64, "keep_start", drop=True)
     assert kept == answers
-    assert warnings[0] == f"1 of {len(long)} rows are dropped: max_length 64 leaves no answer"
+    assert warnings[0] == f"1 of {len(long)} rows are dropped: no answer is left by max_length 64"
 
 
 def test_a_model_without_a_fast_tokenizer_skips_the_check(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 import runs
 
-RATES = {"full": "1.0e-4", "lora": "1.0e-3", "qlora": "1.0e-3"}
+RATES = {"full": "1.0e-4", "lora": "1.0e-3", "qlora": "1.0e-3", "spectrum": "1.0e-4", "adapter": "1.0e-3"}
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("lora", "full", "spectrum", "adapter")]
 
 
 def arguments(method: str) -> list[str]:
@@ -43,9 +44,7 @@ def kill_parent(process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    "method", ["qlora", pytest.param("lora", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", ["qlora", *SLOW])
 def test_killed_in_sft_in_a_checkpoint_and_in_dpo(method: str, tmp_path: Path) -> None:
     recipe, extra = runs.write(tmp_path), arguments(method)
     runs.run(recipe, tmp_path / "whole", *extra)

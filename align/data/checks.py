@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
-from align.data.formats import Example, Kind, normalise
-from align.data.lengths import Lengths, no_answer_left
+from align.data.formats import Example, Kind, normalise, prompt_of
+from align.data.lengths import Count, Lengths, no_answer_left
 from align.data.messages import Message
 from align.data.pairs import Side
 from align.data.rows import Row
@@ -43,12 +43,14 @@ _NEEDS: Final[dict[Kind, str]] = {
     "prompt_completion": "prompt + completion",
     "preference": "prompt + chosen + rejected",
     "text": "text",
+    "prompt": "prompts",
 }
 _IS: Final[dict[Kind, str]] = {
     "chat": "a chat",
     "prompt_completion": "a prompt with a completion",
     "preference": "a preference pair",
     "text": "plain text",
+    "prompt": "a prompt without an answer",
 }
 
 
@@ -101,7 +103,7 @@ def fitting(
     Args:
         lengths: None where the model has no tokenizer.json; then nothing is checked and the warning says so.
         max_length: tokens of prompt and answer that are kept; None keeps all.
-        truncation_mode: `keep_start` or `keep_end`.
+        truncation_mode: `keep_start`, `keep_end`, or `whole` for rows of which nothing may be cut.
         drop: leave such rows out, with a warning; otherwise they are refused.
 
     Raises:
@@ -118,7 +120,7 @@ def fitting(
     for i, count in zip(long, lengths.counts([examples[i] for i in long], max_length), strict=True):
         cut += count.total > max_length
         if no_answer_left(examples[i], count, max_length, truncation_mode):
-            faults[i] = _too_long(examples[i], count.prompt, max_length)
+            faults[i] = _too_long(examples[i], count, max_length, truncation_mode)
     if not drop:
         _raise(list(faults.values()), TOO_LONG_SHOWN, "rows that are too long")
     kept = [example for i, example in enumerate(examples) if i not in faults]
@@ -127,7 +129,9 @@ def fitting(
     return kept, _length_warnings(examples, cut - len(faults), len(faults), max_length, truncation_mode)
 
 
-def within_context(examples: list[Example], lengths: Lengths, max_length: int | None, context: int) -> None:
+def within_context(
+    examples: list[Example], lengths: Lengths, max_length: int | None, context: int, answer: int = 0
+) -> None:
     """Refuse rows that have more tokens than the model has positions.
 
     Looks at the rows with most bytes, and at all only where one of those is too long: tokenising every row of every
@@ -136,10 +140,14 @@ def within_context(examples: list[Example], lengths: Lengths, max_length: int | 
     Args:
         max_length: tokens of a row that are kept; None keeps all.
         context: the model's positions.
+        answer: tokens that the stage samples after each row.
 
     Raises:
         AlignError: with the number of such rows, and the first one's place.
     """
+    if answer:
+        _room_for_answers(examples, lengths, context, answer)
+        return
     if max_length is not None and max_length <= context:
         return
     long = [example for example in examples if not lengths.surely_fits(example, context)]
@@ -153,13 +161,29 @@ def within_context(examples: list[Example], lengths: Lengths, max_length: int | 
         raise AlignError(what, f"write `max_length: {context}` under `training:`", place=beyond[0].place)
 
 
+def _room_for_answers(examples: list[Example], lengths: Lengths, context: int, answer: int) -> None:
+    room = max(context - answer, 0)
+    long = [example for example in examples if not lengths.surely_fits(example, room)]
+    beyond = [(row, count.total) for row, count in zip(long, lengths.counts(long), strict=True) if count.total > room]
+    if beyond:
+        row, tokens = max(beyond, key=lambda found: found[1])
+        what = f"a prompt of {tokens:,} tokens and an answer of {answer:,} (max_completion_length) are more than the "
+        what += f"{context:,} that the model was made for"
+        more = f"; so are {len(beyond) - 1:,} more rows" if len(beyond) > 1 else ""
+        raise AlignError(what + more, "lower `training.max_completion_length`, or shorten the rows", place=row.place)
+
+
 def _bytes(example: Example) -> int:
     """The size of what a row says, without its template."""
     return len(example.canonical())
 
 
-def _too_long(example: Example, tokens: int, max_length: int) -> AlignError:
+def _too_long(example: Example, count: Count, max_length: int, truncation_mode: str) -> AlignError:
+    tokens = count.prompt
     what = f"nothing of the answer is left: the prompt has {tokens:,} tokens, max_length is {max_length:,}"
+    if truncation_mode == "whole":
+        tokens = count.total - 1
+        what = f"the row has {count.total:,} tokens and must be whole, max_length is {max_length:,}"
     remedy = f"raise max_length above {tokens:,}, shorten the row, or write `too_long: drop` in the stage"
     return AlignError(what, remedy, place=example.place)
 
@@ -168,7 +192,8 @@ def _length_warnings(
     examples: Sequence[Example], cut: int, dropped: int, max_length: int, truncation_mode: str
 ) -> list[str]:
     of = f"of {len(examples):,}"
-    warnings = [f"{dropped:,} {of} rows are dropped: max_length {max_length:,} leaves no answer"] if dropped else []
+    why = "they have more tokens than" if truncation_mode == "whole" else "no answer is left by"
+    warnings = [f"{dropped:,} {of} rows are dropped: {why} max_length {max_length:,}"] if dropped else []
     if cut and truncation_mode == "keep_end":
         warnings.append(f"{cut:,} {of} rows lose their beginning to max_length {max_length:,}")
     elif cut:
@@ -199,6 +224,8 @@ def _examples(
 
 def _checked(row: Row, format: str, accepts: frozenset[Kind], stage: str) -> Example:
     example = normalise(row, format)
+    if "prompt" in accepts:
+        example = prompt_of(example)
     if example.kind not in accepts:
         needs = " or ".join(text for kind, text in _NEEDS.items() if kind in accepts)
         what = f"stage '{stage}' needs {needs}, the row is {_IS[example.kind]}"

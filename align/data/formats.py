@@ -1,9 +1,10 @@
-"""What a row means: every common format of post-training data, turned into one of four canonical kinds.
+"""What a row means: every common format of post-training data, turned into one of five canonical kinds.
 
 chat               {"messages": [{"role", "content"}, ...]}
 prompt_completion  {"prompt": text or messages, "completion": text or messages}
 text               {"text": text}
-preference         {"prompt": text or messages, "chosen": the same, "rejected": the same}
+preference         {"prompt": text or messages, "chosen": the same, "rejected": the same}, "margin": number where given
+prompt             {"prompt": text or messages}: the stage samples the answer itself
 
 `tools` stays beside messages where the row has it. Within one row texts and messages are never mixed.
 """
@@ -20,7 +21,7 @@ from align.data import pairs
 from align.data.rows import FIELDS, Row
 from align.errors import AlignError, Place
 
-Kind = Literal["chat", "prompt_completion", "text", "preference"]
+Kind = Literal["chat", "prompt_completion", "text", "preference", "prompt"]
 
 _GIVE: Final = (
     "give messages, prompt + completion, instruction + output, conversations, text, or prompt + chosen + rejected"
@@ -116,6 +117,27 @@ def _from_prompt_completion(value: dict[str, Any], place: Place) -> dict[str, An
     return {"prompt": prompt, "completion": completion}
 
 
+def _from_prompt(value: dict[str, Any], place: Place) -> dict[str, Any]:
+    (prompt,) = pairs.same_form([pairs.side(value, "prompt", place)], value.get("system"))
+    pairs.check_prompt(prompt, "prompt", place)
+    return {"prompt": prompt}
+
+
+def prompt_of(example: Example) -> Example:
+    """What a row asks, without its answers; a text asks nothing and stays as it is."""
+    value = example.value
+    if example.kind == "chat":
+        asked = {"prompt": value["messages"][:-1]}
+        if not asked["prompt"]:
+            what = "the row has an answer and nothing that it answers"
+            raise AlignError(what, "take it out", place=example.place)
+    elif example.kind == "text":
+        return example
+    else:
+        asked = {"prompt": value["prompt"]}
+    return Example("prompt", asked | {name: value[name] for name in ("tools",) if name in value}, example.place)
+
+
 def _from_text(value: dict[str, Any], place: Place) -> dict[str, Any]:
     return {"text": pairs.text(value, "text" if "text" in value else "content", place)}
 
@@ -140,5 +162,6 @@ FORMATS: Final[dict[str, tuple[_Fits, Kind, _Make, str]]] = {
         "prompt + completion, prompt + response, or question + answer",
     ),
     "text": (_has(("text",), ("content",)), "text", _from_text, "text"),
+    "prompt": (_has(("prompt",)), "prompt", _from_prompt, "prompt"),
 }
 """Name -> whether a row fits, the kind it becomes, how, and the fields it needs. The first that fits is taken."""

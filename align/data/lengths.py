@@ -92,7 +92,7 @@ class Lengths:
 
         A token stands for at least one byte, so that only long rows must be tokenised at all.
         """
-        sides = [value for name, value in example.value.items() if name != "tools"]
+        sides = [value for name, value in example.value.items() if name not in ("tools", "margin")]
         if example.value.get("tools"):
             return False
         size = _SLACK
@@ -131,6 +131,10 @@ class Lengths:
             messages = value["messages"]
             prompt = messages[: next(at for at, turn in enumerate(messages) if turn["role"] == "assistant")]
             answers = [messages[len(prompt) :]]
+        elif example.kind == "prompt":
+            asked = value["prompt"]
+            is_text = isinstance(asked, str)
+            return _Texts(None, (asked if is_text else self._render(example, asked, ask=True),), rendered=not is_text)
         else:
             prompt = value["prompt"]
             answers = [value[name] for name in ("completion", "chosen", "rejected") if name in value]
@@ -165,7 +169,10 @@ class Lengths:
 
 
 def no_answer_left(example: Example, count: Count, max_length: int, truncation_mode: str) -> bool:
-    """Whether a row of these counts has no answer token among the `max_length` that are kept."""
+    """Whether a row of these counts has no answer token among the `max_length` that are kept; or, where it must be
+    `whole`, more than these."""
+    if truncation_mode == "whole":
+        return count.total > max_length
     return truncation_mode == "keep_start" and example.kind != "text" and count.prompt >= max_length
 
 

@@ -6,6 +6,7 @@ https://huggingface.co/docs/trl/dataset_formats#preference).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
@@ -85,7 +86,14 @@ def preference(value: dict[str, Any], place: Place) -> dict[str, Any]:
     check_prompt(prompt, "prompt", place)
     check_answer(chosen, "chosen", place)
     check_answer(rejected, "rejected", place)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    found: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    margin = value.get("margin")
+    if margin is not None:
+        if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
+            what = f"'margin' is {turns.kind_of(margin)}, not a finite number"
+            raise AlignError(what, "give by how much the chosen answer is better, or leave it out", place=place)
+        found["margin"] = float(margin)
+    return found
 
 
 def _given_prompt(value: dict[str, Any], chosen: Side, place: Place) -> Side | None:

@@ -14,7 +14,7 @@ from align.errors import AlignError, Place
 FIELDS: Final = frozenset(
     {
         *("messages", "conversations", "text", "content", "tools"),
-        *("prompt", "completion", "response", "question", "answer", "chosen", "rejected"),
+        *("prompt", "completion", "response", "question", "answer", "chosen", "rejected", "margin"),
         *("instruction", "input", "output", "system", "history"),
     }
 )

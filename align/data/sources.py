@@ -21,7 +21,7 @@ __all__ = ["DataSource", "Row", "identity", "read", "scan"]
 
 LAB: Final = "lab/"
 
-Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference"]
+Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "prompt"]
 
 
 class DataSource(BaseModel):

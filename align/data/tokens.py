@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 Columns = dict[str, list[Any]]
+_SIDES = ("chosen_ids", "rejected_ids")
 
 
 def language_modeling(
@@ -59,4 +60,16 @@ def preference(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase, args:
     longest = zip(columns["prompt_ids"], columns["chosen_ids"], columns["rejected_ids"], strict=True)
     columns[LENGTH] = [len(p) + max(len(c), len(r)) for p, c, r in longest]
     columns[GROUP] = [0] * len(keep)
+    return columns
+
+
+def reward(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> Columns:
+    """`chosen_ids` and `rejected_ids` of each pair, prompt included, and `margin` where rows have one."""
+    found = encode.for_preference(rows, tokenizer)
+    sides = {name: [p + a for p, a in zip(found["prompt_ids"], found[name], strict=True)] for name in _SIDES}
+    columns: Columns = dict(sides)
+    if any("margin" in row for row in rows):
+        columns["margin"] = [row.get("margin", 0.0) for row in rows]
+    columns[LENGTH] = [max(len(a), len(b)) for a, b in zip(*sides.values(), strict=True)]
+    columns[GROUP] = [0] * len(rows)
     return columns

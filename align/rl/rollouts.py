@@ -118,16 +118,17 @@ def read(path: Path) -> list[Rollout]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(_rollout(json.loads(line)))
+            found.append(from_json(json.loads(line)))
         except (json.JSONDecodeError, TypeError, KeyError):
             continue
     return found
 
 
-def _rollout(entry: dict[str, Any]) -> Rollout:
-    samples = [Sampled(**sample) for sample in entry.pop("samples")]
-    alarms = [Alarm(**alarm) for alarm in entry.pop("alarms")]
-    return Rollout(**entry, samples=samples, alarms=alarms)
+def from_json(entry: dict[str, Any]) -> Rollout:
+    """A rollout as `dataclasses.asdict` gave it."""
+    samples = [Sampled(**sample) for sample in entry["samples"]]
+    alarms = [Alarm(**alarm) for alarm in entry["alarms"]]
+    return Rollout(**{**entry, "samples": samples, "alarms": alarms})
 
 
 def append(path: Path, rollout: Rollout) -> None:

@@ -1,0 +1,137 @@
+"""`reward:` of a recipe: what scores the answers of a stage that learns from rewards, found and checked. No torch."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from align import base as bases
+from align import rundir, shelf
+from align.errors import AlignError, Place
+from align.stage import Policy, Reward, StageKeys
+
+_FUNCTION = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
+
+
+class RewardSource(BaseModel):
+    """What scores an answer. In a recipe a plain string is short for `{source: string}`."""
+
+    model_config = ConfigDict(extra="forbid")
+    source: str = Field(
+        min_length=1,
+        description="a stage of this recipe, a folder, a Hugging Face id, or a function ./rewards.py:polite",
+    )
+    weight: float = Field(1.0, description="of its scores in the sum", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class RewardedKeys(StageKeys):
+    """The recipe keys of every stage that learns from rewards."""
+
+    reward: RewardSource | list[RewardSource] = Field(
+        description="what scores the answers: a stage, a folder, a Hugging Face id, ./rewards.py:polite, or several "
+        "with weights"
+    )
+
+    @property
+    def sources(self) -> list[RewardSource]:
+        """Those that are summed."""
+        return self.reward if isinstance(self.reward, list) else [self.reward]
+
+
+def named(value: Any) -> list[str]:
+    """The sources that a raw `reward:` names, whatever else may be wrong with it."""
+    listed = value if isinstance(value, list) else [value]
+    found = [one.get("source") if isinstance(one, Mapping) else one for one in listed]
+    return [one for one in found if isinstance(one, str)]
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds what rewards name.
+
+    Attributes:
+        stages: the ids of the recipe's stages, which go before everything else of that name.
+        root: the recipe's folder, where relative paths are looked for after the current one.
+        offline: names on the Hub are taken on trust.
+    """
+
+    stages: list[str]
+    root: Path
+    offline: bool = False
+
+    def find(self, source: RewardSource) -> Reward:
+        """What a source is.
+
+        Raises:
+            AlignError: it is nothing that can score answers.
+        """
+        name = source.source
+        if name in self.stages:
+            return Reward(name=name, kind="stage", weight=source.weight, stage=name, identity=name)
+        function = _FUNCTION.fullmatch(name)
+        if function is not None:
+            return self._function(function["file"], function["name"], source.weight)
+        folder = next((path for path in (Path(name).expanduser(), self.root / name) if path.is_dir()), None)
+        if folder is not None and (folder / "outcome.json").is_file():
+            return _of_other_run(folder.resolve(), name, source.weight)
+        if folder is None and not bases.is_on_hub(name, self.root):
+            what = f"there is no stage, folder or file '{name}' that could score answers"
+            raise AlignError(what, shelf.did_you_mean(name, self.stages))
+        found = bases.resolve(name, None, root=self.root, offline=self.offline)
+        if found.path is not None:
+            _check_scores(name, found.config)
+        path, identity = (str(found.path), found.identity()) if found.path else (None, name)
+        return Reward(name=Path(name).name, kind="model", weight=source.weight, path=path, identity=identity)
+
+    def _function(self, file: str, name: str | None, weight: float) -> Reward:
+        path = next((path for path in (Path(file).expanduser(), self.root / file) if path.is_file()), None)
+        if path is None:
+            raise AlignError(f"there is no file '{file}'", "paths start from the current folder, then the recipe's")
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except SyntaxError as error:
+            what = f"the file of the reward function is no valid Python: {error.msg}"
+            raise AlignError(what, "correct it there", place=Place(file, error.lineno, error.offset)) from None
+        known = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        if name is None:
+            raise AlignError(f"'{file}' names no function", f"write '{file}:{known[0] if known else 'polite'}'")
+        if name not in known:
+            what, remedy = f"'{file}' has no function '{name}'", shelf.did_you_mean(name, known)
+            raise AlignError(what, remedy if known else f"write `def {name}(prompts, completions, **kwargs)` there")
+        sha256 = rundir.file_sha256(path)
+        return Reward(
+            name=name, kind="function", weight=weight, path=str(path.resolve()), function=name, identity=sha256
+        )
+
+
+def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
+    """The reward model that a stage of another run trained."""
+    outcome = rundir.read_json(folder / "outcome.json", {})
+    if not outcome.get("reward"):
+        raise AlignError(f"the stage in '{name}' gave no reward model", "name the folder of a stage that trained one")
+    model = Policy.model_validate(outcome["reward"])
+    identity = rundir.digest([model.base.identity, outcome.get("artifacts")])
+    run = folder.parent.parent
+    return Reward(name=folder.name, kind="stage", weight=weight, model=model, root=str(run), identity=identity)
+
+
+def _check_scores(name: str, config: dict[str, Any]) -> None:
+    """Raises AlignError where a model on files gives no single score."""
+    kinds = config.get("architectures") or []
+    if not any("SequenceClassification" in kind for kind in kinds):
+        what = f"'{name}' is {kinds[0] if kinds else 'a model of an unknown kind'}, which scores no answers"
+        raise AlignError(what, "give a model for sequence classification with one label, or a stage that trained one")
+    labels = len(config.get("id2label") or {}) or config.get("num_labels", 2)
+    if labels != 1:
+        raise AlignError(f"'{name}' has {labels} labels, and a reward model has one", "give another")

@@ -1,0 +1,78 @@
+"""The recipe keys of PPO, by the names of TRL's former PPOConfig where it had them. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from align.rewards import RewardedKeys
+
+
+class KlKeys(BaseModel):
+    """`kl:` what keeps the policy near the one that came in: a penalty in the reward of every token."""
+
+    model_config = ConfigDict(extra="forbid")
+    controller: Literal["adaptive", "fixed"] = Field(
+        "adaptive", description="adaptive: the coefficient is steered so that the KL comes to `target`; fixed: it stays"
+    )
+    coef: float = Field(0.05, ge=0, description="of the penalty, at the start; 0.01-0.1 is usual")
+    target: float = Field(6.0, gt=0, description="KL to the policy that came in, nats an answer; 1-10 is usual")
+    horizon: Literal["auto"] | int = Field(
+        "auto",
+        description="answers over which the coefficient may change e-fold or so; auto: so that it can change tenfold "
+        "within a third of the run",
+    )
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="of the KL in the reward; k1, the log ratio, is the one without bias there"
+    )
+
+
+class PpoKeys(RewardedKeys):
+    """Recipe keys of a `ppo` stage."""
+
+    kl: KlKeys = Field(KlKeys(), description="the penalty for leaving the policy that came in")
+    critic: Literal["auto", "adapter", "head", "model"] = Field(
+        "auto",
+        description="adapter: on the same frozen base; head: on the policy's own hidden states; model: a network of "
+        "its own; auto: adapter where the base is frozen, else head",
+    )
+    critic_learning_rate: float | None = Field(None, ge=0, description="of the critic; by default the policy's")
+    critic_warmup: int = Field(0, ge=0, description="rollouts at the start in which the critic alone is trained")
+    reference: Literal["auto", "model"] = Field(
+        "auto",
+        description="auto: the policy's own base with its new weights switched off; model: a copy held beside it",
+    )
+    target_kl: float | None = Field(
+        None,
+        gt=0,
+        description="a rollout's updates end once the policy is this far from the one that sampled it, nats a token",
+    )
+    gamma: float = Field(1.0, gt=0, le=1, description="discount of a later token's reward")
+    lam: float = Field(0.95, ge=0, le=1, description="lambda of GAE: 0 trusts the critic, 1 the sampled rewards")
+    vf_coef: float = Field(0.1, gt=0, description="weight of the value loss")
+    cliprange_value: float | None = Field(
+        None, gt=0, description="how far a value may move in the updates of a rollout; null: as far as it will"
+    )
+    whiten_advantages: bool = Field(True, description="scale advantages to mean 0 and variance 1 over a rollout")
+    whiten_rewards: bool = Field(False, description="scale rewards to variance 1 over a rollout")
+    missing_eos_penalty: float | None = Field(
+        None, ge=0, description="taken off the score of an answer that `max_completion_length` cut off"
+    )
+    ptx_coef: float = Field(
+        1.0, ge=0, description="weight of the replayed rows' language-model loss beside PPO's, where there is a replay"
+    )
+    on_alarm: Literal["warn", "stop"] = Field(
+        "warn", description="when a run goes wrong (reward hacking, mode collapse, ...): say so, or end the stage"
+    )
+
+    @property
+    def target(self) -> float | None:
+        """The KL that the run is steered to; None where nothing steers it."""
+        return self.kl.target if self.kl.controller == "adaptive" else None
+
+    def critic_of(self, *, trains_base: bool) -> Literal["adapter", "head", "model"]:
+        """The kind of critic."""
+        if self.critic != "auto":
+            return self.critic
+        return "head" if trains_base else "adapter"

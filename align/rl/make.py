@@ -1,0 +1,117 @@
+"""The parts of a stage that learns from rewards, made from its job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from align import adapters, chain, score
+from align import model as models
+from align.chain import Layer
+from align.data import encode
+from align.errors import AlignError
+from align.rl import critic as critics
+from align.rl import scoring, shared
+from align.rl.critic import Critic
+from align.rl.replay import Stream, rows_of_update
+from align.stage import Policy, Reward, Ticket
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from align.job import Job
+
+
+def trains_base(ticket: Ticket) -> bool:
+    """Whether the stage trains base weights."""
+    return Layer.of(ticket.parameterization, ticket.stage).traits.trains_base
+
+
+def prompts(job: Job) -> Dataset:
+    """The prompts of the job's rows, as TRL's trainers take them."""
+    rows = [row for row, group in zip(job.rows, job.groups, strict=True) if group == 0]
+    return job.dataset({"prompt": [row["prompt"] for row in rows]})
+
+
+def replay(job: Job, args: Any) -> Stream | None:
+    """The replayed rows as a stream of batches; None where there are none."""
+    rows = [row for row, group in zip(job.rows, job.groups, strict=True) if group == 1]
+    if not rows:
+        return None
+    ids, labels = encode.for_language_modeling(rows, job.tokenizer, completion_only=True)
+    size = rows_of_update(job.ticket.replay_ratio, args.per_device_train_batch_size)
+    return Stream(ids, labels, size, scoring.padding(job.tokenizer))
+
+
+def critic(job: Job, lm: PreTrainedModel, kind: Literal["adapter", "head", "model"]) -> Critic:
+    """A critic, which starts as the reward model where there is one that it can start from.
+
+    Raises:
+        AlignError: an adapter would have nothing frozen to stand on.
+    """
+    ticket, run = job.ticket, job.run.root
+    if kind == "model":
+        start = _reward_model(ticket)
+        whole = _merged(start, ticket, run, gives="reward") if start else _merged(_policy(ticket), ticket, run)
+        head = critics.new_head(whole, getattr(whole, score.SCORE, None))
+        trunk = getattr(whole, whole.base_model_prefix)
+        return Critic(head, backbone=trunk.requires_grad_(True)).to(models.device())
+    sets = shared.plan(ticket, run, value=kind == "adapter")
+    if kind == "head":
+        return Critic(critics.new_head(lm))
+    if sets is None or sets.value is None:
+        what = f"the critic `adapter` of stage '{ticket.stage}' needs a frozen base, and its policy trains the base"
+        raise AlignError(what, "use `critic: head` or `critic: model`")
+    start_head: score.Score | None = None
+    if sets.value_from is not None:
+        reward = ticket.rewards[sets.value_from]
+        assert reward.model is not None
+        root = Path(reward.root) if reward.root else run
+        start_head = score.of_adapter(root / reward.model.adapters[-1].path, lm.device)
+    return Critic(critics.new_head(lm, start_head), names=sets.value)
+
+
+def own_reference(job: Job) -> PreTrainedModel:
+    """The policy that came in, loaded beside the one that is trained."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    ticket = job.ticket
+    base = adapters.load_policy(ticket.policy, ticket.model, job.run.root)
+    lm: PreTrainedModel = base.get_base_model() if hasattr(base, "get_base_model") else base
+    add_fused_lm_head(lm, temperature=float(ticket.training.get("temperature", 1.0)))
+    lm.config.get_text_config().pad_token_id = scoring.padding(job.tokenizer)
+    return lm
+
+
+def keep_critic(job: Job) -> None:
+    """Write the critic beside the policy; it is worth something to whoever goes on from here."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        critics.save(job.model, job.dir.critic)
+
+
+def _reward_model(ticket: Ticket) -> Reward | None:
+    return next((reward for reward in ticket.rewards if reward.model is not None), None)
+
+
+def _policy(ticket: Ticket) -> Reward:
+    """The policy that came in, in the form in which reward models come."""
+    return Reward(name="policy", kind="stage", weight=1.0, model=ticket.policy)
+
+
+def _merged(
+    source: Reward, ticket: Ticket, run: Path, gives: Literal["policy", "reward"] = "policy"
+) -> PreTrainedModel:
+    """A model whole, in float32, its adapters merged: one that is trained further."""
+    policy, root = source.model, Path(source.root) if source.root else run
+    assert isinstance(policy, Policy)
+    stuck = next((one for one in chain.layers(policy.adapters) if not one.traits.merges), None)
+    if stuck is not None:
+        what = f"the critic `model` would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
+        raise AlignError(what, "use `critic: adapter`")
+    base = adapters.load_base(policy, ticket.model, root, gives=gives)
+    return adapters.merged(base, policy.adapters, root, torch.float32)

@@ -1,0 +1,280 @@
+"""The scores of sampled answers: by reward models, token for token as they were sampled, and by Python functions."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from align import adapters, score
+from align import model as models
+from align.errors import AlignError, Exit
+from align.rl.critic import Passes
+from align.score import Score
+from align.stage import Reward, Ticket
+
+
+@dataclass(frozen=True)
+class Question:
+    """Answers to be scored, one list each in the same order.
+
+    Attributes:
+        prompts, completions: texts, or conversations and the messages that answer them.
+        prompt_ids, completion_ids: their tokens, as the policy saw and sampled them.
+    """
+
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    prompt_ids: Sequence[Sequence[int]]
+    completion_ids: Sequence[Sequence[int]]
+
+
+class SharedModel:
+    """A reward model that is adapters and a head on the policy's own base.
+
+    Args:
+        names: its adapters there.
+    """
+
+    def __init__(self, name: str, passes: Passes, names: Sequence[str], head: Score, pad: int, size: int) -> None:
+        self.name, self.passes, self.names, self.head = name, passes, names, head
+        self.pad, self.size = pad, size
+
+    @torch.no_grad()
+    def __call__(self, asked: Question) -> list[float]:
+        """The score of each answer."""
+        switchboard, lm = self.passes.switchboard, self.passes.lm
+        assert switchboard is not None
+
+        def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            with switchboard.acting(self.names):
+                hidden = self.passes.hidden(lm.base_model, ids, mask)
+            at = last_tokens(ids, self.pad)
+            found: torch.Tensor = self.head(hidden[torch.arange(len(ids), device=ids.device), at])
+            return found.squeeze(-1)
+
+        return _batched(logits, _joined(asked), self.pad, self.size, lm.device)
+
+
+class OwnModel:
+    """A reward model of its own; with another tokenizer than the policy's it reads the text.
+
+    Args:
+        same: whether its tokenizer is the policy's.
+        size: answers in a batch.
+        ends: tokens with which the policy ends an answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        same: bool,
+        size: int,
+        ends: Sequence[int] = (),
+    ) -> None:
+        self.name, self.model, self.tokenizer, self.same, self.size = name, model, tokenizer, same, size
+        self.ends = frozenset(ends)
+        self.pad = padding(tokenizer)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.config.get_text_config().pad_token_id = self.pad
+
+    @torch.no_grad()
+    def __call__(self, asked: Question) -> list[float]:
+        """The score of each answer."""
+
+        def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            return found.squeeze(-1)
+
+        rows = _joined(asked) if self.same else [self._reread(i, asked) for i in range(len(asked.prompts))]
+        return _batched(logits, rows, self.pad, self.size, next(self.model.parameters()).device)
+
+    def _reread(self, i: int, asked: Question) -> list[int]:
+        """An answer in the tokens of this model. One that was cut off gets no end that it does not have."""
+        prompt, completion = asked.prompts[i], asked.completions[i]
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt + completion)["input_ids"])
+        text = str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
+        said = completion[-1]["content"]
+        ended = bool(asked.completion_ids[i]) and asked.completion_ids[i][-1] in self.ends
+        if said and said in text and not ended:
+            text = text[: text.rindex(said) + len(said)]
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class Function:
+    """A reward function of the user's, with the signature that TRL's trainers give theirs.
+
+    `f(prompts, completions, completion_ids, **kwargs) -> list of numbers`, None for an answer that it cannot score.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        assert reward.path is not None and reward.function is not None
+        self.name, self.path, self.function = reward.name, Path(reward.path), _function(reward.path, reward.function)
+
+    def __call__(self, asked: Question) -> list[float | None]:
+        """The score of each answer.
+
+        Raises:
+            AlignError: it raised, or gave something that no scores are.
+        """
+        called = f"the reward function '{self.name}' of {self.path.name}"
+        given = {
+            "prompts": list(asked.prompts),
+            "completions": list(asked.completions),
+            "completion_ids": [list(ids) for ids in asked.completion_ids],
+        }
+        try:
+            found = self.function(**_taken(self.function, given))
+        except Exception as error:
+            at = _line(error, self.path)
+            what = f"{called} raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(
+                ": "
+            )
+            first = f"the first prompt was {_shown(asked.prompts[0])}"
+            raise AlignError(f"{what} ({at}; {first})", "correct it", exit=Exit.STAGE_FAILED) from error
+        try:
+            scores = list(found)
+        except TypeError:
+            what = f"{called} returned {type(found).__name__}, not a list of numbers"
+            raise AlignError(what, "return one number for each answer", exit=Exit.STAGE_FAILED) from None
+        if len(scores) != len(asked.prompts):
+            what = f"{called} returned {len(scores)} scores for {len(asked.prompts)} answers"
+            raise AlignError(what, "return one number for each answer", exit=Exit.STAGE_FAILED)
+        return [None if one is None else self._number(one, asked.prompts[i], called) for i, one in enumerate(scores)]
+
+    def _number(self, found: Any, prompt: Any, called: str) -> float:
+        try:
+            number = float(found)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            what = f"{called} returned {found!r} for the prompt {_shown(prompt)}"
+            raise AlignError(what, "return a finite number, or None for no score", exit=Exit.STAGE_FAILED)
+        return number
+
+
+Scorer = SharedModel | OwnModel | Function
+
+
+def own_model(
+    reward: Reward, ticket: Ticket, run: Path, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], size: int
+) -> OwnModel:
+    """Load a reward model beside the policy.
+
+    Args:
+        tokenizer: the policy's.
+        ends: tokens with which the policy ends an answer.
+        size: answers in a batch.
+    """
+    if reward.model is not None:
+        root = Path(reward.root) if reward.root else run
+        loaded = adapters.load_reward(reward.model, ticket.model, root)
+        own = AutoTokenizer.from_pretrained(reward.model.base.path) if reward.root else tokenizer
+    else:
+        assert reward.path is not None
+        dtype = torch.bfloat16 if ticket.model.get("dtype") == "auto" else models.dtype_of(ticket.model["dtype"], True)
+        loaded = models.load_weights(reward.path, ticket.model, dtype, None, gives="reward")
+        own = AutoTokenizer.from_pretrained(reward.path)
+    loaded.requires_grad_(False)
+    same = own.get_vocab() == tokenizer.get_vocab()
+    return OwnModel(reward.name, loaded, own, same=same, size=size, ends=ends)
+
+
+def shared_model(reward: Reward, names: Sequence[str], run: Path, passes: Passes, pad: int, size: int) -> SharedModel:
+    """A reward model whose adapters lie on the policy's base already, by the names in `names`."""
+    assert reward.model is not None
+    root = Path(reward.root) if reward.root else run
+    head = score.of_adapter(root / reward.model.adapters[-1].path, passes.lm.device)
+    return SharedModel(reward.name, passes, names, head, pad, size)
+
+
+def last_tokens(ids: torch.Tensor, pad: int) -> torch.Tensor:
+    """(rows, tokens) -> where each row is scored: at its last token that is no padding, as transformers' models for
+    sequence classification find it; a model that is trained and used by one rule."""
+    places = torch.arange(ids.size(1), device=ids.device, dtype=torch.int32)
+    return ((ids != pad).int() * places).argmax(-1)
+
+
+def _joined(asked: Question) -> list[list[int]]:
+    return [[*p, *c] for p, c in zip(asked.prompt_ids, asked.completion_ids, strict=True)]
+
+
+def _batched(
+    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    rows: Sequence[Sequence[int]],
+    pad: int,
+    size: int,
+    device: torch.device,
+) -> list[float]:
+    """Scores of rows of tokens, padded on the right, those of like length together."""
+    found = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        width = max(len(rows[i]) for i in batch)
+        ids = torch.full((len(batch), width), pad, device=device)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, : len(rows[i])] = torch.tensor(list(rows[i]), device=device)
+            mask[row, : len(rows[i])] = 1
+        for i, value in zip(batch, logits(ids, mask).float().tolist(), strict=True):
+            found[i] = value
+    return found
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills rows up."""
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found)
+
+
+def _function(path: str, name: str) -> Callable[..., Any]:
+    """A function out of a user's file.
+
+    Raises:
+        AlignError: the file cannot be imported.
+    """
+    spec = importlib.util.spec_from_file_location(f"align_rewards_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        what = f"the file of the reward function cannot be imported: {type(error).__name__}: {error}"
+        raise AlignError(what, "correct it", exit=Exit.STAGE_FAILED) from error
+    found: Callable[..., Any] = getattr(module, name)
+    return found
+
+
+def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function takes."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return given
+    return {name: value for name, value in given.items() if name in parameters}
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Where in the user's file an error came up."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {line}" if line else "outside the file"
+
+
+def _shown(prompt: Any) -> str:
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return repr(text if len(text) <= 60 else text[:59] + "…")

@@ -1,0 +1,74 @@
+"""Which adapters act: switched for one pass, without PEFT's rewriting of which weights train.
+
+PEFT's `set_adapter` and `disable_adapter` set `requires_grad` of every adapter they touch (peft #2759); here a layer is
+only told which of its adapters to use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+
+class Switchboard:
+    """The layers of a model's adapters.
+
+    Attributes:
+        now: the names of those that act, as last told.
+    """
+
+    def __init__(self, model: nn.Module, now: Sequence[str]) -> None:
+        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        self.layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+        self.now: tuple[str, ...] = ()
+        self.use(now)
+
+    def use(self, names: Sequence[str]) -> None:
+        """Let these adapters act from now on, each in the layers that have it."""
+        for layer in self.layers:
+            if isinstance(layer, BaseTunerLayer):
+                own = layer._get_available_adapters()
+                layer._active_adapter = [name for name in names if name in own]
+            else:  # a module that an adapter replaces whole
+                chosen = [name for name in names if name in layer._adapters]
+                layer._disable_adapters = not chosen
+                layer._active_adapter = chosen
+        self.now = tuple(names)
+
+    @contextmanager
+    def acting(self, names: Sequence[str] | None) -> Iterator[None]:
+        """Let these adapters act within; None leaves those that do."""
+        before = self.now
+        if names is None or tuple(names) == before:
+            yield
+            return
+        self.use(names)
+        try:
+            yield
+        finally:  # torch's checkpointing leaves a recomputation by an exception
+            self.use(before)
+
+    def remembered(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For `torch.utils.checkpoint`: a recomputation runs under the adapters of its own forward (peft #2832)."""
+        return nullcontext(), self.acting(self.now)
+
+
+@contextmanager
+def checkpointing(model: Any, switchboard: Switchboard) -> Iterator[None]:
+    """Within, gradient checkpointing of a model recomputes each layer under the adapters of its forward."""
+    plain: Callable[..., Any] = model.gradient_checkpointing_enable
+
+    def enable(gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> Any:
+        chosen = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        return plain(gradient_checkpointing_kwargs=chosen | {"context_fn": switchboard.remembered})
+
+    model.gradient_checkpointing_enable = enable
+    try:
+        yield
+    finally:
+        del model.gradient_checkpointing_enable

@@ -1,0 +1,136 @@
+"""What a stage holds on its one base: the adapters of the policy, its reference, its value and its reward models.
+
+Worked out from the ticket alone, so that the adapters can be put beneath the one that the stage trains, and be found
+again by name. Santacroce et al. 2023 (arXiv 2309.00754) call the shape Hydra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align import adapters, chain, parameterization
+from align.chain import Layer
+from align.errors import AlignError
+from align.stage import Adapter, Policy, Reward, Ticket
+from align.switch import beside
+
+VALUE = "value"  # PEFT's name of the value adapter
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A finished adapter to be put on the base, by the name it gets there."""
+
+    adapter: Adapter
+    run: Path
+    name: str
+
+
+@dataclass
+class Sets:
+    """The adapters of a stage by what they are for, each a list of names in the order in which they were stacked.
+
+    Attributes:
+        policy: what is trained; its last is `default`.
+        reference: the policy that came in.
+        rewards: of the reward models on the same base, by their index in the ticket.
+        value: of the critic `adapter`; None for the other critics.
+        loads: what has to be put on the base beneath the trained adapter, the value adapter apart.
+        value_from: the reward model whose last adapter the value adapter starts as; None for a new one.
+    """
+
+    policy: list[str]
+    reference: list[str]
+    rewards: dict[int, list[str]] = field(default_factory=dict)
+    value: list[str] | None = None
+    loads: list[Loading] = field(default_factory=list)
+    value_from: int | None = None
+
+
+def plan(ticket: Ticket, run: Path, *, value: bool = False) -> Sets | None:
+    """The adapter sets of a stage; None where it trains base weights, on which no finished adapter fits any more.
+
+    Args:
+        run: the run folder.
+        value: whether the critic is an adapter.
+    """
+    own = Layer.of(ticket.parameterization, ticket.stage)
+    if own.traits.trains_base:
+        return None
+    incoming, quantization = ticket.policy.adapters, own.method.quantization(own.keys)
+    called = adapters.names(incoming)
+    continues = chain.continues(chain.layers(incoming), own)
+    sets = Sets(policy=[*(called[:-1] if continues else called), adapters.TRAINED], reference=called)
+    if continues:
+        sets.loads.append(Loading(incoming[-1], run, called[-1]))
+    on_it = list(incoming)
+    for number, reward in enumerate(ticket.rewards):
+        model = reward.model
+        if model is None or not _same_base(model, ticket.policy, quantization) or not model.adapters:
+            continue
+        if not _fits(on_it, model.adapters, own, continues=continues):
+            continue
+        sets.rewards[number] = _names(sets, reward, number, incoming, run)
+    if value:
+        sets.value_from = next(iter(sets.rewards), None)
+        below = sets.rewards[sets.value_from][:-1] if sets.value_from is not None else called
+        sets.value = [*below, VALUE]
+    return sets
+
+
+def _same_base(model: Policy, policy: Policy, quantization: dict[str, Any] | None) -> bool:
+    """Whether a reward model stands on the very weights that the stage holds."""
+    bases = model.base.identity == policy.base.identity and model.weights == policy.weights
+    return bases and model.quantization == quantization
+
+
+def _fits(on_it: list[Adapter], more: Sequence[Adapter], own: Layer, *, continues: bool) -> bool:
+    """Take a reward model's adapters to those on the base, if the stage's own can still go on top."""
+    trial = list(on_it)
+    if not beside(trial, list(more)):
+        return False
+    if not continues:
+        try:
+            chain.check_top(chain.layers(trial), own)
+        except AlignError:
+            return False
+    on_it[:] = trial
+    return True
+
+
+def _names(sets: Sets, reward: Reward, number: int, incoming: Sequence[Adapter], run: Path) -> list[str]:
+    """The names of a reward model's adapters on the base; those that the policy has are not loaded again."""
+    assert reward.model is not None
+    root = Path(reward.root) if reward.root else run
+    at = {run / adapter.path: name for adapter, name in zip(incoming, adapters.names(incoming), strict=True)}
+    at |= {load.run / load.adapter.path: load.name for load in sets.loads}
+    names = []
+    for adapter in reward.model.adapters:
+        path = root / adapter.path
+        if path not in at:
+            at[path] = f"reward_{number}_{adapter.name}"
+            sets.loads.append(Loading(adapter, root, at[path]))
+        names.append(at[path])
+    return names
+
+
+def put(ticket: Ticket, model: Any, run: Path, *, value: bool = False) -> Any:
+    """Put the adapters of `plan` onto the base, beneath the one that the stage is going to train."""
+    sets = plan(ticket, run, value=value)
+    if sets is None:
+        return model
+    for load in sets.loads:
+        model = adapters.put(model, [load.adapter], load.run, last=load.name)
+    if sets.value is None:
+        return model
+    if sets.value_from is None:
+        method = parameterization.load(ticket.parameterization["method"])
+        keys = method.Keys.model_validate(ticket.parameterization)
+        return method.apply(model, keys, VALUE)
+    reward = ticket.rewards[sets.value_from]
+    assert reward.model is not None
+    root = Path(reward.root) if reward.root else run
+    return adapters.put(model, reward.model.adapters[-1:], root, last=VALUE)

@@ -1,0 +1,252 @@
+"""What every trainer that samples answers has over TRL's own: our order of prompts, reference and scores, and
+resumption inside a rollout. Methods of TRL are overridden to be observed: each calls `super()`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from align import rundir
+from align.adapters import TRAINED
+from align.errors import AlignError, Exit
+from align.rl import critic, reference, scoring, shared
+from align.rl.critic import Passes
+from align.rl.prompts import PromptOrder
+from align.rl.scoring import Question
+from align.rl.sets import Switchboard, checkpointing
+from align.trainers.rows import OurRows
+
+if TYPE_CHECKING:
+    from align.job import Job
+
+ROLLOUT, STATE = "rollout.safetensors", "rollout.json"
+
+
+@dataclass
+class Seen:
+    """What TRL's rollout let us see: each of its calls once."""
+
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    completion_ids: list[list[int]] = field(default_factory=list)
+    prompts: list[Any] = field(default_factory=list)
+    completions: list[Any] = field(default_factory=list)
+    log_probs: list[torch.Tensor] = field(default_factory=list)
+    rewards: list[torch.Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def without_reference(model: Any) -> Iterator[None]:
+    """Within, TRL's trainers find that their reference adapter is there already; it is not, and ours is used."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    own = model.get_parameter
+    model.add_adapter = lambda *_: None
+    model.get_parameter = lambda name: own(name.replace(".ref.", f".{TRAINED}."))  # copied onto itself
+    try:
+        yield
+    finally:
+        del model.add_adapter, model.get_parameter
+
+
+class Online(OurRows):
+    """Mixed in before a TRL trainer that samples answers.
+
+    Args:
+        job: the stage at work; `job.ticket.rewards` score the answers.
+        value: whether the critic is an adapter, which decides what lies on the base.
+        args: TRL's, with a `beta` that is set aside while TRL constructs itself: it would load a reference of its own.
+    """
+
+    def __init__(self, *, job: Job, value: bool = False, **arguments: Any) -> None:
+        self.job, self.seen = job, Seen()
+        self.sets = shared.plan(job.ticket, job.run.root, value=value)
+        args, model = arguments["args"], arguments["model"]
+        beta, args.beta = args.beta, 0.0
+        self.scorers: list[scoring.Scorer] = []
+        names = _unique([reward.name for reward in job.ticket.rewards])
+        args.reward_weights = [reward.weight for reward in job.ticket.rewards]
+        functions = [self._scored_by(number, name) for number, name in enumerate(names)]
+        with without_reference(model):
+            super().__init__(reward_funcs=functions, **arguments)
+        args.beta = self.beta = beta
+        self.lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.switchboard = Switchboard(model, self.sets.policy) if self.sets else None
+
+    # ---- everything that is put into the model while it is trained ------------------------------------------------
+
+    @contextmanager
+    def at_work(self, made: critic.Critic | None = None, own_reference: Any = None) -> Iterator[Passes]:
+        """The model as it is trained, with a critic in it where there is one; as it was, afterwards.
+
+        Args:
+            own_reference: a model of its own for the reference; None takes the one that costs least.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(critic.placed(self.lm))
+            if self.switchboard is not None:
+                stack.enter_context(checkpointing(self.lm, self.switchboard))
+            passes = Passes(self.lm, made or critic.Critic(critic.new_head(self.lm)), self.switchboard)
+            if made is not None:
+                passes = stack.enter_context(critic.attached(self.lm, made, self.switchboard))
+            self.passes = passes
+            if own_reference is not None:
+                self.reference: Any = reference.Frozen(own_reference)
+                stack.enter_context(critic.placed(own_reference))
+            elif self.sets is not None and self.switchboard is not None:
+                self.reference = reference.Adapters(self.model, self.switchboard, self.sets.reference)
+            else:
+                self.reference = reference.Swapped(self.model)
+            self.ref_model = self.reference if self.beta else None
+            self.scorers = [self._scorer(number) for number in range(len(self.job.ticket.rewards))]
+            yield passes
+
+    def _scorer(self, number: int) -> scoring.Scorer:
+        reward, run = self.job.ticket.rewards[number], self.job.run.root
+        size = 2 * self.args.per_device_train_batch_size
+        if reward.kind == "function":
+            return scoring.Function(reward)
+        names = self.sets.rewards.get(number) if self.sets else None
+        if names is not None:
+            return scoring.shared_model(reward, names, run, self.passes, scoring.padding(self.processing_class), size)
+        return scoring.own_model(reward, self.job.ticket, run, self.processing_class, self.eos_token_ids, size)
+
+    def _scored_by(self, number: int, name: str) -> Any:
+        """A reward function as TRL calls it, for one of the ticket's rewards."""
+
+        def scored(prompts: list[Any], completions: list[Any], **_: Any) -> list[float | None]:
+            asked = Question(prompts, completions, self.seen.prompt_ids, self.seen.completion_ids)
+            with self.accelerator.autocast():
+                return list(self.scorers[number](asked))
+
+        scored.__name__ = name
+        return scored
+
+    # ---- the rollout, observed ------------------------------------------------------------------------------------
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """In the arithmetic of the log-probabilities; the tokens are kept as they are."""
+        with self.accelerator.autocast():
+            found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self.seen.prompt_ids = [list(ids) for ids in prompt_ids]
+        self.seen.completion_ids = [list(ids) for ids in found]
+        return found
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, *args: Any, **kwargs: Any) -> Any:
+        found = super()._calculate_rewards(inputs, prompts, completions, *args, **kwargs)
+        self.seen.prompts, self.seen.completions = list(prompts), list(completions)
+        self.seen.rewards.append(found)
+        return found
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if model is not self.ref_model:
+            self.seen.log_probs.append(found[0])
+        return found
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        self.seen = Seen()
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if len(self.seen.rewards) != 1 or len(self.seen.completion_ids) != len(inputs):
+            raise changed("one call for rewards and one for answers in a rollout")
+        return found
+
+    # ---- the order of prompts -------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.prompt_order()
+
+    def prompt_order(self) -> PromptOrder:
+        """The order of prompts; independent of the number of processes at the same size of a rollout."""
+        args = self.args
+        seed = None if args.train_sampling_strategy == "sequential" else args.seed
+        prompts, steps = args.generation_batch_size // self.num_generations, args.steps_per_generation
+        return PromptOrder(len(self.train_dataset), prompts, self.num_generations, self.num_iterations * steps, seed)
+
+    # ---- checkpoints: also inside a rollout -----------------------------------------------------------------------
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint holds besides TRL's and transformers' own; JSON."""
+        return {"step": self._step}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        self._step = state["step"]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The policy's files hold nothing of the critic's."""
+        if not isinstance(self.model, PeftModel):  # whose own saving takes the trained adapter alone
+            found = self.model.state_dict() if state_dict is None else state_dict
+            state_dict = {name: t for name, t in found.items() if not critic.is_critic(name)}
+        super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = self._checkpoint(trial)
+        rank = self.accelerator.process_index
+        tensors: dict[str, torch.Tensor] = {}
+        if self._step % self.each and self._buffered_inputs is not None:  # within a rollout
+            for number, batch in enumerate(self._buffered_inputs):
+                tensors |= {f"{number}/{k}": v.contiguous() for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        if tensors:
+            save_file({name: t.clone() for name, t in tensors.items()}, folder / f"{rank}-{ROLLOUT}")
+        if self.accelerator.is_main_process:
+            rundir.write_text(folder / STATE, json.dumps(self.progress()))
+
+    def _checkpoint(self, trial: Any) -> Path:
+        """The folder of the checkpoint that is being written."""
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self.restore(rundir.read_json(Path(checkpoint) / STATE))
+        file = Path(checkpoint) / f"{self.accelerator.process_index}-{ROLLOUT}"
+        if file.is_file():
+            batches: dict[int, dict[str, Any]] = {}
+            for name, tensor in load_file(file).items():
+                number, _, key = name.partition("/")
+                batches.setdefault(int(number), {})[key] = tensor.to(self.accelerator.device)
+            self._buffered_inputs = [batches[number] for number in sorted(batches)]
+
+    @property
+    def each(self) -> int:
+        """Forward passes of a process that are made from one rollout."""
+        found: int = self.args.steps_per_generation * self.num_iterations
+        return found
+
+    @property
+    def planned(self) -> int:
+        """The rollouts of the whole run."""
+        args = self.args
+        if args.max_steps > 0:
+            return int(-(-args.max_steps * args.gradient_accumulation_steps // self.each))
+        return max(1, round(float(args.num_train_epochs) * self.prompt_order().rollouts))
+
+    def gathered(self, values: Sequence[Any]) -> list[Any]:
+        """A list of every process's values, in the order of processes."""
+        return list(gather_object(list(values)))
+
+
+def changed(expected: str) -> AlignError:
+    """TRL does not do what we rely on."""
+    import trl
+
+    what = f"trl {trl.__version__} no longer makes {expected}, which this trainer observes"
+    return AlignError(what, "pip install 'trl==1.16.*'", exit=Exit.MACHINE)
+
+
+def _unique(names: list[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name}_{i + 1}" for i, name in enumerate(names)]

@@ -1,0 +1,76 @@
+"""PPO with a learned critic and a KL penalty that is held where it was told to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.rl.keys import PpoKeys
+from align.stage import Stage, Ticket
+
+if TYPE_CHECKING:
+    from align.job import Job
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train against the ticket's rewards."""
+    from align.rl import make
+    from align.trainers.ppo import PPOConfig, PpoTrainer, figures
+
+    keys = job.keys
+    assert isinstance(keys, PpoKeys)
+    args = job.arguments(PPOConfig, disable_dropout=True, beta=0.0)  # RLOO's own KL is off: ours is in the rewards
+    kind = keys.critic_of(trains_base=make.trains_base(job.ticket))
+    trainer = PpoTrainer(
+        job=job,
+        keys=keys,
+        kind=kind,
+        replay=make.replay(job, args),
+        model=job.model,
+        args=args,
+        processing_class=job.tokenizer,
+        train_dataset=make.prompts(job),
+    )
+    critic = make.critic(job, trainer.lm, kind)
+    with trainer.learning(critic, make.own_reference(job) if keys.reference == "model" else None):
+        metrics: dict[str, Any] = dict(job.fit(trainer))
+        make.keep_critic(job)
+    return metrics | figures(trainer.history, keys.target)
+
+
+def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
+    """Put the adapters of the reference, of the reward models and of the critic under the policy's own."""
+    from align.rl import shared
+
+    keys = PpoKeys.model_validate(ticket.keys)
+    return shared.put(ticket, model, run, value=keys.critic_of(trains_base=False) == "adapter")
+
+
+STAGE = Stage(
+    description="PPO against a reward, with a learned critic and KL control",
+    rows=frozenset({"prompt", "chat", "prompt_completion", "preference"}),
+    train=train,
+    keys=PpoKeys,
+    arguments="RLOOConfig",
+    defaults={
+        "all": {
+            "num_generations": 1,
+            "num_iterations": 4,
+            "steps_per_generation": 4,
+            "max_completion_length": 256,
+            "lr_scheduler_type": "constant",
+        },
+        "full": {"learning_rate": 1e-6},
+        "adapter": {"learning_rate": 1e-5},
+    },
+    replays=True,
+    evaluates=False,
+    owned={
+        "beta": "use `kl.coef`",
+        "reward_weights": "write the weights in `reward`",
+        "normalize_advantages": "use `whiten_advantages`",
+        "disable_dropout": "dropout is off in PPO: log-probabilities would differ between two passes; leave it out",
+        "num_generations_eval": "nothing is evaluated here; leave it out",
+    },
+    beneath=beneath,
+)

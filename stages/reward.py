@@ -1,0 +1,62 @@
+"""A reward model on TRL's RewardTrainer: one number for an answer, learnt from pairs (Bradley-Terry)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from align.data.sources import DataSource
+from align.stage import Stage, StageKeys
+
+if TYPE_CHECKING:
+    from align.job import Job
+
+
+class Keys(StageKeys):
+    """Recipe keys of a `reward` stage."""
+
+    eval_data: DataSource | list[DataSource] | int | float | None = Field(
+        0.1, description="held-out pairs, on which the model is judged: a source; or of `data` a share or a number"
+    )
+    center_rewards_coefficient: float | None = Field(
+        0.01, ge=0, description="keeps the mean of scores near 0 (Eisenstein et al. 2023); null: not at all"
+    )
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train on the pairs of the job, then judge the held-out ones."""
+    from trl import RewardConfig
+
+    from align.data import tokens
+    from align.trainers import reward
+
+    assert isinstance(job.keys, Keys)
+    args = job.arguments(RewardConfig, center_rewards_coefficient=job.keys.center_rewards_coefficient)
+    held = job.dataset(tokens.reward(job.evaluation, job.tokenizer)) if job.evaluation else None
+    trainer = reward.RewardTrainer(
+        model=job.model,
+        args=args,
+        processing_class=job.tokenizer,
+        train_dataset=job.dataset(tokens.reward(job.rows, job.tokenizer)),
+        eval_dataset=held,
+    )
+    metrics: dict[str, Any] = dict(job.fit(trainer))
+    if held is None:
+        job.warnings.append("no pairs were held out, so nothing is known of the model but its training loss")
+        return metrics
+    return metrics | reward.figures(*trainer.scores(held))
+
+
+STAGE = Stage(
+    description="a reward model from pairs of better and worse answers",
+    rows=frozenset({"preference"}),
+    train=train,
+    gives="reward",
+    keys=Keys,
+    arguments="RewardConfig",
+    defaults={
+        "full": {"learning_rate": 1e-5, "warmup_steps": 0.05},
+        "adapter": {"learning_rate": 1e-4, "warmup_steps": 0.05},
+    },
+)

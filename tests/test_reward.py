@@ -1,0 +1,128 @@
+"""Reward models: every parameterization, what is trained and saved, what plain transformers and PEFT load, figures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
+
+from align import adapters, rundir
+from align.data import encode
+from align.rundir import RunDir
+from align.stage import Policy
+from align.trainers.reward import figures
+from models import BASE, FULL, LORA, QLORA, Stages, changed, lab_tokenizer, preferences, settings
+
+METHODS = {
+    "full": FULL,
+    "lora": LORA,
+    "qlora": QLORA,
+    "spectrum": settings("spectrum"),
+    "adapter": settings("adapter", adapter={"r": 8}),
+}
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    return Stages(RunDir(tmp_path))
+
+
+def score_of(model: Any, row: dict[str, Any]) -> float:
+    ids = encode.for_preference([row], lab_tokenizer())
+    whole = torch.tensor([ids["prompt_ids"][0] + ids["chosen_ids"][0]])
+    return float(model(input_ids=whole).logits.squeeze())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reward_stage_trains_what_it_says_and_loads_again(stages: Stages, method: str) -> None:
+    ticket = stages.ticket(
+        "reward", "reward", BASE, METHODS[method], rows=preferences(16), held=preferences(40)[16:], dtype="float32"
+    )
+    model = stages.execute(ticket)
+    job, outcome = stages.jobs["reward"], stages.outcomes["reward"]
+    assert outcome.policy is None and outcome.reward == model
+    trained = {name for name, p in job.model.named_parameters() if p.requires_grad}
+    moved = changed(stages.before["reward"], job.model)
+    assert moved == trained
+    assert any("score" in name for name in trained)
+    if method in ("lora", "qlora", "adapter"):
+        assert all("score" in name or ".default." in name for name in trained)
+    losses = stages.logged("reward", "loss")
+    assert losses[-1] < losses[0]
+    row = preferences(1)[0]
+    again = adapters.load_reward(model, ticket.model, stages.run.root)
+    assert score_of(again, row) == pytest.approx(score_of(job.model.eval(), row), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adapter"])
+def test_plain_transformers_and_peft_load_a_reward_model(stages: Stages, method: str) -> None:
+    model = stages.execute(stages.ticket("reward", "reward", BASE, METHODS[method], dtype="float32"))
+    folder = stages.run.stage("reward").model
+    kind: Any = AutoModelForSequenceClassification if method == "full" else AutoPeftModelForSequenceClassification
+    plain = kind.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
+    row = preferences(1)[0]
+    ours = adapters.load_reward(model, {"dtype": "float32"}, stages.run.root)
+    assert score_of(plain, row) == pytest.approx(score_of(ours, row), abs=1e-5)
+
+
+@pytest.mark.parametrize("second", ["lora", "adapter", "full"])
+def test_a_reward_model_starts_from_a_policy(stages: Stages, second: str) -> None:
+    """Continued, on top, or merged: before the first step its trunk is the policy's."""
+    policy = stages.execute(stages.ticket("sft", "sft", BASE, LORA, dtype="float32"))
+    ticket = stages.ticket("reward", "reward", policy, METHODS[second], dtype="float32", learning_rate=0.0)
+    model = stages.execute(ticket)
+    ids = torch.tensor([encode.for_preference(preferences(1), lab_tokenizer())["prompt_ids"][0]])
+    plain = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root)
+    reward = adapters.load_reward(model, {"dtype": "float32"}, stages.run.root)
+    expected = plain.get_base_model().model(input_ids=ids).last_hidden_state
+    base = reward.get_base_model() if hasattr(reward, "get_base_model") else reward
+    torch.testing.assert_close(base.model(input_ids=ids).last_hidden_state, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_reward_model_has_the_same_weights(tmp_path: Path, method: str) -> None:
+    def run(name: str, *, resume: bool) -> dict[str, str]:
+        stages = Stages(RunDir(tmp_path / name))
+        ticket = stages.ticket("reward", "reward", BASE, METHODS[method], save_strategy="steps", save_steps=2)
+        stages.execute(ticket)
+        if resume:
+            here = stages.run.stage("reward")
+            (here.outcome).unlink()
+            ticket.resume_from = "checkpoints/checkpoint-2"
+            stages.execute(ticket)
+        return {path.name: rundir.file_sha256(path) for path in stages.run.stage("reward").model.glob("*.safetensors")}
+
+    assert run("whole", resume=False) == run("resumed", resume=True)
+
+
+def test_margins_are_learnt(stages: Stages) -> None:
+    rows = [row | {"margin": 3.0} for row in preferences(16)]
+    plain = stages.ticket("plain", "reward", BASE, LORA, rows=preferences(16))
+    wide = stages.ticket("wide", "reward", BASE, LORA, rows=rows)
+    stages.execute(plain)
+    stages.execute(wide)
+    first = stages.logged("plain", "loss")[0], stages.logged("wide", "loss")[0]
+    assert first[0] == pytest.approx(math.log(2), abs=0.05)
+    assert first[1] == pytest.approx(math.log1p(math.exp(3.0)), abs=0.05)
+
+
+def test_figures_of_a_perfect_an_undecided_and_a_wrong_model() -> None:
+    right = figures([2.0, 3.0], [0.0, 1.0])
+    assert right["pair_accuracy"] == 1 and right["pair_margin"] == 2
+    assert right["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-2)))
+    level = figures([1.0, 1.0], [1.0, 1.0])
+    assert level["pair_accuracy"] == 0.5 and level["pair_loss"] == pytest.approx(math.log(2))
+    assert level["calibration_error"] == pytest.approx(0.0)
+    wrong = figures([-50.0], [900.0])
+    assert wrong["pair_accuracy"] == 0 and wrong["pair_loss"] == pytest.approx(950)
+    assert sum(wrong["score_histogram"]["chosen"]) == 1
+
+
+def test_what_comes_in_is_a_policy(stages: Stages) -> None:
+    model = stages.execute(stages.ticket("reward", "reward", BASE, LORA))
+    assert isinstance(model, Policy) and [adapter.name for adapter in model.adapters] == ["reward"]
