@@ -161,7 +161,8 @@ def _fitting(config: PeftConfig, model: Any) -> PeftConfig:
         config.task_type = None
     elif not score.has(model) and config.task_type == TaskType.SEQ_CLS:
         config.task_type = TaskType.CAUSAL_LM
-        config.modules_to_save = [name for name in config.modules_to_save or [] if name != score.SCORE] or None
+        kept = [name for name in config.modules_to_save or [] if name not in (score.SCORE, "classifier")]  # PEFT's name
+        config.modules_to_save = kept or None
     return config
 
 

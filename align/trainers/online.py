@@ -30,7 +30,8 @@ from align.trainers.rows import OurRows
 if TYPE_CHECKING:
     from align.job import Job
 
-ROLLOUT, STATE = "rollout.safetensors", "rollout.json"
+# of a checkpoint; in a folder of their own: transformers takes every safetensors file beside the weights for weights
+OWN, ROLLOUT, STATE = "online", "rollout.safetensors", "rollout.json"
 
 
 @dataclass
@@ -200,20 +201,21 @@ class Online(OurRows):
             for number, batch in enumerate(self._buffered_inputs):
                 tensors |= {f"{number}/{k}": v.contiguous() for k, v in batch.items() if isinstance(v, torch.Tensor)}
         if tensors:
+            folder.mkdir(exist_ok=True)
             save_file({name: t.clone() for name, t in tensors.items()}, folder / f"{rank}-{ROLLOUT}")
         if self.accelerator.is_main_process:
             rundir.write_text(folder / STATE, json.dumps(self.progress()))
 
     def _checkpoint(self, trial: Any) -> Path:
-        """The folder of the checkpoint that is being written."""
-        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        """Our folder in the checkpoint that is being written."""
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / OWN
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self.restore(rundir.read_json(Path(checkpoint) / STATE))
-        file = Path(checkpoint) / f"{self.accelerator.process_index}-{ROLLOUT}"
+        self.restore(rundir.read_json(Path(checkpoint) / OWN / STATE))
+        file = Path(checkpoint) / OWN / f"{self.accelerator.process_index}-{ROLLOUT}"
         if file.is_file():
             batches: dict[int, dict[str, Any]] = {}
             for name, tensor in load_file(file).items():

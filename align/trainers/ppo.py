@@ -28,7 +28,7 @@ from align.rl.health import Health
 from align.rl.keys import PpoKeys
 from align.rl.replay import Stream
 from align.rl.rollouts import Rollout, Sampled
-from align.trainers.online import Online, changed
+from align.trainers.online import OWN, Online, changed
 
 
 @dataclass
@@ -356,7 +356,7 @@ class PpoTrainer(Online, RLOOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        critics.load(self.model, Path(resume_from_checkpoint))
+        critics.load(self.model, Path(resume_from_checkpoint) / OWN)
 
 
 class _Update(TrainerCallback):
