@@ -39,13 +39,20 @@ class PromptOrder:
 
     def __iter__(self) -> Iterator[int]:
         order = self._order(0)
-        for number in range(1, 2 + self.rollouts * self.prompts // self.count):
-            order += self._order(number)
         for rollout in range(self.rollouts):
-            chosen = order[rollout * self.prompts : (rollout + 1) * self.prompts]
+            chosen = self._filled(order[rollout * self.prompts : (rollout + 1) * self.prompts])
             for _ in range(self.steps):
                 for index in chosen:
                     yield from [index] * self.samples
+
+    def _filled(self, chosen: list[int]) -> list[int]:
+        """As many prompts as a rollout has, none of them twice before all have come."""
+        number = 0
+        while len(chosen) < self.prompts:
+            number += 1
+            last = set(chosen[len(chosen) // self.count * self.count :])
+            chosen = chosen + [index for index in self._order(number) if index not in last]
+        return chosen[: self.prompts]
 
     def _order(self, number: int) -> list[int]:
         order = list(range(self.count))

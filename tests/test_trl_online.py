@@ -1,0 +1,165 @@
+"""What PPO and its kin rely on inside TRL's online trainers. Each test names the method that moved."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from transformers import Trainer
+from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+
+from align.errors import AlignError
+from align.rundir import RunDir
+from align.trainers.online import Online
+from align.trainers.ppo import PpoTrainer
+from align.trainers.rows import OurRows
+from models import BASE, LORA, Stages
+from test_ppo import function, ppo
+
+LOG_PROBS = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
+OF_ONLINE = {
+    "_generate_single_turn": ["self", "prompt_ids"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_get_per_token_logps_and_entropies": [*LOG_PROBS, "compute_aux_loss"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_get_train_sampler": ["self"],
+    "_save": ["self", "output_dir", "state_dict"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+}
+OF_PPO = {
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "_clip_grad_norm": ["self", "model"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "create_optimizer": ["self", "model"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+}
+OVERRIDDEN = [(RLOOTrainer, name, start) for name, start in {**OF_ONLINE, **OF_PPO}.items()]
+
+
+@pytest.mark.parametrize(("trainer", "name", "start"), OVERRIDDEN, ids=[f"{t.__name__}.{n}" for t, n, _ in OVERRIDDEN])
+def test_an_overridden_method_is_as_it_was(trainer: type, name: str, start: list[str]) -> None:
+    method = getattr(trainer, name, None)
+    assert method is not None, f"{trainer.__name__}.{name} is gone: our override of it is never called"
+    found = list(inspect.signature(method).parameters)
+    assert found[: len(start)] == start, f"{trainer.__name__}.{name} takes {found} now; it began with {start}"
+
+
+def test_we_override_what_we_mean_to_and_nothing_else() -> None:
+    for ours, theirs, meant in ((Online, RLOOTrainer, OF_ONLINE), (PpoTrainer, RLOOTrainer, OF_PPO)):
+        own = {name for name, value in vars(ours).items() if inspect.isfunction(value) and not name.startswith("__")}
+        clash = {name for name in own if hasattr(theirs, name) or hasattr(OurRows, name)}
+        unmeant = clash - set(meant) - {"progress", "restore"}
+        assert not unmeant, f"{ours.__name__} and {theirs.__name__} share {sorted(unmeant)}"
+        assert set(meant) <= clash, f"{theirs.__name__} has no {sorted(set(meant) - clash)} any more"
+
+
+CALLED = [
+    (RLOOTrainer._generate, "_generate_single_turn"),
+    (RLOOTrainer._generate_and_score_completions, "_generate"),
+    (RLOOTrainer._generate_and_score_completions, "_calculate_rewards"),
+    (RLOOTrainer._generate_and_score_completions, "_get_per_token_logps_and_entropies"),
+    (RLOOTrainer._prepare_inputs, "_generate_and_score_completions"),
+    (RLOOTrainer._prepare_inputs, "_buffered_inputs"),
+    (RLOOTrainer._prepare_inputs, "_step"),
+    (RLOOTrainer.compute_loss, "_compute_loss"),
+    (RLOOTrainer.get_train_dataloader, "_get_train_sampler"),
+    (RLOOTrainer.training_step, "_step"),
+    (Trainer._run_epoch, "_clip_grad_norm"),
+    (Trainer._prepare_for_training, "_load_optimizer_and_scheduler"),
+    (Trainer._save_checkpoint, "save_model"),
+]
+
+
+@pytest.mark.parametrize(("caller", "name"), CALLED, ids=[f"{c.__qualname__}-{n}" for c, n in CALLED])
+def test_what_is_overridden_or_read_is_still_used_where_it_was(caller: Callable[..., Any], name: str) -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(caller)))
+    used = {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
+    }
+    assert name in used, f"{caller.__qualname__} no longer uses self.{name}"
+
+
+def test_the_reference_that_trl_would_make_needs_what_we_stand_in_for() -> None:
+    """`without_reference` answers these two calls; another way of making one would go past it."""
+    source = inspect.getsource(RLOOTrainer.__init__)
+    for call in ('model.add_adapter("ref", default_config)', "model.get_parameter(ref_name)"):
+        assert call in source, f"RLOOTrainer.__init__ no longer calls {call}"
+
+
+def test_the_rollouts_tensors_have_trls_names() -> None:
+    source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
+    for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"):
+        assert f'"{name}":' in source, f"the rollout of RLOOTrainer has no {name} any more"
+
+
+def test_a_rollout_is_shuffled_and_dealt_out_with_what_we_add() -> None:
+    """Rows stay together, and a number that is no row's goes to every part."""
+    rows = {"ids": torch.arange(8).view(8, 1), "mask": torch.arange(8).view(8, 1) * 10, "tokens": torch.tensor(3.5)}
+    shuffled = shuffle_sequence_dict(dict(rows))
+    assert torch.equal(shuffled["ids"] * 10, shuffled["mask"]) and sorted(shuffled["ids"].flatten().tolist()) == [
+        *range(8)
+    ]
+    parts = split_tensor_dict(shuffled, 4)
+    assert [len(part["ids"]) for part in parts] == [2] * 4
+    assert all(part["tokens"] == 3.5 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            RLOOConfig,
+            {
+                "num_generations",
+                "num_iterations",
+                "steps_per_generation",
+                "max_completion_length",
+                "temperature",
+                "beta",
+            }
+            | {"reward_weights", "reward_clip_range", "disable_dropout", "generation_batch_size", "epsilon_high"},
+        ),
+        (RewardConfig, {"center_rewards_coefficient", "max_length", "disable_dropout"}),
+    ],
+)
+def test_the_arguments_that_we_set_or_read_are_there(config: type, names: set[str]) -> None:
+    gone = names - {field.name for field in fields(config)}
+    assert not gone, f"{config.__name__} has no {sorted(gone)} any more"
+
+
+def test_the_reward_trainer_asks_for_its_rows_where_it_did() -> None:
+    assert "_prepare_dataset" in inspect.getsource(RewardTrainer.__init__)
+    source = inspect.getsource(RewardTrainer.compute_loss)
+    assert "chunks=2" in source and '"margin" in inputs' in source
+
+
+@pytest.mark.parametrize("moved", ["_get_per_token_logps_and_entropies", "_calculate_rewards"])
+def test_a_rollout_that_makes_other_calls_is_refused(tmp_path: Path, moved: str) -> None:
+    """As if a new TRL made the call twice."""
+    own = getattr(RLOOTrainer, moved)
+    ticket = ppo(stages := Stages(RunDir(tmp_path)), BASE, LORA, function("short"))
+
+    def twice(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if moved == "_calculate_rewards":
+            self.seen.rewards.append(torch.zeros(1))
+        else:
+            self.seen.log_probs.append(torch.zeros(1))
+        return own(self, *args, **kwargs)
+
+    with (
+        mock.patch.object(RLOOTrainer, moved, twice),
+        pytest.raises(AlignError, match=r"trl 1\.\S+ no longer makes one"),
+    ):
+        stages.execute(ticket)
