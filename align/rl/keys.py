@@ -17,7 +17,12 @@ class KlKeys(BaseModel):
         "adaptive", description="adaptive: the coefficient is steered so that the KL comes to `target`; fixed: it stays"
     )
     coef: float = Field(0.05, ge=0, description="of the penalty, at the start; 0.01-0.1 is usual")
-    target: float = Field(6.0, gt=0, description="KL to the policy that came in, nats an answer; 1-10 is usual")
+    target: float = Field(
+        6.0,
+        gt=0,
+        description="KL to the policy that came in, nats an answer, that adaptive steers to and alarms are judged by; "
+        "1-10 is usual",
+    )
     horizon: Literal["auto"] | int = Field(
         "auto",
         description="answers over which the coefficient may change e-fold or so; auto: so that it can change tenfold "

@@ -66,7 +66,7 @@ class PpoTrainer(Online, RLOOTrainer):
         self.sums: dict[str, list[float]] = defaultdict(list)
         self.history: list[Rollout] = []
         self.controller = self._controller()
-        self.health = Health(keys.target, keys.critic_warmup)
+        self.health = Health(keys.kl.target, keys.critic_warmup)
         self.add_callback(_Update(self))
 
     def _controller(self) -> Controller:
