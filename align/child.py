@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from typing import Any
 
 from align import launch, rundir
 from align.errors import AlignError, Exit
@@ -30,24 +31,37 @@ class Child:
         Raises:
             AlignError: the stage failed, or the child died.
         """
-        here = self.dir.stage(stage)
-        if self.process is None:
-            shutil.rmtree(self.dir.queue, ignore_errors=True)
-            self.process = launch.start(self.dir.root, self.processes, self.dir.child_log)
-        self._send(self.dir.relative(here.ticket))
+        here, process = self.dir.stage(stage), self._started()
+        self._send({"ticket": self.dir.relative(here.ticket)})
         while rundir.read_json(here.outcome) is None:
             self.watcher.refresh()
-            if self.process.poll() is not None:
+            if process.poll() is not None:
                 self.watcher.end()
-                raise self._failure(stage, here, self.process.returncode)
+                raise self._failure(stage, here, process.returncode)
             time.sleep(POLL_SECONDS)
         self.watcher.refresh()
         self.watcher.end()
 
+    def compare(self, request: dict[str, Any]) -> bool:
+        """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
+        process = self._started()
+        self._send({"compare": request})
+        while rundir.read_json(self.dir.comparison, {}).get("key") != request["key"]:
+            if process.poll() is not None:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self.process is None:
+            shutil.rmtree(self.dir.queue, ignore_errors=True)
+            self.process = launch.start(self.dir.root, self.processes, self.dir.child_log)
+        return self.process
+
     def finish(self) -> None:
         """No more tickets."""
         if self.process is not None:
-            self._send(None)
+            self._send({})
             self.process.wait()
 
     def interrupt(self) -> None:
@@ -75,9 +89,10 @@ class Child:
                 self.process.wait()
         shutil.rmtree(self.dir.queue, ignore_errors=True)
 
-    def _send(self, ticket: str | None) -> None:
+    def _send(self, entry: dict[str, Any]) -> None:
+        """A ticket's path, branches to compare, or nothing more."""
         self.sent += 1
-        rundir.write_json(self.dir.queue / f"{self.sent}.json", {"ticket": ticket})
+        rundir.write_json(self.dir.queue / f"{self.sent}.json", entry)
 
     def _failure(self, stage: str, here: StageDir, code: int) -> AlignError:
         error = rundir.read_json(here.error)

@@ -112,6 +112,11 @@ class RunDir:
         return self.root / "forgetting.json"
 
     @property
+    def comparison(self) -> Path:
+        """What the branches of a run score, side by side."""
+        return self.root / "comparison.json"
+
+    @property
     def base_measurements(self) -> Path:
         return self.root / "base" / "measurements"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from align import __version__, recipe, rundir
+from align import __version__, branches, recipe, rundir
 from align.child import Child
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
@@ -166,6 +166,7 @@ class Run:
                     self._note(plan, status="stopped")
                     return Exit.GATE
                 self._note(plan, status="done")
+            self._compare(child)
             child.finish()
         except KeyboardInterrupt:
             child.interrupt()
@@ -181,6 +182,20 @@ class Run:
             except AlignError as error:  # must not hide why the run ended
                 self.watcher.say(f"the report was not written: {_escape(str(error))}")
         return Exit.DONE
+
+    def _compare(self, child: Child) -> None:
+        """Compare the branches of a run, once for each state of them."""
+        request = branches.comparison(self.loaded, self.dir, self.tickets)
+        if request is None:
+            if self.options.only is None:
+                self.dir.comparison.unlink(missing_ok=True)
+            return
+        if rundir.read_json(self.dir.comparison, {}).get("key") == request.key:
+            return
+        self.changed = True
+        self.watcher.say(f"comparing {', '.join(id for id in request.policies if id != request.parent)}")
+        if not child.compare(request.model_dump(mode="json")):
+            self.watcher.say(f"the branches were not compared; see {self.dir.child_log} and the last stage's log")
 
     def _bring_up(self, plan: StagePlan, child: Child) -> None:
         """Skip a stage, measure it again, or run it. Cheapest test first."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,8 +35,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     code = Exit.DONE
-    for ticket in _tickets(run):
-        code = _execute(run, ticket)
+    for entry in _entries(run):
+        if "compare" in entry:
+            _compare(run, entry["compare"])
+            continue
+        code = _execute(run, Ticket.model_validate(rundir.read_json(run.root / entry["ticket"])))
         if code != Exit.DONE:
             break
     _leave(code)
@@ -54,8 +58,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
     _asked.set()
 
 
-def _tickets(run: RunDir) -> Any:
-    """Tickets as the parent decides on them: 1.json, 2.json, … in the queue; one without a ticket ends it."""
+def _entries(run: RunDir) -> Iterator[dict[str, Any]]:
+    """What the parent decides on: 1.json, 2.json, … in the queue; an empty one ends it."""
     number = 1
     while True:
         entry = rundir.read_json(run.queue / f"{number}.json")
@@ -64,10 +68,19 @@ def _tickets(run: RunDir) -> Any:
                 _leave(Exit.INTERRUPTED)
             time.sleep(POLL_SECONDS)
             continue
-        if entry["ticket"] is None:
+        if not entry:
             return
-        yield Ticket.model_validate(rundir.read_json(run.root / entry["ticket"]))
+        yield entry
         number += 1
+
+
+def _compare(run: RunDir, request: dict[str, Any]) -> None:
+    """Compare the branches; only the first process does."""
+    from align.branches import Comparison
+    from align.compare import compare
+
+    if _rank() == 0:
+        compare(run, Comparison.model_validate(request))
 
 
 def _execute(run: RunDir, ticket: Ticket) -> Exit:

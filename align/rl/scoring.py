@@ -18,7 +18,7 @@ from align import model as models
 from align.errors import AlignError, Exit
 from align.rl.critic import Passes
 from align.score import Score
-from align.stage import Reward, Ticket
+from align.stage import Reward
 
 
 @dataclass(frozen=True)
@@ -168,23 +168,24 @@ Scorer = SharedModel | OwnModel | Function
 
 
 def own_model(
-    reward: Reward, ticket: Ticket, run: Path, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], size: int
+    reward: Reward, keys: dict[str, Any], run: Path, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], size: int
 ) -> OwnModel:
     """Load a reward model beside the policy.
 
     Args:
+        keys: the recipe's `model`.
         tokenizer: the policy's.
         ends: tokens with which the policy ends an answer.
         size: answers in a batch.
     """
     if reward.model is not None:
         root = Path(reward.root) if reward.root else run
-        loaded = adapters.load_reward(reward.model, ticket.model, root)
+        loaded = adapters.load_reward(reward.model, keys, root)
         own = AutoTokenizer.from_pretrained(reward.model.base.path) if reward.root else tokenizer
     else:
         assert reward.path is not None
-        dtype = torch.bfloat16 if ticket.model.get("dtype") == "auto" else models.dtype_of(ticket.model["dtype"], True)
-        loaded = models.load_weights(reward.path, ticket.model, dtype, None, gives="reward")
+        dtype = models.dtype_of(keys.get("dtype", "auto"), trains_base=False)
+        loaded = models.load_weights(reward.path, keys, dtype, None, gives="reward")
         own = AutoTokenizer.from_pretrained(reward.path)
     loaded.requires_grad_(False)
     same = own.get_vocab() == tokenizer.get_vocab()

@@ -121,7 +121,7 @@ class Online(OurRows):
         names = self.sets.rewards.get(number) if self.sets else None
         if names is not None:
             return scoring.shared_model(reward, names, run, self.passes, scoring.padding(self.processing_class), size)
-        return scoring.own_model(reward, self.job.ticket, run, self.processing_class, self.eos_token_ids, size)
+        return scoring.own_model(reward, self.job.ticket.model, run, self.processing_class, self.eos_token_ids, size)
 
     def _scored_by(self, number: int, name: str) -> Any:
         """A reward function as TRL calls it, for one of the ticket's rewards."""

@@ -1,0 +1,146 @@
+"""Compare the policies of a run's branches: the same prompts, sampled answers, one reward model, KL to their parent."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from align import adapters, rundir
+from align import model as models
+from align.branches import PROMPTS, Comparison
+from align.data import encode
+from align.data.formats import Example, prompt_of
+from align.errors import Place
+from align.rl import scoring
+from align.rl.scoring import Question
+from align.rundir import RunDir
+
+BATCH = 64  # rows at a time
+
+
+@torch.no_grad()
+def compare(run: RunDir, asked: Comparison) -> None:
+    """Write `comparison.json`: for each policy the mean score of its sampled answers, their KL to the parent in nats an
+    answer, and their length in tokens."""
+    started = time.process_time()
+    tokenizer = models.load_tokenizer(next(iter(asked.policies.values())).base.path, asked.chat_template)
+    prompts = _prompts(run, asked)
+    ids = [_ids(prompt, tokenizer) for prompt in prompts]
+    answers: dict[str, list[list[int]]] = {}
+    own: dict[str, torch.Tensor] = {}
+    for id, policy in asked.policies.items():
+        model = adapters.load_policy(policy, asked.model, run.root)
+        set_seed(asked.seed)
+        with _autocast(asked):
+            answers[id] = _sampled(model, ids, tokenizer, asked)
+            own[id] = _log_probs(model, ids, answers[id], tokenizer)
+        if id == asked.parent:
+            first = model
+        else:
+            del model
+            gc.collect()
+    found: dict[str, Any] = {}
+    reference = first
+    with _autocast(asked):
+        kl = {id: (own[id] - _log_probs(reference, ids, answers[id], tokenizer)).mean().item() for id in answers}
+    del first, reference
+    gc.collect()
+    scorer = _scorer(run, asked, tokenizer)
+    for id, sampled in answers.items():
+        texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
+        said = [
+            text if isinstance(p, str) else [{"role": "assistant", "content": text}]
+            for p, text in zip(prompts, texts, strict=True)
+        ]
+        with _autocast(asked):
+            scores = [score for score in scorer(Question(prompts, said, ids, sampled)) if score is not None]
+        found[id] = {
+            "score": sum(scores) / max(len(scores), 1),
+            "kl": kl[id],
+            "length": sum(map(len, sampled)) / len(sampled),
+        }
+    rundir.write_json(
+        run.comparison,
+        {
+            "format": 1,
+            "key": asked.key,
+            "parent": asked.parent,
+            "reward": asked.reward.name,
+            "prompts": {"of": asked.of, "held_out": asked.held_out, "count": len(prompts)},
+            "stages": found,
+            "cpu_seconds": time.process_time() - started,
+        },
+    )
+
+
+def _prompts(run: RunDir, asked: Comparison) -> list[Any]:
+    """Different prompts, in the order of the rows."""
+    lines = (run.root / asked.prompts.path).read_text(encoding="utf-8").splitlines()
+    found: dict[str, Any] = {}
+    for line in lines:
+        row = json.loads(line)
+        kind = "chat" if "messages" in row else "prompt"
+        prompt = prompt_of(Example(kind, row, Place(asked.prompts.path))).value["prompt"]  # type: ignore[arg-type]
+        found.setdefault(json.dumps(prompt), prompt)
+        if len(found) == PROMPTS:
+            break
+    return list(found.values())
+
+
+def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    return list(tokenizer(encode.chat(tokenizer, prompt, prompt=True), add_special_tokens=False)["input_ids"])
+
+
+def _autocast(asked: Comparison) -> torch.autocast:
+    bf16 = asked.training.get("bf16")
+    enabled = models.native_bf16() if bf16 is None else bool(bf16)
+    return torch.autocast(models.device().type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _sampled(
+    model: Any, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, asked: Comparison
+) -> list[list[int]]:
+    """One answer to each prompt, with its end where it came to one."""
+    found: list[list[int]] = []
+    limit = asked.training.get("max_completion_length") or 256
+    for start in range(0, len(prompts), BATCH):
+        batch = tokenizer.pad({"input_ids": prompts[start : start + BATCH]}, padding_side="left", return_tensors="pt")
+        batch = batch.to(models.device())
+        settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": limit}
+        out = model.generate(**batch, **settings, pad_token_id=tokenizer.pad_token_id)
+        for row in out[:, batch["input_ids"].size(1) :].tolist():
+            end = next((i for i, token in enumerate(row) if token == tokenizer.eos_token_id), len(row) - 1)
+            found.append(row[: end + 1])
+    return found
+
+
+def _log_probs(
+    model: Any, prompts: list[list[int]], answers: list[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> torch.Tensor:
+    """Of each answer whole, (answers,), nats."""
+    sums: list[torch.Tensor] = []
+    pad, device = scoring.padding(tokenizer), models.device()
+    for start in range(0, len(prompts), BATCH):
+        rows = [p + a for p, a in zip(prompts[start : start + BATCH], answers[start : start + BATCH], strict=True)]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        each = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        for i, row in enumerate(rows):
+            first = len(prompts[start + i])
+            sums.append(each[i, first - 1 : len(row) - 1].sum())
+    return torch.stack(sums)
+
+
+def _scorer(run: RunDir, asked: Comparison, tokenizer: PreTrainedTokenizerBase) -> Any:
+    if asked.reward.kind == "function":
+        return scoring.Function(asked.reward)
+    return scoring.own_model(asked.reward, asked.model, run.root, tokenizer, [int(tokenizer.eos_token_id)], BATCH)
