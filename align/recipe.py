@@ -193,6 +193,7 @@ def check(read: Document, root: Path) -> Loaded:
         plan = _plan(recipe, node, entry.keys, entry.method or default)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
+        faults.found += _contradictions(read, plan)
     warnings += _check_hand_overs(read, plans, faults)
     faults.raise_any()
     return Loaded(recipe, plans, read, root, warnings)
@@ -215,6 +216,18 @@ def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultL
             what = f"'{plan.policy}' was trained over a base in another precision (4 or 8 bits, or none)"
             notes.append(f"stage {plan.id}: {what}, so that it starts from a policy that is a little off")
     return notes
+
+
+def _contradictions(read: Document, plan: StagePlan) -> list[AlignError]:
+    """What of a stage does not go with its parameterization."""
+    stage, method = plan.program.stage, plan.method_keys.method
+    found = plan.keys.contradictions(method=method, trains_base=plan.trains_base)
+    if (stage.gives == "reward" or "prompt" in stage.rows) and not plan.method.traits(plan.method_keys).inside:
+        what = (
+            f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"
+        )
+        found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
+    return [read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found]
 
 
 def _in_file(fault: AlignError) -> tuple[str, int, int]:

@@ -57,7 +57,7 @@ STAGE = Stage(
             "num_generations": 1,
             "num_iterations": 4,
             "steps_per_generation": 4,
-            "max_completion_length": 256,
+            "max_completion_length": 128,
             "lr_scheduler_type": "constant",
         },
         "full": {"learning_rate": 1e-6},

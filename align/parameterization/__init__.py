@@ -46,6 +46,7 @@ class Traits:
         stacks: its adapter can stay, frozen and active, under what a later stage trains.
         tops: its adapter can be trained on top of another.
         repeats: also on top of one of the same method with other settings.
+        inside: it acts in the model's layers, so that a reward model's head, a critic and a reference can be beside it.
     """
 
     trains_base: bool = False
@@ -54,6 +55,7 @@ class Traits:
     stacks: bool = True
     tops: bool = True
     repeats: bool = True
+    inside: bool = True
 
 
 class Method(Protocol):

@@ -108,6 +108,7 @@ def traits(keys: Keys) -> Traits:
         stacks=not prompts and not keys.peft.get("modules_to_save"),
         tops=keys.method not in _ALONE,
         repeats=keys.method not in _ONCE,
+        inside=not prompts,
     )
 
 

@@ -71,6 +71,13 @@ class PpoKeys(RewardedKeys):
         "warn", description="when a run goes wrong (reward hacking, mode collapse, ...): say so, or end the stage"
     )
 
+    def contradictions(self, *, method: str, trains_base: bool) -> list[tuple[str, str, str]]:
+        """An adapter needs something frozen to stand on."""
+        if self.critic != "adapter" or not trains_base:
+            return []
+        what = f"the critic 'adapter' stands on a frozen base, and {method} trains it"
+        return [("critic", what, "use `critic: head` or `critic: model`, or a parameterization that freezes the base")]
+
     @property
     def target(self) -> float | None:
         """The KL that the run is steered to; None where nothing steers it."""
