@@ -64,7 +64,7 @@ def send(stages: Stages, number: int, id: str | None) -> None:
         ticket = stages.ticket(id, str(stages.run.root.parent / "stage.py"), BASE, LORA)
         rundir.write_json(stages.run.stage(id).ticket, ticket.model_dump(mode="json"))
         path = stages.run.relative(stages.run.stage(id).ticket)
-    rundir.write_json(stages.run.queue / f"{number}.json", {"ticket": path})
+    rundir.write_json(stages.run.queue / f"{number}.json", {} if path is None else {"ticket": path})
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 90) -> None:
