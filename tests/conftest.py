@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker of pytest-xdist has one core
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts into the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the runs that tests start would be deaf to Ctrl-C too
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers the files that train come first: a long one that starts last keeps all waiting."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not {"runs", "Stages"} & vars(getattr(item, "module", item)).keys())
 
 
 @pytest.fixture(autouse=True)

@@ -94,8 +94,8 @@ def test_a_changed_beta_runs_only_dpo(finished: tuple[Path, Path], tmp_path: Pat
     assert len(kept) == 1
 
 
-def test_logging_more_often_trains_nothing(finished: tuple[Path, Path]) -> None:
-    again = runs.run(*finished, "--set", "stages.sft.training.logging_steps=7")
+def test_logging_more_often_trains_nothing(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    again = runs.run(*copied(finished, tmp_path), "--set", "stages.sft.training.logging_steps=7")
     assert "sft: done already" in again.stderr and "dpo: done already" in again.stderr
 
 

@@ -225,6 +225,24 @@ def test_a_stage_that_was_asked_to_stop_is_no_failure(stages: Stages, monkeypatc
     assert execute(stages, monkeypatch, stopped) == (130, None)
 
 
+def test_a_very_small_model_takes_one_thread_unless_the_user_chose(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ticket = stages.ticket("sft", "sft", BASE, LORA)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    work._limit_threads(ticket)
+    assert taken == [], "the user chose"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    work._limit_threads(ticket)
+    assert taken == [1]
+    monkeypatch.setattr(work, "ONE_THREAD_BYTES", 1_000_000)
+    work._limit_threads(ticket)
+    assert taken == [1], "two million parameters are more than that"
+
+
 def test_a_stage_goes_on_in_the_precision_it_began_in(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine of another kind too, where a new stage would be trained in the other one."""
 
