@@ -151,6 +151,13 @@ class Job:
         self._assert_finite()
         return _figures(trainer.state)
 
+    def alarm(self, step: int, text: str) -> None:
+        """Something goes wrong in training: told at once, and kept in the outcome's warnings. Of the first process."""
+        self.warnings.append(text)
+        entry = {"step": step, "time": time.time(), "alarm": text}
+        with self.dir.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
     def _warm_up_if_it_can(self, trainer: Trainer) -> None:
         """The first step of a warm-up has a learning rate of 0: of one step in all nothing would be learnt."""
         args, rows = trainer.args, len(trainer.train_dataset)

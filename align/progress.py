@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -77,6 +78,9 @@ class Watcher:
         for entry in self._new():
             if entry.get("time", 0) < self.began - 1:
                 continue  # of an earlier attempt
+            if "alarm" in entry:
+                self.say(f"[yellow]alarm[/yellow] {self.stage}: {escape(entry['alarm'])}")
+                continue
             self.first = self.first if self.state else entry
             self.state |= entry
         step, total = self.state.get("step"), self.state.get("max_steps")
@@ -112,6 +116,10 @@ class Watcher:
             words.append(f"loss {self.state['loss']:.3f}")
         if "rewards/margins" in self.state:
             words.append(f"margin {self.state['rewards/margins']:.2f}")
+        if "score" in self.state:
+            words.append(f"score {self.state['score']:.2f}")
+        if self.state.get("kl") is not None:
+            words.append(f"KL {self.state['kl']:.2f}")
         if "eval_loss" in self.state:
             words.append(f"eval {self.state['eval_loss']:.3f}")
         if self.state.get("tokens_per_second"):

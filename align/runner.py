@@ -261,6 +261,10 @@ class Run:
             self._note(plan, status="failed")
             raise
         outcome = rundir.read_json(here.outcome)
+        alarms = {f"{name.replace('_', ' ')} " for name in outcome["metrics"].get("alarms", ())}
+        for text in outcome["warnings"]:
+            if not text.startswith(tuple(alarms)):  # which were told when they were raised
+                self.watcher.say(f"[yellow]note[/yellow] {plan.id}: {_escape(text)}")
         self._note(plan, ended=_now(), seconds=round(outcome["seconds"] + outcome["measure_seconds"], 1))
         shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
 

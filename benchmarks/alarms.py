@@ -36,14 +36,17 @@ class Disaster:
 
 
 def _length(weight: float) -> tuple[str, ...]:
-    fixed = "stages.ppo.kl={controller: fixed, coef: 0.02, target: 1.0}"
-    return (f"stages.ppo.reward=[{{source: reward}}, {{source: '{LENGTH}', weight: {weight}}}]", fixed)
+    """Nothing but tokens is rewarded, and next to nothing holds the policy back."""
+    fixed = "stages.ppo.kl={controller: fixed, coef: 0.01, target: 1.0}"
+    return (f"stages.ppo.reward={{source: '{LENGTH}', weight: {weight}}}", fixed, "stages.ppo.replay=null", *EARLY)
 
 
+# a policy that is not sure of its answers yet: one that is never tries a longer one
+EARLY = ("stages.sft.training.max_steps=80",)
 NO_PENALTY = "stages.ppo.kl={controller: fixed, coef: 0, target: 1.0}"
 DISASTERS = [
-    Disaster("a reward for length, weight 2", _length(2), frozenset({"reward_hacking"})),
-    Disaster("a reward for length, weight 8", _length(8), frozenset({"reward_hacking"})),
+    Disaster("a reward for length", _length(1), frozenset({"reward_hacking"})),
+    Disaster("a reward for length, four times as large", _length(4), frozenset({"reward_hacking"})),
     Disaster("coefficient 0", (NO_PENALTY,), frozenset({"reward_hacking", "kl_explosion"})),
     Disaster(
         "coefficient 0, twice the learning rate",

@@ -302,7 +302,8 @@ class PpoTrainer(Online, RLOOTrainer):
             self._metrics["train"][name].append(value)
         for alarm in done.alarms:
             text = f"{alarm.name.replace('_', ' ')} in rollout {alarm.rollout}: {alarm.figure}"
-            self.job.warnings.append(f"{text}; {alarm.remedy}")
+            if self.accelerator.is_main_process:
+                self.job.alarm(self.state.global_step, f"{text}; {alarm.remedy}")
             if self.keys.on_alarm == "stop":
                 raise AlignError(f"stage '{self.job.ticket.stage}': {text}", alarm.remedy, exit=Exit.STAGE_FAILED)
         self.open = None
