@@ -173,8 +173,14 @@ def test_a_ppo_stage_trains_what_it_says(stages: Stages, method: str) -> None:
     assert not hasattr(job.model.get_base_model() if hasattr(job.model, "get_base_model") else job.model, "critic")
 
 
-@pytest.mark.parametrize("at", [4, 3], ids=["at a rollout's end", "inside a rollout"])
-@pytest.mark.parametrize("method", METHODS)
+RESUMED = [
+    pytest.param(method, at, marks=[] if at == 3 or method == "lora" else pytest.mark.slow, id=f"{method}, {where}")
+    for method in METHODS
+    for at, where in ((4, "at a rollout's end"), (3, "inside a rollout"))
+]
+
+
+@pytest.mark.parametrize(("method", "at"), RESUMED)
 def test_a_resumed_run_has_the_same_weights_critic_and_coefficient(tmp_path: Path, method: str, at: int) -> None:
     dtype = "bfloat16" if method == "qlora" else "float32"
 
