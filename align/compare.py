@@ -28,7 +28,11 @@ def compare(run: RunDir, asked: Comparison) -> None:
     """Write `comparison.json`: for each policy the mean score of its sampled answers, their KL to the parent in nats an
     answer, and their length in tokens."""
     started = time.process_time()
-    tokenizer = models.load_tokenizer(next(iter(asked.policies.values())).base.path, asked.chat_template)
+    tokenizer = models.load_tokenizer(
+        next(iter(asked.policies.values())).base.path,
+        asked.chat_template,
+        trust_remote_code=bool(asked.model.get("trust_remote_code")),
+    )
     prompts = _prompts(run, asked)
     ids = [_ids(prompt, tokenizer) for prompt in prompts]
     answers: dict[str, list[list[int]]] = {}

@@ -115,7 +115,14 @@ class Builder:
 
 
 def prompts(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of rows to compare two models on: conversations and texts, and the better answers of pairs."""
-    plain = [row for row in rows if "chosen" not in row]
+    """Token ids of rows to compare two models on: conversations and texts, the better answers of pairs, prompts."""
+    plain = [_whole(row) for row in rows if "chosen" not in row]
     plain += [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows if "chosen" in row]
     return encode.for_language_modeling(plain, tokenizer, completion_only=False)[0]
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """A prompt alone, as the text or the conversation that it is."""
+    if "prompt" not in row or "completion" in row:
+        return row
+    return {"text" if isinstance(row["prompt"], str) else "messages": row["prompt"]}

@@ -158,7 +158,8 @@ class _Checking:
         if plan.replay and plan.replay.ratio > 0:
             own = "replay" in plan.keys.model_fields_set
             place: Loc = (*at, "replay", "data") if own else ("replay", "data")
-            replay = self._table(plan, plan.replay.data, place, LEARNT)
+            kinds = LEARNT if "prompt" in plan.program.stage.rows else None
+            replay = self._table(plan, plan.replay.data, place, kinds)
         return StageRows(rows, evaluation, replay) if train else None
 
     def rewards(self, plan: StagePlan) -> list[Reward]:

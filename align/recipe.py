@@ -221,7 +221,8 @@ def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultL
 def _contradictions(read: Document, plan: StagePlan) -> list[AlignError]:
     """What of a stage does not go with its parameterization."""
     stage, method = plan.program.stage, plan.method_keys.method
-    found = plan.keys.contradictions(method=method, trains_base=plan.trains_base)
+    quantized = plan.method.quantization(plan.method_keys) is not None
+    found = plan.keys.contradictions(method=method, trains_base=plan.trains_base, quantized=quantized)
     if (stage.gives == "reward" or "prompt" in stage.rows) and not plan.method.traits(plan.method_keys).inside:
         what = (
             f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,10 +38,17 @@ class RewardSource(BaseModel):
 class RewardedKeys(StageKeys):
     """The recipe keys of every stage that learns from rewards."""
 
-    reward: RewardSource | list[RewardSource] = Field(
+    reward: RewardSource | Annotated[list[RewardSource], Field(min_length=1)] = Field(
         description="what scores the answers: a stage, a folder, a Hugging Face id, ./rewards.py:polite, or several "
         "with weights"
     )
+
+    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
+        """For vLLM, TRL merges the adapter into the base at every rollout: in 4 bits most of it would be lost."""
+        if not (quantized and self.training.get("use_vllm")):
+            return []
+        what = f"vLLM cannot sample from {method} over a quantised base: TRL would merge it into those weights"
+        return [("training", what, "use `method: lora`, or leave `use_vllm` out")]
 
     @property
     def sources(self) -> list[RewardSource]:
@@ -103,7 +110,7 @@ class Finder:
         except SyntaxError as error:
             what = f"the file of the reward function is no valid Python: {error.msg}"
             raise AlignError(what, "correct it there", place=Place(file, error.lineno, error.offset)) from None
-        known = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        known = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         if name is None:
             raise AlignError(f"'{file}' names no function", f"write '{file}:{known[0] if known else 'polite'}'")
         if name not in known:

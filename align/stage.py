@@ -66,7 +66,7 @@ class StageKeys(BaseModel):
         default_factory=dict, description="the trainer's own arguments, as in `{learning_rate: 1e-4}`"
     )
 
-    def contradictions(self, *, method: str, trains_base: bool) -> list[tuple[str, str, str]]:
+    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
         """What does not go with the stage's parameterization: the key, what is wrong, and the way out."""
         return []
 

@@ -101,6 +101,8 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
     def content(rows: Rows | None) -> str | None:
         return rows.sha256 if rows else None
 
+    passes = ticket.training.get("steps_per_generation")  # which say how many answers a rollout has
+    rollout = {"rollout": per_device * passes * ticket.processes} if isinstance(passes, int) else {}
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return rundir.digest(
         {
@@ -117,6 +119,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
             "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
             "above": above,
             **({"rewards": scored} if scored else {}),
+            **rollout,
         }
     )
 

@@ -71,6 +71,8 @@ STAGE = Stage(
         "normalize_advantages": "use `whiten_advantages`",
         "disable_dropout": "dropout is off in PPO: log-probabilities would differ between two passes; leave it out",
         "num_generations_eval": "nothing is evaluated here; leave it out",
+        "eval_strategy": "nothing is evaluated here; leave it out",
+        "generation_batch_size": "use `steps_per_generation`",
     },
     beneath=beneath,
 )

@@ -273,3 +273,84 @@ def write_base_only(folder: Path) -> Path:
     write_json(folder / "run.json", run)
     write_json(folder / "forgetting.json", forgetting(("base",)))
     return folder
+
+
+ALARM: JSON = {
+    "name": "reward_hacking",
+    "rollout": 13,
+    "figure": "KL 6.4 nats, more than 2 times the target 3, for 3 rollouts while the score rose from 0.25 to 1.45",
+    "remedy": "read the samples: if the score praises what you would not, mend `reward`; raise `kl.coef`",
+}
+
+
+def rollout(number: int) -> JSON:
+    """One line of rollouts.jsonl: the score rises by 0.1 and the KL by 0.5 with each, the coefficient doubles."""
+    samples = [
+        {
+            "prompt": f"Where is my lamp {number}.{k}?", "completion": f"We | are sorry {number}.{k}. {INJECTION}",
+            "score": number + k / 10, "kl": k / 4,
+        }
+        for k in range(4)
+    ]  # fmt: skip
+    return {
+        "number": number, "step": 4 * (number - 1), "episodes": 64, "score": 0.05 + 0.1 * number, "score_std": 0.5,
+        "rewards": {"helpful": 0.1 * number, "polite": 0.05}, "kl": 0.5 * (number - 1), "coef": 0.01 * 2**number,
+        "length": 12.0 + number, "entropy": 1.5 / number, "distinct_2": 0.4, "repetition": 0.1, "missing_eos": 0.0,
+        "explained_variance": 1 - 3 / number, "approx_kl": 0.01, "clip_fraction": 0.02, "ratio_max": 1.4,
+        "policy_loss": -0.01, "value_loss": 0.2, "stopped": 0.0, "samples": samples,
+        "alarms": [ALARM] if number == ALARM["rollout"] else [],
+    }  # fmt: skip
+
+
+def rlhf_outcome(stage: str, metrics: JSON) -> JSON:
+    """outcome.json of a stage of `write_rlhf_run`; a reward model gives no policy."""
+    made = outcome(stage, 60) | {"metrics": {"train_loss": 0.3, **metrics}, "warnings": []}
+    given = made["policy"] | {"adapters": [{"name": stage, "path": f"stages/{stage}/model", "method": "qlora"}]}
+    sides = ("reward", "policy") if stage == "reward" else ("policy", "reward")
+    return made | dict(zip(sides, (given, None), strict=True)) | {"cpu_seconds": {"reward": 10.0}.get(stage, 101.0)}
+
+
+def write_rlhf_run(folder: Path) -> Path:
+    """A run with two branches: sft, then dpo, and a reward model and ppo; ppo made 15 rollouts and raised an alarm."""
+    stages = {
+        "sft": entry("sft", "done"),
+        "dpo": entry("dpo", "done", "sft"),
+        "reward": entry("reward", "done", "sft"),
+        "ppo": entry("ppo", "done", "sft") | {"inputs": {"policy": "sft", "reward": ["reward"]}},
+    }
+    run = {"format": 1, "name": "rlhf", "align": "0.1.0", "pipeline": "dpo_and_rlhf", "created": 1.79e9}
+    write_json(folder / "run.json", run | {"order": list(stages), "stages": stages})
+    matrix = forgetting()
+    matrix["stages"].append("ppo")
+    matrix["parent"]["ppo"] = "sft"
+    for table in (matrix["matrix"], matrix["mean"]):
+        table["ppo"] = {name: one | {"since_parent": effect(1.0, 1.0)} for name, one in table["sft"].items()}
+    matrix["matrix"]["ppo"]["stories"]["since_parent"] = {"ratio": 1.0, "ci95": [0.99, 1.01], "p_value": 1.0}
+    matrix["matrix"]["ppo"]["helpdesk"] |= {"score": 0.97, "since_parent": effect(0.93, 0.97)}
+    write_json(folder / "forgetting.json", matrix)
+    histogram = {"edges": [-2.0, -1.0, 0.0, 1.0, 2.0], "chosen": [0, 3, 0, 97], "rejected": [88, 12, 0, 0]}
+    bins = [{"predicted": 0.62, "observed": 0.55, "count": 20}, {"predicted": 0.97, "observed": 0.9625, "count": 80}]
+    pairs: JSON = {"pair_accuracy": 0.88, "pair_margin": 1.7, "calibration_error": 0.021}
+    target = {"kl": 5.8, "kl_target": 3.0, "alarms": ["reward_hacking"]}
+    for stage, metrics in (
+        ("sft", {}), ("dpo", {}), ("reward", pairs | {"calibration": bins, "score_histogram": histogram}),
+        ("ppo", target),
+    ):  # fmt: skip
+        write_json(folder / "stages" / stage / "outcome.json", rlhf_outcome(stage, metrics))
+    steps = [{"step": 4 * n, "loss": 0.1, "reward": 0.05 + 0.1 * n, "kl": 0.5 * n} for n in range(1, 16)]
+    write_rows(folder / "stages" / "ppo" / "metrics.jsonl", steps)
+    write_rows(folder / "stages" / "ppo" / "rollouts.jsonl", map(rollout, range(1, 16)))
+    return folder
+
+
+def comparison() -> JSON:
+    """comparison.json of `write_rlhf_run`."""
+    return {
+        "format": 1, "key": "77", "parent": "sft", "reward": "reward", "cpu_seconds": 4.0,
+        "prompts": {"of": "reward", "held_out": True, "count": 155},
+        "stages": {
+            "sft": {"score": 0.25, "kl": 0.0, "length": 12.5},
+            "dpo": {"score": 1.125, "kl": 9.75, "length": 14.0},
+            "ppo": {"score": 1.625, "kl": 6.5, "length": 26.5},
+        },
+    }  # fmt: skip

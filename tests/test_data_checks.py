@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align.data import template
-from align.data.checks import Lengths, Table, fitting, load
+from align.data.checks import Lengths, Table, fitting, load, within_context
 from align.data.formats import Example
 from align.data.sources import DataSource
 from align.errors import AlignError, Place
@@ -21,6 +21,7 @@ ASK = {"role": "user", "content": "Capital of Peru?"}
 LIMA = {"role": "assistant", "content": "Lima."}
 PREFERENCE = frozenset({"preference"})
 ALL = frozenset({"chat", "prompt_completion", "text", "preference"})
+ASKED = frozenset({"prompt", "chat", "prompt_completion", "preference"})  # what a stage that samples answers takes
 
 Data = Callable[[list[dict[str, Any]]], list[DataSource]]
 
@@ -75,9 +76,9 @@ def test_all_faults_come_at_once_and_the_rest_is_counted(data: Data) -> None:
     text = fault(data(rows), max_faults=2)
     assert text == (
         "rows.jsonl:2: 'text' is empty\n  -> fill it, or take the row out\n"
-        "rows.jsonl:3: the row has the field 'prompt', which is no known format\n"
-        "  -> give messages, prompt + completion, instruction + output, conversations, text, "
-        "or prompt + chosen + rejected\n"
+        "rows.jsonl:3: stage 'sft' needs messages or prompt + completion or prompt + chosen + rejected or text, "
+        "the row is a prompt without an answer\n"
+        "  -> give other data, or say with format and columns how to read it\n"
         "and 5 more faults in the data"
     )
 
@@ -99,6 +100,26 @@ def test_a_kind_that_the_stage_does_not_take(data: Data) -> None:
     assert fault(data([pair("x")]), frozenset({"chat", "text"})) == (
         "rows.jsonl:1: stage 'sft' needs messages or text, the row is a preference pair\n"
         "  -> give other data, or say with format and columns how to read it"
+    )
+
+
+def test_a_stage_that_samples_answers_takes_the_prompts_of_all_rows(data: Data) -> None:
+    rows = [{"prompt": "a"}, {"messages": [ASK, LIMA]}, {"prompt": "b", "completion": "c"}, pair("d", "e", "e")]
+    found = table(data(rows), ASKED, "ppo")
+    assert [example.kind for example in found.examples] == ["prompt"] * 4
+    assert [example.value for example in found.examples] == [
+        {"prompt": prompt} for prompt in ("a", [ASK], "b", "d")
+    ]  # equal answers are no fault where they are not looked at
+    again = table(data([{"prompt": [ASK]}, {"messages": [ASK, LIMA]}]), ASKED, "ppo")
+    assert again.warnings == []  # what is asked may well be asked often
+
+
+def test_a_text_asks_nothing_and_an_answer_alone_neither(data: Data) -> None:
+    assert fault(data([{"text": "a passage"}, {"messages": [LIMA]}]), ASKED, "ppo") == (
+        "rows.jsonl:1: stage 'ppo' needs messages or prompt + completion or prompt + chosen + rejected or prompts, "
+        "the row is plain text\n"
+        "  -> give other data, or say with format and columns how to read it\n"
+        "rows.jsonl:2: the row has an answer and nothing that it answers\n  -> take it out"
     )
 
 
@@ -214,6 +235,9 @@ def said(role: str, size: int) -> dict[str, str]:
         (example("chat", messages=[{"role": "user", "content": "é" * 300}, said("assistant", 5)]), 606, 611),
         (example("preference", prompt=[said("user", 10)], chosen=[said("assistant", 5)],
                  rejected=[said("assistant", 50)]), 16, 66),
+        (example("preference", prompt="x" * 10, chosen="y" * 5, rejected="z" * 7, margin=1.5), 10, 18),
+        (example("prompt", prompt="x" * 10), 0, 10),
+        (example("prompt", prompt=[said("user", 10)]), 0, 16),
     ],
 )  # fmt: skip
 def test_counts_by_hand(bytewise: Path, row: Example, prompt: int, total: int) -> None:
@@ -222,7 +246,10 @@ def test_counts_by_hand(bytewise: Path, row: Example, prompt: int, total: int) -
     assert (count.prompt, count.total) == (prompt, total)
     for limit in range(1, total + 60):
         assert not (counter.surely_fits(row, limit) and total > limit)
+        if row.kind == "prompt":  # has no answer to be cut away
+            continue
         assert counter.cut_away(row, limit) is (row.kind != "text" and prompt >= limit)
+        assert counter.cut_away(row, limit, "whole") is (total > limit)
         assert not counter.cut_away(row, limit, "keep_end")
 
 
@@ -267,6 +294,57 @@ def test_answers_that_would_be_cut_away_are_refused_and_cut_ones_counted(bytewis
     kept, warnings = fitting(long, lengths(bytewise), 64, "keep_start", drop=True)
     assert kept == answers
     assert warnings[0] == f"1 of {len(long)} rows are dropped: no answer is left by max_length 64"
+
+
+def test_rows_that_must_be_whole_are_refused_or_dropped(bytewise: Path) -> None:
+    """What a reward model scores stands at the end of an answer."""
+    rows = [example("preference", prompt="x" * 10, chosen="y" * n, rejected="z" * (n + 1)) for n in (5, 12, 20)]
+    assert fitting(rows, lengths(bytewise), 32, "whole") == (rows, [])  # the longest: 10 + 21 + the end
+    with pytest.raises(AlignError) as error:
+        fitting(rows, lengths(bytewise), 23, "whole")
+    assert str(error.value) == (
+        "x.jsonl:9: the row has 24 tokens and must be whole, max_length is 23\n"
+        "  -> raise max_length above 23, shorten the row, or write `too_long: drop` in the stage\n"
+        "x.jsonl:9: the row has 32 tokens and must be whole, max_length is 23\n"
+        "  -> raise max_length above 31, shorten the row, or write `too_long: drop` in the stage"
+    )
+    assert fitting(rows, lengths(bytewise), 23, "whole", drop=True) == (
+        rows[:1],
+        ["2 of 3 rows are dropped: they have more tokens than max_length 23"],
+    )
+
+
+def asking(size: int, line: int) -> Example:
+    return Example("prompt", {"prompt": "x" * size}, Place("x.jsonl", line))
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(bytewise: Path) -> None:
+    rows = [asking(10, 1), asking(60, 2), asking(90, 3), asking(61, 4), asking(62, 5)]
+    within_context(rows, lengths(bytewise), None, context=100, answer=10)
+    with pytest.raises(AlignError) as error:
+        within_context(rows, lengths(bytewise), None, context=100, answer=40)
+    assert str(error.value) == (
+        "x.jsonl:3: a prompt of 90 tokens and an answer of 40 (max_completion_length) are more than the 100 that the "
+        "model was made for; so are 2 more rows\n"
+        "  -> lower `training.max_completion_length`, or shorten the rows"
+    )
+    with pytest.raises(AlignError) as error:
+        within_context(rows[:1], lengths(bytewise), None, context=100, answer=91)
+    assert str(error.value) == (
+        "x.jsonl:1: a prompt of 10 tokens and an answer of 91 (max_completion_length) are more than the 100 that the "
+        "model was made for\n"
+        "  -> lower `training.max_completion_length`, or shorten the rows"
+    )
+    with pytest.raises(AlignError, match=r"a prompt of 90 tokens and an answer of 500 .* so are 4 more rows"):
+        within_context(rows, lengths(bytewise), None, context=100, answer=500)
+
+
+def test_the_template_of_a_question_counts_before_its_answer(bytewise: Path) -> None:
+    """`[u]` before the question and `[a]` after it."""
+    asked = [example("prompt", prompt=[said("user", 10)])]
+    within_context(asked, lengths(bytewise), None, context=20, answer=4)
+    with pytest.raises(AlignError, match="a prompt of 16 tokens and an answer of 5 "):
+        within_context(asked, lengths(bytewise), None, context=20, answer=5)
 
 
 def test_a_model_without_a_fast_tokenizer_skips_the_check(tmp_path: Path) -> None:

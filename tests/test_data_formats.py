@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from align.data.formats import normalise
+from align.data.formats import Example, normalise, prompt_of
 from align.data.rows import RecordPlace, Row
 from align.errors import AlignError, Place
 
@@ -97,6 +97,69 @@ def test_texts_keep_every_blank() -> None:
     assert meaning({"content": "a passage", "url": "x"}) == ("text", {"text": "a passage"})
 
 
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "Q: 1+1? A:", "id": 3}, "Q: 1+1? A:"),
+        ({"prompt": "1+1?", "completion": None}, "1+1?"),
+        ({"prompt": [ASK]}, [ASK]),
+        ({"prompt": ASK}, [ASK]),
+        ({"prompt": [ASK, LIMA, MORE]}, [ASK, LIMA, MORE]),
+        ({"prompt": [shown(ASK)]}, [ASK]),
+        ({"prompt": [ASK], "system": "Be brief."}, [SYSTEM, ASK]),
+        ({"prompt": "Capital of Peru?", "system": "Be brief."}, [SYSTEM, ASK]),
+        ({"prompt": "Capital of Peru?", "system": " "}, "Capital of Peru?"),
+    ],
+)
+def test_prompts_alone(row: dict[str, Any], prompt: Any) -> None:
+    assert meaning(row) == ("prompt", {"prompt": prompt})
+    assert meaning(row, "prompt") == ("prompt", {"prompt": prompt})
+
+
+def test_a_row_that_has_an_answer_is_no_prompt_alone() -> None:
+    """The first format that fits is taken, and `prompt` is the last of all."""
+    assert meaning({"prompt": "1+1?", "text": "1+1? 2"}) == ("text", {"text": "1+1? 2"})
+    assert meaning({"prompt": "1+1?", "response": "2"})[0] == "prompt_completion"
+    assert meaning({"prompt": "1+1?", "chosen": "2", "rejected": "3"})[0] == "preference"
+    assert meaning({"prompt": "1+1?", "response": "2"}, "prompt") == ("prompt", {"prompt": "1+1?"})
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"messages": [SYSTEM, ASK, LIMA]}, [SYSTEM, ASK]),
+        ({"messages": [ASK, LIMA, MORE, SANTIAGO]}, [ASK, LIMA, MORE]),
+        ({"instruction": "Capital of Peru?", "output": "Lima."}, [ASK]),
+        ({"prompt": "1+1?", "completion": "2"}, "1+1?"),
+        ({"prompt": [ASK], "completion": [LIMA]}, [ASK]),
+        ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": 1}, "1+1?"),
+        ({"chosen": [ASK, LIMA], "rejected": [ASK, CUSCO]}, [ASK]),
+        ({"prompt": [ASK]}, [ASK]),
+    ],
+)
+def test_what_a_row_asks(row: dict[str, Any], prompt: Any) -> None:
+    asked = prompt_of(normalise(Row(row, PLACE)))
+    assert asked == Example("prompt", {"prompt": prompt}, PLACE)
+
+
+def test_tools_stay_with_what_is_asked() -> None:
+    asked = prompt_of(normalise(Row({"messages": [ASK, LIMA], "tools": [TOOL]}, PLACE)))
+    assert asked.value == {"prompt": [ASK], "tools": [TOOL]}
+
+
+def test_a_text_asks_nothing() -> None:
+    text = normalise(Row({"text": "a passage"}, PLACE))
+    assert prompt_of(text) == text
+
+
+def test_an_answer_to_nothing_is_refused_where_it_is_asked() -> None:
+    alone = normalise(Row({"messages": [LIMA]}, PLACE))
+    assert alone.kind == "chat"  # to learn an answer by itself is no fault
+    with pytest.raises(AlignError) as error:
+        prompt_of(alone)
+    assert str(error.value) == "data/x.jsonl:17: the row has an answer and nothing that it answers\n  -> take it out"
+
+
 PAIR = {"prompt": [ASK], "chosen": [LIMA], "rejected": [CUSCO]}
 LONG = {"prompt": [ASK, LIMA, MORE], "chosen": [SANTIAGO], "rejected": [CUSCO]}
 
@@ -149,6 +212,30 @@ def test_preferences(row: dict[str, Any], pair: dict[str, Any]) -> None:
     assert meaning(row) == ("preference", pair)
 
 
+@pytest.mark.parametrize("margin", [1, 0.5, 0, -2.0])
+def test_a_margin_stays_with_its_pair(margin: float) -> None:
+    assert meaning({**PAIR, "margin": margin}) == ("preference", {**PAIR, "margin": float(margin)})
+    assert type(meaning({**PAIR, "margin": margin})[1]["margin"]) is float
+    assert meaning({**PAIR, "margin": None}) == ("preference", PAIR)
+
+
+@pytest.mark.parametrize(
+    ("margin", "is_what"),
+    [
+        ("half", "a text"),
+        (True, "true or false"),
+        ([1], "a list"),
+        (float("nan"), "a number"),
+        (float("inf"), "a number"),
+    ],
+)
+def test_a_margin_must_be_a_finite_number(margin: Any, is_what: str) -> None:
+    assert fault({**PAIR, "margin": margin}) == (
+        f"data/x.jsonl:17: 'margin' is {is_what}, not a finite number\n"
+        "  -> give by how much the chosen answer is better, or leave it out"
+    )
+
+
 def test_a_format_that_is_named_is_the_only_one_tried() -> None:
     row = {"messages": [ASK, LIMA], "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO], "prompt": "Capital of Peru?"}
     assert meaning(row)[0] == "preference"
@@ -170,7 +257,15 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
             "the row has the fields 'foo', 'bar', which is no known format\n"
             f"  -> {GIVE}; or map columns: {{prompt: foo}}",
         ),
-        ({"prompt": "x"}, f"the row has the field 'prompt', which is no known format\n  -> {GIVE}"),
+        ({"prompt": None}, f"the row has the field 'prompt' (null), which is no known format\n  -> {GIVE}"),
+        ({"prompt": " \n"}, "'prompt' is empty\n  -> fill it, or take the row out"),
+        ({"prompt": 7}, "'prompt' is a number, not a text and not messages\n  -> put it in quotes"),
+        ({"prompt": []}, "'prompt' has no messages\n  -> add messages, or take the row out"),
+        (
+            {"prompt": [ASK, LIMA]},
+            "'prompt' ends with a message of the assistant, so the answer answers nothing\n"
+            "  -> end it with a message of the user",
+        ),
         ({"messages": None}, f"the row has the field 'messages' (null), which is no known format\n  -> {GIVE}"),
         ({}, f"the row has no fields\n  -> {GIVE}"),
         (

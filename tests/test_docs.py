@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 import shlex
@@ -20,6 +21,9 @@ from align.cli import app
 from align.data.formats import FORMATS, normalise
 from align.data.rows import Row
 from align.errors import Place
+from align.rl import health
+from align.rl.keys import KlKeys, PpoKeys
+from align.rl.rollouts import Rollout
 from align.schema import recipe_schema
 from align.validation import validate
 
@@ -27,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = {"errors.md"}  # shows command lines that are wrong on purpose
 RECIPES = ROOT / "docs" / "recipes.md"
+PPO = ROOT / "docs" / "ppo.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NO_DEFAULT = ("", "below", "as above")  # what a table says where the schema has no default, or a mapping of many
 
@@ -107,12 +112,15 @@ def test_the_training_defaults_are_as_documented() -> None:
 
 @pytest.mark.parametrize("name", shelf.names("stages"))
 def test_the_defaults_of_a_stage_are_as_documented(name: str) -> None:
+    """A row of the table: base weights trained, adapters trained, and what holds for either."""
     row = next(
         line for line in RECIPES.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` | `lea")
     )
-    full, adapter = ({k: float(v) for k, v in re.findall(r"`(\w+): ([^`]+)`", cell)} for cell in row.split("|")[2:4])
+    read = YAML(typ="safe", pure=True).load
+    cells = [{key: read(value) for key, value in re.findall(r"`(\w+): ([^`]+)`", cell)} for cell in row.split("|")[2:5]]
+    written = dict(zip(("full", "adapter", "all"), cells, strict=True))
     defaults = stage.load(name, Path()).stage.defaults
-    assert {"full": full, "adapter": adapter} == defaults
+    assert {family: arguments for family, arguments in written.items() if arguments} == defaults
 
 
 def test_all_that_ships_is_named() -> None:
@@ -153,7 +161,8 @@ def commands() -> list[tuple[Path, str]]:
         if page.name in GENERATED:
             continue
         text = page.read_text(encoding="utf-8")
-        lines = [line for block in blocks(page, "bash", "console") for line in block.splitlines()]
+        shell = [block.replace("\\\n", "") for block in blocks(page, "bash", "console")]  # a command may go on below
+        lines = [line for block in shell for line in block.splitlines()]
         lines += re.findall(r"^    (align .+)$", text, re.MULTILINE)
         lines += [" ".join(line.split()) for line in re.findall(r"`(align [^`]+)`", FENCE.sub("", text))]
         found += [(page, line.strip()) for line in lines if line.strip().startswith("align ")]
@@ -232,3 +241,60 @@ def test_the_example_stage_loads() -> None:
     declared = next(block for block in blocks(ROOT / "docs" / "stages.md", "python") if block.startswith("STAGE"))
     source = (ROOT / "docs" / "examples" / "chosen_answers.py").read_text(encoding="utf-8")
     assert ast.dump(ast.parse(declared).body[0]) == ast.dump(ast.parse(source).body[-1])
+
+
+def rows_below(page: Path, start: str) -> list[list[str]]:
+    """The cells of the first table after a text."""
+    table = page.read_text(encoding="utf-8").partition(start)[2].partition("\n|")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+
+
+def test_every_key_of_ppo_is_explained() -> None:
+    own = set(PpoKeys.model_fields) - set(stage.StageKeys.model_fields) - {"kl"}
+    explained = [row[0].strip("`") for row in rows_below(PPO, "## Keys")]
+    assert sorted(explained) == sorted({*own, *(f"kl.{key}" for key in KlKeys.model_fields)})
+
+
+def test_the_training_arguments_of_ppo_exist() -> None:
+    names = [
+        name for row in rows_below(PPO, "<!-- arguments: RLOOConfig -->") for name in re.findall(r"`(\w+)`", row[0])
+    ]
+    declared = stage.load("ppo", Path()).stage
+    assert declared.defaults["all"].keys() - {"lr_scheduler_type"} <= set(names)
+    known = arguments.open_to_users("RLOOConfig", declared.owned)
+    assert [name for name in names if name not in known] == []
+
+
+def test_every_figure_of_a_rollout_is_explained() -> None:
+    named = {name for row in rows_below(PPO, "## Reading a run") for name in re.findall(r"`([\w/]+)`", row[0])}
+    kept = {field.name for field in dataclasses.fields(Rollout)} - {"number", "step", "episodes", "alarms"}
+    logged = {"kl_coef", "loss/policy", "loss/value", "loss/ptx"}
+    assert named == kept | logged
+
+
+LIMITS = {
+    "not_finite": (),
+    "kl_explosion": (
+        f"{health.KL_EXPLODED:g} x",
+        f"{health.KL_LIMIT:g} nats",
+        f"{health.KL_NEGATIVE:g} nats",
+        f"{health.RATIO_EXPLODED:g}-fold",
+    ),
+    "reward_hacking": (f"{health.KL_FAR:g} x", f"{health.LENGTH_FAR:g} x", f"than {health.REPETITION_FAR:g} above"),
+    "mode_collapse": (f"{health.DISTINCT_LEFT:g} of the start's", f"{health.ENTROPY_LEFT:g} of the start's"),
+    "dead_critic": (f"{health.CRITIC_WINDOW} rollouts", f"{health.CRITIC_ROLLOUTS}th"),
+    "clipped": (f"{health.CLIPPED:.0%}".replace("%", " %"),),
+    "missing_eos": (f"{health.CUT_OFF:.0%}".replace("%", " %"), f"{100 * health.CUT_OFF_RISE:g} points"),
+    "flat_reward": ("1e-8", "1e-6"),
+}
+
+
+def test_every_alarm_is_explained_with_its_limits() -> None:
+    raised = {row[0].strip("`"): row[1] for row in rows_below(PPO, "<!-- alarms -->")}
+    assert list(raised) == list(health.REMEDIES)
+    missing = [(name, limit) for name, limits in LIMITS.items() for limit in limits if limit not in raised[name]]
+    assert missing == []
+    assert (health.FLAT, health.FLAT_SHARE) == (1e-8, 1e-6)
+    text = PPO.read_text(encoding="utf-8").partition("## Alarms")[2]
+    assert f"first {health.START} rollouts" in text and f"in {health.IN_A_ROW} rollouts in a row" in text
+    assert f"more than {health.RISE_ERRORS:g} standard errors" in text

@@ -85,7 +85,8 @@ def load(sources: list[DataSource], *, root: Path, accepts: frozenset[Kind], sta
     _raise(faults, max_faults, "faults in the data")
     lines = [example.canonical().encode() for example in examples]
     copies = len(lines) - len(set(lines))
-    warnings = [f"{copies:,} of {len(lines):,} rows are copies of another row"] if copies else []
+    copied = copies and "prompt" not in accepts  # what is asked may well be asked often
+    warnings = [f"{copies:,} of {len(lines):,} rows are copies of another row"] if copied else []
     name = " + ".join(source.source for source in sources)
     return Table(examples, sha256(b"\n".join(lines)).hexdigest(), name, warnings + _preference_warnings(examples))
 
@@ -169,7 +170,8 @@ def _room_for_answers(examples: list[Example], lengths: Lengths, context: int, a
         row, tokens = max(beyond, key=lambda found: found[1])
         what = f"a prompt of {tokens:,} tokens and an answer of {answer:,} (max_completion_length) are more than the "
         what += f"{context:,} that the model was made for"
-        more = f"; so are {len(beyond) - 1:,} more rows" if len(beyond) > 1 else ""
+        others = len(beyond) - 1
+        more = f"; so {'is' if others == 1 else 'are'} {others:,} more row{'s' if others > 1 else ''}" if others else ""
         raise AlignError(what + more, "lower `training.max_completion_length`, or shorten the rows", place=row.place)
 
 

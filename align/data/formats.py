@@ -127,8 +127,11 @@ def prompt_of(example: Example) -> Example:
     """What a row asks, without its answers; a text asks nothing and stays as it is."""
     value = example.value
     if example.kind == "chat":
-        asked = {"prompt": value["messages"][:-1]}
-        if not asked["prompt"]:
+        turns_before = list(value["messages"])
+        while turns_before and turns_before[-1]["role"] == "assistant":
+            turns_before.pop()
+        asked = {"prompt": turns_before}
+        if not any(turn["role"] == "user" for turn in turns_before):
             what = "the row has an answer and nothing that it answers"
             raise AlignError(what, "take it out", place=example.place)
     elif example.kind == "text":

@@ -89,6 +89,8 @@ def preference(value: dict[str, Any], place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     margin = value.get("margin")
     if margin is not None:
+        if isinstance(margin, str) and re.fullmatch(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", margin):  # as a CSV has it
+            margin = float(margin.strip())
         if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
             what = f"'margin' is {turns.kind_of(margin)}, not a finite number"
             raise AlignError(what, "give by how much the chosen answer is better, or leave it out", place=place)

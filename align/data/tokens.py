@@ -63,6 +63,29 @@ def preference(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase, args:
     return columns
 
 
+def unpaired(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase, args: Any) -> Columns:
+    """`prompt_ids`, `completion_ids` and `label` of each answer: first those chosen of all pairs, then those rejected;
+    the collator cuts to `max_length`.
+
+    Raises:
+        AlignError: every prompt alone fills `max_length`.
+    """
+    found = encode.for_preference(rows, tokenizer)
+    limit = args.max_length
+    keep = [i for i, prompt in enumerate(found["prompt_ids"]) if limit is None or len(prompt) < limit]
+    if not keep:
+        raise AlignError("every prompt alone fills max_length", "raise `training.max_length`")
+    prompts = [found["prompt_ids"][i] for i in keep] * 2
+    answers = [found[name][i] for name in _SIDES for i in keep]
+    return {
+        "prompt_ids": prompts,
+        "completion_ids": answers,
+        "label": [True] * len(keep) + [False] * len(keep),
+        LENGTH: [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)],
+        GROUP: [0] * len(answers),
+    }
+
+
 def reward(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> Columns:
     """`chosen_ids` and `rejected_ids` of each pair, prompt included, and `margin` where rows have one."""
     found = encode.for_preference(rows, tokenizer)

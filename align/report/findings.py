@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from align.report import numbers
-from align.report.schema import Cell, Effect, Forgetting, Probe, Report
+from align.report.alarms import words
+from align.report.schema import Cell, Effect, Forgetting, Probe, Report, StageRecord
 
 BASE: Final = "base"
 NAMED: Final = 3
@@ -149,7 +150,7 @@ def verdict_line(report: Report) -> str:
     """One sentence: what the run gained, what it forgot, and how sure that is."""
     forgetting = report.forgetting
     failed = [stage.id for stage in report.stages if stage.entry.status == "failed"]
-    tail = f"; stage {_join(failed)} failed" if failed else ""
+    tail = "".join(map(_alarms, report.stages)) + (f"; stage {_join(failed)} failed" if failed else "")
     if forgetting is None or not forgetting.matrix:
         return f"Nothing has been measured yet{tail}."
     stages = ends(forgetting)
@@ -177,6 +178,12 @@ def _stage_sentence(forgetting: Forgetting, stage: str) -> str:
     sure = f"{doubtful} of {of} are UNCLEAR" if doubtful else f"all {of} capabilities are decided"
     sure = sure if judged else "none is judged"
     return f"after {stage} the model gained {_join(gained) or 'nothing for certain'} and {losses}; {sure}"
+
+
+def _alarms(stage: StageRecord) -> str:
+    """The alarms of a stage's rollouts as the end of a sentence."""
+    found = [f"{words(alarm.name)} (rollout {alarm.rollout})" for one in stage.rollouts for alarm in one.alarms]
+    return f"; {stage.id} raised {'an alarm' if len(found) == 1 else 'alarms'}: {_join(found)}" if found else ""
 
 
 def _from_to(change: Change) -> str:

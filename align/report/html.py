@@ -28,10 +28,13 @@ def render(report: Report) -> str:
     forgetting = report.forgetting
     heat_map = plotter.heat_map(forgetting) if forgetting and forgetting.probes and forgetting.matrix else None
     drawings = {stage.id: plotter.curves(stage) for stage in report.stages}
+    rollouts = {stage.id: plotter.rollouts(stage) for stage in report.stages}
+    rewards = {stage.id: plotter.reward(stage) for stage in report.stages}
     measured = {stage.id: stage.spectrum for stage in report.stages if stage.spectrum and stage.spectrum.modules}
     scans = {id: plotter.spectrum(scan) for id, scan in measured.items()}
     template = _environment().get_template("report.html.jinja")
-    return visible(template.render(page=page.build(report), heat_map=heat_map, drawings=drawings, scans=scans))
+    figures = {"heat_map": heat_map, "drawings": drawings, "rollouts": rollouts, "rewards": rewards, "scans": scans}
+    return visible(template.render(page=page.build(report), **figures))
 
 
 def visible(text: str) -> str:

@@ -18,7 +18,7 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(code=_code, cell=_cell, prose=_prose, fence=_fence)
+    environment.filters.update(code=_code, code_cell=_code_cell, cell=_cell, prose=_prose, fence=_fence)
     text = environment.get_template("report.md.jinja").render(page=page.build(report))
     return visible(re.sub(r"\n{3,}", "\n\n", text))
 
@@ -28,6 +28,11 @@ def _code(text: str) -> str:
     line = re.sub(r"\s*\n\s*", " ⏎ ", clipped(str(text), TEXT_LIMIT))
     fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", line)), default=0))
     return f"{fence} {line} {fence}" if "`" in line or line != line.strip() or not line else f"{fence}{line}{fence}"
+
+
+def _code_cell(text: str) -> str:
+    """A code span inside a table, where a bar would end the cell."""
+    return _code(text).replace("|", "\\|")
 
 
 def _cell(text: str) -> str:

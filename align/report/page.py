@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from align.report import curves, findings, numbers
+from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
 from align.report.schema import Broken, Cell, Forgetting, Probe, Report, Sample
@@ -93,6 +94,7 @@ class Page:
     blocks: tuple[Block, ...]
     summary: tuple[Row, ...]
     missing: tuple[Fact, ...]
+    branchings: tuple[Branching, ...]
     ends: tuple[End, ...]
     advice: tuple[str, ...]
     stages: tuple[StagePage, ...]
@@ -118,12 +120,13 @@ def build(report: Report) -> Page:
         blocks=tuple(_blocks(forgetting)),
         summary=tuple(_summary(forgetting)),
         missing=tuple(Fact(name, why) for name, why in {**forgetting.no_row, **forgetting.left_out}.items()),
+        branchings=tuple(branchings(report)),
         ends=tuple(_end(forgetting, stage) for stage in findings.ends(forgetting)),
         advice=forgetting.advice,
         stages=tuple(stage_page(stage, report.forgetting) for stage in report.stages),
         broken=tuple(_broken(report)),
         samples=tuple(_samples(report, forgetting)),
-        measured=tuple(_measured(forgetting)),
+        measured=tuple(_measured(forgetting, report)),
         thresholds=tuple(flat(forgetting.thresholds)),
         recipe=report.recipe,
         versions=tuple(Fact(name, version) for name, version in {"align": report.run.align, **versions}.items()),
@@ -225,7 +228,7 @@ def _samples(report: Report, forgetting: Forgetting) -> Iterable[SampleGroup]:
         yield SampleGroup(probe, outputs[0][1].prompt, tuple(outputs))
 
 
-def _measured(forgetting: Forgetting) -> Iterable[str]:
+def _measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
     if forgetting.matrix:
         counts = sorted({probe.n for probe in forgetting.probes.values() if probe.n})
         items = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else "the same"
@@ -250,3 +253,9 @@ def _measured(forgetting: Forgetting) -> Iterable[str]:
         )
     yield f"Converged: {curves.CONVERGED_HOW}."
     yield f"Overfits: {curves.OVERFIT_HOW}."
+    if any(stage.rollouts for stage in report.stages):
+        yield (
+            "A rollout is one batch of sampled answers and the updates made from it. Its score is the mean of the "
+            "weighted rewards without the KL penalty; its KL the mean over its answers of log pi(y|x) - log ref(y|x), "
+            "in nats. An alarm is raised once a run, by the first rollout that meets its condition."
+        )

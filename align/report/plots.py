@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from align.report import curves, findings, numbers
+from align.report.reward_page import reward_page
+from align.report.rollout_page import kl_target
 from align.report.schema import Cell, Forgetting, Probe, Spectrum, StageRecord
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ PANELS: Final = (
     ("learning_rate", "learning rate", "muted"),
 )
 """Logged numbers that get a small panel of their own where a stage logs them."""
+
+OF_ROLLOUTS: Final = frozenset({"reward", "objective/kl", "kl"})
+"""Those of them that the figures of the rollouts show, where a stage has any."""
 
 RC: Final = {
     "svg.fonttype": "none", "svg.hashsalt": "align", "text.parse_math": False, "font.family": "DejaVu Sans",
@@ -80,7 +85,7 @@ class Plotter:
                 found.append(self._drawing(_loss(train, evaluation), f"Loss of {stage.id}"))
             for key, title, colour in PANELS:
                 points = curves.finite(stage.series(key))
-                if len(points) > 1:
+                if len(points) > 1 and not (stage.rollouts and key in OF_ROLLOUTS):
                     found.append(self._drawing(_panel(points, title, PALETTE[colour]), f"{title} of {stage.id}"))
         return found
 
@@ -90,6 +95,29 @@ class Plotter:
 
         with self._context(RC):
             return self._drawing(snr.figure(scan), "Signal-to-noise ratio by type and layer")
+
+    def rollouts(self, stage: StageRecord) -> dict[str, list[Drawing]]:
+        """`large`: score, and score against KL; `small`: a panel for each other measurement of the rollouts."""
+        from align.report import rollout_plots
+
+        with self._context(RC):
+            target = kl_target(stage)
+            drawn = {"large": rollout_plots.large, "small": rollout_plots.small}
+            return {
+                size: [
+                    self._drawing(figure, f"{title} of {stage.id}") for title, figure in draw(stage.rollouts, target)
+                ]
+                for size, draw in drawn.items()
+            }
+
+    def reward(self, stage: StageRecord) -> list[Drawing]:
+        """How a reward model scores better and worse answers, and whether it is as sure as it is right."""
+        from align.report import reward_plots
+
+        page = reward_page(stage)
+        with self._context(RC):
+            drawn = reward_plots.draw(page) if page else ()
+            return [self._drawing(figure, f"{title} of {stage.id}") for title, figure in drawn]
 
     def _drawing(self, figure: "Figure", title: str) -> Drawing:
         buffer = io.StringIO()

@@ -11,6 +11,7 @@ from align.errors import AlignError, Place
 from align.report.schema import (
     FORMAT,
     Broken,
+    Comparison,
     Decision,
     Failure,
     Forgetting,
@@ -24,6 +25,7 @@ from align.report.schema import (
     StageRecord,
     Step,
 )
+from align.rl import rollouts
 from align.rundir import RunDir, StageDir
 
 __all__ = ["Report", "load"]
@@ -41,13 +43,16 @@ def load(run_dir: str | Path) -> Report:
         raise _no_run(folder.root)
     run = _record(folder.record, Run)
     forgetting = _optional(folder.forgetting, Forgetting)
-    for path, found in ((folder.record, run.format), (folder.forgetting, forgetting.format if forgetting else FORMAT)):
-        if found > FORMAT:
-            what = f"it has format {found} and this align reads format {FORMAT}"
+    comparison = _optional(folder.comparison, Comparison)
+    formats = ((folder.record, run), (folder.forgetting, forgetting), (folder.comparison, comparison))
+    for path, found in formats:
+        if found is not None and found.format > FORMAT:
+            what = f"it has format {found.format} and this align reads format {FORMAT}"
             raise AlignError(what, "update align", place=Place(str(path)))
     ids = [*run.order, *(name for name in run.stages if name not in run.order)]
     stages = tuple(_stage(folder.stage(name), name, run.stages[name]) for name in ids if name in run.stages)
-    return Report(run=run, recipe=_text(folder.recipe), stages=stages, forgetting=forgetting)
+    recipe = _text(folder.recipe)
+    return Report(run=run, recipe=recipe, stages=stages, forgetting=forgetting, comparison=comparison)
 
 
 def _no_run(folder: Path) -> AlignError:
@@ -73,6 +78,7 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         log_tail=_tail(folder.log) if ended else (),
         failure=_optional(folder.error, Failure) if ended else None,
         spectrum=_optional(folder.spectrum, Spectrum),
+        rollouts=tuple(rollouts.read(folder.rollouts)),
     )
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, model_validator
 
+from align.rl.rollouts import Rollout
+
 FORMAT: Final = 1
 """The format of run.json and forgetting.json that this reader knows."""
 
@@ -101,6 +103,7 @@ class Outcome(Record):
     parameterization: Mapping[str, JsonValue] = {}
     metrics: Mapping[str, JsonValue] = {}
     policy: Policy | None = None
+    reward: Policy | None = None
     data: Data = Data()
     measure_seconds: float | None = None
     measure_cpu_seconds: float | None = None
@@ -253,6 +256,54 @@ class Spectrum(Record):
     chosen: tuple[str, ...] = ()
 
 
+class ScoreHistogram(Record):
+    """How often a reward model gave which score: counts between `edges`, of the better and of the worse answers."""
+
+    edges: tuple[float, ...]
+    chosen: tuple[float, ...]
+    rejected: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ScoreHistogram":
+        if not len(self.edges) - 1 == len(self.chosen) == len(self.rejected) > 0:
+            raise ValueError("the counts are not one fewer than the edges")
+        return self
+
+
+class CalibrationBin(Record):
+    """Pairs of about the same predicted share of right choices, and the share of them that was right."""
+
+    predicted: float
+    observed: float
+    count: int
+
+
+class Prompts(Record):
+    """The prompts on which branches were compared: those of a stage's rows."""
+
+    of: str = ""
+    held_out: bool = False
+    count: int | None = None
+
+
+class Compared(Record):
+    """What one policy's sampled answers to these prompts score; `kl` to the parent, nats an answer."""
+
+    score: float | None = None
+    kl: float | None = None
+    length: float | None = None
+
+
+class Comparison(Record):
+    """comparison.json: the policies of branches on the same prompts, by one reward."""
+
+    format: int = FORMAT
+    parent: str
+    reward: str = ""
+    prompts: Prompts = Prompts()
+    stages: Mapping[str, Compared] = {}
+
+
 class StageRecord(Record):
     """Everything that the folder of one stage holds; what has not been written yet is None or empty."""
 
@@ -266,6 +317,7 @@ class StageRecord(Record):
     log_tail: tuple[str, ...] = ()
     failure: Failure | None = None
     spectrum: Spectrum | None = None
+    rollouts: tuple[Rollout, ...] = ()
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """The points (step, value) of one logged number, in the order of the file."""
@@ -279,3 +331,4 @@ class Report(Record):
     recipe: str = ""
     stages: tuple[StageRecord, ...] = ()
     forgetting: Forgetting | None = None
+    comparison: Comparison | None = None

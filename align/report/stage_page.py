@@ -9,6 +9,8 @@ from pydantic import JsonValue
 from align.report import curves, findings, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
+from align.report.reward_page import CALIBRATION, HISTOGRAM, RewardPage, reward_page
+from align.report.rollout_page import RolloutsPage, rollouts_page
 from align.report.schema import Decision, Forgetting, Outcome, StageRecord
 
 PROGRAMS: Final = {
@@ -33,7 +35,7 @@ class Fact:
 @dataclass(frozen=True)
 class StagePage:
     """The section of one stage. `settings` and `metrics` are long and go behind a fold; `alone` is what this stage
-    surely changed against the policy that it was given."""
+    surely changed against the policy that it was given; `rollouts` and `reward` are None where it has none."""
 
     id: str
     program: str
@@ -50,6 +52,8 @@ class StagePage:
     breached: bool
     failure: str
     alone: tuple[Line, ...]
+    rollouts: RolloutsPage | None
+    reward: RewardPage | None
     log_tail: tuple[str, ...]
 
 
@@ -59,7 +63,8 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
     judgements: list[tuple[str, Judgement]] = []
     if stage.steps:
         judgements.append(("Converged", curves.judge(stage)))
-        judgements.append(("Overfits", curves.overfitting(curves.train_loss(stage), curves.eval_loss(stage))))
+        if curves.eval_loss(stage) or not stage.rollouts:  # what learns from its own answers evaluates no loss
+            judgements.append(("Overfits", curves.overfitting(curves.train_loss(stage), curves.eval_loss(stage))))
     return StagePage(
         id=stage.id,
         program=stage.entry.stage,
@@ -69,19 +74,33 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         facts=tuple(_facts(stage)),
         judgements=tuple(judgements),
         settings=tuple(flat(outcome.parameterization)) if outcome else (),
-        metrics=(*flat(outcome.metrics), *flat(outcome.merge or {}, "merge.")) if outcome else (),
+        metrics=(*flat(_untold(stage, outcome)), *flat(outcome.merge or {}, "merge.")) if outcome else (),
         warnings=outcome.warnings if outcome else (),
         decision=_decision(stage),
         reasons=_reasons(stage.decision) if stage.decision else (),
         breached=bool(stage.decision and stage.decision.violations),
         failure="; ".join(part for part in (stage.failure.what, stage.failure.remedy) if part) if stage.failure else "",
         alone=tuple(line(c, forgetting) for c in findings.since_parent(forgetting, stage.id)) if forgetting else (),
+        rollouts=rollouts_page(stage),
+        reward=reward_page(stage),
         log_tail=stage.log_tail,
     )
 
 
+def _untold(stage: StageRecord, outcome: Outcome) -> dict[str, JsonValue]:
+    """The metrics that no table or figure of the section shows."""
+    page = reward_page(stage)
+    told = {
+        HISTOGRAM: page is not None and page.histogram is not None,
+        CALIBRATION: page is not None and bool(page.calibration),
+        "alarms": bool(stage.rollouts),
+    }
+    return {name: value for name, value in outcome.metrics.items() if not told.get(name)}
+
+
 def _facts(stage: StageRecord) -> Iterable[Fact]:
-    yield Fact("Goes on from", ", ".join(f"{name} {source}" for name, source in stage.entry.inputs.items()) or "base")
+    inputs = [f"{name} {_named(source)}" for name, source in stage.entry.inputs.items()]
+    yield Fact("Goes on from", ", ".join(inputs) or "base")
     if stage.outcome:
         yield from _outcome_facts(stage.outcome)
     elif stage.entry.seconds is not None:
@@ -104,9 +123,10 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         total, trainable = outcome.parameters.total, outcome.parameters.trainable
         share = f" ({trainable / total:.2%})" if total else ""
         yield Fact("Trains", f"{trainable:,} of {total:,} weights{share}")
-    if outcome.policy and (outcome.policy.adapters or outcome.policy.weights):
-        below = "full weights" if outcome.policy.weights else "base"
-        yield Fact("Hands on", " + ".join([below, *(adapter.name for adapter in outcome.policy.adapters)]))
+    given = outcome.policy or outcome.reward
+    if given and (given.adapters or given.weights):
+        below = "full weights" if given.weights else "base"
+        yield Fact("Hands on", " + ".join([below, *(adapter.name for adapter in given.adapters)]))
     data = outcome.data
     if data.rows is not None:
         replay = ""
@@ -127,6 +147,11 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
     if outcome.peak_memory_bytes is not None:
         yield Fact("Peak memory", numbers.memory(outcome.peak_memory_bytes))
+
+
+def _named(source: JsonValue) -> str:
+    """The stage that an input comes from, or the stages."""
+    return " and ".join(map(str, source)) if isinstance(source, list) else str(source)
 
 
 def _time(wall: float, cpu: float | None) -> str:

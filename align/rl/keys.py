@@ -25,7 +25,7 @@ class KlKeys(BaseModel):
     )
     horizon: Literal["auto"] | int = Field(
         "auto",
-        description="answers over which the coefficient may change e-fold or so; auto: so that it can change tenfold "
+        description="answers over which the coefficient may change by about 20 %; auto: so that it can change tenfold "
         "within a third of the run",
     )
     estimator: Literal["k1", "k2", "k3"] = Field(
@@ -71,12 +71,14 @@ class PpoKeys(RewardedKeys):
         "warn", description="when a run goes wrong (reward hacking, mode collapse, ...): say so, or end the stage"
     )
 
-    def contradictions(self, *, method: str, trains_base: bool) -> list[tuple[str, str, str]]:
+    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
         """An adapter needs something frozen to stand on."""
+        found = super().contradictions(method=method, trains_base=trains_base, quantized=quantized)
         if self.critic != "adapter" or not trains_base:
-            return []
+            return found
         what = f"the critic 'adapter' stands on a frozen base, and {method} trains it"
-        return [("critic", what, "use `critic: head` or `critic: model`, or a parameterization that freezes the base")]
+        remedy = "use `critic: head` or `critic: model`, or a parameterization that freezes the base"
+        return [*found, ("critic", what, remedy)]
 
     @property
     def target(self) -> float | None:

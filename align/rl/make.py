@@ -79,7 +79,11 @@ def own_reference(job: Job) -> PreTrainedModel:
     from trl.trainer.utils import add_fused_lm_head
 
     ticket = job.ticket
-    base = adapters.load_policy(ticket.policy, ticket.model, job.run.root)
+    if trains_base(ticket):  # as the stage holds it: merged, and in the precision that is trained
+        dtype = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=True)
+        base: Any = _merged(_policy(ticket), ticket, job.run.root, dtype=dtype)
+    else:
+        base = adapters.load_policy(ticket.policy, ticket.model, job.run.root)
     lm: PreTrainedModel = base.get_base_model() if hasattr(base, "get_base_model") else base
     add_fused_lm_head(lm, temperature=float(ticket.training.get("temperature", 1.0)))
     lm.config.get_text_config().pad_token_id = scoring.padding(job.tokenizer)
@@ -104,14 +108,18 @@ def _policy(ticket: Ticket) -> Reward:
 
 
 def _merged(
-    source: Reward, ticket: Ticket, run: Path, gives: Literal["policy", "reward"] = "policy"
+    source: Reward,
+    ticket: Ticket,
+    run: Path,
+    gives: Literal["policy", "reward"] = "policy",
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A model whole, in float32, its adapters merged: one that is trained further."""
+    """A model whole, its adapters merged: one that is trained further, or beside which one is."""
     policy, root = source.model, Path(source.root) if source.root else run
     assert isinstance(policy, Policy)
     stuck = next((one for one in chain.layers(policy.adapters) if not one.traits.merges), None)
     if stuck is not None:
-        what = f"the critic `model` would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
-        raise AlignError(what, "use `critic: adapter`")
+        what = f"a model of its own would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
+        raise AlignError(what, "use `critic: adapter` or `critic: head`, and `reference: auto`")
     base = adapters.load_base(policy, ticket.model, root, gives=gives)
-    return adapters.merged(base, policy.adapters, root, torch.float32)
+    return adapters.merged(base, policy.adapters, root, dtype)

@@ -116,7 +116,7 @@ def read(path: Path) -> list[Rollout]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             found.append(from_json(json.loads(line)))
         except (json.JSONDecodeError, TypeError, KeyError):
@@ -134,12 +134,12 @@ def from_json(entry: dict[str, Any]) -> Rollout:
 def append(path: Path, rollout: Rollout) -> None:
     """Add a line."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(rollout), ensure_ascii=False) + "\n")
+        file.write(json.dumps(asdict(rollout)) + "\n")
 
 
 def keep(path: Path, numbers: int) -> list[Rollout]:
     """Drop what comes after rollout `numbers`, as a resumed run does again; returns what is left."""
     kept = [rollout for rollout in read(path) if rollout.number <= numbers]
     if path.is_file():
-        rundir.write_text(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in kept))
+        rundir.write_text(path, "".join(json.dumps(asdict(one)) + "\n" for one in kept))
     return kept

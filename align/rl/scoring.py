@@ -102,11 +102,12 @@ class OwnModel:
     def _reread(self, i: int, asked: Question) -> list[int]:
         """An answer in the tokens of this model. One that was cut off gets no end that it does not have."""
         prompt, completion = asked.prompts[i], asked.completions[i]
+        ended = bool(asked.completion_ids[i]) and asked.completion_ids[i][-1] in self.ends
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt + completion)["input_ids"])
+            end = str(self.tokenizer.eos_token or "") if ended else ""
+            return list(self.tokenizer(prompt + completion + end)["input_ids"])
         text = str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
         said = completion[-1]["content"]
-        ended = bool(asked.completion_ids[i]) and asked.completion_ids[i][-1] in self.ends
         if said and said in text and not ended:
             text = text[: text.rindex(said) + len(said)]
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

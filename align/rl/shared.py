@@ -69,7 +69,7 @@ def plan(ticket: Ticket, run: Path, *, value: bool = False) -> Sets | None:
     on_it = list(incoming)
     for number, reward in enumerate(ticket.rewards):
         model = reward.model
-        if model is None or not _same_base(model, ticket.policy, quantization) or not model.adapters:
+        if model is None or not model.adapters or not _same_base(reward, ticket.policy, quantization, run):
             continue
         if not _fits(on_it, model.adapters, own, continues=continues):
             continue
@@ -81,10 +81,13 @@ def plan(ticket: Ticket, run: Path, *, value: bool = False) -> Sets | None:
     return sets
 
 
-def _same_base(model: Policy, policy: Policy, quantization: dict[str, Any] | None) -> bool:
+def _same_base(reward: Reward, policy: Policy, quantization: dict[str, Any] | None, run: Path) -> bool:
     """Whether a reward model stands on the very weights that the stage holds."""
-    bases = model.base.identity == policy.base.identity and model.weights == policy.weights
-    return bases and model.quantization == quantization
+    model, root = reward.model, Path(reward.root) if reward.root else run
+    assert model is not None
+    own = (root / model.weights).resolve() if model.weights else None
+    held = (run / policy.weights).resolve() if policy.weights else None
+    return model.base.identity == policy.base.identity and own == held and model.quantization == quantization
 
 
 def _fits(on_it: list[Adapter], more: Sequence[Adapter], own: Layer, *, continues: bool) -> bool:

@@ -1,9 +1,10 @@
-"""What every trainer that samples answers has over TRL's own: our order of prompts, reference and scores, and
-resumption inside a rollout. Methods of TRL are overridden to be observed: each calls `super()`."""
+"""What every trainer that samples answers has over TRL's own: our order of prompts, reference and scores, a record of
+each rollout, and resumption inside one. Methods of TRL are overridden to be observed: each calls `super()`."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +17,17 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.models.utils import disable_gradient_checkpointing
 
 from align import rundir
 from align.adapters import TRAINED
 from align.errors import AlignError, Exit
-from align.rl import critic, reference, scoring, shared
+from align.rl import critic, reference, rollouts, scoring, shared
 from align.rl.critic import Passes
+from align.rl.health import Health
 from align.rl.prompts import PromptOrder
+from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
+from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
 from align.rl.sets import Switchboard, checkpointing
 from align.trainers.rows import OurRows
@@ -43,6 +48,7 @@ class Seen:
     prompts: list[Any] = field(default_factory=list)
     completions: list[Any] = field(default_factory=list)
     log_probs: list[torch.Tensor] = field(default_factory=list)
+    reference: list[torch.Tensor] = field(default_factory=list)
     rewards: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -70,6 +76,8 @@ class Online(OurRows):
         args: TRL's, with a `beta` that is set aside while TRL constructs itself: it would load a reference of its own.
     """
 
+    record: Recorder  # made by each trainer: what is healthy differs
+
     def __init__(self, *, job: Job, value: bool = False, **arguments: Any) -> None:
         self.job, self.seen = job, Seen()
         self.sets = shared.plan(job.ticket, job.run.root, value=value)
@@ -82,17 +90,25 @@ class Online(OurRows):
         with without_reference(model):
             super().__init__(reward_funcs=functions, **arguments)
         args.beta = self.beta = beta
+        if getattr(self, "use_vllm", False):  # which has no place for a critic
+            names = self.vllm_generation._iter_named_params
+            self.vllm_generation._iter_named_params = lambda *given: (
+                named for named in names(*given) if not critic.is_critic(named[0])
+            )
         self.lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.switchboard = Switchboard(model, self.sets.policy) if self.sets else None
 
     # ---- everything that is put into the model while it is trained ------------------------------------------------
 
     @contextmanager
-    def at_work(self, made: critic.Critic | None = None, own_reference: Any = None) -> Iterator[Passes]:
+    def at_work(
+        self, made: critic.Critic | None = None, own_reference: Any = None, *, compared: bool = True
+    ) -> Iterator[Passes]:
         """The model as it is trained, with a critic in it where there is one; as it was, afterwards.
 
         Args:
             own_reference: a model of its own for the reference; None takes the one that costs least.
+            compared: whether there is a reference at all.
         """
         with ExitStack() as stack:
             stack.enter_context(critic.placed(self.lm))
@@ -102,12 +118,13 @@ class Online(OurRows):
             if made is not None:
                 passes = stack.enter_context(critic.attached(self.lm, made, self.switchboard))
             self.passes = passes
+            self.reference: Any = None
             if own_reference is not None:
-                self.reference: Any = reference.Frozen(own_reference)
+                self.reference = reference.Frozen(own_reference)
                 stack.enter_context(critic.placed(own_reference))
-            elif self.sets is not None and self.switchboard is not None:
+            elif compared and self.sets is not None and self.switchboard is not None:
                 self.reference = reference.Adapters(self.model, self.switchboard, self.sets.reference)
-            else:
+            elif compared:
                 self.reference = reference.Swapped(self.model)
             self.ref_model = self.reference if self.beta else None
             self.scorers = [self._scorer(number) for number in range(len(self.job.ticket.rewards))]
@@ -141,7 +158,8 @@ class Online(OurRows):
         with self.accelerator.autocast():
             found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         self.seen.prompt_ids = [list(ids) for ids in prompt_ids]
-        self.seen.completion_ids = [list(ids) for ids in found]
+        sampled = found[0] if isinstance(found, tuple) else found  # GRPO gives the sampler's log-probabilities too
+        self.seen.completion_ids = [list(ids) for ids in sampled]
         return found
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,8 +170,8 @@ class Online(OurRows):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if model is not self.ref_model:
-            self.seen.log_probs.append(found[0])
+        kept = self.seen.reference if model is self.ref_model else self.seen.log_probs
+        kept.append(found[0].detach())
         return found
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
@@ -161,6 +179,83 @@ class Online(OurRows):
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if len(self.seen.rewards) != 1 or len(self.seen.completion_ids) != len(inputs):
             raise changed("one call for rewards and one for answers in a rollout")
+        return found
+
+    # ---- the record of a rollout ----------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> list[Rollout]:
+        """The rollouts that are done."""
+        return self.record.history
+
+    def scores(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weighted scores of this process's answers, and 1 for each that has one; each (answers,)."""
+        rank = self.accelerator.process_index
+        each = self.seen.rewards[0][rank * count : (rank + 1) * count]
+        scored = (~torch.isnan(each).all(1)).float()
+        scores = (each * self.reward_weights.to(each.device)).nansum(1)
+        limits = getattr(self, "reward_clip_range", None)  # GRPO has none
+        return scores.clamp(*limits) if limits else scores, scored
+
+    @torch.no_grad()
+    def log_probs_of(self, model: Any, out: dict[str, Any]) -> torch.Tensor:
+        """Of a rollout's tokens under a model, (answers, tokens)."""
+        ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
+        mask = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
+        keep, size = out["completion_ids"].size(1), self.args.per_device_train_batch_size
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            found: torch.Tensor = self._get_per_token_logps_and_entropies(model, ids, mask, keep, size)[0]
+        return found
+
+    def begin(
+        self,
+        scores: torch.Tensor,
+        scored: torch.Tensor,
+        lengths: torch.Tensor,
+        cut: torch.Tensor,
+        kl: torch.Tensor | None,
+        **figures: Any,
+    ) -> Rollout:
+        """Begin the record of a rollout, over all processes.
+
+        Args:
+            scores, scored, lengths: of this process's answers, (answers,) each.
+            cut: 1 for an answer without an end.
+            kl: nats an answer; None where there is no reference.
+            figures: what else is known.
+        """
+        count = self.sum(scored.sum()).clamp(min=1)
+        apart = torch.zeros_like(scores) if kl is None else kl
+        sums = [(scores * scored).sum(), (apart * scored).sum(), (lengths * scored).sum(), (cut * scored).sum()]
+        score, mean_kl, length, missing = (self.sum(torch.stack([x.float() for x in sums])) / count).tolist()
+        spread = self.sum((((scores - score) ** 2) * scored).sum()) / count
+        every, each = self.gathered(self.seen.completion_ids), self.seen.rewards[0]
+        return self.record.begin(
+            step=self.state.global_step,
+            episodes=int(count),
+            score=score,
+            score_std=float(spread.sqrt()),
+            rewards={name: float(torch.nanmean(each[:, i])) for i, name in enumerate(self.reward_func_names)},
+            kl=None if kl is None else mean_kl,
+            length=length,
+            distinct_2=rollouts.distinct_2(every),
+            repetition=rollouts.repetition(every),
+            missing_eos=missing,
+            samples=self._samples(scores, kl),
+            **figures,
+        )
+
+    def _samples(self, scores: torch.Tensor, kl: torch.Tensor | None) -> list[Sampled]:
+        """A few answers of the first process, spread over the rollout."""
+        prompts, answers = self.seen.prompts, self.seen.completions
+        count = len(prompts)
+        chosen = [i * count // rollouts.SAMPLES for i in range(min(rollouts.SAMPLES, count))]
+        apart = [math.nan] * count if kl is None else kl.tolist()
+        return [Sampled(_text(prompts[i]), _text(answers[i]), round(float(scores[i]), 4), apart[i]) for i in chosen]
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Over all processes."""
+        found: torch.Tensor = self.accelerator.reduce(x, reduction="sum")
         return found
 
     # ---- the order of prompts -------------------------------------------------------------------------------------
@@ -179,11 +274,16 @@ class Online(OurRows):
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint holds besides TRL's and transformers' own; JSON."""
-        return {"step": self._step}
+        return {"step": self._step, "processes": self.accelerator.num_processes} | self.record.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put it back."""
-        self._step = state["step"]
+        self._step, before = state["step"], state["processes"]
+        if self._step % self.each and before != self.accelerator.num_processes:
+            what = f"the checkpoint lies within a rollout of {before} processes, and there are "
+            what += f"{self.accelerator.num_processes} now"
+            raise AlignError(what, f"run with `--processes {before}`", exit=Exit.BAD_INPUT)
+        self.record.load(state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The policy's files hold nothing of the critic's."""
@@ -242,6 +342,53 @@ class Online(OurRows):
         return list(gather_object(list(values)))
 
 
+class TrlLoss(Online):
+    """An online trainer that learns by TRL's own loss, as it is; what that measures goes into the record."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.record = Recorder(self.job, Health(None, 0), remedies=WITHOUT_A_CRITIC)
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """The model as it is trained, with a reference where `beta` asks for one; as it was, afterwards."""
+        with self.at_work(compared=bool(self.beta)):
+            yield
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        out = super()._generate_and_score_completions(inputs)
+        answers, mask = self.seen.completion_ids, out["completion_mask"]
+        scores, scored = self.scores(len(inputs))
+        kl = None
+        if self.beta:
+            if len(self.seen.reference) != 1 or len(self.seen.log_probs) > 1:
+                raise changed("one pass of the reference in a rollout")
+            # GRPO makes no pass of the policy where all updates of a rollout are one step of the optimizer
+            own = self.seen.log_probs[0] if self.seen.log_probs else self.log_probs_of(self.model, out)
+            kl = ((own - self.seen.reference[0]) * mask).sum(1)
+        lengths = torch.tensor([len(ids) for ids in answers], device=mask.device)
+        cut = torch.tensor([float(ids[-1] not in self.eos_token_ids) for ids in answers], device=mask.device)
+        self.begin(scores, scored, lengths, cut, kl)
+        return out
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        sums, measured = self.record.sums, self._metrics["train"]
+        for name, theirs in (("entropy", "entropy"), ("clip_fraction", "clip_ratio/region_mean")):
+            if measured.get(theirs):
+                sums[name].append(measured[theirs][-1])
+        parts = self.current_gradient_accumulation_steps if self.loss_is_scaled_for_ga else 1
+        sums["policy_loss"].append(float(self.sum(loss.detach())) * parts / self.accelerator.num_processes)
+        return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found: torch.Tensor = super().training_step(*args, **kwargs)
+        if self._step % self.each == 0:
+            done = self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
+            self._metrics["train"]["score"].append(done.score)
+        return found
+
+
 def changed(expected: str) -> AlignError:
     """TRL does not do what we rely on."""
     import trl
@@ -252,3 +399,7 @@ def changed(expected: str) -> AlignError:
 
 def _unique(names: list[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}_{i + 1}" for i, name in enumerate(names)]
+
+
+def _text(said: Any) -> str:
+    return said if isinstance(said, str) else str(said[-1]["content"])

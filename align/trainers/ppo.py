@@ -6,10 +6,10 @@ several updates. Its rollout is observed, its loss is replaced; docs/ppo.md has 
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import RLOOConfig, RLOOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 
-from align.errors import AlignError, Exit
 from align.rl import critic as critics
-from align.rl import estimates, rollouts
+from align.rl import estimates, recorder
 from align.rl.critic import Critic
 from align.rl.estimates import Controller
 from align.rl.health import Health
 from align.rl.keys import PpoKeys
+from align.rl.recorder import Recorder
 from align.rl.replay import Stream
-from align.rl.rollouts import Rollout, Sampled
+from align.rl.rollouts import Rollout
 from align.trainers.online import OWN, Online, changed
 
 
@@ -61,12 +60,10 @@ class PpoTrainer(Online, RLOOTrainer):
         super().__init__(value=kind == "adapter", **arguments)
         self.keys, self.kind, self.replay = keys, kind, replay
         self.critic: Critic | None = None
-        self.stopped, self.number = False, 0
-        self.open: Rollout | None = None  # the rollout under way, and what its updates measured so far
-        self.sums: dict[str, list[float]] = defaultdict(list)
-        self.history: list[Rollout] = []
+        self.stopped = False
         self.controller = self._controller()
-        self.health = Health(keys.kl.target, keys.critic_warmup)
+        health = Health(keys.kl.target, keys.critic_warmup)
+        self.record = Recorder(self.job, health, stops=keys.on_alarm == "stop")
         self.add_callback(_Update(self))
 
     def _controller(self) -> Controller:
@@ -106,16 +103,16 @@ class PpoTrainer(Online, RLOOTrainer):
         values = torch.cat(gathered)[:, -keep - 1 : -1] * mask
         scores, scored = self._scores(out, mask)
         mask = mask * scored[:, None]
-        reference = self._reference_log_probs(out, keep)
+        reference = self.log_probs_of(self.reference, out)
         kl = estimates.kl(old, reference, self.keys.kl.estimator)
         rewards = estimates.shaped(scores, kl, mask, self.controller.coef)
         if self.keys.whiten_rewards:
-            rewards = estimates.whiten(rewards, mask, self._sum, shift_mean=False)
+            rewards = estimates.whiten(rewards, mask, self.sum, shift_mean=False)
         advantages, returns = estimates.advantages(rewards, values, mask, self.keys.gamma, self.keys.lam)
         self._record(out, mask, scores, scored, ((old - reference) * mask).sum(1), values, returns)
         if self.keys.whiten_advantages:
-            advantages = estimates.whiten(advantages, mask, self._sum)
-        tokens = self._sum(mask.sum()).clamp(min=1)
+            advantages = estimates.whiten(advantages, mask, self.sum)
+        tokens = self.sum(mask.sum()).clamp(min=1)
         del out["old_logps"]
         share = self.accelerator.num_processes * self.args.steps_per_generation
         return out | {
@@ -128,13 +125,8 @@ class PpoTrainer(Online, RLOOTrainer):
         }
 
     def _scores(self, out: dict[str, Any], mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weighted scores of this process's answers, and 1 for each that has one; each (answers,)."""
-        rank, count = self.accelerator.process_index, len(mask)
-        each = self.seen.rewards[0][rank * count : (rank + 1) * count]
-        scored = (~torch.isnan(each).all(1)).float()
-        scores = (each * self.reward_weights.to(each.device)).nansum(1)
-        if self.reward_clip_range:
-            scores = scores.clamp(*self.reward_clip_range)
+        """As `scores`, less what an answer without an end costs."""
+        scores, scored = self.scores(len(mask))
         if self.keys.missing_eos_penalty is not None:
             scores = scores - self.keys.missing_eos_penalty * self._cut_off(out, mask)
         return scores, scored
@@ -145,32 +137,17 @@ class PpoTrainer(Online, RLOOTrainer):
         ends = torch.tensor(self.eos_token_ids, device=mask.device)
         return (~torch.isin(out["completion_ids"].gather(1, last[:, None])[:, 0], ends)).float()
 
-    @torch.no_grad()
-    def _reference_log_probs(self, out: dict[str, Any], keep: int) -> torch.Tensor:
-        """(answers, tokens)"""
-        ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
-        mask = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
-        size = self.args.per_device_train_batch_size
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            found: torch.Tensor = self._get_per_token_logps_and_entropies(self.reference, ids, mask, keep, size)[0]
-        return found
-
-    def _sum(self, x: torch.Tensor) -> torch.Tensor:
-        """Over all processes."""
-        found: torch.Tensor = self.accelerator.reduce(x, reduction="sum")
-        return found
-
     # ---- the loss -------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         if self.stopped and self.accelerator.num_processes == 1:  # nothing is learnt any more from this rollout
-            self.sums["stopped"].append(1.0)
+            self.record.sums["stopped"].append(1.0)
             nothing: torch.Tensor = torch.stack([p.sum() * 0 for p in model.parameters() if p.requires_grad]).sum()
             return nothing
         mask = inputs["loss_mask"]
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        keep, warming = mask.size(1), self.number <= self.keys.critic_warmup
+        keep, warming = mask.size(1), self.record.number <= self.keys.critic_warmup
         with self.passes.collect(detached=warming, extra=self._replayed()) as gathered:
             log_probs, entropy, aux = self._get_per_token_logps_and_entropies(
                 model, ids, attention, keep, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
@@ -212,7 +189,7 @@ class PpoTrainer(Online, RLOOTrainer):
         ratio = ((log_probs - old) * mask).exp()
         apart = estimates.kl(old, log_probs, "k3") * mask
         sums = [apart.sum(), (clipped * mask).sum(), (entropy * mask).sum(), mask.sum(), policy_loss, value_loss]
-        total = self._sum(torch.stack([x.float() for x in sums]))
+        total = self.sum(torch.stack([x.float() for x in sums]))
         tokens = total[3].clamp(min=1)
         figures = {
             "approx_kl": total[0] / tokens,
@@ -223,8 +200,8 @@ class PpoTrainer(Online, RLOOTrainer):
             "ratio_max": self.accelerator.gather((ratio * mask).max().reshape(1)).max(),
         }
         for name, figure in figures.items():
-            self.sums[name].append(float(figure))
-        self.sums["stopped"].append(float(self.stopped))
+            self.record.sums[name].append(float(figure))
+        self.record.sums["stopped"].append(float(self.stopped))
         if self.keys.target_kl is not None and float(figures["approx_kl"]) > self.keys.target_kl:
             self.stopped = True
 
@@ -241,72 +218,20 @@ class PpoTrainer(Online, RLOOTrainer):
         returns: torch.Tensor,
     ) -> None:
         """Begin the record of a rollout, and let the controller see its KL."""
-        self.number += 1
-        count = self._sum(scored.sum()).clamp(min=1)
-        cut = self._cut_off(out, mask)
-        sums = [(scores * scored).sum(), (kl * scored).sum(), (mask.sum(1) * scored).sum(), (cut * scored).sum()]
-        score, mean_kl, length, missing = (self._sum(torch.stack([x.float() for x in sums])) / count).tolist()
-        spread = self._sum((((scores - score) ** 2) * scored).sum()) / count
-        every = self.gathered(self.seen.completion_ids)
-        each = self.seen.rewards[0]
-        self.sums = defaultdict(list)
-        self.open = Rollout(
-            number=self.number,
-            step=self.state.global_step,
-            episodes=int(count),
-            score=score,
-            score_std=float(spread.sqrt()),
-            rewards={name: float(torch.nanmean(each[:, i])) for i, name in enumerate(self.reward_func_names)},
-            kl=mean_kl,
-            coef=self.controller.coef,
-            length=length,
-            distinct_2=rollouts.distinct_2(every),
-            repetition=rollouts.repetition(every),
-            missing_eos=missing,
-            explained_variance=estimates.explained_variance(values, returns, mask, self._sum),
-            samples=self._samples(scores, kl),
-        )
-        self.controller.update(mean_kl, int(count))
-
-    def _samples(self, scores: torch.Tensor, kl: torch.Tensor) -> list[Sampled]:
-        """A few answers of the first process, spread over the rollout."""
-        count = len(self.seen.prompts)
-        chosen = [i * count // rollouts.SAMPLES for i in range(min(rollouts.SAMPLES, count))]
-        return [
-            Sampled(
-                _text(self.seen.prompts[i]), _text(self.seen.completions[i]), round(float(scores[i]), 4), float(kl[i])
-            )
-            for i in chosen
-        ]
+        explained = estimates.explained_variance(values, returns, mask, self.sum)
+        known = {"coef": self.controller.coef, "explained_variance": explained}
+        begun = self.begin(scores, scored, mask.sum(1), self._cut_off(out, mask), kl, **known)
+        assert begun.kl is not None
+        if not math.isnan(begun.kl):  # an alarm tells of it
+            self.controller.update(begun.kl, begun.episodes)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         found: torch.Tensor = super().training_step(*args, **kwargs)
         if self._step % self.each == 0:
-            self._close()
+            done = self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
+            for name, value in _logged(done).items():
+                self._metrics["train"][name].append(value)
         return found
-
-    def _close(self) -> None:
-        """The last update of a rollout is made: complete its record, and judge it."""
-        done, sums = self.open, self.sums
-        assert done is not None
-        for name in ("policy_loss", "value_loss", "entropy", "clip_fraction"):
-            setattr(done, name, sum(sums[name]) / len(sums[name]) if sums[name] else None)
-        done.approx_kl = sums["approx_kl"][-1] if sums["approx_kl"] else None
-        done.ratio_max = max(sums["ratio_max"], default=None)
-        done.stopped = sum(sums["stopped"]) / self.each
-        done.alarms = self.health.judge(self.history, done)
-        self.history.append(done)
-        if self.accelerator.is_main_process:
-            rollouts.append(self.job.dir.rollouts, done)
-        for name, value in _logged(done).items():
-            self._metrics["train"][name].append(value)
-        for alarm in done.alarms:
-            text = f"{alarm.name.replace('_', ' ')} in rollout {alarm.rollout}: {alarm.figure}"
-            if self.accelerator.is_main_process:
-                self.job.alarm(self.state.global_step, f"{text}; {alarm.remedy}")
-            if self.keys.on_alarm == "stop":
-                raise AlignError(f"stage '{self.job.ticket.stage}': {text}", alarm.remedy, exit=Exit.STAGE_FAILED)
-        self.open = None
 
     # ---- optimizer and checkpoints --------------------------------------------------------------------------------
 
@@ -334,21 +259,13 @@ class PpoTrainer(Online, RLOOTrainer):
         return self.accelerator.clip_grad_norm_([p for name, p in named if not critics.is_critic(name)], limit)
 
     def progress(self) -> dict[str, Any]:
-        """With the controller, and the record of a rollout under way."""
-        found = super().progress() | {"controller": self.controller.state(), "rollouts": self.number}
-        if self.open is not None:
-            found |= {"open": asdict(self.open), "sums": dict(self.sums), "stopped": self.stopped}
-        return found
+        """With the controller, and whether the rollout under way is used up."""
+        return super().progress() | {"controller": self.controller.state(), "stopped": self.stopped}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.controller.load(state["controller"])
-        self.number = state["rollouts"]
-        if "open" in state:
-            self.open, self.stopped = rollouts.from_json(state["open"]), state["stopped"]
-            self.sums = defaultdict(list, state["sums"])
-        finished = self.number - (1 if self.open is not None else 0)
-        self.history = rollouts.keep(self.job.dir.rollouts, finished)
+        self.stopped = state["stopped"]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -369,7 +286,7 @@ class _Update(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        warming = self.trainer.number <= self.trainer.keys.critic_warmup
+        warming = self.trainer.record.number <= self.trainer.keys.critic_warmup
         for name, parameter in self.trainer.model.named_parameters():
             if self.trainer.stopped or (warming and not critics.is_critic(name)):
                 parameter.grad = None
@@ -392,23 +309,15 @@ def _logged(done: Rollout) -> dict[str, float]:
     return {name: value for name, value in names.items() if value is not None}
 
 
-def _text(said: Any) -> str:
-    return said if isinstance(said, str) else str(said[-1]["content"])
-
-
 def figures(history: list[Rollout], target: float | None) -> dict[str, Any]:
-    """What the outcome says of a run: `score_first`, `score_last`, `kl` (mean over the last third of the rollouts, nats
-    an answer), `kl_target`, `explained_variance` (likewise the last third), `alarms` (their names)."""
-    last = history[-max(1, len(history) // 3) :]
-    explained = [one.explained_variance for one in last if one.explained_variance is not None]
-    kls = [one.kl for one in last if one.kl is not None]
-    return {
-        "rollouts": len(history),
-        "score_first": history[0].score,
-        "score_last": sum(one.score for one in last) / len(last),
-        "kl": sum(kls) / len(kls) if kls else None,
-        "kl_target": target,
-        "coef_last": history[-1].coef,
-        "explained_variance": sum(explained) / len(explained) if explained else None,
-        "alarms": [alarm.name for one in history for alarm in one.alarms],
-    }
+    """What the outcome says of a run: as for every stage that samples answers, and `kl_target`, `coef_last`,
+    `explained_variance` (mean over the last third of the rollouts)."""
+    if not history:
+        return recorder.figures(history)
+    explained = [one.explained_variance for one in recorder.late(history) if one.explained_variance is not None]
+    return recorder.figures(
+        history,
+        kl_target=target,
+        coef_last=history[-1].coef,
+        explained_variance=sum(explained) / len(explained) if explained else None,
+    )

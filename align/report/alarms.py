@@ -1,0 +1,15 @@
+"""The names of alarms in words."""
+
+from typing import Final
+
+WORDS: Final = {
+    "not_finite": "a figure that is no number",
+    "kl_explosion": "KL explosion",
+    "clipped": "too many tokens clipped",
+    "missing_eos": "answers cut off",
+}
+
+
+def words(name: str) -> str:
+    """`reward hacking` for `reward_hacking`."""
+    return WORDS.get(name, name.replace("_", " "))
