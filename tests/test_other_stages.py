@@ -187,8 +187,14 @@ def test_without_a_coefficient_there_is_no_reference(stages: Stages, program: st
     assert stages.outcomes["rl"].metrics["kl"] is None
 
 
-@pytest.mark.parametrize("at", [4, 3], ids=["at a rollout's end", "inside a rollout"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+RESUMED = [
+    pytest.param(method, at, marks=[] if at == 3 else pytest.mark.slow, id=f"{method}, {where}")
+    for method in ("lora", "full")
+    for at, where in ((4, "at a rollout's end"), (3, "inside a rollout"))
+]
+
+
+@pytest.mark.parametrize(("method", "at"), RESUMED)
 @pytest.mark.parametrize("program", ONLINE)
 def test_a_resumed_online_stage_has_the_same_weights_and_record(
     tmp_path: Path, program: str, method: str, at: int
@@ -232,6 +238,23 @@ def test_remedies_name_keys_that_the_stage_has(program: str) -> None:
 def test_a_run_that_ends_within_its_first_rollout_has_no_figures(stages: Stages) -> None:
     assert run(stages, online(stages, "rloo", BASE, "lora", max_steps=2)) == []
     assert stages.outcomes["rl"].metrics["rollouts"] == 0
+
+
+def test_the_stage_of_rewards_in_the_docs_runs_and_resumes(stages: Stages, tmp_path: Path) -> None:
+    """`Online` alone: without a record of rollouts, and with exact resumption inside one."""
+    page = (Path(__file__).parents[1] / "docs" / "stages.md").read_text(encoding="utf-8")
+    file = tmp_path / "own_rloo.py"
+    file.write_text(next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "RLOO" in code))
+    rows = data.rows("lab/helpdesk", n=24)
+    training = {**TINY, "max_steps": 4, "save_strategy": "steps", "save_steps": 3, "learning_rate": 5e-3}
+    ticket = stages.ticket("own", str(file), BASE, LORA, rewards=[function("short")], rows=rows, **training)
+    stages.execute(ticket)
+    weights = stages.run.stage("own").model / "adapter_model.safetensors"
+    whole = rundir.file_sha256(weights)
+    stages.run.stage("own").outcome.unlink()
+    ticket.resume_from = "checkpoints/checkpoint-3"
+    stages.execute(ticket)
+    assert rundir.file_sha256(weights) == whole
 
 
 # kto

@@ -76,10 +76,9 @@ class Online(OurRows):
         args: TRL's, with a `beta` that is set aside while TRL constructs itself: it would load a reference of its own.
     """
 
-    record: Recorder  # made by each trainer: what is healthy differs
-
     def __init__(self, *, job: Job, value: bool = False, **arguments: Any) -> None:
         self.job, self.seen = job, Seen()
+        self.record = Recorder(job, Health(None, 0), remedies=WITHOUT_A_CRITIC)
         self.sets = shared.plan(job.ticket, job.run.root, value=value)
         args, model = arguments["args"], arguments["model"]
         beta, args.beta = args.beta, 0.0
@@ -344,10 +343,6 @@ class Online(OurRows):
 
 class TrlLoss(Online):
     """An online trainer that learns by TRL's own loss, as it is; what that measures goes into the record."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.record = Recorder(self.job, Health(None, 0), remedies=WITHOUT_A_CRITIC)
 
     @contextmanager
     def learning(self) -> Iterator[None]:
