@@ -219,6 +219,16 @@ def test_the_ratio_of_the_first_update_is_1(stages: Stages) -> None:
     assert ratios[0].abs().max() == 0
 
 
+@pytest.mark.parametrize("critic", ["adapter", "head", "model"])
+def test_checkpointed_activations_change_nothing(stages: Stages, critic: str) -> None:
+    """As on a GPU, where they are the default: transformers enables them in its own way."""
+    plain = run(stages, ppo(stages, BASE, METHODS["lora"], function("short"), id="plain", critic=critic))
+    on = {"gradient_checkpointing": True}
+    again = run(stages, ppo(stages, BASE, METHODS["lora"], function("short"), id="on", critic=critic, training=on))
+    assert again[1].kl == pytest.approx(plain[1].kl, abs=1e-4)
+    assert again[1].explained_variance == pytest.approx(plain[1].explained_variance, abs=1e-3)
+
+
 def test_replayed_rows_are_learnt_beside_the_answers(stages: Stages) -> None:
     """With no reward to speak of, the text of the replay is what changes the policy."""
     rows = [{"text": "The moon is made of old green cheese, they say in the village."}] * 8

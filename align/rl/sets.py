@@ -63,9 +63,9 @@ def checkpointing(model: Any, switchboard: Switchboard) -> Iterator[None]:
     """Within, gradient checkpointing of a model recomputes each layer under the adapters of its forward."""
     plain: Callable[..., Any] = model.gradient_checkpointing_enable
 
-    def enable(gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> Any:
+    def enable(gradient_checkpointing_kwargs: dict[str, Any] | None = None, **rest: Any) -> Any:
         chosen = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
-        return plain(gradient_checkpointing_kwargs=chosen | {"context_fn": switchboard.remembered})
+        return plain(gradient_checkpointing_kwargs=chosen | {"context_fn": switchboard.remembered}, **rest)
 
     model.gradient_checkpointing_enable = enable
     try:
