@@ -173,6 +173,9 @@ class Job:
             return False
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
+        restored = getattr(trainer, "restored", None)  # what a trainer that samples answers keeps beside the weights
+        if restored is not None:
+            restored(checkpoint)
         return True
 
     def _assert_finite(self) -> None:

@@ -228,6 +228,14 @@ def _contradictions(read: Document, plan: StagePlan) -> list[AlignError]:
             f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
+    lora = getattr(plan.method_keys, "lora", None)
+    if "prompt" in stage.rows and lora is not None:
+        if lora.bias != "none":
+            what = f"stage '{plan.id}' cannot train biases of the base: the reference has them too, and would move"
+            found.append(("parameterization", what, "write `bias: none`"))
+        if lora.modules_to_save and getattr(plan.keys, "critic", "head") in ("auto", "adapter"):
+            what = f"stage '{plan.id}' trains modules whole, and its critic `adapter` would take their place"
+            found.append(("parameterization", what, "use `critic: head` or `critic: model`, or leave them out"))
     return [read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found]
 
 

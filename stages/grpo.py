@@ -60,6 +60,8 @@ STAGE = Stage(
     owned={
         "reward_weights": "write the weights in `reward`",
         "disable_dropout": "dropout is off here: log-probabilities would differ between two passes; leave it out",
+        "neftune_noise_alpha": "noise would make two passes differ; leave it out",
+        "use_transformers_continuous_batching": "it rounds the trained weights to bfloat16; leave it out",
         "num_generations_eval": "nothing is evaluated here; leave it out",
         "eval_strategy": "nothing is evaluated here; leave it out",
         "generation_batch_size": "use `steps_per_generation`",

@@ -70,6 +70,8 @@ STAGE = Stage(
         "reward_weights": "write the weights in `reward`",
         "normalize_advantages": "use `whiten_advantages`",
         "disable_dropout": "dropout is off in PPO: log-probabilities would differ between two passes; leave it out",
+        "neftune_noise_alpha": "noise would make two passes differ; leave it out",
+        "use_transformers_continuous_batching": "it rounds the trained weights to bfloat16; leave it out",
         "num_generations_eval": "nothing is evaluated here; leave it out",
         "eval_strategy": "nothing is evaluated here; leave it out",
         "generation_batch_size": "use `steps_per_generation`",

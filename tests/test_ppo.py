@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import OPTConfig, OPTForCausalLM
 
 from align import rundir, work
 from align.errors import AlignError
@@ -17,9 +18,9 @@ from align.lab import data
 from align.rl import rollouts
 from align.rl.rollouts import Rollout
 from align.rundir import RunDir
-from align.stage import Policy, Reward, Ticket
+from align.stage import BaseModelIdentity, Policy, Reward, Ticket
 from align.trainers.ppo import PpoTrainer
-from models import BASE, FULL, LORA, QLORA, Stages, changed, preferences, settings
+from models import BASE, FULL, LORA, QLORA, Stages, changed, lab_tokenizer, preferences, settings
 
 FUNCTIONS = Path(__file__).parent / "rewards_for_tests.py"
 METHODS = {
@@ -157,7 +158,7 @@ def test_a_ppo_stage_trains_what_it_says(stages: Stages, method: str) -> None:
     run(stages, ppo(stages, BASE, METHODS[method], reward, dtype=dtype))
     job, outcome = stages.jobs["ppo"], stages.outcomes["ppo"]
     moved = changed(stages.before["ppo"], job.model)
-    policy = {name for name in moved if ".value." not in name}
+    policy = {name for name in moved if ".align_value." not in name}
     if method in ("lora", "qlora", "adapter"):
         assert policy and all(".default." in name for name in policy)
         assert moved - policy  # the critic's adapter learnt, and is no part of the policy
@@ -170,7 +171,9 @@ def test_a_ppo_stage_trains_what_it_says(stages: Stages, method: str) -> None:
     assert not any("critic" in name or "value" in name or "score" in name for name in files)
     critic = load_file(stages.run.stage("ppo").critic / "critic.safetensors")
     assert any("head" in name for name in critic)
-    assert not hasattr(job.model.get_base_model() if hasattr(job.model, "get_base_model") else job.model, "critic")
+    assert not hasattr(
+        job.model.get_base_model() if hasattr(job.model, "get_base_model") else job.model, "align_critic"
+    )
 
 
 RESUMED = [
@@ -317,3 +320,31 @@ def test_an_adapter_critic_needs_a_frozen_base(stages: Stages) -> None:
     ticket = ppo(stages, BASE, METHODS["full"], function("short"), critic="adapter")
     with pytest.raises(AlignError, match="needs a frozen base"):
         work.do(stages.run, ticket, lambda: False)
+
+
+def test_a_run_that_ended_and_was_not_measured_keeps_its_figures(stages: Stages) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 5}
+    ticket = ppo(stages, BASE, METHODS["lora"], function("level"), training={**saving, "max_steps": 12})
+    first = run(stages, ticket)
+    metrics, said = stages.outcomes["ppo"].metrics, stages.outcomes["ppo"].warnings
+    stages.run.stage("ppo").outcome.unlink()
+    ticket.resume_from = "checkpoints/checkpoint-12"
+    assert run(stages, ticket) == first
+    again = stages.outcomes["ppo"]
+    for figure in ("rollouts", "score_first", "score_last", "kl", "alarms"):
+        assert again.metrics[figure] == metrics[figure]
+    assert again.warnings == said and said
+
+
+def test_a_model_with_dropout_of_its_own_starts_at_its_reference(stages: Stages, tmp_path: Path) -> None:
+    """OPT keeps its rates as numbers, which TRL does not switch off."""
+    config = OPTConfig(
+        vocab_size=800, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    config.update({"dropout": 0.3, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1})
+    config.eos_token_id = 4
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    lab_tokenizer().save_pretrained(tmp_path / "opt")
+    base = Policy(base=BaseModelIdentity(name="opt", path=str(tmp_path / "opt"), identity="1" * 64))
+    first, second = run(stages, ppo(stages, base, METHODS["lora"], function("short")))
+    assert first.kl == 0.0 and second.kl not in (None, 0.0)

@@ -23,9 +23,9 @@ MASK = torch.ones_like(IDS)
 
 
 def with_adapters() -> Any:
-    """A tiny Llama with the adapters `default` and `value`, neither of them without effect."""
+    """A tiny Llama with the adapters `default` and `align_value`, neither of them without effect."""
     model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules="all-linear"))
-    model.add_adapter("value", LoraConfig(r=4, target_modules="all-linear"))
+    model.add_adapter("align_value", LoraConfig(r=4, target_modules="all-linear"))
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -46,15 +46,15 @@ def test_switching_adapters_leaves_what_trains_as_it_is() -> None:
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     board = Switchboard(model, ["default"])
     outputs = {}
-    for names in (["default"], ["value"], ["default", "value"], []):
+    for names in (["default"], ["align_value"], ["default", "align_value"], []):
         with board.acting(names):
             outputs[tuple(names)] = model(input_ids=IDS).logits
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert board.now == ("default",)
     with model.disable_adapter():
         torch.testing.assert_close(outputs[()], model(input_ids=IDS).logits, rtol=0, atol=0)
-    model.set_adapter("value")
-    torch.testing.assert_close(outputs[("value",)], model(input_ids=IDS).logits, rtol=0, atol=0)
+    model.set_adapter("align_value")
+    torch.testing.assert_close(outputs[("align_value",)], model(input_ids=IDS).logits, rtol=0, atol=0)
     apart = [a for i, a in enumerate(outputs.values()) for b in list(outputs.values())[i + 1 :] if torch.equal(a, b)]
     assert not apart
 
@@ -75,13 +75,13 @@ def test_a_recomputation_runs_under_the_adapters_of_its_forward(remembers: bool)
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()
             policy = model(input_ids=IDS, use_cache=False).logits.float().logsumexp(-1).sum()
-            with board.acting(["value"]):
+            with board.acting(["align_value"]):
                 value = lm.base_model(input_ids=IDS, use_cache=False).last_hidden_state.float().square().sum()
             (policy + value).backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     plain, again = gradients(False), gradients(True)
-    assert plain.keys() == again.keys() and any(".value." in name for name in plain)
+    assert plain.keys() == again.keys() and any(".align_value." in name for name in plain)
     errors = {name: ((again[name] - g).norm() / g.norm()).item() for name, g in plain.items() if g.norm() > 0}
     if remembers:
         assert max(errors.values()) < 1e-5
@@ -113,15 +113,15 @@ def test_values_come_with_the_log_probabilities(kind: str) -> None:
     head = critics.new_head(lm)
     torch.nn.init.normal_(head.weight)
     backbone = tiny_llama(5).model if kind == "model" else None
-    critic = Critic(head, backbone, ["value"] if kind == "adapter" else None)
+    critic = Critic(head, backbone, ["align_value"] if kind == "adapter" else None)
     alone = log_probs(model, IDS, MASK)
     with critics.attached(lm, critic, board) as passes, passes.collect() as values:
         torch.testing.assert_close(log_probs(model, IDS, MASK), alone, rtol=0, atol=0)
     trunk = backbone or lm.base_model
-    with board.acting(["value"] if kind == "adapter" else None):
+    with board.acting(["align_value"] if kind == "adapter" else None):
         hidden = trunk(input_ids=IDS, attention_mask=MASK).last_hidden_state
     torch.testing.assert_close(values[0], head(hidden).squeeze(-1))
-    assert not hasattr(lm, "critic")
+    assert not hasattr(lm, "align_critic")
 
 
 def test_a_detached_value_moves_no_trunk_that_it_shares() -> None:
@@ -140,7 +140,7 @@ def test_critics_weights_go_out_and_come_back(tmp_path: Any) -> None:
     one, other = with_adapters(), with_adapters()
     for model, seed in ((one, 3), (other, 4)):
         torch.manual_seed(seed)
-        model.get_base_model().critic = Critic(critics.new_head(model.get_base_model()), names=["value"])
+        model.get_base_model().align_critic = Critic(critics.new_head(model.get_base_model()), names=["align_value"])
         for name, parameter in model.named_parameters():
             if critics.is_critic(name):
                 parameter.data.normal_()
@@ -148,8 +148,8 @@ def test_critics_weights_go_out_and_come_back(tmp_path: Any) -> None:
     critics.load(other, tmp_path)
     found, expected = dict(other.named_parameters()), dict(one.named_parameters())
     assert all(torch.equal(found[name], p) for name, p in expected.items() if critics.is_critic(name))
-    assert any(".value." in name for name in expected)
-    del other.get_base_model().critic
+    assert any(".align_value." in name for name in expected)
+    del other.get_base_model().align_critic
     with pytest.raises(ValueError, match="other weights"):
         critics.load(other, tmp_path)
 
@@ -188,11 +188,11 @@ def test_a_shared_reward_model_scores_as_one_of_its_own() -> None:
     lm, board = model.get_base_model(), Switchboard(model, ["default"])
     head = critics.new_head(lm)
     torch.nn.init.normal_(head.weight)
-    scorer = SharedModel("reward", Passes(lm, Critic(head), board), ["value"], head, pad=0, size=2)
+    scorer = SharedModel("reward", Passes(lm, Critic(head), board), ["align_value"], head, pad=0, size=2)
     rows = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
     found = scorer(Question(["a"] * 3, ["b"] * 3, [row[:1] for row in rows], [row[1:] for row in rows]))
     for row, value in zip(rows, found, strict=True):
-        with board.acting(["value"]):
+        with board.acting(["align_value"]):
             alone = head(lm.base_model(input_ids=torch.tensor([row])).last_hidden_state)[0, -1]
         assert value == pytest.approx(alone.item(), abs=1e-5)
     assert last_tokens(torch.tensor([[3, 4, 0, 0], [0, 0, 5, 6]]), 0).tolist() == [1, 3]

@@ -228,6 +228,9 @@ def _checked(row: Row, format: str, accepts: frozenset[Kind], stage: str) -> Exa
     example = normalise(row, format)
     if "prompt" in accepts:
         example = prompt_of(example)
+        if example.value.get("tools"):
+            what = f"the row has tools, and stage '{stage}' samples answers without them"
+            raise AlignError(what, "take such rows out", place=row.place)
     if example.kind not in accepts:
         needs = " or ".join(text for kind, text in _NEEDS.items() if kind in accepts)
         what = f"stage '{stage}' needs {needs}, the row is {_IS[example.kind]}"

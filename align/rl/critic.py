@@ -26,8 +26,9 @@ from transformers import PreTrainedModel
 from align.rl.sets import Switchboard
 from align.score import Score
 
-NAME = "critic"  # the attribute of the policy's module
+NAME = "align_critic"  # the attribute of the policy's module
 FILE = "critic.safetensors"
+_RATES = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
 
 
 class Critic(nn.Module):
@@ -135,7 +136,7 @@ def attached(lm: PreTrainedModel, critic: Critic, switchboard: Switchboard | Non
         else:
             passes.wanted.append(passes.values(kwargs["input_ids"], kwargs["attention_mask"]))
         if passes.extra is not None:
-            passes.extra_loss = fused(**passes.extra, fused_lm_head=True).loss
+            passes.extra_loss = fused(**passes.extra, use_cache=False).loss  # TRL's head is at the sampling temperature
         return found
 
     lm.forward = forward
@@ -170,6 +171,17 @@ def placed(lm: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         lm.forward = inner
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Two passes over the same tokens give the same: TRL switches off modules only, some models keep their rates as
+    numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name in _RATES:
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +23,7 @@ class KlKeys(BaseModel):
         description="KL to the policy that came in, nats an answer, that adaptive steers to and alarms are judged by; "
         "1-10 is usual",
     )
-    horizon: Literal["auto"] | int = Field(
+    horizon: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="answers over which the coefficient may change by about 20 %; auto: so that it can change tenfold "
         "within a third of the run",

@@ -99,7 +99,9 @@ def keep_critic(job: Job) -> None:
 
 
 def _reward_model(ticket: Ticket) -> Reward | None:
-    return next((reward for reward in ticket.rewards if reward.model is not None), None)
+    """The first on the policy's base: the tokens of another mean something else."""
+    base = ticket.policy.base.identity
+    return next((one for one in ticket.rewards if one.model is not None and one.model.base.identity == base), None)
 
 
 def _policy(ticket: Ticket) -> Reward:

@@ -182,11 +182,14 @@ def own_model(
     if reward.model is not None:
         root = Path(reward.root) if reward.root else run
         loaded = adapters.load_reward(reward.model, keys, root)
-        own = AutoTokenizer.from_pretrained(reward.model.base.path) if reward.root else tokenizer
+        saved = reward.model.adapters[-1].path if reward.model.adapters else reward.model.weights
+        own = AutoTokenizer.from_pretrained(root / str(saved)) if reward.root else tokenizer
     else:
         assert reward.path is not None
         dtype = models.dtype_of(keys.get("dtype", "auto"), trains_base=False)
-        loaded = models.load_weights(reward.path, keys, dtype, None, gives="reward")
+        # the recipe lets code of its base run, not of whatever scores it
+        plain = {**keys, "trust_remote_code": False}
+        loaded = models.load_weights(reward.path, plain, dtype, None, gives="reward")
         own = AutoTokenizer.from_pretrained(reward.path)
     loaded.requires_grad_(False)
     same = own.get_vocab() == tokenizer.get_vocab()
@@ -231,6 +234,9 @@ def _batched(
             ids[row, : len(rows[i])] = torch.tensor(list(rows[i]), device=device)
             mask[row, : len(rows[i])] = 1
         for i, value in zip(batch, logits(ids, mask).float().tolist(), strict=True):
+            if not math.isfinite(value):
+                what = f"a reward model scored an answer {value}"
+                raise AlignError(what, "train it again at a lower learning rate", exit=Exit.STAGE_FAILED)
             found[i] = value
     return found
 

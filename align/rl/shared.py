@@ -17,7 +17,7 @@ from align.errors import AlignError
 from align.stage import Adapter, Policy, Reward, Ticket
 from align.switch import beside
 
-VALUE = "value"  # PEFT's name of the value adapter
+VALUE = "align_value"  # PEFT's name of the value adapter
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _fits(on_it: list[Adapter], more: Sequence[Adapter], own: Layer, *, continue
     trial = list(on_it)
     if not beside(trial, list(more)):
         return False
-    if not continues:
+    if not continues or len(trial) > len(on_it):  # then the policy's own is put on after those
         try:
             chain.check_top(chain.layers(trial), own)
         except AlignError:

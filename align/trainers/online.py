@@ -109,6 +109,9 @@ class Online(OurRows):
             own_reference: a model of its own for the reference; None takes the one that costs least.
             compared: whether there is a reference at all.
         """
+        critic.without_dropout(self.model)
+        if made is not None:
+            critic.without_dropout(made)
         with ExitStack() as stack:
             stack.enter_context(critic.placed(self.lm))
             if self.switchboard is not None:
@@ -313,7 +316,7 @@ class Online(OurRows):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self.restore(rundir.read_json(Path(checkpoint) / OWN / STATE))
+        self.restored(Path(checkpoint))
         file = Path(checkpoint) / OWN / f"{self.accelerator.process_index}-{ROLLOUT}"
         if file.is_file():
             batches: dict[int, dict[str, Any]] = {}
@@ -321,6 +324,10 @@ class Online(OurRows):
                 number, _, key = name.partition("/")
                 batches.setdefault(int(number), {})[key] = tensor.to(self.accelerator.device)
             self._buffered_inputs = [batches[number] for number in sorted(batches)]
+
+    def restored(self, checkpoint: Path) -> None:
+        """Put back what a checkpoint holds of ours besides a rollout under way."""
+        self.restore(rundir.read_json(checkpoint / OWN / STATE))
 
     @property
     def each(self) -> int:

@@ -255,8 +255,9 @@ class PpoTrainer(Online, RLOOTrainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Policy and critic apart: a large value loss must not take the policy's step away."""
         limit, named = self.args.max_grad_norm, list(model.named_parameters())
-        self.accelerator.clip_grad_norm_([p for name, p in named if critics.is_critic(name)], limit)
-        return self.accelerator.clip_grad_norm_([p for name, p in named if not critics.is_critic(name)], limit)
+        self.accelerator.unscale_gradients()  # once: accelerate's own clipping would do it for each half
+        nn.utils.clip_grad_norm_([p for name, p in named if critics.is_critic(name)], limit)
+        return nn.utils.clip_grad_norm_([p for name, p in named if not critics.is_critic(name)], limit)
 
     def progress(self) -> dict[str, Any]:
         """With the controller, and whether the rollout under way is used up."""
