@@ -209,10 +209,11 @@ def test_a_resumed_run_has_the_same_weights_critic_and_coefficient(tmp_path: Pat
 # the loss
 
 
-def test_the_ratio_of_the_first_update_is_1(stages: Stages) -> None:
-    """In one batch: other shapes of a batch may differ in the last bit."""
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_the_ratio_of_the_first_update_is_1(stages: Stages, minibatches: int) -> None:
+    """Also among several: it is a batch from which the old log-probabilities were made."""
     ratios: list[torch.Tensor] = []
-    training = {"steps_per_generation": 1, "per_device_train_batch_size": 8, "num_iterations": 1}
+    training = {"steps_per_generation": minibatches, "per_device_train_batch_size": 8, "num_iterations": 1}
 
     def see(self: Any, log_probs: torch.Tensor, old: torch.Tensor, *rest: Any) -> None:
         ratios.append((log_probs - old).detach())

@@ -99,10 +99,21 @@ def test_rows_padded_on_the_left_get_the_positions_that_generation_gave_them() -
     mask = torch.cat([torch.zeros(3, 5, dtype=torch.long), MASK], 1)
     expected = log_probs(model, IDS, MASK)
     off = (log_probs(model, padded, mask)[:, 5:] - expected).abs().max()
-    with critics.placed(model):
+    with critics.amended(model):
         assert (log_probs(model, padded, mask)[:, 5:] - expected).abs().max() < 1e-5
     assert off > 0.1
     torch.testing.assert_close(log_probs(model, IDS, MASK), expected)  # and everything is as it was
+
+
+def test_the_last_token_is_not_run() -> None:
+    model, seen = tiny_llama(), []
+    add_fused_lm_head(model)
+    expected = log_probs(model, IDS, MASK)
+    model.model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"]), with_kwargs=True)
+    with critics.amended(model):
+        found = log_probs(model, IDS, MASK)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert seen[0].tolist() == IDS[:, :-1].tolist()
 
 
 @pytest.mark.parametrize("kind", ["head", "adapter", "model"])

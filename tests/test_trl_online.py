@@ -15,15 +15,18 @@ import pytest
 import torch
 from transformers import Trainer
 from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
-from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+from trl.trainer import utils as trl_utils
+from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
 
 from align.errors import AlignError
 from align.rundir import RunDir
-from align.trainers.online import Online
+from align.trainers.minibatches import Minibatches
+from align.trainers.online import Online, fitting_tiles
 from align.trainers.ppo import PpoTrainer
 from align.trainers.rows import OurRows
 from models import BASE, LORA, Stages
 from test_ppo import function, ppo
+from test_rl_passes import tiny_llama
 
 LOG_PROBS = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
 OF_ONLINE = {
@@ -45,7 +48,12 @@ OF_PPO = {
     "create_optimizer": ["self", "model"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
 }
-OVERRIDDEN = [(RLOOTrainer, name, start) for name, start in {**OF_ONLINE, **OF_PPO}.items()]
+OF_MINIBATCHES = {
+    "_get_per_token_logps_and_entropies": LOG_PROBS,
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_prepare_inputs": ["self", "generation_batch"],
+}
+OVERRIDDEN = [(RLOOTrainer, name, start) for name, start in {**OF_MINIBATCHES, **OF_ONLINE, **OF_PPO}.items()]
 
 
 @pytest.mark.parametrize(("trainer", "name", "start"), OVERRIDDEN, ids=[f"{t.__name__}.{n}" for t, n, _ in OVERRIDDEN])
@@ -57,7 +65,8 @@ def test_an_overridden_method_is_as_it_was(trainer: type, name: str, start: list
 
 
 def test_we_override_what_we_mean_to_and_nothing_else() -> None:
-    for ours, theirs, meant in ((Online, RLOOTrainer, OF_ONLINE), (PpoTrainer, RLOOTrainer, OF_PPO)):
+    every = ((Minibatches, OF_MINIBATCHES), (Online, OF_ONLINE), (PpoTrainer, OF_PPO))
+    for ours, theirs, meant in ((ours, RLOOTrainer, meant) for ours, meant in every):
         own = {name for name, value in vars(ours).items() if inspect.isfunction(value) and not name.startswith("__")}
         clash = {name for name in own if hasattr(theirs, name) or hasattr(OurRows, name)}
         unmeant = clash - set(meant) - {"progress", "restore"}
@@ -102,6 +111,32 @@ def test_the_rollouts_tensors_have_trls_names() -> None:
     source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
     for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"):
         assert f'"{name}":' in source, f"the rollout of RLOOTrainer has no {name} any more"
+
+
+def test_the_old_log_probabilities_come_minibatch_by_minibatch() -> None:
+    """The call that has a `batch_size` is the one without a gradient, over a whole rollout."""
+    source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
+    assert "batch_size = self.args.per_device_train_batch_size" in source
+    assert "batch_size" not in inspect.getsource(RLOOTrainer._compute_loss)
+
+
+def test_the_head_reads_the_width_of_its_tiles_at_each_call() -> None:
+    """`fitting_tiles` sets it."""
+    asked: list[int] = []
+    model = tiny_llama()
+    add_fused_lm_head(model)
+    own = trl_utils._ChunkedLogProbFunction.apply
+
+    def apply(*arguments: Any) -> Any:
+        asked.append(arguments[5])
+        return own(*arguments)
+
+    ids = torch.ones(1, 3, dtype=torch.long)
+    with mock.patch.object(trl_utils._ChunkedLogProbFunction, "apply", apply):
+        with fitting_tiles(model):
+            model(input_ids=ids, labels=ids, fused_lm_head=True)
+        model(input_ids=ids, labels=ids, fused_lm_head=True)
+    assert asked == [model.config.vocab_size, 32768]
 
 
 def test_a_rollout_is_shuffled_and_dealt_out_with_what_we_add() -> None:

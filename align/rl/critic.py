@@ -73,7 +73,7 @@ def new_head(model: PreTrainedModel, start: Score | None = None) -> Score:
 class Passes:
     """The forwards of a policy with a critic inside it.
 
-    `model(..., fused_lm_head=True)` goes on as before; while `collect` is open, the values of the same rows are
+    `model(..., fused_lm_head=True)` goes on as before; while `collect` is open, the values of the same tokens are
     gathered beside it, in the same call, so that DDP sees one forward for one backward.
     """
 
@@ -148,22 +148,25 @@ def attached(lm: PreTrainedModel, critic: Critic, switchboard: Switchboard | Non
 
 
 @contextmanager
-def placed(lm: PreTrainedModel) -> Iterator[None]:
-    """Within, rows padded on the left get positions that count from their first token.
+def amended(lm: PreTrainedModel) -> Iterator[None]:
+    """Within, TRL's pass for log-probabilities is given what it lacks, and spared what nobody reads.
 
-    TRL's pass for log-probabilities sends none, and a model with absolute positions (GPT-2) then sees other ones than
-    when it generated.
+    Rows padded on the left get positions that count from their first token: TRL sends none, and a model with absolute
+    positions (GPT-2) would see other ones than when it generated. The last token of a row is left out: it is predicted
+    by the one before it, and predicts nothing.
     """
-    if not takes_positions(lm.base_model):
-        yield
-        return
-    inner = lm.forward
+    inner, places = lm.forward, takes_positions(lm.base_model)
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        mask = kwargs.get("attention_mask")
-        if kwargs.get("fused_lm_head") and mask is not None and kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = positions(mask)
+        if not kwargs.get("fused_lm_head") or kwargs.get("labels") is None:
+            return inner(*args, **kwargs)
+        kwargs["shift_labels"] = kwargs.pop("labels")[:, 1:]
+        if places and kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = positions(kwargs["attention_mask"])
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = kwargs[name][:, :-1]
         return inner(*args, **kwargs)
 
     lm.forward = forward

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer import utils as trl_utils
 
 from align import rundir
 from align.adapters import TRAINED
@@ -30,6 +31,7 @@ from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
 from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
 from align.rl.sets import Switchboard, checkpointing
+from align.trainers.minibatches import Minibatches
 from align.trainers.rows import OurRows
 
 if TYPE_CHECKING:
@@ -67,7 +69,19 @@ def without_reference(model: Any) -> Iterator[None]:
         del model.add_adapter, model.get_parameter
 
 
-class Online(OurRows):
+@contextmanager
+def fitting_tiles(lm: Any) -> Iterator[None]:
+    """Within, TRL's fused head works in tiles no wider than the vocabulary: it sets aside 32,768 columns whatever there
+    are, and on a CPU such strides cost more than the product itself."""
+    before = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(before, lm.get_output_embeddings().weight.size(0))
+    try:
+        yield
+    finally:
+        trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
+
+
+class Online(Minibatches, OurRows):
     """Mixed in before a TRL trainer that samples answers.
 
     Args:
@@ -113,17 +127,18 @@ class Online(OurRows):
         if made is not None:
             critic.without_dropout(made)
         with ExitStack() as stack:
-            stack.enter_context(critic.placed(self.lm))
+            stack.enter_context(fitting_tiles(self.lm))
             if self.switchboard is not None:
                 stack.enter_context(checkpointing(self.lm, self.switchboard))
             passes = Passes(self.lm, made or critic.Critic(critic.new_head(self.lm)), self.switchboard)
             if made is not None:
                 passes = stack.enter_context(critic.attached(self.lm, made, self.switchboard))
+            stack.enter_context(critic.amended(self.lm))  # outside the critic, which reads what the policy reads
             self.passes = passes
             self.reference: Any = None
             if own_reference is not None:
                 self.reference = reference.Frozen(own_reference)
-                stack.enter_context(critic.placed(own_reference))
+                stack.enter_context(critic.amended(own_reference))
             elif compared and self.sets is not None and self.switchboard is not None:
                 self.reference = reference.Adapters(self.model, self.switchboard, self.sets.reference)
             elif compared:

@@ -92,6 +92,11 @@ class PpoTrainer(Online, RLOOTrainer):
 
     # ---- the rollout ----------------------------------------------------------------------------------------------
 
+    @property
+    def warming(self) -> bool:
+        """Whether the critic alone learns from this rollout."""
+        return self.record.number <= self.keys.critic_warmup
+
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         self.stopped = False
         with self.passes.collect() as gathered:
@@ -100,7 +105,7 @@ class PpoTrainer(Online, RLOOTrainer):
             raise changed("one pass for log-probabilities in a rollout")
         old, mask = self.seen.log_probs[0], out["completion_mask"].float()
         keep = old.size(1)
-        values = torch.cat(gathered)[:, -keep - 1 : -1] * mask
+        values = torch.cat(gathered)[:, -keep:] * mask  # before each token
         scores, scored = self._scores(out, mask)
         mask = mask * scored[:, None]
         reference = self.log_probs_of(self.reference, out)
@@ -142,17 +147,18 @@ class PpoTrainer(Online, RLOOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         if self.stopped and self.accelerator.num_processes == 1:  # nothing is learnt any more from this rollout
             self.record.sums["stopped"].append(1.0)
-            nothing: torch.Tensor = torch.stack([p.sum() * 0 for p in model.parameters() if p.requires_grad]).sum()
+            assert self.critic is not None
+            nothing: torch.Tensor = self.critic.head.weight.sum() * 0  # something to go back from; see _Update
             return nothing
         mask = inputs["loss_mask"]
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        keep, warming = mask.size(1), self.record.number <= self.keys.critic_warmup
+        keep, warming = mask.size(1), self.warming
         with self.passes.collect(detached=warming, extra=self._replayed()) as gathered:
             log_probs, entropy, aux = self._get_per_token_logps_and_entropies(
                 model, ids, attention, keep, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
             )
-        values = gathered[0][:, -keep - 1 : -1]
+        values = gathered[0][:, -keep:]
         policy, clipped = estimates.policy_loss(
             log_probs, inputs["old_log_probs"], inputs["advantages"], mask, self.epsilon_low, self.epsilon_high
         )
@@ -165,7 +171,7 @@ class PpoTrainer(Online, RLOOTrainer):
         if aux is not None:
             loss = loss + self.router_aux_loss_coef * aux
         if self.passes.extra_loss is not None:
-            self._metrics["train"]["loss/ptx"].append(float(self.passes.extra_loss))
+            self._metrics["train"]["loss/ptx"].append(float(self.passes.extra_loss.detach()))
             loss = loss + (0.0 if warming else self.keys.ptx_coef) * self.passes.extra_loss
         return loss
 
@@ -287,9 +293,11 @@ class _Update(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        warming = self.trainer.record.number <= self.trainer.keys.critic_warmup
+        stopped, warming = self.trainer.stopped, self.trainer.warming
+        if not stopped and not warming:
+            return
         for name, parameter in self.trainer.model.named_parameters():
-            if self.trainer.stopped or (warming and not critics.is_critic(name)):
+            if stopped or not critics.is_critic(name):
                 parameter.grad = None
 
 
