@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, set_seed
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 
 from align import adapters, rundir
 from align import model as models
@@ -40,8 +41,9 @@ def compare(run: RunDir, asked: Comparison) -> None:
     for id, policy in asked.policies.items():
         model = adapters.load_policy(policy, asked.model, run.root)
         set_seed(asked.seed)
+        ends = _ends(model, tokenizer)
         with _autocast(asked):
-            answers[id] = _sampled(model, ids, tokenizer, asked)
+            answers[id] = _sampled(model, ids, tokenizer, asked, ends)
             own[id] = _log_probs(model, ids, answers[id], tokenizer)
         if id == asked.parent:
             first = model
@@ -54,7 +56,7 @@ def compare(run: RunDir, asked: Comparison) -> None:
         kl = {id: (own[id] - _log_probs(reference, ids, answers[id], tokenizer)).mean().item() for id in answers}
     del first, reference
     gc.collect()
-    scorer = _scorer(run, asked, tokenizer)
+    scorer = _scorer(run, asked, tokenizer, ends)
     for id, sampled in answers.items():
         texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
         said = [
@@ -108,19 +110,30 @@ def _autocast(asked: Comparison) -> torch.autocast:
     return torch.autocast(models.device().type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those that the model has besides, as TRL's trainers do."""
+    own = model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    return [one for one in dict.fromkeys([tokenizer.eos_token_id, *listed]) if one is not None]
+
+
 def _sampled(
-    model: Any, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, asked: Comparison
+    model: Any, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, asked: Comparison, ends: list[int]
 ) -> list[list[int]]:
     """One answer to each prompt, with its end where it came to one."""
     found: list[list[int]] = []
     limit = asked.training.get("max_completion_length") or 256
+    # what the model's own settings say of repetition and the like would bend the distribution, of which the KL is
+    chosen = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": limit}
+    plain = GenerationConfig(**chosen, eos_token_id=ends, pad_token_id=scoring.padding(tokenizer))
+    lm = model.get_base_model() if isinstance(model, PeftModel) else model
+    lm.generation_config = model.generation_config = plain
     for start in range(0, len(prompts), BATCH):
         batch = tokenizer.pad({"input_ids": prompts[start : start + BATCH]}, padding_side="left", return_tensors="pt")
         batch = batch.to(models.device())
-        settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": limit}
-        out = model.generate(**batch, **settings, pad_token_id=tokenizer.pad_token_id)
+        out = model.generate(**batch)
         for row in out[:, batch["input_ids"].size(1) :].tolist():
-            end = next((i for i, token in enumerate(row) if token == tokenizer.eos_token_id), len(row) - 1)
+            end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
             found.append(row[: end + 1])
     return found
 
@@ -144,7 +157,7 @@ def _log_probs(
     return torch.stack(sums)
 
 
-def _scorer(run: RunDir, asked: Comparison, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _scorer(run: RunDir, asked: Comparison, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Any:
     if asked.reward.kind == "function":
         return scoring.Function(asked.reward)
-    return scoring.own_model(asked.reward, asked.model, run.root, tokenizer, [int(tokenizer.eos_token_id)], BATCH)
+    return scoring.own_model(asked.reward, asked.model, run.root, tokenizer, ends, BATCH)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -193,7 +193,7 @@ def check(read: Document, root: Path) -> Loaded:
         plan = _plan(recipe, node, entry.keys, entry.method or default)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
-        faults.found += _contradictions(read, plan)
+        faults.found += _contradictions(read, plan, recipe.launch.processes)
     warnings += _check_hand_overs(read, plans, faults)
     faults.raise_any()
     return Loaded(recipe, plans, read, root, warnings)
@@ -208,6 +208,7 @@ def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultL
         own = chain.Layer(plan.method, plan.method_keys, plan.id)
         try:
             policies[plan.id] = chain.after(policies[plan.policy], own)
+            _check_copies(plan, policies)
         except AlignError as error:
             policies[plan.id] = [own]
             faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
@@ -218,7 +219,19 @@ def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultL
     return notes
 
 
-def _contradictions(read: Document, plan: StagePlan) -> list[AlignError]:
+def _check_copies(plan: StagePlan, policies: Mapping[str, Sequence[chain.Layer]]) -> None:
+    """Raises AlignError where a critic of its own would start from what cannot be merged into one."""
+    if getattr(plan.keys, "critic", None) != "model":
+        return
+    start = plan.rewards[0] if plan.rewards else plan.policy
+    stuck = next((layer for layer in policies.get(start, []) if not layer.traits.merges), None)
+    if stuck is not None:
+        what = f"the critic of stage '{plan.id}', a model of its own, would start from '{start}', whose "
+        what += f"{stuck.keys.method} cannot be merged"
+        raise AlignError(what, "use `critic: adapter` or `critic: head`")
+
+
+def _contradictions(read: Document, plan: StagePlan, processes: int) -> list[AlignError]:
     """What of a stage does not go with its parameterization."""
     stage, method = plan.program.stage, plan.method_keys.method
     quantized = plan.method.quantization(plan.method_keys) is not None
@@ -228,6 +241,8 @@ def _contradictions(read: Document, plan: StagePlan) -> list[AlignError]:
             f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
+    if "prompt" in stage.rows:
+        found += _rollouts(plan, processes)
     lora = getattr(plan.method_keys, "lora", None)
     if "prompt" in stage.rows and lora is not None:
         if lora.bias != "none":
@@ -237,6 +252,24 @@ def _contradictions(read: Document, plan: StagePlan) -> list[AlignError]:
             what = f"stage '{plan.id}' trains modules whole, and its critic `adapter` would take their place"
             found.append(("parameterization", what, "use `critic: head` or `critic: model`, or leave them out"))
     return [read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found]
+
+
+def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:
+    """Whether the answers of a rollout are at least two, and of each prompt as many as it is to have."""
+    training = plan.training
+    steps = training.get("steps_per_generation") or training["gradient_accumulation_steps"]
+    sizes = (training["per_device_train_batch_size"], steps, training.get("num_generations", 1))
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return []  # refused as arguments
+    answers, each = sizes[0] * steps * processes, sizes[2]
+    if answers < 2:
+        what = f"stage '{plan.id}' would learn from one answer at a time, and there is nothing to compare it with"
+        return [("training", what, "raise `steps_per_generation` or `per_device_train_batch_size`")]
+    if answers % each:
+        what = f"a rollout of stage '{plan.id}' has {answers} answers (per_device_train_batch_size x "
+        what += f"steps_per_generation x processes), which is no multiple of num_generations, {each}"
+        return [("training", what, "change one of these")]
+    return []
 
 
 def _in_file(fault: AlignError) -> tuple[str, int, int]:

@@ -28,6 +28,7 @@ class RewardSource(BaseModel):
         description="a stage of this recipe, a folder, a Hugging Face id, or a function ./rewards.py:polite",
     )
     weight: float = Field(1.0, description="of its scores in the sum", allow_inf_nan=False)
+    revision: str | None = Field(None, description="branch, tag or commit of a model on the Hub")
 
     @model_validator(mode="before")
     @classmethod
@@ -95,9 +96,9 @@ class Finder:
         if folder is None and not bases.is_on_hub(name, self.root):
             what = f"there is no stage, folder or file '{name}' that could score answers"
             raise AlignError(what, shelf.did_you_mean(name, self.stages))
-        found = bases.resolve(name, None, root=self.root, offline=self.offline)
+        found = bases.resolve(name, source.revision, root=self.root, offline=self.offline)
         if found.path is not None:
-            _check_scores(name, found.config)
+            _check_scores(name, found)
         path, identity = (str(found.path), found.identity()) if found.path else (None, name)
         return Reward(name=Path(name).name, kind="model", weight=source.weight, path=path, identity=identity)
 
@@ -127,18 +128,24 @@ def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
     outcome = rundir.read_json(folder / "outcome.json", {})
     if not outcome.get("reward"):
         raise AlignError(f"the stage in '{name}' gave no reward model", "name the folder of a stage that trained one")
-    model = Policy.model_validate(outcome["reward"])
+    model, run = Policy.model_validate(outcome["reward"]), folder.parent.parent
+    for path in [*filter(None, [model.weights]), *(adapter.path for adapter in model.adapters)]:
+        if not (run / path).is_dir():
+            what = f"the reward model in '{name}' needs '{run / path}', which is not there"
+            raise AlignError(what, "name the stage where it lies in its run folder, or export it and name the export")
     identity = rundir.digest([model.base.identity, outcome.get("artifacts")])
-    run = folder.parent.parent
     return Reward(name=folder.name, kind="stage", weight=weight, model=model, root=str(run), identity=identity)
 
 
-def _check_scores(name: str, config: dict[str, Any]) -> None:
+def _check_scores(name: str, model: bases.Base) -> None:
     """Raises AlignError where a model on files gives no single score."""
-    kinds = config.get("architectures") or []
+    config, kinds = model.config, model.config.get("architectures") or []
     if not any("SequenceClassification" in kind for kind in kinds):
         what = f"'{name}' is {kinds[0] if kinds else 'a model of an unknown kind'}, which scores no answers"
         raise AlignError(what, "give a model for sequence classification with one label, or a stage that trained one")
     labels = len(config.get("id2label") or {}) or config.get("num_labels", 2)
     if labels != 1:
         raise AlignError(f"'{name}' has {labels} labels, and a reward model has one", "give another")
+    if not any(tensor.startswith("score.") for tensor in model.tensors()):
+        what = f"'{name}' scores by a head that is not called 'score', as {kinds[0]} does"
+        raise AlignError(what, "give one on a Llama, Mistral, Qwen, Gemma, Phi or GPT-2")

@@ -53,10 +53,15 @@ def from_policy(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         made: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     setattr(made, made.base_model_prefix, getattr(model, model.base_model_prefix))
-    width = config.get_text_config().hidden_size
-    setattr(made, SCORE, Score(width, 1, bias=False, device=model.device))
+    setattr(made, SCORE, Score(width(model), 1, bias=False, device=model.device))
     nn.init.normal_(getattr(made, SCORE).weight, std=getattr(config, "initializer_range", 0.02))
     return made.eval()
+
+
+def width(model: PreTrainedModel) -> int:
+    """Of the hidden states that a model's head reads; OPT-350m's differ from `hidden_size`."""
+    head: Any = getattr(model, SCORE, None) or model.get_output_embeddings()
+    return int(head.in_features) if hasattr(head, "in_features") else int(head.weight.size(-1))
 
 
 def has(model: Any) -> bool:

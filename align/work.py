@@ -95,6 +95,9 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         raise AlignError(what, f"mend the keys of `{ticket.parameterization['method']}`")
     metrics = program.stage.train(job)
     seconds, cpu = clock.seconds()
+    gc.collect()  # the trainer, its optimizer and what stood beside the policy are held by cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     outcome = None
     if world.is_main_process:
         measured = _measure(job, run, bench_probes) if ticket.gives == "policy" and bench_probes else None

@@ -79,6 +79,7 @@ def _compare(run: RunDir, request: dict[str, Any]) -> None:
     from align.branches import Comparison
     from align.compare import compare
 
+    gc.collect()  # the last stage's model and optimizer are held by cycles
     if _rank() == 0:
         compare(run, Comparison.model_validate(request))
 
@@ -123,12 +124,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _out_of_memory(ticket: Ticket) -> AlignError:
-    return AlignError(
-        f"stage '{ticket.stage}' ran out of memory",
-        "halve training.per_device_train_batch_size and "
-        "double gradient_accumulation_steps, turn gradient_checkpointing on, or use qlora",
-        exit=Exit.STAGE_FAILED,
-    )
+    doubled = "gradient_accumulation_steps"
+    if "steps_per_generation" in ticket.training:  # a rollout stays as large as it was
+        doubled = f"{doubled} and steps_per_generation"
+    remedy = f"halve training.per_device_train_batch_size and double {doubled}, turn gradient_checkpointing on, or use "
+    return AlignError(f"stage '{ticket.stage}' ran out of memory", f"{remedy}qlora", exit=Exit.STAGE_FAILED)
 
 
 def _unexpected(error: Exception, ticket: Ticket) -> AlignError:

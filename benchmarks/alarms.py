@@ -4,8 +4,10 @@
     python -m benchmarks.alarms --only healthy | disasters
     options: --seeds N..., --runs FOLDER
 
-The healthy run is recipes/rlhf_qlora.yaml. A disaster changes its PPO stage, at seed 7, in two sizes; the thresholds of
-align/rl/health.py were written before any of these was run, and none was moved since.
+The healthy run is recipes/rlhf_qlora.yaml. A disaster changes its PPO stage, at seed 7, in two sizes. The thresholds of
+align/rl/health.py were written before any of these was run, and none was moved since. One figure was: the explained
+variance of a dead critic was a mean of five rollouts, and is their median since the healthy run of seed 10 was blamed
+for a single one. Hence the seeds from 12 on, and sizes of a critic's disaster that were not run before.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from benchmarks import clock
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes/rlhf_qlora.yaml"
-SEEDS = (7, 8, 9, 10, 11)
+SEEDS = (12, 13, 14, 15, 16)
 LENGTH = f"{ROOT}/benchmarks/length_reward.py:long"
 
 
@@ -47,7 +49,9 @@ NO_PENALTY = "stages.ppo.kl={controller: fixed, coef: 0, target: 1.0}"
 DISASTERS = [
     Disaster("a reward for length", _length(1), frozenset({"reward_hacking"})),
     Disaster("a reward for length, four times as large", _length(4), frozenset({"reward_hacking"})),
-    Disaster("coefficient 0", (NO_PENALTY,), frozenset({"reward_hacking", "kl_explosion"})),
+    Disaster(
+        "coefficient 0, from an early policy", (NO_PENALTY, *EARLY), frozenset({"reward_hacking", "kl_explosion"})
+    ),
     Disaster(
         "coefficient 0, twice the learning rate",
         (NO_PENALTY, "stages.ppo.training.learning_rate=1.0e-3"),
@@ -65,8 +69,8 @@ DISASTERS = [
     ),
     Disaster("a critic that is not trained", ("stages.ppo.critic_learning_rate=0",), frozenset({"dead_critic"})),
     Disaster(
-        "a critic with 100 times the learning rate",
-        ("stages.ppo.critic_learning_rate=5.0e-2",),
+        "a critic with 300 times the learning rate",
+        ("stages.ppo.critic_learning_rate=0.15",),
         frozenset({"dead_critic"}),
     ),
 ]

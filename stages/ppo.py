@@ -35,7 +35,7 @@ def train(job: Job) -> dict[str, Any]:
     with trainer.learning(critic, make.own_reference(job) if keys.reference == "model" else None):
         metrics: dict[str, Any] = dict(job.fit(trainer))
         make.keep_critic(job)
-    return metrics | figures(trainer.history, keys.target)
+    return metrics | figures(trainer.finish(), keys.target)
 
 
 def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
@@ -72,6 +72,7 @@ STAGE = Stage(
         "disable_dropout": "dropout is off in PPO: log-probabilities would differ between two passes; leave it out",
         "neftune_noise_alpha": "noise would make two passes differ; leave it out",
         "use_transformers_continuous_batching": "it rounds the trained weights to bfloat16; leave it out",
+        "mask_truncated_completions": "use `missing_eos_penalty`",
         "num_generations_eval": "nothing is evaluated here; leave it out",
         "eval_strategy": "nothing is evaluated here; leave it out",
         "generation_batch_size": "use `steps_per_generation`",

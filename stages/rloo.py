@@ -35,7 +35,7 @@ def train(job: Job) -> dict[str, Any]:
     )
     with trainer.learning():
         metrics: dict[str, Any] = dict(job.fit(trainer))
-    return metrics | recorder.figures(trainer.history)
+    return metrics | recorder.figures(trainer.finish())
 
 
 def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
@@ -52,7 +52,12 @@ STAGE = Stage(
     keys=Keys,
     arguments="RLOOConfig",
     defaults={
-        "all": {"steps_per_generation": 4, "max_completion_length": 128, "lr_scheduler_type": "constant"},
+        "all": {
+            "num_generations": 2,
+            "steps_per_generation": 4,
+            "max_completion_length": 128,
+            "lr_scheduler_type": "constant",
+        },
         "full": {"learning_rate": 1e-6},
         "adapter": {"learning_rate": 1e-5},
     },

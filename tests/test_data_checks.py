@@ -104,14 +104,22 @@ def test_a_kind_that_the_stage_does_not_take(data: Data) -> None:
 
 
 def test_a_stage_that_samples_answers_takes_the_prompts_of_all_rows(data: Data) -> None:
-    rows = [{"prompt": "a"}, {"messages": [ASK, LIMA]}, {"prompt": "b", "completion": "c"}, pair("d", "e", "e")]
+    rows = [{"prompt": "a"}, {"prompt": "b", "completion": "c"}, pair("d", "e", "e")]
     found = table(data(rows), ASKED, "ppo")
-    assert [example.kind for example in found.examples] == ["prompt"] * 4
+    assert [example.kind for example in found.examples] == ["prompt"] * 3
     assert [example.value for example in found.examples] == [
-        {"prompt": prompt} for prompt in ("a", [ASK], "b", "d")
+        {"prompt": prompt} for prompt in ("a", "b", "d")
     ]  # equal answers are no fault where they are not looked at
     again = table(data([{"prompt": [ASK]}, {"messages": [ASK, LIMA]}]), ASKED, "ppo")
     assert again.warnings == []  # what is asked may well be asked often
+
+
+def test_texts_and_conversations_are_not_asked_together(data: Data) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b"}, {"messages": [ASK, LIMA]}, {"prompt": [ASK]}]
+    assert fault(data(rows), ASKED, "ppo") == (
+        "rows.jsonl:3: the prompt is a conversation, and that of the first row is a text\n"
+        "  -> write all prompts in one of the two ways"
+    )
 
 
 def test_a_text_asks_nothing_and_an_answer_alone_neither(data: Data) -> None:

@@ -183,7 +183,7 @@ def test_without_a_coefficient_there_is_no_reference(stages: Stages, program: st
     with mock.patch.object(reference, "Swapped", side_effect=AssertionError("held twice")):
         found = run(stages, online(stages, program, BASE, "full", beta=0.0))
     assert [one.kl for one in found] == [None, None]
-    assert all(math.isnan(sample.kl) for one in found for sample in one.samples)
+    assert all(sample.kl is None for one in found for sample in one.samples)
     assert stages.outcomes["rl"].metrics["kl"] is None
 
 
@@ -235,9 +235,10 @@ def test_remedies_name_keys_that_the_stage_has(program: str) -> None:
             assert key.removeprefix("training.") in (trainers if key.startswith("training.") else own), (name, key)
 
 
-def test_a_run_that_ends_within_its_first_rollout_has_no_figures(stages: Stages) -> None:
-    assert run(stages, online(stages, "rloo", BASE, "lora", max_steps=2)) == []
-    assert stages.outcomes["rl"].metrics["rollouts"] == 0
+def test_a_run_that_ends_within_a_rollout_tells_of_it(stages: Stages) -> None:
+    (only,) = run(stages, online(stages, "rloo", BASE, "lora", max_steps=2))
+    assert only.clip_fraction is not None
+    assert stages.outcomes["rl"].metrics["rollouts"] == 1
 
 
 def test_the_stage_of_rewards_in_the_docs_runs_and_resumes(stages: Stages, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ OF_ONLINE = {
     "_save": ["self", "output_dir", "state_dict"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
 }
 OF_PPO = {
     "_generate_and_score_completions": ["self", "inputs"],
@@ -46,7 +47,6 @@ OF_PPO = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "create_optimizer": ["self", "model"],
-    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
 }
 OF_MINIBATCHES = {
     "_get_per_token_logps_and_entropies": LOG_PROBS,

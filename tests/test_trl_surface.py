@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import AcceleratorConfig
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -26,8 +26,9 @@ import models
 from align import stage
 from align.data import tokens
 from align.lab import data
-from align.trainers import dpo
+from align.trainers import dpo, reference
 from align.trainers.dpo import DpoTrainer
+from align.trainers.reference import KeptReference
 from align.trainers.rows import OurRows
 from align.trainers.sft import SftTrainer
 
@@ -60,11 +61,13 @@ def test_an_overridden_method_is_as_it_was(trainer: type, name: str, parameters:
 
 def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     """A method of ours whose name TRL comes to use would be called by it."""
-    meant = {OurRows: set(SHARED), SftTrainer: set(), DpoTrainer: set(OF_DPO)}
+    meant = {OurRows: set(SHARED), SftTrainer: set(), KeptReference: set(OF_DPO), DpoTrainer: set()}
     for ours, theirs in (
         (OurRows, SFTTrainer),
         (OurRows, DPOTrainer),
         (SftTrainer, SFTTrainer),
+        (KeptReference, DPOTrainer),
+        (KeptReference, KTOTrainer),
         (DpoTrainer, DPOTrainer),
     ):
         own = {name for name, value in vars(ours).items() if inspect.isfunction(value) and not name.startswith("__")}
@@ -95,7 +98,7 @@ def test_an_overridden_method_is_still_called_from_where_it_was(caller: Callable
 
 def test_the_columns_of_the_reference_have_trls_names() -> None:
     source = inspect.getsource(DPOTrainer._compute_loss)
-    for column in (dpo.CHOSEN, dpo.REJECTED):
+    for column in dpo.COLUMNS:
         assert f'inputs["{column}"]' in source, f"DPOTrainer._compute_loss no longer reads {column}"
 
 
@@ -187,12 +190,12 @@ def test_constructing_a_trainer_of_trl_calls_what_we_override(pairs: Dataset, tm
 def test_the_loss_is_against_the_columns_of_the_reference(pairs: Dataset, tmp_path: Path) -> None:
     trainer = dpo_trainer(DpoTrainer, pairs, tmp_path, reference_file=tmp_path / "reference.safetensors")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-    policy = dpo.answer_log_probs(trainer.model, batch).detach()
+    policy = reference.answer_log_probs(trainer.model, batch).detach()
     chosen, rejected = policy.chunk(2)
     torch.testing.assert_close(batch["ref_chosen_logps"], chosen, rtol=0, atol=1e-4)
     torch.testing.assert_close(batch["ref_rejected_logps"], rejected, rtol=0, atol=1e-4)
     shift = torch.tensor([0.5, -1.0, 2.0, 0.0])
-    for column, sign in ((dpo.CHOSEN, 1.0), (dpo.REJECTED, -1.0)):
+    for column, sign in zip(dpo.COLUMNS, (1.0, -1.0), strict=True):
         moved = {**batch, column: batch[column] - shift}
         loss = trainer.compute_loss(trainer.model, moved)
         expected = -torch.nn.functional.logsigmoid(0.3 * sign * shift).mean()

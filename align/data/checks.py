@@ -82,6 +82,8 @@ def load(sources: list[DataSource], *, root: Path, accepts: frozenset[Kind], sta
             examples.append(found)
         else:
             faults.append(found)
+    if "prompt" in accepts:
+        faults += _two_kinds_of_prompts(examples)
     _raise(faults, max_faults, "faults in the data")
     lines = [example.canonical().encode() for example in examples]
     copies = len(lines) - len(set(lines))
@@ -89,6 +91,17 @@ def load(sources: list[DataSource], *, root: Path, accepts: frozenset[Kind], sta
     warnings = [f"{copies:,} of {len(lines):,} rows are copies of another row"] if copied else []
     name = " + ".join(source.source for source in sources)
     return Table(examples, sha256(b"\n".join(lines)).hexdigest(), name, warnings + _preference_warnings(examples))
+
+
+def _two_kinds_of_prompts(examples: Sequence[Example]) -> list[AlignError]:
+    """A trainer asks with texts or with conversations: the first row that is not as those before it."""
+    for example in examples:
+        prompt, first = example.value["prompt"], examples[0].value["prompt"]
+        if isinstance(prompt, str) != isinstance(first, str):
+            kinds = ("a text", "a conversation") if isinstance(prompt, str) else ("a conversation", "a text")
+            what = f"the prompt is {kinds[0]}, and that of the first row is {kinds[1]}"
+            return [AlignError(what, "write all prompts in one of the two ways", place=example.place)]
+    return []
 
 
 def fitting(

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from align import score
 from align.rl.sets import Switchboard
 from align.score import Score
 
@@ -58,8 +59,7 @@ class Critic(nn.Module):
 def new_head(model: PreTrainedModel, start: Score | None = None) -> Score:
     """A value head for a model: as the reward model's, from which values start (Ouyang et al. 2022, appendix C.4), or
     one that says 0 everywhere."""
-    width = model.config.get_text_config().hidden_size
-    head = Score(width, 1, device=model.device)
+    head = Score(score.width(model), 1, device=model.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     if start is not None:

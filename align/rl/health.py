@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Final
 
 from align.rl.rollouts import Alarm, Rollout
@@ -57,8 +58,9 @@ CRITIC_ROLLOUTS: Final = 10
 """Dead critic: rollouts after `critic_warmup` before the critic is judged. Ours."""
 
 CRITIC_WINDOW: Final = 5
-"""Dead critic: rollouts over which the explained variance is averaged. It is judged against 0, which a constant
-reaches (by definition: 1 - Var(returns - values) / Var(returns))."""
+"""Dead critic: rollouts whose median explained variance is judged, against 0, which a constant reaches (by definition:
+1 - Var(returns - values) / Var(returns)). Not the mean: where the returns of one rollout hardly vary, its figure is
+far below 0 whatever the critic does, and alone outweighs four good ones."""
 
 CLIPPED: Final = 0.3
 """Share of clipped tokens. Ours: from them nothing is learnt (Schulman et al. 2017, arXiv 1707.06347, eq. 7)."""
@@ -166,10 +168,12 @@ class Health:
         known = _figures(learnt[-CRITIC_WINDOW:], "explained_variance")
         if len(learnt) < CRITIC_ROLLOUTS or len(known) <= CRITIC_WINDOW // 2:
             return None
-        mean = sum(known) / len(known)
-        if mean >= 0:
+        middle = median(known)
+        if middle >= 0:
             return None
-        return f"explained variance {mean:.3g} over {CRITIC_WINDOW} rollouts, below 0: a constant would predict better"
+        return (
+            f"explained variance {middle:.3g} (median of {CRITIC_WINDOW} rollouts), below 0: a constant would do better"
+        )
 
 
 def start(history: Sequence[Rollout]) -> dict[str, float]:

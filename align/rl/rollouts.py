@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class Sampled:
     prompt: str
     completion: str
     score: float
-    kl: float
+    kl: float | None  # None where there is no reference
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,9 @@ class Rollout:
     alarms: list[Alarm] = field(default_factory=list)
 
 
+_NAMES = {one.name for one in fields(Rollout)}
+
+
 def distinct_2(answers: Iterable[Sequence[int]]) -> float | None:
     """Different pairs of neighbouring tokens over all answers, as a share of all pairs; None where there are none."""
     pairs = [pair for ids in answers for pair in pairwise(ids)]
@@ -128,7 +131,8 @@ def from_json(entry: dict[str, Any]) -> Rollout:
     """A rollout as `dataclasses.asdict` gave it."""
     samples = [Sampled(**sample) for sample in entry["samples"]]
     alarms = [Alarm(**alarm) for alarm in entry["alarms"]]
-    return Rollout(**{**entry, "samples": samples, "alarms": alarms})
+    known = {name: value for name, value in entry.items() if name in _NAMES}  # a later version may write more
+    return Rollout(**{**known, "samples": samples, "alarms": alarms})
 
 
 def append(path: Path, rollout: Rollout) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,6 +257,9 @@ def _function(path: str, name: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"align_rewards_{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    here = str(Path(path).parent)
+    if here not in sys.path:  # as for a script: it may import what lies beside it
+        sys.path.append(here)
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -40,6 +40,14 @@ class Switchboard:
                 layer._active_adapter = chosen
         self.now = tuple(names)
 
+    def train(self, name: str) -> None:
+        """Let the weights of an adapter be trained; not what belongs to it besides, as the ranks of AdaLoRA."""
+        for layer in self.layers:
+            for kind in getattr(layer, "adapter_layer_names", ()):
+                held = getattr(layer, kind)
+                if name in held:
+                    held[name].requires_grad_(True)
+
     @contextmanager
     def acting(self, names: Sequence[str] | None) -> Iterator[None]:
         """Let these adapters act within; None leaves those that do."""

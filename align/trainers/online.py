@@ -4,9 +4,8 @@ each rollout, and resumption inside one. Methods of TRL are overridden to be obs
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,8 +161,9 @@ class Online(Minibatches, OurRows):
 
         def scored(prompts: list[Any], completions: list[Any], **_: Any) -> list[float | None]:
             asked = Question(prompts, completions, self.seen.prompt_ids, self.seen.completion_ids)
-            with self.accelerator.autocast():
-                return list(self.scorers[number](asked))
+            scorer = self.scorers[number]
+            with nullcontext() if isinstance(scorer, scoring.Function) else self.accelerator.autocast():
+                return list(scorer(asked))
 
         scored.__name__ = name
         return scored
@@ -200,9 +200,10 @@ class Online(Minibatches, OurRows):
 
     # ---- the record of a rollout ----------------------------------------------------------------------------------
 
-    @property
-    def history(self) -> list[Rollout]:
-        """The rollouts that are done."""
+    def finish(self) -> list[Rollout]:
+        """The rollouts of a run that came to its end: also the last, where `max_steps` left some of its updates out."""
+        if self.record.open is not None:
+            self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
         return self.record.history
 
     def scores(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,12 +263,24 @@ class Online(Minibatches, OurRows):
             **figures,
         )
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found: torch.Tensor = super().training_step(*args, **kwargs)
+        if self._step % self.each == 0 and self.record.open is not None:
+            done = self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
+            for name, value in self.logged(done).items():
+                self._metrics["train"][name].append(value)
+        return found
+
+    def logged(self, done: Rollout) -> dict[str, float]:
+        """What metrics.jsonl and trackers get of a rollout besides TRL's own figures."""
+        return {"score": done.score}
+
     def _samples(self, scores: torch.Tensor, kl: torch.Tensor | None) -> list[Sampled]:
         """A few answers of the first process, spread over the rollout."""
         prompts, answers = self.seen.prompts, self.seen.completions
         count = len(prompts)
         chosen = [i * count // rollouts.SAMPLES for i in range(min(rollouts.SAMPLES, count))]
-        apart = [math.nan] * count if kl is None else kl.tolist()
+        apart: list[float | None] = [None] * count if kl is None else kl.tolist()
         return [Sampled(_text(prompts[i]), _text(answers[i]), round(float(scores[i]), 4), apart[i]) for i in chosen]
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
@@ -397,13 +410,6 @@ class TrlLoss(Online):
         parts = self.current_gradient_accumulation_steps if self.loss_is_scaled_for_ga else 1
         sums["policy_loss"].append(float(self.sum(loss.detach())) * parts / self.accelerator.num_processes)
         return loss
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        found: torch.Tensor = super().training_step(*args, **kwargs)
-        if self._step % self.each == 0:
-            done = self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
-            self._metrics["train"]["score"].append(done.score)
-        return found
 
 
 def changed(expected: str) -> AlignError:

@@ -39,8 +39,8 @@ class PPOConfig(RLOOConfig):
     def __post_init__(self) -> None:
         one = self.num_generations == 1
         if one:  # RLOOConfig refuses it; its trainer does not
-            odd = (self.per_device_train_batch_size * (self.steps_per_generation or 1)) % 2
-            self.num_generations = self.per_device_train_batch_size if odd else 2
+            answers = self.per_device_train_batch_size * (self.steps_per_generation or 1)
+            self.num_generations = answers if answers % 2 else 2
         super().__post_init__()
         if one:
             self.num_generations = 1
@@ -85,9 +85,9 @@ class PpoTrainer(Online, RLOOTrainer):
         """With the critic in the model and trainable; as it was, afterwards."""
         self.critic = critic
         with self.at_work(critic, own_reference):
-            for name, parameter in self.model.named_parameters():
-                if critics.is_critic(name):
-                    parameter.requires_grad_(True)
+            critic.requires_grad_(True)
+            if critic.names is not None and self.switchboard is not None:
+                self.switchboard.train(critic.names[-1])
             yield
 
     # ---- the rollout ----------------------------------------------------------------------------------------------
@@ -207,9 +207,9 @@ class PpoTrainer(Online, RLOOTrainer):
         }
         for name, figure in figures.items():
             self.record.sums[name].append(float(figure))
-        self.record.sums["stopped"].append(float(self.stopped))
         if self.keys.target_kl is not None and float(figures["approx_kl"]) > self.keys.target_kl:
-            self.stopped = True
+            self.stopped = True  # this update is not made any more
+        self.record.sums["stopped"].append(float(self.stopped))
 
     # ---- the record -----------------------------------------------------------------------------------------------
 
@@ -231,13 +231,20 @@ class PpoTrainer(Online, RLOOTrainer):
         if not math.isnan(begun.kl):  # an alarm tells of it
             self.controller.update(begun.kl, begun.episodes)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        found: torch.Tensor = super().training_step(*args, **kwargs)
-        if self._step % self.each == 0:
-            done = self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
-            for name, value in _logged(done).items():
-                self._metrics["train"][name].append(value)
-        return found
+    def logged(self, done: Rollout) -> dict[str, float]:
+        names = {
+            "score": done.score,
+            "kl": done.kl,
+            "kl_coef": done.coef,
+            "length": done.length,
+            "explained_variance": done.explained_variance,
+            "clip_fraction": done.clip_fraction,
+            "approx_kl": done.approx_kl,
+            "entropy": done.entropy,
+            "loss/policy": done.policy_loss,
+            "loss/value": done.value_loss,
+        }
+        return {name: value for name, value in names.items() if value is not None}
 
     # ---- optimizer and checkpoints --------------------------------------------------------------------------------
 
@@ -299,23 +306,6 @@ class _Update(TrainerCallback):
         for name, parameter in self.trainer.model.named_parameters():
             if stopped or not critics.is_critic(name):
                 parameter.grad = None
-
-
-def _logged(done: Rollout) -> dict[str, float]:
-    """What metrics.jsonl and trackers get of a rollout."""
-    names = {
-        "score": done.score,
-        "kl": done.kl,
-        "kl_coef": done.coef,
-        "length": done.length,
-        "explained_variance": done.explained_variance,
-        "clip_fraction": done.clip_fraction,
-        "approx_kl": done.approx_kl,
-        "entropy": done.entropy,
-        "loss/policy": done.policy_loss,
-        "loss/value": done.value_loss,
-    }
-    return {name: value for name, value in names.items() if value is not None}
 
 
 def figures(history: list[Rollout], target: float | None) -> dict[str, Any]:
