@@ -6,8 +6,9 @@
 
 The healthy run is recipes/rlhf_qlora.yaml. A disaster changes its PPO stage, at seed 7, in two sizes. The thresholds of
 align/rl/health.py were written before any of these was run, and none was moved since. One figure was: the explained
-variance of a dead critic was a mean of five rollouts, and is their median since the healthy run of seed 10 was blamed
-for a single one. Hence the seeds from 12 on, and sizes of a critic's disaster that were not run before.
+variance of a dead critic was the mean of those of five rollouts, and is that of the five together since healthy runs
+(seed 10) were blamed for one rollout whose returns hardly varied. Hence the seeds from 12 on, and sizes of a critic's
+disaster that were not run before.
 """
 
 from __future__ import annotations

@@ -275,11 +275,19 @@ def test_a_critic_is_judged_after_ten_rollouts_of_its_policy() -> None:
 def test_a_critic_is_judged_by_its_last_five_rollouts() -> None:
     bad_start = changed(steady(explained_variance=0.1), range(1, 6), explained_variance=-9.0)
     assert raised(bad_start) == []
-    two_bad = changed(steady(explained_variance=0.2), {11, 12}, explained_variance=-9.0)
-    assert raised(two_bad) == [], "a rollout whose returns hardly vary has any figure"
-    [alarm] = play(changed(two_bad, {10}, explained_variance=-0.01))
+    one_bad = changed(steady(explained_variance=0.2), {12}, explained_variance=-0.79)
+    assert raised(one_bad) == [], "together they have 0.002"
+    [alarm] = play(changed(one_bad, {12}, explained_variance=-0.85))
     assert (alarm.name, alarm.rollout) == ("dead_critic", 12)
-    assert alarm.figure.startswith("explained variance -0.01 (median of 5 rollouts), below 0")
+    assert alarm.figure.startswith("explained variance -0.01 over 5 rollouts, below 0")
+
+
+def test_a_rollout_counts_in_a_critics_favour_or_against_it_by_what_there_was_to_explain() -> None:
+    good = steady(explained_variance=0.2, returns_std=1.0)
+    assert raised(changed(good, {11, 12}, explained_variance=-9.0, returns_std=0.1)) == []
+    bad = changed(good, {11, 12}, explained_variance=-0.5, returns_std=2.0)
+    assert raised(bad) == [("dead_critic", 11)]
+    assert rollouts.explained_variance(bad[9:12]) == pytest.approx((0.2 - 4 * 0.5 * 2) / 9)
 
 
 def test_rollouts_without_an_explained_variance_are_skipped() -> None:

@@ -178,6 +178,12 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
     return 1 - float(squares[1] / squares[0])
 
 
+def spread(x: torch.Tensor, mask: torch.Tensor, reduce: Reduce) -> float:
+    """The standard deviation over the real tokens of all processes, in the unit of x."""
+    count, _, squares = _moments(x.unsqueeze(0), mask, reduce)
+    return float((squares[0] / count.clamp(min=1)).sqrt())
+
+
 def _moments(x: torch.Tensor, mask: torch.Tensor, reduce: Reduce) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Count (), means and sums of squared deviations (k) of k quantities (k, answers, tokens) over all real tokens.
 

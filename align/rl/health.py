@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
 from typing import Final
 
-from align.rl.rollouts import Alarm, Rollout
+from align.rl.rollouts import Alarm, Rollout, explained_variance
 
 START: Final = 3
 """Rollouts at the beginning whose mean is the figure "at the start". Ours: one alone is noise."""
@@ -58,9 +57,9 @@ CRITIC_ROLLOUTS: Final = 10
 """Dead critic: rollouts after `critic_warmup` before the critic is judged. Ours."""
 
 CRITIC_WINDOW: Final = 5
-"""Dead critic: rollouts whose median explained variance is judged, against 0, which a constant reaches (by definition:
-1 - Var(returns - values) / Var(returns)). Not the mean: where the returns of one rollout hardly vary, its figure is
-far below 0 whatever the critic does, and alone outweighs four good ones."""
+"""Dead critic: rollouts whose explained variance is judged, all together, against 0, which a constant reaches (by
+definition: 1 - Var(returns - values) / Var(returns)). Not the mean of their figures: where the returns of one rollout
+hardly vary, its figure is far below 0 whatever the critic does, and alone outweighs four good ones."""
 
 CLIPPED: Final = 0.3
 """Share of clipped tokens. Ours: from them nothing is learnt (Schulman et al. 2017, arXiv 1707.06347, eq. 7)."""
@@ -165,14 +164,15 @@ class Health:
 
     def _dead_critic(self, every: list[Rollout]) -> str | None:
         learnt = [one for one in every if one.number > self.warmup]
-        known = _figures(learnt[-CRITIC_WINDOW:], "explained_variance")
+        window = learnt[-CRITIC_WINDOW:]
+        known = _figures(window, "explained_variance")
         if len(learnt) < CRITIC_ROLLOUTS or len(known) <= CRITIC_WINDOW // 2:
             return None
-        middle = median(known)
-        if middle >= 0:
+        figure = explained_variance(window)
+        if figure is None or figure >= 0:
             return None
         return (
-            f"explained variance {middle:.3g} (median of {CRITIC_WINDOW} rollouts), below 0: a constant would do better"
+            f"explained variance {figure:.3g} over {CRITIC_WINDOW} rollouts, below 0: a constant would predict better"
         )
 
 

@@ -6,6 +6,7 @@ A rollout is one batch of sampled answers and the updates made from it. No torch
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
@@ -62,6 +63,7 @@ class Rollout:
         repetition: mean over answers of the share of token pairs that repeat an earlier pair of the same answer.
         missing_eos: share of answers cut off at the limit.
         explained_variance: of the returns by the critic, before the updates: 1 - Var(returns - values) / Var(returns).
+        returns_std: standard deviation of a token's return, in units of the score.
         approx_kl: KL(old, new) per token after the last update, by k3.
         clip_fraction: share of tokens whose ratio was clipped, mean over the updates.
         ratio_max: the largest probability ratio seen in the updates.
@@ -85,6 +87,7 @@ class Rollout:
     repetition: float | None = None
     missing_eos: float = 0.0
     explained_variance: float | None = None
+    returns_std: float | None = None
     approx_kl: float | None = None
     clip_fraction: float | None = None
     ratio_max: float | None = None
@@ -112,6 +115,23 @@ def repetition(answers: Iterable[Sequence[int]]) -> float | None:
         if pairs:
             shares.append(1 - len(set(pairs)) / len(pairs))
     return sum(shares) / len(shares) if shares else None
+
+
+def explained_variance(rollouts: Sequence[Rollout]) -> float | None:
+    """Of the returns by the critic over several rollouts: 1 - the sum of Var(returns - values) / that of Var(returns).
+
+    A rollout whose returns hardly vary hardly counts: its own figure is far below 0 whatever the critic does.
+
+    Returns:
+        None where no rollout has a figure.
+    """
+    known = [
+        (one.episodes * (1.0 if one.returns_std is None else one.returns_std**2), one.explained_variance)
+        for one in rollouts
+        if one.explained_variance is not None and math.isfinite(one.explained_variance)
+    ]
+    total = sum(weight for weight, _ in known)
+    return sum(weight * figure for weight, figure in known) / total if total else None
 
 
 def read(path: Path) -> list[Rollout]:

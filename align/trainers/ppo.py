@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import RLOOConfig, RLOOTrainer
 
 from align.rl import critic as critics
-from align.rl import estimates, recorder
+from align.rl import estimates, recorder, rollouts
 from align.rl.critic import Critic
 from align.rl.estimates import Controller
 from align.rl.health import Health
@@ -225,8 +225,10 @@ class PpoTrainer(Online, RLOOTrainer):
     ) -> None:
         """Begin the record of a rollout, and let the controller see its KL."""
         explained = estimates.explained_variance(values, returns, mask, self.sum)
-        known = {"coef": self.controller.coef, "explained_variance": explained}
-        begun = self.begin(scores, scored, mask.sum(1), self._cut_off(out, mask), kl, **known)
+        known = {"returns_std": estimates.spread(returns, mask, self.sum), "explained_variance": explained}
+        begun = self.begin(
+            scores, scored, mask.sum(1), self._cut_off(out, mask), kl, coef=self.controller.coef, **known
+        )
         assert begun.kl is not None
         if not math.isnan(begun.kl):  # an alarm tells of it
             self.controller.update(begun.kl, begun.episodes)
@@ -310,13 +312,12 @@ class _Update(TrainerCallback):
 
 def figures(history: list[Rollout], target: float | None) -> dict[str, Any]:
     """What the outcome says of a run: as for every stage that samples answers, and `kl_target`, `coef_last`,
-    `explained_variance` (mean over the last third of the rollouts)."""
+    `explained_variance` (of the last third of the rollouts together)."""
     if not history:
         return recorder.figures(history)
-    explained = [one.explained_variance for one in recorder.late(history) if one.explained_variance is not None]
     return recorder.figures(
         history,
         kl_target=target,
         coef_last=history[-1].coef,
-        explained_variance=sum(explained) / len(explained) if explained else None,
+        explained_variance=rollouts.explained_variance(recorder.late(history)),
     )
