@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from align import base as bases
 from align import rundir, shelf
@@ -128,7 +128,11 @@ def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
     outcome = rundir.read_json(folder / "outcome.json", {})
     if not outcome.get("reward"):
         raise AlignError(f"the stage in '{name}' gave no reward model", "name the folder of a stage that trained one")
-    model, run = Policy.model_validate(outcome["reward"]), folder.parent.parent
+    try:
+        model, run = Policy.model_validate(outcome["reward"]), folder.parent.parent
+    except ValidationError:
+        what = f"the outcome.json in '{name}' is broken, or of another version of align"
+        raise AlignError(what, "train the reward model again, or name an export of it") from None
     for path in [*filter(None, [model.weights]), *(adapter.path for adapter in model.adapters)]:
         if not (run / path).is_dir():
             what = f"the reward model in '{name}' needs '{run / path}', which is not there"

@@ -116,7 +116,7 @@ def answer(case: Case, folder: Path) -> dict[str, Any]:
     """What the command says to a case in a folder of its own, and which heavy packages it imported."""
     folder.mkdir()
     for name, content in case.contents().items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     os.chdir(folder)
     out, err = io.StringIO(), io.StringIO()

@@ -338,14 +338,15 @@ def test_a_run_that_ended_and_was_not_measured_keeps_its_figures(stages: Stages)
 
 
 def test_a_model_with_dropout_of_its_own_starts_at_its_reference(stages: Stages, tmp_path: Path) -> None:
-    """OPT keeps its rates as numbers, which TRL does not switch off."""
+    """OPT keeps its rates as numbers, which TRL does not switch off; the hidden states of some of them have another
+    width outside their layers."""
     config = OPTConfig(
-        vocab_size=800, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=800, hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2
     )
     config.update({"dropout": 0.3, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1})
     config.eos_token_id = 4
     OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
     lab_tokenizer().save_pretrained(tmp_path / "opt")
     base = Policy(base=BaseModelIdentity(name="opt", path=str(tmp_path / "opt"), identity="1" * 64))
-    first, second = run(stages, ppo(stages, base, METHODS["lora"], function("short")))
+    first, second = run(stages, ppo(stages, base, METHODS["lora"], trained_reward(stages, base, METHODS["lora"])))
     assert first.kl == 0.0 and second.kl not in (None, 0.0)

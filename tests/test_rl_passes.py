@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
@@ -39,6 +39,14 @@ def log_probs(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
     labels = ids.masked_fill(mask == 0, -100)
     found: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs
     return found
+
+
+def test_only_the_weights_of_an_adapter_are_set_to_train() -> None:
+    model = get_peft_model(tiny_llama(), AdaLoraConfig(target_modules=["q_proj"], total_step=10))
+    model.requires_grad_(False)
+    Switchboard(model, ["default"]).train("default")
+    trained = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"lora_A", "lora_B", "lora_E"}  # not its ranks
 
 
 def test_switching_adapters_leaves_what_trains_as_it_is() -> None:
