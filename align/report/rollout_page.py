@@ -31,7 +31,7 @@ class Answer:
     prompt: str
     text: str
     score: str
-    kl: str
+    kl: str  # empty where there is no reference
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,12 @@ def _findings(rollouts: Iterable[Rollout]) -> Iterable[Finding]:
 
 def _answers(samples: Sequence[Sampled]) -> tuple[Answer, ...]:
     return tuple(
-        Answer(sample.prompt, sample.completion, numbers.plain(sample.score), numbers.plain(sample.kl))
+        Answer(
+            sample.prompt,
+            sample.completion,
+            numbers.plain(sample.score),
+            "" if sample.kl is None else numbers.plain(sample.kl),
+        )
         for sample in samples[:SAMPLES]
     )
 
