@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.rl import declared
 from align.rl.keys import PpoKeys
 from align.stage import Stage, Ticket
 
@@ -48,34 +49,18 @@ def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
 
 STAGE = Stage(
     description="PPO against a reward, with a learned critic and KL control",
-    rows=frozenset({"prompt", "chat", "prompt_completion", "preference"}),
+    rows=declared.ROWS,
     train=train,
     keys=PpoKeys,
     arguments="RLOOConfig",
-    defaults={
-        "all": {
-            "num_generations": 1,
-            "num_iterations": 4,
-            "steps_per_generation": 4,
-            "max_completion_length": 128,
-            "lr_scheduler_type": "constant",
-        },
-        "full": {"learning_rate": 1e-6},
-        "adapter": {"learning_rate": 1e-5},
-    },
+    defaults=declared.defaults(num_generations=1, num_iterations=4),
     replays=True,
     evaluates=False,
-    owned={
+    owned=declared.OWNED
+    | {
         "beta": "use `kl.coef`",
-        "reward_weights": "write the weights in `reward`",
         "normalize_advantages": "use `whiten_advantages`",
-        "disable_dropout": "dropout is off in PPO: log-probabilities would differ between two passes; leave it out",
-        "neftune_noise_alpha": "noise would make two passes differ; leave it out",
-        "use_transformers_continuous_batching": "it rounds the trained weights to bfloat16; leave it out",
         "mask_truncated_completions": "use `missing_eos_penalty`",
-        "num_generations_eval": "nothing is evaluated here; leave it out",
-        "eval_strategy": "nothing is evaluated here; leave it out",
-        "generation_batch_size": "use `steps_per_generation`",
     },
     beneath=beneath,
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from align.rewards import RewardedKeys
-from align.stage import Stage, Ticket
+from align.rl import declared
+from align.stage import Stage
 
 if TYPE_CHECKING:
     from align.job import Job
@@ -38,38 +38,14 @@ def train(job: Job) -> dict[str, Any]:
     return metrics | recorder.figures(trainer.finish())
 
 
-def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
-    """Put the adapters of the reference and of the reward models under the policy's own."""
-    from align.rl import shared
-
-    return shared.put(ticket, model, run)
-
-
 STAGE = Stage(
     description="RLOO against a reward: an answer's siblings are its baseline",
-    rows=frozenset({"prompt", "chat", "prompt_completion", "preference"}),
+    rows=declared.ROWS,
     train=train,
     keys=Keys,
     arguments="RLOOConfig",
-    defaults={
-        "all": {
-            "num_generations": 2,
-            "steps_per_generation": 4,
-            "max_completion_length": 128,
-            "lr_scheduler_type": "constant",
-        },
-        "full": {"learning_rate": 1e-6},
-        "adapter": {"learning_rate": 1e-5},
-    },
+    defaults=declared.defaults(num_generations=2),
     evaluates=False,
-    owned={
-        "reward_weights": "write the weights in `reward`",
-        "disable_dropout": "dropout is off here: log-probabilities would differ between two passes; leave it out",
-        "neftune_noise_alpha": "noise would make two passes differ; leave it out",
-        "use_transformers_continuous_batching": "it rounds the trained weights to bfloat16; leave it out",
-        "num_generations_eval": "nothing is evaluated here; leave it out",
-        "eval_strategy": "nothing is evaluated here; leave it out",
-        "generation_batch_size": "use `steps_per_generation`",
-    },
-    beneath=beneath,
+    owned=declared.OWNED,
+    beneath=declared.beneath,
 )
