@@ -1,10 +1,10 @@
 """Every critic of PPO with every reference that it allows, on the lab: the KL held, the critic alive.
 
-    python -m benchmarks.critics                     # ten runs; about half an hour of CPU
+    python -m benchmarks.critics                     # twelve runs; about half an hour of CPU
     options: --only NAME..., --runs FOLDER
 
-The chain is recipes/rlhf_qlora.yaml, and recipes/rlhf_full.yaml where every weight is trained, at seed 7 with 30
-rollouts. `KL` and `explained variance` are means over the last third of the rollouts.
+The chain is recipes/rlhf_qlora.yaml, or recipes/rlhf_full.yaml where every weight is trained, or the latter with LoRA
+from the reward model on, at seed 7 with 30 rollouts. `KL` and `explained variance` are means over the last third of the rollouts.
 """
 
 from __future__ import annotations
@@ -31,11 +31,28 @@ class Setup:
     critic: str
     reference: str
     how: str  # the reference in words
+    settings: tuple[str, ...] = ()  # of the recipe besides
+
+    @property
+    def chain(self) -> str:
+        """The folder of the SFT and the reward model that it starts from."""
+        return f"{self.recipe}{'_then_lora' if self.settings else ''}"
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.recipe}-{self.critic}-{self.reference}"
+        return f"{self.chain}-{self.critic}-{self.reference}"
+
+
+# full weights from SFT, on which reward model and policy are adapters: without them the policy is its own reference
+_LORA = "parameterization={method: lora, lora: {r: 16, alpha: 32}}"
+THEN_LORA = (
+    f"stages.reward.{_LORA}",
+    f"stages.ppo.{_LORA}",
+    "stages.reward.training.learning_rate=1.0e-3",
+    "stages.ppo.training.learning_rate=5.0e-4",
+    "stages.ppo.kl.coef=0.2",
+)
 
 
 SETUPS = [
@@ -45,6 +62,8 @@ SETUPS = [
     Setup("rlhf_qlora", "head", "model", "a model of its own"),
     Setup("rlhf_qlora", "model", "auto", "the incoming adapter, kept"),
     Setup("rlhf_qlora", "model", "model", "a model of its own"),
+    Setup("rlhf_full", "adapter", "auto", "adapters off", THEN_LORA),
+    Setup("rlhf_full", "head", "auto", "adapters off", THEN_LORA),
     Setup("rlhf_full", "head", "auto", "swapped weights"),
     Setup("rlhf_full", "head", "model", "a model of its own"),
     Setup("rlhf_full", "model", "auto", "swapped weights"),
@@ -54,8 +73,9 @@ SETUPS = [
 
 def run(setup: Setup, root: Path) -> str:
     """Run a setup, with SFT and reward model shared, and return its Markdown row."""
-    recipe, started, folder = ROOT / f"recipes/{setup.recipe}.yaml", root / setup.recipe, root / setup.name
-    common = [sys.executable, "-m", "align", "run", str(recipe), "--set", "forgetting.probes=none"]
+    recipe, started, folder = ROOT / f"recipes/{setup.recipe}.yaml", root / setup.chain, root / setup.name
+    given = [part for one in ("forgetting.probes=none", *setup.settings) for part in ("--set", one)]
+    common = [sys.executable, "-m", "align", "run", str(recipe), *given]
     if not started.is_dir():
         clock.cpu_seconds([*common, "--run-dir", str(started), "--set", "stages.ppo.training.max_steps=4"], root)
     if not folder.is_dir():
@@ -74,7 +94,7 @@ def run(setup: Setup, root: Path) -> str:
         f"{outcome['cpu_seconds']:.0f}",
         ", ".join(metrics["alarms"]) or "none",
     ]
-    return f"| {setup.recipe} | {setup.critic} | {setup.how} | {' | '.join(cells)} |"
+    return f"| {setup.chain} | {setup.critic} | {setup.how} | {' | '.join(cells)} |"
 
 
 def main() -> None:
