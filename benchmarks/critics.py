@@ -4,7 +4,8 @@
     options: --only NAME..., --runs FOLDER
 
 The chain is recipes/rlhf_qlora.yaml, or recipes/rlhf_full.yaml where every weight is trained, or the latter with LoRA
-from the reward model on, at seed 7 with 30 rollouts. `KL` and `explained variance` are means over the last third of the rollouts.
+from the reward model on, at seed 7 with 30 rollouts. `KL` is the mean over the last third of the rollouts, `explained
+variance` that of the last third together.
 """
 
 from __future__ import annotations
