@@ -1,4 +1,4 @@
-"""Why the KL of a PPO run jumps: gradients that are not clipped, clipped together with the critic's, or apart from them.
+"""Why the KL of a PPO run jumps: gradients not clipped, clipped together with the critic's, or apart from them.
 
     python -m benchmarks.kl_jumps            # 18 runs of `benchmarks.ppo`'s toy; about 15 minutes of CPU
     options: --seeds N..., --episodes N, --runs FOLDER (kept)
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -95,7 +96,7 @@ def main() -> None:
         for seed in asked.seeds:
             for way, found in peaks.items():
                 kls = run(bench, reward, way, seed, asked.episodes)
-                jump = max(abs(b - a) for a, b in zip(kls, kls[1:], strict=False))
+                jump = max(abs(b - a) for a, b in pairwise(kls))
                 found.append(max(kls))
                 late = mean(kls[-max(1, len(kls) // 3) :])
                 print(f"| {way} | {seed} | {max(kls):.1f} | {jump:.1f} | {late:.2f} |", flush=True)
