@@ -1,7 +1,7 @@
 """Why the KL of a PPO run jumps: gradients not clipped, clipped together with the critic's, or apart from them.
 
     python -m benchmarks.kl_jumps            # 18 runs of `benchmarks.ppo`'s toy; about 15 minutes of CPU
-    options: --seeds N..., --episodes N, --runs FOLDER (kept)
+    options: --seeds N..., --episodes N, --weight W (of the reward; 1), --runs FOLDER (kept)
 
 `together` is what transformers does with all parameters of a model, and what a trainer does that has its critic inside
 the policy's module and leaves clipping to it. align clips policy and critic apart. Of each run: the highest KL of a
@@ -44,7 +44,7 @@ STAGE = dataclasses.replace(SHIPPED, train=train)
 """
 
 
-def run(bench: Bench, reward: Path, way: str, seed: int, episodes: int) -> list[float]:
+def run(bench: Bench, reward: dict[str, Any], way: str, seed: int, episodes: int) -> list[float]:
     """The KL of every rollout."""
     limit, together = WAYS[way]
     file = bench.root / "together_ppo.py"
@@ -52,7 +52,7 @@ def run(bench: Bench, reward: Path, way: str, seed: int, episodes: int) -> list[
     stage: dict[str, Any] = {
         "policy": "base",
         "data": str(bench.prompts),
-        "reward": str(reward),
+        "reward": reward,
         "critic": "model",
         "kl": {"controller": "fixed", "coef": COEF},
         "cliprange_value": 0.2,
@@ -80,6 +80,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--episodes", type=int, default=EPISODES)
+    parser.add_argument(
+        "--weight", type=float, default=1.0, help="of the reward: how hard it pulls against the penalty"
+    )
     parser.add_argument("--runs", type=Path, help="keep the run folders here; what is finished is not repeated")
     asked = parser.parse_args()
     clock.one_thread()
@@ -87,9 +90,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = (asked.runs or Path(temporary)).resolve()
         root.mkdir(parents=True, exist_ok=True)
-        clock.heading(f"KL jumps: {asked.episodes} episodes, {ROLLOUT} a rollout, seeds {asked.seeds}")
+        clock.heading(
+            f"KL jumps: {asked.episodes} episodes, {ROLLOUT} a rollout, weight {asked.weight:g}, seeds {asked.seeds}"
+        )
         bench = Bench(root, TOY, prompts=512, pairs=2000)
-        reward = bench.reward({"method": "full"}, learning_rate=1e-3, max_steps=120)
+        trained = bench.reward({"method": "full"}, learning_rate=1e-3, max_steps=120)
+        reward = {"source": str(trained), "weight": asked.weight}
         print("| gradients | seed | highest KL | largest jump | mean of the last third |")
         print("|---|---|---|---|---|")
         peaks: dict[str, list[float]] = {way: [] for way in WAYS}
