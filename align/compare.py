@@ -34,7 +34,8 @@ def compare(run: RunDir, asked: Comparison) -> None:
         asked.chat_template,
         trust_remote_code=bool(asked.model.get("trust_remote_code")),
     )
-    prompts = _prompts(run, asked)
+    rows = _prompts(run, asked)
+    prompts = [row["prompt"] for row in rows]
     ids = [_ids(prompt, tokenizer) for prompt in prompts]
     answers: dict[str, list[list[int]]] = {}
     own: dict[str, torch.Tensor] = {}
@@ -63,8 +64,9 @@ def compare(run: RunDir, asked: Comparison) -> None:
             text if isinstance(p, str) else [{"role": "assistant", "content": text}]
             for p, text in zip(prompts, texts, strict=True)
         ]
+        question = Question(prompts, said, ids, sampled, scoring.columns(rows))
         with _autocast(asked):
-            scores = [score for score in scorer(Question(prompts, said, ids, sampled)) if score is not None]
+            scores = [score for score in scorer(question) if score is not None]
         found[id] = {
             "score": sum(scores) / max(len(scores), 1),
             "kl": kl[id],
@@ -84,15 +86,15 @@ def compare(run: RunDir, asked: Comparison) -> None:
     )
 
 
-def _prompts(run: RunDir, asked: Comparison) -> list[Any]:
-    """Different prompts, in the order of the rows."""
+def _prompts(run: RunDir, asked: Comparison) -> list[dict[str, Any]]:
+    """Rows with different prompts, in their order."""
     lines = (run.root / asked.prompts.path).read_text(encoding="utf-8").splitlines()
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for line in lines:
         row = json.loads(line)
         kind = "chat" if "messages" in row else "prompt"
-        prompt = prompt_of(Example(kind, row, Place(asked.prompts.path))).value["prompt"]  # type: ignore[arg-type]
-        found.setdefault(json.dumps(prompt), prompt)
+        value = prompt_of(Example(kind, row, Place(asked.prompts.path))).value  # type: ignore[arg-type]
+        found.setdefault(json.dumps(value["prompt"]), value)
         if len(found) == PROMPTS:
             break
     return list(found.values())

@@ -20,7 +20,7 @@ from align.errors import AlignError, FaultList, Faults
 from align.forgetting import leaks, probes
 from align.machine import check_disk
 from align.recipe import Loaded, StagePlan
-from align.rewards import Finder, RewardedKeys
+from align.rewards import GIVEN, Finder, RewardedKeys
 from align.rundir import RunDir
 from align.stage import Reward, Rows
 from align.validation import Loc
@@ -83,6 +83,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.against_model(base, own, whole)
         checking.faults.found.extend(module_names.faults(loaded, base))
     rewards = {plan.id: checking.rewards(plan) for plan in loaded.stages}
+    for id, found in whole.items():
+        checking.columns(id, rewards[id], found.train)
     measured = checking.probes()
     checking.raise_any()
     for plan in loaded.stages:
@@ -177,6 +179,17 @@ class _Checking:
                 self._add(error, (*at, number) if listed else at)
         return found
 
+    def columns(self, stage: str, rewards: list[Reward], rows: list[Example]) -> None:
+        """Whether the rows have what reward functions ask for."""
+        there = {name for row in rows for name in row.value.get("columns", {})}
+        for reward in rewards:
+            missing = next((name for name in reward.columns if name not in there), None)
+            if missing is None or not rows:
+                continue
+            what = f"the reward function '{reward.name}' asks for '{missing}', which is no column of the data"
+            remedy = f"it may ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
+            self._add(AlignError(what, remedy), ("stages", stage, "reward"))
+
     def _table(
         self, plan: StagePlan, value: DataSource | list[DataSource], at: Loc, kinds: frozenset[Kind] | None = None
     ) -> Table | None:
@@ -186,10 +199,12 @@ class _Checking:
         if self.offline and remote:
             self.notes.append(f"stage {plan.id}: the data '{remote[0]}' were not looked up")
             return Table(examples=[], sha256="", name=remote[0])
-        name = json.dumps([[source.model_dump() for source in sources], sorted(accepts)])
+        columns = isinstance(plan.keys, RewardedKeys) and plan.keys.calls and kinds is None
+        name = json.dumps([[source.model_dump() for source in sources], sorted(accepts), columns])
         if name not in self.tables:
             try:
-                self.tables[name] = checks.load(sources, root=self.loaded.root, accepts=accepts, stage=plan.id)
+                root, stage = self.loaded.root, plan.id
+                self.tables[name] = checks.load(sources, root=root, accepts=accepts, stage=stage, columns=columns)
             except AlignError as error:
                 self._add(error, at, sources)
                 return None
@@ -332,7 +347,7 @@ def _answer_length(plan: StagePlan) -> int:
 
 def write_rows(run: RunDir, examples: list[Example]) -> Rows:
     """Write checked rows into the run folder, under the hash of their content; equal tables are one file."""
-    lines = [json.dumps(example.value, ensure_ascii=False) for example in examples]
+    lines = [json.dumps(example.value, ensure_ascii=False, default=str) for example in examples]
     sha256 = rundir.digest(lines)
     path = run.data / f"{sha256[:16]}.jsonl"
     content = "".join(line + "\n" for line in lines)

@@ -16,6 +16,9 @@ from align import rundir, shelf
 from align.errors import AlignError, Place
 from align.stage import Policy, Reward, StageKeys
 
+GIVEN = ("prompts", "completions", "completion_ids")
+"""What a reward function is given besides the columns of the rows."""
+
 _FUNCTION = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
 
@@ -55,6 +58,11 @@ class RewardedKeys(StageKeys):
     def sources(self) -> list[RewardSource]:
         """Those that are summed."""
         return self.reward if isinstance(self.reward, list) else [self.reward]
+
+    @property
+    def calls(self) -> bool:
+        """Whether one of them is a function."""
+        return any(_FUNCTION.fullmatch(one.source) for one in self.sources)
 
 
 def named(value: Any) -> list[str]:
@@ -111,16 +119,25 @@ class Finder:
         except SyntaxError as error:
             what = f"the file of the reward function is no valid Python: {error.msg}"
             raise AlignError(what, "correct it there", place=Place(file, error.lineno, error.offset)) from None
-        known = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        known = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         if name is None:
-            raise AlignError(f"'{file}' names no function", f"write '{file}:{known[0] if known else 'polite'}'")
+            raise AlignError(f"'{file}' names no function", f"write '{file}:{next(iter(known), 'polite')}'")
         if name not in known:
             what, remedy = f"'{file}' has no function '{name}'", shelf.did_you_mean(name, known)
             raise AlignError(what, remedy if known else f"write `def {name}(prompts, completions, **kwargs)` there")
-        sha256 = rundir.file_sha256(path)
+        sha256, where = rundir.file_sha256(path), str(path.resolve())
+        columns = _columns(known[name])
         return Reward(
-            name=name, kind="function", weight=weight, path=str(path.resolve()), function=name, identity=sha256
+            name=name, kind="function", weight=weight, path=where, function=name, columns=columns, identity=sha256
         )
+
+
+def _columns(function: ast.FunctionDef) -> list[str]:
+    """The columns that a function cannot do without."""
+    its = function.args
+    positional = its.args[: len(its.args) - len(its.defaults)]
+    named = [one for one, default in zip(its.kwonlyargs, its.kw_defaults, strict=True) if default is None]
+    return [one.arg for one in (*positional, *named) if one.arg not in GIVEN]
 
 
 def _of_other_run(folder: Path, name: str, weight: float) -> Reward:

@@ -222,6 +222,7 @@ class Reward(BaseModel):
         root: the run folder that the paths of `model` are relative to; None for this run.
         path: of a model's folder or a function's file.
         function: its name in that file.
+        columns: of the rows, which the function cannot do without.
         identity: hash of the content.
     """
 
@@ -233,6 +234,7 @@ class Reward(BaseModel):
     root: str | None = None
     path: str | None = None
     function: str | None = None
+    columns: list[str] = []
     identity: str = ""
 
 

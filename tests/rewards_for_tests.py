@@ -34,3 +34,17 @@ def too_few(prompts, completions, **kwargs):
 def not_a_number(prompts, completions, **kwargs):
     """Divides nothing by nothing."""
     return [float("nan")] * len(prompts)
+
+
+def solved(prompts, completions, solution, level=None, **columns):
+    """Every answer comes with the columns of its own row; one that another row has is None."""
+    asked = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    assert [text.split()[-1] for text in asked] == [str(number) for number in solution]
+    assert level == [7 if number == 1 else None for number in solution]
+    assert columns.keys() == {"completion_ids", "images"}
+    return [float(len(answer) % 3) for answer in completions]
+
+
+def exits(prompts, completions):
+    """Gives up altogether."""
+    raise SystemExit(3)

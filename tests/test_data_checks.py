@@ -114,6 +114,19 @@ def test_a_stage_that_samples_answers_takes_the_prompts_of_all_rows(data: Data) 
     assert again.warnings == []  # what is asked may well be asked often
 
 
+def test_prompts_keep_the_columns_of_their_rows_where_a_function_may_ask_for_them(data: Data) -> None:
+    row = {"prompt": "2 + 3?", "solution": 5, "tags": {"a": [1]}, "nothing": None, "completion_ids": [1]}
+    rows = [row, {"question": "4 + 3?", "answer": "7"}, {"prompt": "say a"}]
+    found = table(data(rows), ASKED, "grpo", columns=True)
+    assert [example.value.get("columns") for example in found.examples] == [
+        {"solution": 5, "tags": {"a": [1]}},
+        {"question": "4 + 3?", "answer": "7"},
+        None,
+    ]
+    plain = table(data(rows), ASKED, "grpo")
+    assert all(example.value.keys() == {"prompt"} for example in plain.examples) and plain.sha256 != found.sha256
+
+
 def test_texts_and_conversations_are_not_asked_together(data: Data) -> None:
     rows = [{"prompt": "a"}, {"prompt": "b"}, {"messages": [ASK, LIMA]}, {"prompt": [ASK]}]
     assert fault(data(rows), ASKED, "ppo") == (

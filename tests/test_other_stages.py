@@ -100,6 +100,34 @@ def assert_trained_as_declared(stages: Stages, id: str, method: str) -> None:
 # rloo and grpo
 
 
+@pytest.mark.parametrize("program", ONLINE)
+def test_a_reward_function_gets_the_columns_of_the_rows_that_its_prompts_come_from(
+    stages: Stages, program: str
+) -> None:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Say {number}"}],
+            "columns": {"solution": number, "images": "a name that TRL takes for its own"}
+            | ({"level": 7} if number == 1 else {}),
+        }
+        for number in range(8)
+    ]
+    ticket = stages.ticket(
+        "rl",
+        program,
+        BASE,
+        METHODS["lora"],
+        dtype="float32",
+        rewards=[function("solved")],
+        rows=rows,
+        keys={"beta": 0.0},
+        **TINY,
+        learning_rate=1e-3,
+        bf16=False,
+    )
+    assert len(run(stages, ticket)) == 2
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("program", ONLINE)
 def test_an_online_stage_trains_what_it_says_and_records_it(stages: Stages, program: str, method: str) -> None:

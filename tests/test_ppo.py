@@ -293,6 +293,7 @@ def test_rewards_are_summed_by_their_weights(stages: Stages) -> None:
             "raises",
             r"the reward function 'raises' of rewards_for_tests.py raised KeyError: 'missing' \(line 21; the first",
         ),
+        ("exits", "the reward function 'exits' of rewards_for_tests.py raised SystemExit: 3"),
         ("too_few", "the reward function 'too_few' of rewards_for_tests.py returned 7 scores for 8 answers"),
         ("not_a_number", "the reward function 'not_a_number' of rewards_for_tests.py returned nan for the prompt '"),
     ],

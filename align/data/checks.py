@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
-from align.data.formats import Example, Kind, normalise, prompt_of
+from align.data.formats import Example, Kind, normalise, prompt_of, with_columns
 from align.data.lengths import Count, Lengths, no_answer_left
 from align.data.messages import Message
 from align.data.pairs import Side
@@ -64,20 +64,29 @@ class Table:
     warnings: list[str] = field(default_factory=list)
 
 
-def load(sources: list[DataSource], *, root: Path, accepts: frozenset[Kind], stage: str, max_faults: int = 20) -> Table:
+def load(
+    sources: list[DataSource],
+    *,
+    root: Path,
+    accepts: frozenset[Kind],
+    stage: str,
+    columns: bool = False,
+    max_faults: int = 20,
+) -> Table:
     """All rows of `sources`, one source after the other; raises one AlignError for all faults together.
 
     Args:
         root: the recipe's folder, where relative paths are looked for after the current folder.
         accepts: the kinds of rows that the stage can train on.
         stage: the stage's name, for messages.
+        columns: prompts keep the other columns of their rows.
         max_faults: how many faults are told one by one before the rest is only counted.
     """
     if not sources:
         raise AlignError(f"stage '{stage}' has no data", "name it with the key data")
     faults: list[AlignError] = []
     examples: list[Example] = []
-    for found in _examples(sources, root, accepts, stage):
+    for found in _examples(sources, root, accepts, stage, columns):
         if isinstance(found, Example):
             examples.append(found)
         else:
@@ -227,12 +236,16 @@ def _raise(faults: list[AlignError], max_faults: int, things: str) -> None:
 
 
 def _examples(
-    sources: list[DataSource], root: Path, accepts: frozenset[Kind], stage: str
+    sources: list[DataSource], root: Path, accepts: frozenset[Kind], stage: str, columns: bool
 ) -> Iterator[Example | AlignError]:
     for source in sources:
         for found in scan(source, root=root):
             try:
-                yield found if isinstance(found, AlignError) else _checked(found, source.format, accepts, stage)
+                if isinstance(found, Row):
+                    checked = _checked(found, source.format, accepts, stage)
+                    yield with_columns(checked, found) if columns else checked
+                else:
+                    yield found
             except AlignError as error:
                 yield error
 

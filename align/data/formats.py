@@ -4,7 +4,8 @@ chat               {"messages": [{"role", "content"}, ...]}
 prompt_completion  {"prompt": text or messages, "completion": text or messages}
 text               {"text": text}
 preference         {"prompt": text or messages, "chosen": the same, "rejected": the same}, "margin": number where given
-prompt             {"prompt": text or messages}: the stage samples the answer itself
+prompt             {"prompt": text or messages}: the stage samples the answer itself; "columns": {name: field}, what
+                   else the row has, where a reward function may ask for it
 
 `tools` stays beside messages where the row has it. Within one row texts and messages are never mixed.
 """
@@ -28,6 +29,14 @@ _GIVE: Final = (
 )
 _PROMPT_NAMES: Final = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 _SHOWN: Final = 8
+
+_NO_COLUMNS: Final = frozenset(
+    {
+        *("prompt", "messages", "conversations", "instruction", "input", "system", "history", "tools"),  # what is asked
+        *("completion", "text", "content", "prompts", "completions", "completion_ids"),  # of the sampled answers
+    }
+)
+"""Columns that reward functions are not given under their name."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,14 @@ def prompt_of(example: Example) -> Example:
         return example
     else:
         asked = {"prompt": value["prompt"]}
-    return Example("prompt", asked | {name: value[name] for name in ("tools",) if name in value}, example.place)
+    kept = {name: value[name] for name in ("tools", "columns") if name in value}
+    return Example("prompt", asked | kept, example.place)
+
+
+def with_columns(example: Example, row: Row) -> Example:
+    """A prompt, and beside it every column of its row that is no part of it, as TRL hands them to reward functions."""
+    columns = {name: field for name, field in row.value.items() if name not in _NO_COLUMNS and field is not None}
+    return Example(example.kind, example.value | ({"columns": columns} if columns else {}), example.place)
 
 
 def _from_text(value: dict[str, Any], place: Place) -> dict[str, Any]:

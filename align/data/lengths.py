@@ -92,7 +92,7 @@ class Lengths:
 
         A token stands for at least one byte, so that only long rows must be tokenised at all.
         """
-        sides = [value for name, value in example.value.items() if name not in ("tools", "margin")]
+        sides = [value for name, value in example.value.items() if name not in ("tools", "margin", "columns")]
         if example.value.get("tools"):
             return False
         size = _SLACK

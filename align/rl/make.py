@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +34,11 @@ def trains_base(ticket: Ticket) -> bool:
 def prompts(job: Job) -> Dataset:
     """The prompts of the job's rows, as TRL's trainers take them."""
     rows = [row for row, group in zip(job.rows, job.groups, strict=True) if group == 0]
-    return job.dataset({"prompt": [row["prompt"] for row in rows]})
+    made: dict[str, list[Any]] = {"prompt": [row["prompt"] for row in rows]}
+    if any("columns" in row for row in rows):
+        # as JSON: a table of Arrow has one type for a column, and TRL takes some names for its own
+        made[scoring.COLUMNS] = [json.dumps(columns) for columns in scoring.columns(rows)]
+    return job.dataset(made)
 
 
 def replay(job: Job, args: Any) -> Stream | None:

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ from align.rl.critic import Passes
 from align.score import Score
 from align.stage import Reward
 
+COLUMNS = "align_columns"  # of a data set of prompts: the other columns of each row, as JSON
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The columns of rows besides their prompts, each with the names of all, None where it has not that one."""
+    found = [row.get("columns", {}) for row in rows]
+    names = dict.fromkeys(name for one in found for name in one)
+    return [{name: one.get(name) for name in names} for one in found]
+
 
 @dataclass(frozen=True)
 class Question:
@@ -29,12 +38,14 @@ class Question:
     Attributes:
         prompts, completions: texts, or conversations and the messages that answer them.
         prompt_ids, completion_ids: their tokens, as the policy saw and sampled them.
+        columns: what else the rows of the prompts have, for each answer, all with the same names; or none at all.
     """
 
     prompts: Sequence[Any]
     completions: Sequence[Any]
     prompt_ids: Sequence[Sequence[int]]
     completion_ids: Sequence[Sequence[int]]
+    columns: Sequence[Mapping[str, Any]] = ()
 
 
 class SharedModel:
@@ -117,7 +128,7 @@ class OwnModel:
 class Function:
     """A reward function of the user's, with the signature that TRL's trainers give theirs.
 
-    `f(prompts, completions, completion_ids, **kwargs) -> list of numbers`, None for an answer that it cannot score.
+    `f(prompts, completions, completion_ids, **columns) -> list of numbers`, None for an answer that it cannot score.
     """
 
     def __init__(self, reward: Reward) -> None:
@@ -131,14 +142,15 @@ class Function:
             AlignError: it raised, or gave something that no scores are.
         """
         called = f"the reward function '{self.name}' of {self.path.name}"
-        given = {
+        names = asked.columns[0] if asked.columns else ()
+        given = {name: [row[name] for row in asked.columns] for name in names} | {
             "prompts": list(asked.prompts),
             "completions": list(asked.completions),
             "completion_ids": [list(ids) for ids in asked.completion_ids],
         }
         try:
             found = self.function(**_taken(self.function, given))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             at = _line(error, self.path)
             what = f"{called} raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(
                 ": "
@@ -277,7 +289,7 @@ def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in given.items() if name in parameters}
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     """Where in the user's file an error came up."""
     line, trace = None, error.__traceback__
     while trace is not None:

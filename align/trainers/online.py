@@ -159,8 +159,9 @@ class Online(Minibatches, OurRows):
     def _scored_by(self, number: int, name: str) -> Any:
         """A reward function as TRL calls it, for one of the ticket's rewards."""
 
-        def scored(prompts: list[Any], completions: list[Any], **_: Any) -> list[float | None]:
-            asked = Question(prompts, completions, self.seen.prompt_ids, self.seen.completion_ids)
+        def scored(prompts: list[Any], completions: list[Any], **given: Any) -> list[float | None]:
+            columns = [json.loads(text) for text in given.get(scoring.COLUMNS, ())]
+            asked = Question(prompts, completions, self.seen.prompt_ids, self.seen.completion_ids, columns)
             scorer = self.scorers[number]
             with nullcontext() if isinstance(scorer, scoring.Function) else self.accelerator.autocast():
                 return list(scorer(asked))
