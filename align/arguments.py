@@ -95,8 +95,19 @@ _AT_LEAST = {
     "warmup_steps": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
+    "steps_per_generation": 1,
+    "num_iterations": 1,
+    "num_generations": 1,
+    "max_completion_length": 1,
+    "top_k": 0,
+    "top_p": 0,
+    "min_p": 0,
 }
-_ABOVE_0 = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
+_ABOVE_0 = (
+    *("num_train_epochs", "logging_steps", "save_steps", "eval_steps"),
+    *("temperature", "epsilon", "epsilon_high", "delta", "repetition_penalty"),
+)
+_AT_MOST_1 = ("top_p", "min_p")
 _SHARES = ("warmup_steps", "logging_steps", "save_steps", "eval_steps")  # below 1 of all steps, else a whole number
 _FEW, _LISTED = 4, 15  # values that a remedy lists always, and at most
 
@@ -180,11 +191,20 @@ def _value_fault(argument: Argument, value: Any) -> Fault | None:
         return Fault(name, f"'{{key}}' must be at least {_AT_LEAST[name]}, not {value}", help_)
     if is_number and name in _ABOVE_0 and value <= 0:
         return Fault(name, f"'{{key}}' must be above 0, not {value}", help_)
+    if is_number and name in _AT_MOST_1 and value > 1:
+        return Fault(name, f"'{{key}}' must be at most 1, not {value}", help_)
+    if name == "reward_clip_range" and value is not None and not _is_range(value):
+        return Fault(name, "'{key}' must be two numbers, the lower first", help_)
     if is_number and name in _SHARES and value > 1 and value != int(value):
         return Fault(name, f"'{{key}}' must be a share of all steps below 1, or a whole number, not {value}", help_)
     if name == "max_steps" and is_number and value < 1 and value != argument.default:
         return Fault(name, f"'{{key}}' must be at least 1, not {value}", "leave it out to train `num_train_epochs`")
     return None
+
+
+def _is_range(value: Any) -> bool:
+    numbers = [one for one in value if type(one) in (int, float)] if isinstance(value, list) else []
+    return len(numbers) == 2 == len(value) and numbers[0] < numbers[1]
 
 
 def _nearest_of(word: str, allowed: tuple[str, ...]) -> str:

@@ -74,6 +74,8 @@ def _of_training(loaded: Loaded, plan: StagePlan) -> Iterator[AlignError]:
             yield _absent(loaded, (*at, "optim"), distribution)
     if plan.training.get("use_liger_kernel") and not _importable("liger_kernel"):
         yield _absent(loaded, (*at, "use_liger_kernel"), "liger-kernel")
+    if plan.training.get("use_vllm") and not _importable("vllm"):
+        yield _absent(loaded, (*at, "use_vllm"), "vllm")
 
 
 def _absent(loaded: Loaded, at: Loc, distribution: str) -> AlignError:

@@ -243,6 +243,9 @@ def _contradictions(read: Document, plan: StagePlan, processes: int) -> list[Ali
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
     if "prompt" in stage.rows:
         found += _rollouts(plan, processes)
+        if "ptx_coef" in plan.keys.model_fields_set and not (plan.replay and plan.replay.ratio > 0):
+            what = f"'ptx_coef' weighs the loss of replayed rows, and stage '{plan.id}' has no replay"
+            found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
     lora = getattr(plan.method_keys, "lora", None)
     if "prompt" in stage.rows and lora is not None:
         if lora.bias != "none":
@@ -255,7 +258,7 @@ def _contradictions(read: Document, plan: StagePlan, processes: int) -> list[Ali
 
 
 def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:
-    """Whether the answers of a rollout are at least two, and of each prompt as many as it is to have."""
+    """Whether a rollout has answers to compare, of each prompt as many as it is to have, and ends with an update."""
     training = plan.training
     steps = training.get("steps_per_generation") or training["gradient_accumulation_steps"]
     sizes = (training["per_device_train_batch_size"], steps, training.get("num_generations", 1))
@@ -268,6 +271,18 @@ def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:
     if answers % each:
         what = f"a rollout of stage '{plan.id}' has {answers} answers (per_device_train_batch_size x "
         what += f"steps_per_generation x processes), which is no multiple of num_generations, {each}"
+        return [("training", what, "change one of these")]
+    if each < 2 <= plan.program.stage.defaults["all"].get("num_generations", 1):
+        what = f"stage '{plan.id}' judges an answer against the others to its prompt, and num_generations is {each}"
+        return [
+            ("training", what, "write `num_generations: 2` or more, or take a stage `ppo`, whose critic needs none")
+        ]
+    passes, of_update = steps * training.get("num_iterations", 1), training["gradient_accumulation_steps"]
+    if isinstance(of_update, int) and of_update > 0 and passes % of_update:
+        what = (
+            f"a rollout of stage '{plan.id}' is {passes} passes (steps_per_generation x num_iterations), which is no "
+        )
+        what += f"multiple of gradient_accumulation_steps, {of_update}: an update would mix two rollouts"
         return [("training", what, "change one of these")]
     return []
 

@@ -61,6 +61,11 @@ class _Error:
         """Whether the value is of another kind altogether."""
         return self.detail["type"] in _KINDS
 
+    @property
+    def is_other_word(self) -> bool:
+        """Whether a word was wanted, such as `auto`, and the value is no text."""
+        return self.detail["type"] == "literal_error" and not isinstance(self.detail["input"], str)
+
 
 def validate(document: Document, model: type[M], data: Any, at: Loc = ()) -> M:
     """Check `data`, which stands at `at` in the document, against a typed model.
@@ -143,7 +148,7 @@ def _settled(errors: list[_Error]) -> Iterator[list[_Error]]:
             continue
         done.add(point)
         of_union = [e for e in errors if e.branches and e.branches[0][0] == depth and e.loc[:depth] == point[0]]
-        wrong_kind = {e.branches[0][1] for e in of_union if e.is_shape and len(e.loc) == depth}
+        wrong_kind = {e.branches[0][1] for e in of_union if (e.is_shape or e.is_other_word) and len(e.loc) == depth}
         meant = [e for e in of_union if e.branches[0][1] not in wrong_kind]
         if meant:
             yield from _settled([_Error(e.loc, e.branches[1:], e.detail) for e in meant])
@@ -168,6 +173,7 @@ def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, s
         kinds = list(dict.fromkeys(_KINDS[error.detail["type"]] for error in group if error.is_shape))
         if any(_takes_text(found) for found in _models(_annotation(model, loc))):
             kinds.insert(0, "text")
+        kinds += [error.detail["ctx"]["expected"] for error in group if error.is_other_word]
         what = f"'{path}' must be {one_of(kinds)}, not {shown(value)}"
         return what, _as_mapping(model, loc, value) if kinds == ["a mapping"] else ""
     if kind == "extra_forbidden":
