@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 # Set for the child unless the user has set them.
@@ -28,6 +29,8 @@ def quiet() -> None:
     """The same settings for a model that is loaded in this process."""
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
+    if not sys.warnoptions:  # what libraries say to each other; the child's go into its log
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
 def start(run: Path, processes: int, log: Path) -> subprocess.Popen[bytes]:
