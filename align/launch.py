@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -29,7 +30,9 @@ def quiet() -> None:
     """The same settings for a model that is loaded in this process."""
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    if not sys.warnoptions:  # what libraries say to each other; the child's go into its log
+    # what libraries say to each other; of the child it goes into its log
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
