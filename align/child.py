@@ -105,16 +105,17 @@ class Child:
             raise KeyboardInterrupt
         step = self.watcher.state.get("step")
         at = f"at step {step} of stage '{stage}'" if step else f"at the start of stage '{stage}'"
+        memory = ""
         if code < 0:
             name = signal.Signals(-code).name
             cause = " (out of memory, most often)" if name == "SIGKILL" else ""
             what = f"the training process was ended by the system with {name}{cause}, {at}"
+            if cause:
+                known = rundir.read_json(here.ticket, {}).get("parameterization", {}).get("method")
+                other = "" if known == "qlora" else " or use qlora"
+                memory = f"; to need less memory lower per_device_train_batch_size{other}"
         else:
             what = f"the training process ended with code {code}, {at}"
         log = here.log if here.log.is_file() else self.dir.child_log
-        return AlignError(
-            what,
-            "run the same command again and it resumes; to need less memory lower "
-            f"per_device_train_batch_size or use qlora; the log is {log}",
-            exit=Exit.STAGE_FAILED,
-        )
+        remedy = f"run the same command again and it resumes{memory}; the log is {log}"
+        return AlignError(what, remedy, exit=Exit.STAGE_FAILED)

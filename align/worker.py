@@ -127,8 +127,11 @@ def _out_of_memory(ticket: Ticket) -> AlignError:
     doubled = "gradient_accumulation_steps"
     if "steps_per_generation" in ticket.training:  # a rollout stays as large as it was
         doubled = f"{doubled} and steps_per_generation"
-    remedy = f"halve training.per_device_train_batch_size and double {doubled}, turn gradient_checkpointing on, or use "
-    return AlignError(f"stage '{ticket.stage}' ran out of memory", f"{remedy}qlora", exit=Exit.STAGE_FAILED)
+    ways = [f"halve training.per_device_train_batch_size and double {doubled}", "turn gradient_checkpointing on"]
+    if ticket.parameterization["method"] != "qlora":
+        ways.append("use qlora")
+    remedy = f"{', '.join(ways[:-1])}, or {ways[-1]}"
+    return AlignError(f"stage '{ticket.stage}' ran out of memory", remedy, exit=Exit.STAGE_FAILED)
 
 
 def _unexpected(error: Exception, ticket: Ticket) -> AlignError:
