@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align import arguments, chain, document, parameterization, pipeline, shelf
+from align import arguments, contradictions, document, parameterization, pipeline, shelf
 from align.base import LAB
 from align.document import Document
 from align.errors import AlignError, FaultList
@@ -193,98 +193,10 @@ def check(read: Document, root: Path) -> Loaded:
         plan = _plan(recipe, node, entry.keys, entry.method or default)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
-        faults.found += _contradictions(read, plan, recipe.launch.processes)
-    warnings += _check_hand_overs(read, plans, faults)
+        faults.found += contradictions.of_stage(read, plan, recipe.launch.processes)
+    warnings += contradictions.of_chain(read, plans, faults)
     faults.raise_any()
     return Loaded(recipe, plans, read, root, warnings)
-
-
-def _check_hand_overs(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> list[str]:
-    """Whether each stage's parameterization can go on from those of the stages before it; notes on what changes."""
-    policies: dict[str, list[chain.Layer]] = {pipeline.BASE: []}
-    held: dict[str, Any] = {}
-    notes = []
-    for plan in plans:
-        own = chain.Layer(plan.method, plan.method_keys, plan.id)
-        try:
-            policies[plan.id] = chain.after(policies[plan.policy], own)
-            _check_copies(plan, policies)
-        except AlignError as error:
-            policies[plan.id] = [own]
-            faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
-        held[plan.id] = None if plan.trains_base else plan.method.quantization(plan.method_keys)
-        if plan.policy in held and not plan.trains_base and held[plan.policy] != held[plan.id]:
-            what = f"'{plan.policy}' was trained over a base in another precision (4 or 8 bits, or none)"
-            notes.append(f"stage {plan.id}: {what}, so that it starts from a policy that is a little off")
-    return notes
-
-
-def _check_copies(plan: StagePlan, policies: Mapping[str, Sequence[chain.Layer]]) -> None:
-    """Raises AlignError where a critic of its own would start from what cannot be merged into one."""
-    if getattr(plan.keys, "critic", None) != "model":
-        return
-    start = plan.rewards[0] if plan.rewards else plan.policy
-    stuck = next((layer for layer in policies.get(start, []) if not layer.traits.merges), None)
-    if stuck is not None:
-        what = f"the critic of stage '{plan.id}', a model of its own, would start from '{start}', whose "
-        what += f"{stuck.keys.method} cannot be merged"
-        raise AlignError(what, "use `critic: adapter` or `critic: head`")
-
-
-def _contradictions(read: Document, plan: StagePlan, processes: int) -> list[AlignError]:
-    """What of a stage does not go with its parameterization."""
-    stage, method = plan.program.stage, plan.method_keys.method
-    quantized = plan.method.quantization(plan.method_keys) is not None
-    found = plan.keys.contradictions(method=method, trains_base=plan.trains_base, quantized=quantized)
-    if (stage.gives == "reward" or "prompt" in stage.rows) and not plan.method.traits(plan.method_keys).inside:
-        what = (
-            f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"
-        )
-        found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
-    if "prompt" in stage.rows:
-        found += _rollouts(plan, processes)
-        if "ptx_coef" in plan.keys.model_fields_set and not (plan.replay and plan.replay.ratio > 0):
-            what = f"'ptx_coef' weighs the loss of replayed rows, and stage '{plan.id}' has no replay"
-            found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
-    lora = getattr(plan.method_keys, "lora", None)
-    if "prompt" in stage.rows and lora is not None:
-        if lora.bias != "none":
-            what = f"stage '{plan.id}' cannot train biases of the base: the reference has them too, and would move"
-            found.append(("parameterization", what, "write `bias: none`"))
-        if lora.modules_to_save and getattr(plan.keys, "critic", "head") in ("auto", "adapter"):
-            what = f"stage '{plan.id}' trains modules whole, and its critic `adapter` would take their place"
-            found.append(("parameterization", what, "use `critic: head` or `critic: model`, or leave them out"))
-    return [read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found]
-
-
-def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:
-    """Whether a rollout has answers to compare, of each prompt as many as it is to have, and ends with an update."""
-    training = plan.training
-    steps = training.get("steps_per_generation") or training["gradient_accumulation_steps"]
-    sizes = (training["per_device_train_batch_size"], steps, training.get("num_generations", 1))
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        return []  # refused as arguments
-    answers, each = sizes[0] * steps * processes, sizes[2]
-    if answers < 2:
-        what = f"stage '{plan.id}' would learn from one answer at a time, and there is nothing to compare it with"
-        return [("training", what, "raise `steps_per_generation` or `per_device_train_batch_size`")]
-    if answers % each:
-        what = f"a rollout of stage '{plan.id}' has {answers} answers (per_device_train_batch_size x "
-        what += f"steps_per_generation x processes), which is no multiple of num_generations, {each}"
-        return [("training", what, "change one of these")]
-    if each < 2 <= plan.program.stage.defaults["all"].get("num_generations", 1):
-        what = f"stage '{plan.id}' judges an answer against the others to its prompt, and num_generations is {each}"
-        return [
-            ("training", what, "write `num_generations: 2` or more, or take a stage `ppo`, whose critic needs none")
-        ]
-    passes, of_update = steps * training.get("num_iterations", 1), training["gradient_accumulation_steps"]
-    if isinstance(of_update, int) and of_update > 0 and passes % of_update:
-        what = (
-            f"a rollout of stage '{plan.id}' is {passes} passes (steps_per_generation x num_iterations), which is no "
-        )
-        what += f"multiple of gradient_accumulation_steps, {of_update}: an update would mix two rollouts"
-        return [("training", what, "change one of these")]
-    return []
 
 
 def _in_file(fault: AlignError) -> tuple[str, int, int]:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from align import launch
 from align.rl import rollouts
 from benchmarks import clock
-from benchmarks.ppo import COEF, MINIBATCH, NEW_TOKENS, PASSES, RATE, ROLLOUT, TOY, Bench
+from benchmarks.ppo_toy import COEF, MINIBATCH, NEW_TOKENS, PASSES, RATE, ROLLOUT, TOY, Bench
 
 SEEDS = (1, 2, 3)
 EPISODES = 2560

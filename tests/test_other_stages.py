@@ -29,9 +29,10 @@ from align.rundir import RunDir
 from align.stage import Policy, Reward, Ticket
 from align.trainers.grpo import GrpoTrainer
 from align.trainers.kto import KL_REFERENCE, REFERENCE, KtoTrainer, other_answers
-from align.trainers.online import Online, TrlLoss
+from align.trainers.online import Online
 from align.trainers.rloo import RlooTrainer
 from align.trainers.rows import OurRows
+from align.trainers.trl_loss import TrlLoss
 from models import BASE, FULL, LORA, Stages, changed, lab_tokenizer, preferences, settings
 from test_ppo import function
 from test_trl_online import OF_ONLINE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trl import RLOOTrainer
 
-from align.trainers.online import TrlLoss
+from align.trainers.trl_loss import TrlLoss
 
 
 class RlooTrainer(TrlLoss, RLOOTrainer):
