@@ -13,11 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from align import base as bases
 from align import rundir, shelf
+from align.data.formats import GIVEN
 from align.errors import AlignError, Place
 from align.stage import Policy, Reward, StageKeys
-
-GIVEN = ("prompts", "completions", "completion_ids")
-"""What a reward function is given besides the columns of the rows."""
 
 _FUNCTION = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 

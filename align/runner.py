@@ -366,6 +366,7 @@ def write_recipe(path: Path, loaded: Loaded) -> None:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.width = 100
+    # in the recipe's order; ruamel's types know only the default, None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(recipe.resolved(loaded), out)
     text = "# written by align: the recipe with every default and inherited value\n" + out.getvalue()

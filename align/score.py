@@ -82,7 +82,7 @@ def of_adapter(folder: Path, device: torch.device) -> Score:
         AlignError: there is none.
     """
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-        stored = {name.rpartition(".")[2]: tensors.get_tensor(name) for name in tensors.keys() if is_head(name)}  # noqa: SIM118
+        stored = {name.rpartition(".")[2]: tensors.get_tensor(name) for name in tensors.keys() if is_head(name)}  # noqa: SIM118 - no mapping
     if "weight" not in stored:
         what = f"the adapter in '{folder}' was saved without the head '{SCORE}'"
         raise AlignError(what, "train the reward model again")

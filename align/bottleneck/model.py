@@ -46,7 +46,7 @@ class BottleneckModel(BaseTuner):
         below = model.__dict__.pop("peft_config", None)
         try:
             super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
-        except Exception:
+        except Exception:  # whatever PEFT raises: the model is given back as it came
             if below is not None:
                 model.peft_config = below
             raise

@@ -56,6 +56,7 @@ class _PeftFinder:
                 execute(module)
                 register()
 
+            # on this loader alone: a loader of ours would be seen by whoever asks the spec
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 

@@ -30,13 +30,11 @@ _GIVE: Final = (
 _PROMPT_NAMES: Final = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 _SHOWN: Final = 8
 
-_NO_COLUMNS: Final = frozenset(
-    {
-        *("prompt", "messages", "conversations", "instruction", "input", "system", "history", "tools"),  # what is asked
-        *("completion", "text", "content", "prompts", "completions", "completion_ids"),  # of the sampled answers
-    }
-)
-"""Columns that reward functions are not given under their name."""
+GIVEN: Final = ("prompts", "completions", "completion_ids")
+"""What a reward function is given besides the columns of the rows."""
+
+_ASKED: Final = {"prompt", "messages", "conversations", "instruction", "input", "system", "history", "tools"}
+_NO_COLUMNS: Final = frozenset({*_ASKED, *GIVEN, "completion"})  # the last TRL keeps back too
 
 
 @dataclass(frozen=True)

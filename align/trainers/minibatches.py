@@ -14,14 +14,18 @@ import torch
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
+    from trl import RLOOTrainer as Trainer
+
     from align.rl.critic import Passes
+else:
+    Trainer = object
 
 Batch = dict[str, Any]
 
 _NUMBER = "minibatch"  # of an answer, in what TRL makes of a rollout
 
 
-class Minibatches:
+class Minibatches(Trainer):
     """Mixed in before a TRL trainer that samples answers; each method calls `super()`."""
 
     args: Any
@@ -39,7 +43,7 @@ class Minibatches:
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, batch_size: Any = None, **rest: Any
     ) -> Any:
         """A whole rollout, which TRL passes on with a `batch_size` and without a gradient, minibatch by minibatch."""
-        inner: Any = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
+        inner: Any = super()._get_per_token_logps_and_entropies
         if batch_size is None or not self.grouped or rest.get("compute_entropy") or rest.get("compute_aux_loss"):
             return inner(model, input_ids, attention_mask, logits_to_keep, batch_size, **rest)
         order = by_length(attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:], batch_size)
@@ -56,12 +60,12 @@ class Minibatches:
         return torch.cat(found)[back], None, None
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> Batch:
-        out: Batch = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        out: Batch = super()._generate_and_score_completions(inputs)
         size = self.args.per_device_train_batch_size
         return out | {_NUMBER: by_length(out["prompt_mask"], out["completion_mask"], size).argsort() // size}
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        batch = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+        batch = super()._prepare_inputs(generation_batch)
         if not self.grouped or not self.model.training:
             return batch
         steps = self.args.steps_per_generation

@@ -6,6 +6,7 @@ and for a full model the path in its config. This one is right for every paramet
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class _NoReference(nn.Module):
         """Never called: the reference is in the rows."""
 
 
-class KeptReference(OurRows):
+class KeptReference(OurRows, ABC):
     """Mixed in before a TRL trainer that compares answers with a reference.
 
     Args:
@@ -71,9 +72,9 @@ class KeptReference(OurRows):
             rows = rows.add_column(column, stored[column].tolist())
         return rows
 
+    @abstractmethod
     def reference_log_probs(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """Summed log-probabilities of a collated batch's answers, (columns, rows)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _over(self, rows: Dataset, used: Sequence[int], columns: Sequence[str]) -> dict[str, torch.Tensor]:
