@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,3 +234,8 @@ def _told(name: str, revision: str | None) -> Iterator[None]:
             raise AlignError(what, "free some disk, or set HF_HOME to another one", exit=Exit.MACHINE) from None
         what = f"the model '{name}' is not in the local cache, and the Hub cannot be reached"
         raise AlignError(what, f"connect, or fetch it where there is a network: hf download {name}") from None
+
+
+def replaced_tokens(keys: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a recipe's `model` names in place of the tokenizer's own."""
+    return {name: str(keys[name]) for name in ("eos_token", "pad_token") if keys.get(name)}

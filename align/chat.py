@@ -28,8 +28,7 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     from align import model as models
     from align.switch import Switch
 
-    code = bool(ticket.model.get("trust_remote_code"))
-    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, trust_remote_code=code)
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     model = Switch(folder, ticket, outcome)
     asking = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -74,9 +73,10 @@ def reply(
     import torch
 
     from align.data import encode
+    from align.data.tokenizer import TextTokenizer
 
-    text = encode.chat(tokenizer, messages, prompt=True) if tokenizer.chat_template else messages[-1]["content"]
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=tokenizer.chat_template is None).to(model.device)
+    asked = messages if tokenizer.chat_template else messages[-1]["content"]
+    ids = torch.tensor(encode.prompt_ids([asked], TextTokenizer.of(tokenizer)), device=model.device)
     sampling = (
         {"do_sample": True, "temperature": temperature}
         if temperature > 0
@@ -87,10 +87,10 @@ def reply(
         torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16),
     ):
         out = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             **sampling,
         )
-    return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()

@@ -15,7 +15,8 @@ from align import adapters, rundir
 from align import model as models
 from align.branches import PROMPTS, Comparison
 from align.data import encode
-from align.data.formats import Example, prompt_of
+from align.data.formats import Example, Kind, prompt_of
+from align.data.tokenizer import TextTokenizer
 from align.errors import Place
 from align.rl import scoring
 from align.rl.scoring import Question
@@ -29,14 +30,10 @@ def compare(run: RunDir, asked: Comparison) -> None:
     """Write `comparison.json`: for each policy the mean score of its sampled answers, their KL to the parent in nats an
     answer, and their length in tokens."""
     started = time.process_time()
-    tokenizer = models.load_tokenizer(
-        next(iter(asked.policies.values())).base.path,
-        asked.chat_template,
-        trust_remote_code=bool(asked.model.get("trust_remote_code")),
-    )
+    tokenizer = models.load_tokenizer(next(iter(asked.policies.values())).base.path, asked.chat_template, asked.model)
     rows = _prompts(run, asked)
     prompts = [row["prompt"] for row in rows]
-    ids = [_ids(prompt, tokenizer) for prompt in prompts]
+    ids = encode.prompt_ids(prompts, TextTokenizer.of(tokenizer))
     answers: dict[str, list[list[int]]] = {}
     own: dict[str, torch.Tensor] = {}
     for id, policy in asked.policies.items():
@@ -92,18 +89,12 @@ def _prompts(run: RunDir, asked: Comparison) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         row = json.loads(line)
-        kind = "chat" if "messages" in row else "prompt"
-        value = prompt_of(Example(kind, row, Place(asked.prompts.path))).value  # type: ignore[arg-type]
+        kind: Kind = "chat" if "messages" in row else "prompt"
+        value = prompt_of(Example(kind, row, Place(asked.prompts.path))).value
         found.setdefault(json.dumps(value["prompt"]), value)
         if len(found) == PROMPTS:
             break
     return list(found.values())
-
-
-def _ids(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    return list(tokenizer(encode.chat(tokenizer, prompt, prompt=True), add_special_tokens=False)["input_ids"])
 
 
 def _autocast(asked: Comparison) -> torch.autocast:

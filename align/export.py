@@ -82,8 +82,7 @@ def _merged(run: RunDir, ticket: Ticket, policy: Policy, out: Path, dtype: str) 
     from align.handover import prompts
     from align.work import read_rows
 
-    code = bool(ticket.model.get("trust_remote_code"))
-    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, trust_remote_code=code)
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     folder = str(run.root / policy.weights) if policy.weights else policy.base.path
     held = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
     base = models.load_weights(folder, ticket.model, held, policy.quantization)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from align import adapters, chain, parameterization, score
 from align import model as models
 from align.data import encode
+from align.data.tokenizer import TextTokenizer
 from align.rundir import RunDir
 from align.stage import Adapter, Gives, Ticket
 
@@ -118,7 +119,7 @@ def prompts(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> l
     """Token ids of rows to compare two models on: conversations and texts, the better answers of pairs, prompts."""
     plain = [_whole(row) for row in rows if "chosen" not in row]
     plain += [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows if "chosen" in row]
-    return encode.for_language_modeling(plain, tokenizer, completion_only=False)[0]
+    return [row.ids for row in encode.encoded(plain, TextTokenizer.of(tokenizer))]
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 Record = dict[str, Any]
+ENCODING_SECONDS = 2.0  # between two lines on how far the encoding of rows is
 _TENSORBOARD = os.environ.get("TENSORBOARD_LOGGING_DIR")  # as the user set it, before any stage sets its own
 
 
@@ -116,6 +117,26 @@ class Job:
 
         return Dataset.from_dict(columns)
 
+    def table(self, name: str, batches: Iterator[dict[str, list[Any]]], rows: int) -> Dataset:
+        """A Dataset of token columns on disk, of which memory holds no more than a batch.
+
+        Args:
+            name: of its file in the folder of the stage.
+            batches: columns by name, as the functions of align.data.tokens yield them; used by the first process alone.
+            rows: about how many there will be, for the progress that is shown.
+        """
+        from accelerate import PartialState
+        from datasets import Dataset
+
+        from align.data import table
+
+        path, told = self.dir.tokens / f"{name}.arrow", _Encoding(self.dir.metrics, rows)
+        state = PartialState()
+        if state.is_main_process:
+            table.write(path, batches, told)
+        state.wait_for_everyone()
+        return Dataset.from_file(str(path))
+
     def fit(self, trainer: Trainer) -> dict[str, float]:
         """Train to the end, from the last whole checkpoint if there is one.
 
@@ -187,6 +208,20 @@ class Job:
                     f"lower `stages.{self.ticket.stage}.training.learning_rate`, or train in float32",
                     exit=Exit.STAGE_FAILED,
                 )
+
+
+class _Encoding:
+    """Says how far the encoding of rows is, where it takes a while."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self.path, self.rows, self.time = path, rows, time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.time >= ENCODING_SECONDS:
+            self.time = now
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"encoded": done, "rows": self.rows, "time": time.time()}) + "\n")
 
 
 def _close(trackers: list[str]) -> None:

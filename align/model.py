@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from align import score
-from align.base import heads
+from align.base import heads, replaced_tokens
 from align.errors import AlignError, Exit
 from align.score import SCORE
 from align.stage import Gives
@@ -38,19 +39,23 @@ def native_bf16() -> bool:
     return "AVX512" in capability and bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
-def load_tokenizer(
-    folder: str, chat_template: str | None, *, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str, chat_template: str | None, keys: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a padding token.
 
     Args:
         chat_template: the text of the recipe's own; None keeps the base's.
+        keys: the recipe's `model`, which may name other special tokens.
     """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    code = bool(keys.get("trust_remote_code"))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
+    for name, token in replaced_tokens(keys).items():
+        setattr(tokenizer, name, token)
     if tokenizer.eos_token is None:
-        raise AlignError("the tokenizer of the base has no end token", "set eos_token in its tokenizer_config.json")
+        raise AlignError(
+            "the tokenizer of the base names no end token", "name one of its tokens with `model.eos_token`"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -128,6 +133,7 @@ def pin_4bit_layout(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
+            # torch's types take every attribute of a module for a tensor
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 

@@ -10,17 +10,19 @@ from typing import Any
 from align import arguments, machine, module_names, rundir
 from align import base as bases
 from align.base import Base
-from align.data import checks, mixing, template
+from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
+from align.data.each_turn import each_turn
+from align.data.encode import Turns
 from align.data.files import READERS, ending
-from align.data.formats import Example, Kind
+from align.data.formats import GIVEN, Example, Kind
 from align.data.hub import is_id
 from align.data.sources import LAB, DataSource
 from align.errors import AlignError, FaultList, Faults
 from align.forgetting import leaks, probes
 from align.machine import check_disk
-from align.recipe import Loaded, StagePlan
-from align.rewards import GIVEN, Finder, RewardedKeys
+from align.recipe import Loaded, ModelKeys, StagePlan
+from align.rewards import Finder, RewardedKeys
 from align.rundir import RunDir
 from align.stage import Reward, Rows
 from align.validation import Loc
@@ -213,7 +215,7 @@ class _Checking:
 
     def against_model(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
         """Whether the model can take the rows: a chat template where one is needed, answers within max_length."""
-        folder = base.path
+        folder, model = base.path, self.loaded.recipe.model
         assert folder is not None
         try:
             talking = [id for id, found in rows.items() if any(_is_chat(example) for example in found.all)]
@@ -224,10 +226,14 @@ class _Checking:
                 what = f"the base '{self.loaded.recipe.model.base}' has no chat template, and {named} {train} on chats"
                 remedy = "write `chat_template: plain` under `model:`, or name a .jinja file there"
                 raise AlignError(what, remedy)
-            lengths = _lengths(self.loaded.recipe.model.base, folder, own)
+            lengths = _lengths(self.loaded.recipe.model, folder, own)
         except AlignError as error:
             self._add(error, ("model", "base"))
             return
+        if lengths is not None:
+            for key, fault in ends.check(lengths.tokenizer, model.base, bases.replaced_tokens(model.model_dump())):
+                self._add(fault, ("model", key))
+            self.notes += ends.notes(lengths.tokenizer, folder) if talking else []
         for plan in self.loaded.stages:
             if plan.id in rows:
                 rows[plan.id] = self._fitting(plan, rows[plan.id], lengths)
@@ -242,13 +248,18 @@ class _Checking:
         mode, drop = plan.training.get("truncation_mode", "keep_start"), plan.keys.too_long == "drop"
         if plan.program.stage.gives == "reward":
             mode = "whole"  # what is scored stands at the end of an answer
+        limit = _max_length(plan)
+        turns: Turns = "all" if getattr(plan.keys, "turns", "all") == "all" else "last"
 
         def fitting(examples: list[Example]) -> list[Example]:
             with self.faults.collect():
-                examples, warnings = checks.fitting(examples, lengths, _max_length(plan), mode, drop=drop)
+                examples, warnings = checks.fitting(examples, lengths, limit, mode, drop=drop, turns=turns)
                 self.notes.extend(f"stage {plan.id}: {text}" for text in warnings)
             return examples
 
+        if getattr(plan.keys, "turns", "all") == "each":
+            replayed = replace(rows.replay, examples=each_turn(rows.replay.examples)) if rows.replay else None
+            rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), replayed)
         replay = replace(rows.replay, examples=fitting(rows.replay.examples)) if rows.replay else None
         return StageRows(fitting(rows.train), fitting(rows.evaluation), replay)
 
@@ -317,14 +328,14 @@ def _is_chat(example: Example) -> bool:
     return example.kind == "chat" or isinstance(example.value.get("prompt"), list)
 
 
-def _lengths(name: str, folder: Path, own: str | None) -> Lengths | None:
+def _lengths(model: ModelKeys, folder: Path, own: str | None) -> Lengths | None:
     try:
-        return Lengths.of(folder, own)
+        return Lengths.of(folder, own, bases.replaced_tokens(model.model_dump()))
     except AlignError:
         raise
     except Exception as error:  # tokenizers raises nothing more special
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        what = f"the tokenizer.json of the model '{name}' cannot be read: {reason}"
+        what = f"the tokenizer.json of the model '{model.base}' cannot be read: {reason}"
         raise AlignError(what, "save the tokenizer again, or copy the model again") from None
 
 

@@ -81,6 +81,9 @@ class Watcher:
             if "alarm" in entry:
                 self.say(f"[yellow]alarm[/yellow] {self.stage}: {escape(entry['alarm'])}")
                 continue
+            if "encoded" in entry:
+                self._encoding(entry)
+                continue
             self.first = self.first if self.state else entry
             self.state |= entry
         step, total = self.state.get("step"), self.state.get("max_steps")
@@ -92,6 +95,13 @@ class Watcher:
         elif step / total - self.said >= PLAIN_EVERY or (step >= total and self.said < 1):
             self.said = step / total
             self.say(f"{self.stage}  {step}/{total}  {self._figures()}{self._left(step, total)}")
+
+    def _encoding(self, entry: dict[str, Any]) -> None:
+        """How many rows have become tokens, before the first step."""
+        if self.bars is not None and self.task is not None:
+            self.bars.update(self.task, completed=entry["encoded"], total=entry["rows"], figures="encoding rows")
+        else:
+            self.say(f"{self.stage}  encoding rows  {entry['encoded']:,}/{entry['rows']:,}")
 
     def _new(self) -> list[dict[str, Any]]:
         try:

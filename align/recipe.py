@@ -41,6 +41,8 @@ class ModelKeys(_Keys):
     )
     attn_implementation: str | None = Field(None, description=f"as in transformers: {', '.join(ATTENTION)}")
     chat_template: str | None = Field(None, description="a .jinja file, or `plain`, for a base that has none")
+    eos_token: str | None = Field(None, min_length=1, description="ends an answer, in place of the tokenizer's own")
+    pad_token: str | None = Field(None, min_length=1, description="fills rows up, in place of the tokenizer's own")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; said aloud")
 
     @field_validator("attn_implementation")

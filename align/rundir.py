@@ -69,6 +69,11 @@ class StageDir:
         return self.root / "measurements"
 
     @property
+    def tokens(self) -> Path:
+        """The rows as the trainer takes them, while the stage is at work."""
+        return self.root / "tokens"
+
+    @property
     def spectrum(self) -> Path:
         """What `method: spectrum` measured and chose."""
         return self.root / "spectrum.json"

@@ -69,11 +69,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     here = run.stage(ticket.stage)
-    tokenizer = models.load_tokenizer(
-        ticket.policy.base.path,
-        ticket.chat_template,
-        trust_remote_code=bool(ticket.model.get("trust_remote_code")),
-    )
+    tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     job = _job(run, ticket, tokenizer, interrupted)
     bench_probes = _probes(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
     program = _program(ticket)
@@ -94,6 +90,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         what = f"the parameterization of stage '{ticket.stage}' leaves no weight to train"
         raise AlignError(what, f"mend the keys of `{ticket.parameterization['method']}`")
     metrics = program.stage.train(job)
+    shutil.rmtree(here.tokens, ignore_errors=True)
     seconds, cpu = clock.seconds()
     gc.collect()  # the trainer, its optimizer and what stood beside the policy are held by cycles
     if torch.cuda.is_available():

@@ -38,7 +38,7 @@ def bench(precision: str, noise: float) -> Bench:
     torch.manual_seed(0)
     weight = loaded.get_input_embeddings().weight.data
     weight += torch.randn_like(weight) * weight.std() * noise
-    tokenizer = model.load_tokenizer(str(lab.MODEL_DIR), None)
+    tokenizer = model.load_tokenizer(str(lab.MODEL_DIR), None, {})
     return Bench(loaded, tokenizer, autocast=precision != "float32" and model.native_bf16())
 
 

@@ -83,13 +83,13 @@ class Trainings:
         if self.stage == "sft":
             args = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
             rows = synthetic.sft_rows(BATCH * total)
-            columns = tokens.language_modeling(rows, None, self.tokenizer, args, completion_only=True)
+            columns = tokens.together(tokens.language_modeling(rows, None, self.tokenizer, args, completion_only=True))
             kind = SftTrainer if ours else SFTTrainer
             return kind(args=args, train_dataset=Dataset.from_dict(columns), **common)
         args = DPOConfig(**settings, precompute_ref_log_probs=True)
         pairs = synthetic.preference_rows(BATCH * total)
         if ours:
-            data = Dataset.from_dict(tokens.preference(pairs, self.tokenizer, args))
+            data = Dataset.from_dict(tokens.together(tokens.preference(pairs, self.tokenizer, args)))
             reference = self.root / f"reference{self.runs}.safetensors"
             return DpoTrainer(args=args, train_dataset=data, reference_file=reference, **common)
         return DPOTrainer(args=args, train_dataset=Dataset.from_list(pairs), **common)

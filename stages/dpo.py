@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from align.stage import Stage, StageKeys
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from align.job import Job
 
 LOSSES = (
@@ -97,14 +99,17 @@ def train(job: Job) -> dict[str, float]:
         label_smoothing=keys.label_smoothing,
         precompute_ref_log_probs=True,
     )
-    held = tokens.preference(job.evaluation, job.tokenizer, args) if job.evaluation else None
+
+    def pairs(name: str, rows: list[dict[str, Any]]) -> Dataset:
+        return job.table(name, tokens.preference(rows, job.tokenizer, args), len(rows))
+
     trainer = DpoTrainer(
         model=job.model,
         args=args,
         processing_class=job.tokenizer,
         reference_file=job.dir.reference,
-        train_dataset=job.dataset(tokens.preference(job.rows, job.tokenizer, args)),
-        eval_dataset=job.dataset(held) if held else None,
+        train_dataset=pairs("train", job.rows),
+        eval_dataset=pairs("eval", job.evaluation) if job.evaluation else None,
     )
     return job.fit(trainer)
 

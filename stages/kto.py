@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from align.stage import Stage, StageKeys
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from align.job import Job
 
 
@@ -41,14 +43,17 @@ def train(job: Job) -> dict[str, float]:
     assert isinstance(keys, Keys)
     own = keys.model_dump(include={"beta", "desirable_weight", "undesirable_weight", "loss_type"})
     args = job.arguments(KTOConfig, precompute_ref_log_probs=True, **own)
-    held = tokens.unpaired(job.evaluation, job.tokenizer, args) if job.evaluation else None
+
+    def answers(name: str, rows: list[dict[str, Any]]) -> Dataset:
+        return job.table(name, tokens.unpaired(rows, job.tokenizer, args), 2 * len(rows))
+
     trainer = KtoTrainer(
         model=job.model,
         args=args,
         processing_class=job.tokenizer,
         reference_file=job.dir.reference,
-        train_dataset=job.dataset(tokens.unpaired(job.rows, job.tokenizer, args)),
-        eval_dataset=job.dataset(held) if held else None,
+        train_dataset=answers("train", job.rows),
+        eval_dataset=answers("eval", job.evaluation) if job.evaluation else None,
     )
     return job.fit(trainer)
 

@@ -10,6 +10,8 @@ from align.data.sources import DataSource
 from align.stage import Stage, StageKeys
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from align.job import Job
 
 
@@ -33,12 +35,16 @@ def train(job: Job) -> dict[str, Any]:
 
     assert isinstance(job.keys, Keys)
     args = job.arguments(RewardConfig, center_rewards_coefficient=job.keys.center_rewards_coefficient)
-    held = job.dataset(tokens.reward(job.evaluation, job.tokenizer)) if job.evaluation else None
+
+    def pairs(name: str, rows: list[dict[str, Any]]) -> Dataset:
+        return job.table(name, tokens.reward(rows, job.tokenizer), len(rows))
+
+    held = pairs("eval", job.evaluation) if job.evaluation else None
     trainer = reward.RewardTrainer(
         model=job.model,
         args=args,
         processing_class=job.tokenizer,
-        train_dataset=job.dataset(tokens.reward(job.rows, job.tokenizer)),
+        train_dataset=pairs("train", job.rows),
         eval_dataset=held,
     )
     metrics: dict[str, Any] = dict(job.fit(trainer))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from align.stage import Stage, StageKeys
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from align.job import Job
 
 
@@ -16,6 +18,11 @@ class Keys(StageKeys):
     """Recipe keys of an `sft` stage."""
 
     completion_only_loss: bool = Field(True, description="learn the answers only; false: prompts too")
+    turns: Literal["all", "last", "each"] = Field(
+        "all",
+        description="which of the assistant's turns are learnt: all; the last; or each, in a row of its own that ends "
+        "with it, as the model meets it (for templates that leave the thoughts of earlier turns out)",
+    )
 
 
 def train(job: Job) -> dict[str, float]:
@@ -23,6 +30,7 @@ def train(job: Job) -> dict[str, float]:
     from trl import SFTConfig
 
     from align.data import tokens
+    from align.data.encode import Turns
     from align.trainers.sft import SftTrainer
 
     assert isinstance(job.keys, Keys)
@@ -30,14 +38,18 @@ def train(job: Job) -> dict[str, float]:
     if not args.packing:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
     only = job.keys.completion_only_loss
-    encoded = tokens.language_modeling(job.rows, job.groups, job.tokenizer, args, completion_only=only)
-    held = tokens.language_modeling(job.evaluation, None, job.tokenizer, args, completion_only=only)
+    turns: Turns = "all" if job.keys.turns == "all" else "last"
+
+    def table(name: str, rows: list[dict[str, Any]], groups: list[int] | None) -> Dataset:
+        batches = tokens.language_modeling(rows, groups, job.tokenizer, args, completion_only=only, turns=turns)
+        return job.table(name, batches, len(rows))
+
     trainer = SftTrainer(
         model=job.model,
         args=args,
         processing_class=job.tokenizer,
-        train_dataset=job.dataset(encoded),
-        eval_dataset=job.dataset(held) if job.evaluation else None,
+        train_dataset=table("train", job.rows, job.groups),
+        eval_dataset=table("eval", job.evaluation, None) if job.evaluation else None,
     )
     return job.fit(trainer)
 

@@ -13,6 +13,7 @@ import pytest
 from align.data import template
 from align.data.checks import Lengths, Table, fitting, load, within_context
 from align.data.formats import Example
+from align.data.lengths import no_answer_left
 from align.data.sources import DataSource
 from align.errors import AlignError, Place
 from align.lab import MODEL_DIR
@@ -250,15 +251,15 @@ def said(role: str, size: int) -> dict[str, str]:
         (example("text", text="x" * 10), 0, 11),
         (example("prompt_completion", prompt="x" * 10, completion="é" * 10), 10, 31),
         (example("preference", prompt="x" * 10, chosen="y" * 5, rejected="z" * 7), 10, 18),
-        (example("chat", messages=[said("user", 10), said("assistant", 5)]), 16, 21),
+        (example("chat", messages=[said("user", 10), said("assistant", 5)]), 16, 22),
         (example("chat", messages=[said("user", 10), said("assistant", 5), said("user", 1), said("assistant", 1)]),
-         16, 29),
-        (example("chat", messages=[{"role": "user", "content": "é" * 300}, said("assistant", 5)]), 606, 611),
+         16, 30),
+        (example("chat", messages=[{"role": "user", "content": "é" * 300}, said("assistant", 5)]), 606, 612),
         (example("preference", prompt=[said("user", 10)], chosen=[said("assistant", 5)],
-                 rejected=[said("assistant", 50)]), 16, 66),
+                 rejected=[said("assistant", 50)]), 16, 67),
         (example("preference", prompt="x" * 10, chosen="y" * 5, rejected="z" * 7, margin=1.5), 10, 18),
-        (example("prompt", prompt="x" * 10), 0, 10),
-        (example("prompt", prompt=[said("user", 10)]), 0, 16),
+        (example("prompt", prompt="x" * 10), 10, 10),
+        (example("prompt", prompt=[said("user", 10)]), 16, 16),
     ],
 )  # fmt: skip
 def test_counts_by_hand(bytewise: Path, row: Example, prompt: int, total: int) -> None:
@@ -269,15 +270,16 @@ def test_counts_by_hand(bytewise: Path, row: Example, prompt: int, total: int) -
         assert not (counter.surely_fits(row, limit) and total > limit)
         if row.kind == "prompt":  # has no answer to be cut away
             continue
-        assert counter.cut_away(row, limit) is (row.kind != "text" and prompt >= limit)
-        assert counter.cut_away(row, limit, "whole") is (total > limit)
-        assert not counter.cut_away(row, limit, "keep_end")
+        assert no_answer_left(row, count, limit, "keep_start") is (row.kind != "text" and prompt >= limit)
+        assert no_answer_left(row, count, limit, "whole") is (total > limit)
+        assert not no_answer_left(row, count, limit, "keep_end")
 
 
 def test_counts_are_those_of_the_training_rows() -> None:
     from transformers import PreTrainedTokenizerFast
 
-    from align.data.encode import IGNORE, for_language_modeling
+    from align.data.encode import encoded
+    from align.data.tokenizer import TextTokenizer
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL_DIR)
     counter = lengths(MODEL_DIR, None)
@@ -288,10 +290,9 @@ def test_counts_are_those_of_the_training_rows() -> None:
         example("chat", messages=[{"role": "system", "content": "Be brief."}, ASK, LIMA]),
         example("prompt_completion", prompt=[ASK], completion=[LIMA]),
     ]
-    ids, labels = for_language_modeling([row.value for row in rows], tokenizer, completion_only=True)
-    for count, row_ids, row_labels in zip(counter.counts(rows), ids, labels, strict=True):
-        assert count.total == len(row_ids)
-        assert count.prompt == next(at for at, label in enumerate(row_labels) if label != IGNORE)
+    trained = encoded([row.value for row in rows], TextTokenizer.of(tokenizer))
+    for count, row in zip(counter.counts(rows), trained, strict=True):
+        assert (count.prompt, count.last, count.total) == (row.first, row.last, len(row.ids))
 
 
 def test_answers_that_would_be_cut_away_are_refused_and_cut_ones_counted(bytewise: Path) -> None:

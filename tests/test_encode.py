@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import models
 from align.data import encode, tokens
+from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
 
 STRINGS = [
@@ -73,6 +74,14 @@ def sft_arguments(folder: Path, **given: Any) -> SFTConfig:
     return SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **given)
 
 
+def learnt(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, completion_only: bool
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids and labels of rows, not cut."""
+    found = list(encode.encoded(rows, TextTokenizer.of(tokenizer)))
+    return [row.ids for row in found], [row.labels if completion_only else row.ids for row in found]
+
+
 def trl_rows(
     rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, args: SFTConfig, *, completion_only: bool
 ) -> tuple[list[list[int]], list[list[int]]]:
@@ -80,6 +89,16 @@ def trl_rows(
     trainer = SimpleNamespace(_tokenizer=tokenizer, chat_template=None, completion_only_loss=completion_only)
     made = SFTTrainer._prepare_dataset(trainer, Dataset.from_list(rows), tokenizer, args, False, None, "train")
     return made["input_ids"][:], made["labels"][:]
+
+
+def without_tail(labels: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """TRL's labels without what the template writes after the end of the answer: it is not the assistant's."""
+    found = []
+    for row in labels:
+        end = len(row) - row[::-1].index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+        assert not tokenizer.decode(row[end:]).strip()
+        found.append(row[:end] + [encode.IGNORE] * (len(row) - end))
+    return found
 
 
 def trl_pairs(
@@ -98,7 +117,8 @@ def test_the_same_as_trl(
 ) -> None:
     args = sft_arguments(tmp_path, max_length=None)
     ids, labels = trl_rows(rows, tokenizer, args, completion_only=completion_only)
-    assert encode.for_language_modeling(rows, tokenizer, completion_only=completion_only) == (ids, labels)
+    labels = without_tail(labels, tokenizer) if completion_only else labels
+    assert learnt(rows, tokenizer, completion_only=completion_only) == (ids, labels)
     if not completion_only or "text" in rows[0]:
         assert labels == ids, "everything counts"
 
@@ -106,11 +126,11 @@ def test_the_same_as_trl(
 def test_whole_conversations_are_the_same_as_trl(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     args = sft_arguments(tmp_path, max_length=None)
     expected = trl_rows(TALKS, tokenizer, args, completion_only=False)
-    assert encode.for_language_modeling(TALKS, tokenizer, completion_only=False) == expected
+    assert learnt(TALKS, tokenizer, completion_only=False) == expected
 
 
 def test_a_token_that_goes_over_the_boundary_counts(merging: PreTrainedTokenizerBase) -> None:
-    ids, labels = encode.for_language_modeling([STRINGS[2]], merging, completion_only=True)
+    ids, labels = learnt([STRINGS[2]], merging, completion_only=True)
     alone = merging(STRINGS[2]["prompt"])["input_ids"]
     assert ids[0][: len(alone)] != alone, "the tokens of prompt and answer merge in this example"
     counted = merging.decode([token for token in labels[0] if token != encode.IGNORE])
@@ -118,9 +138,7 @@ def test_a_token_that_goes_over_the_boundary_counts(merging: PreTrainedTokenizer
 
 
 def test_plain_text_begins_and_ends_as_the_model_knows_it(tokenizer: PreTrainedTokenizerBase) -> None:
-    ids, labels = encode.for_language_modeling(
-        [*TEXTS, {"text": f"Done.{tokenizer.eos_token}"}], tokenizer, completion_only=True
-    )
+    ids, labels = learnt([*TEXTS, {"text": f"Done.{tokenizer.eos_token}"}], tokenizer, completion_only=True)
     for row, label in zip(ids, labels, strict=True):
         assert row[0] == tokenizer.bos_token_id and row[-1] == tokenizer.eos_token_id
         assert row.count(tokenizer.eos_token_id) == 1
@@ -129,9 +147,9 @@ def test_plain_text_begins_and_ends_as_the_model_knows_it(tokenizer: PreTrainedT
 
 def test_kinds_of_rows_stand_in_one_table(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [TALKS[0], STRINGS[0], TEXTS[0], TOLD[1], TALKS[1]]
-    ids, labels = encode.for_language_modeling(rows, tokenizer, completion_only=True)
+    ids, labels = learnt(rows, tokenizer, completion_only=True)
     for i, row in enumerate(rows):
-        alone = encode.for_language_modeling([row], tokenizer, completion_only=True)
+        alone = learnt([row], tokenizer, completion_only=True)
         assert ([ids[i]], [labels[i]]) == alone
 
 
@@ -143,7 +161,7 @@ def spans(labels: list[int]) -> list[list[int]]:
 def test_every_answer_of_a_conversation_counts_and_nothing_else() -> None:
     """Against the marks that the lab's template itself puts around what the assistant says."""
     tokenizer = models.lab_tokenizer()
-    ids, labels = encode.for_language_modeling(TALKS, tokenizer, completion_only=True)
+    ids, labels = learnt(TALKS, tokenizer, completion_only=True)
     for row, own_ids, own_labels in zip(TALKS, ids, labels, strict=True):
         marked = tokenizer.apply_chat_template(
             row["messages"], return_dict=True, return_assistant_tokens_mask=True, tokenize=True
@@ -155,7 +173,7 @@ def test_every_answer_of_a_conversation_counts_and_nothing_else() -> None:
 
 
 def test_every_answer_counts_where_turns_are_written_in_words(merging: PreTrainedTokenizerBase) -> None:
-    _, labels = encode.for_language_modeling(TALKS, merging, completion_only=True)
+    _, labels = learnt(TALKS, merging, completion_only=True)
     said = [merging.decode(span) for span in spans(labels[0])]
     assert [text.strip() for text in said] == ["It is 9.</s>", "The answer is 9.</s>", "What else?</s>"]
 
@@ -163,7 +181,7 @@ def test_every_answer_counts_where_turns_are_written_in_words(merging: PreTraine
 def test_every_answer_counts_where_only_the_last_is_written_with_thoughts() -> None:
     """Qwen 3's template writes an answer otherwise when it is the last: it is no prefix of the whole then."""
     tokenizer = models.merging_tokenizer(models.THINKING)
-    _, labels = encode.for_language_modeling(TALKS, tokenizer, completion_only=True)
+    _, labels = learnt(TALKS, tokenizer, completion_only=True)
     said = [tokenizer.decode(span) for span in spans(labels[0])]
     assert [text.rstrip("\n") for text in said] == [
         "It is 9.<|im_end|>",
@@ -175,9 +193,10 @@ def test_every_answer_counts_where_only_the_last_is_written_with_thoughts() -> N
 def test_tools_are_written_into_the_prompt(merging: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "add", "description": "Adds."}}]
     row = {**TOLD[0], "tools": tools}
-    ids, labels = encode.for_language_modeling([row], merging, completion_only=True)
+    ids, labels = learnt([row], merging, completion_only=True)
     args = sft_arguments(tmp_path, max_length=None)
-    assert (ids, labels) == trl_rows([row], merging, args, completion_only=True)
+    theirs, their_labels = trl_rows([row], merging, args, completion_only=True)
+    assert (ids, labels) == (theirs, without_tail(their_labels, merging))
     assert '"name": "add"' in merging.decode(ids[0])
     assert merging.decode(spans(labels[0])[0]).strip() == "It is 9.</s>"
 
@@ -187,7 +206,17 @@ def test_pairs_are_the_same_as_trl(
     tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
-    assert encode.for_preference(rows, tokenizer) == trl_pairs(rows, tokenizer, args)
+    made = tokens.together(tokens.preference(rows, tokenizer, args))
+    for name, theirs in trl_pairs(rows, tokenizer, args).items():
+        # what the template writes after the end of the answer is no part of it
+        assert [row[: len(own)] for row, own in zip(theirs, made[name], strict=True)] == made[name]
+        assert all(not tokenizer.decode(row[len(own) :]).strip() for row, own in zip(theirs, made[name], strict=True))
+    for side in ("chosen", "rejected"):
+        for row, ids, mask in zip(rows, made[f"{side}_ids"], made[f"{side}_mask"], strict=True):
+            # where a token goes over the boundary in one of the answers, the other has a token of the prompt there
+            outside = tokenizer.decode([token for token, on in zip(ids, mask, strict=True) if not on])
+            assert str(row["prompt"]).endswith(outside)
+            assert mask == sorted(mask)
 
 
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
@@ -200,10 +229,10 @@ def test_rows_are_cut_and_dropped_as_trl_does(
     ids, labels = trl_rows(rows, tokenizer, args, completion_only=True)
     if not ids:
         with pytest.raises(AlignError):
-            tokens.language_modeling(rows, None, tokenizer, args, completion_only=True)
+            tokens.together(tokens.language_modeling(rows, None, tokenizer, args, completion_only=True))
         return
-    made = tokens.language_modeling(rows, None, tokenizer, args, completion_only=True)
-    assert (made["input_ids"], made["labels"]) == (ids, labels)
+    made = tokens.together(tokens.language_modeling(rows, None, tokenizer, args, completion_only=True))
+    assert (made["input_ids"], made["labels"]) == (ids, without_tail(labels, tokenizer))
     assert made["align_length"] == [len(row) for row in ids]
 
 
@@ -211,7 +240,9 @@ def test_the_group_of_a_row_stays_with_it(tmp_path: Path) -> None:
     tokenizer = models.lab_tokenizer()
     lost = {"prompt": "What is 7 plus 2? " * 20, "completion": "It is 9."}
     args = sft_arguments(tmp_path, max_length=32)
-    made = tokens.language_modeling([STRINGS[0], lost, TEXTS[0]], [0, 1, 1], tokenizer, args, completion_only=True)
+    made = tokens.together(
+        tokens.language_modeling([STRINGS[0], lost, TEXTS[0]], [0, 1, 1], tokenizer, args, completion_only=True)
+    )
     assert made["align_group"] == [0, 1]
     assert made["input_ids"][1] == tokenizer(TEXTS[0]["text"] + "<|end|>")["input_ids"]
 
@@ -225,7 +256,7 @@ def test_pairs_are_dropped_as_trl_does(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=limit, truncation_mode=mode
     )
     expected = trl_pairs(PAIRS, tokenizer, args)
-    made = tokens.preference(PAIRS, tokenizer, args)
+    made = tokens.together(tokens.preference(PAIRS, tokenizer, args))
     assert {name: made[name] for name in expected} == expected
     assert len(made["align_length"]) == len(expected["prompt_ids"])
 
@@ -233,13 +264,15 @@ def test_pairs_are_dropped_as_trl_does(
 def test_nothing_left_to_learn_is_said(tmp_path: Path) -> None:
     tokenizer = models.lab_tokenizer()
     with pytest.raises(AlignError) as caught:
-        tokens.language_modeling(
-            STRINGS[:1], None, tokenizer, sft_arguments(tmp_path, max_length=2), completion_only=True
+        tokens.together(
+            tokens.language_modeling(
+                STRINGS[:1], None, tokenizer, sft_arguments(tmp_path, max_length=2), completion_only=True
+            )
         )
     assert str(caught.value) == "no row has an answer within max_length\n  -> raise `training.max_length`"
     args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=2)
     with pytest.raises(AlignError) as caught:
-        tokens.preference(PAIRS, tokenizer, args)
+        tokens.together(tokens.preference(PAIRS, tokenizer, args))
     assert str(caught.value) == "every prompt alone fills max_length\n  -> raise `training.max_length`"
 
 
@@ -247,8 +280,8 @@ def test_questions_and_answers_are_the_whole_chat() -> None:
     """What a probe asks: the two parts together are the conversation, and the answer has its end."""
     tokenizer = models.lab_tokenizer()
     asked, said = ["What is 7 plus 2?", "Repeat: a b"], ["It is 9.", "a b"]
-    prompts, answers = encode.question_ids(asked, said, tokenizer)
-    assert prompts == encode.prompt_ids(asked, tokenizer)
+    prompts, answers = encode.question_ids(asked, said, TextTokenizer.of(tokenizer))
+    assert prompts == encode.prompt_ids(asked, TextTokenizer.of(tokenizer))
     for question, answer, prompt, right in zip(asked, said, prompts, answers, strict=True):
         whole = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         assert prompt + right == tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
@@ -259,7 +292,7 @@ def test_questions_and_answers_are_the_whole_chat() -> None:
 @pytest.mark.parametrize(("question", "answer"), [("The answer is", " 4."), ("user: Wh", "at is it?")])
 def test_questions_and_answers_without_a_chat_template(question: str, answer: str) -> None:
     tokenizer = models.merging_tokenizer(None)
-    [prompt], [right] = encode.question_ids([question], [answer], tokenizer)
+    [prompt], [right] = encode.question_ids([question], [answer], TextTokenizer.of(tokenizer))
     assert prompt + right == tokenizer(f"{question}{answer}</s>")["input_ids"]
     assert prompt[0] == tokenizer.bos_token_id and right[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(right).endswith(f"{answer}</s>")

@@ -301,7 +301,9 @@ def test_the_reference_of_kto_is_the_policy_that_came_in(stages: Stages, method:
     assert stages.logged("kto", "loss")[-1] < 0.5 and stages.logged("kto", "eval_loss")
     plain = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
     for name, batch, asked in (("train", 4, rows), ("eval", 8, held)):
-        columns = tokens.unpaired(asked, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False))
+        columns = tokens.together(
+            tokens.unpaired(asked, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False))
+        )
         count = len(columns["label"])
         order = list(range(count))
         if name == "train":
@@ -324,14 +326,18 @@ def of_row(model: Any, prompt: list[int], answer: list[int]) -> float:
 
 def test_a_pair_gives_one_desirable_and_one_undesirable_answer() -> None:
     rows = preferences(3)
-    columns = tokens.unpaired(rows, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False))
+    columns = tokens.together(
+        tokens.unpaired(rows, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False))
+    )
     assert columns["label"] == [True] * 3 + [False] * 3
     for i, row in enumerate(rows):
         chosen, rejected = (lab_tokenizer().decode(columns["completion_ids"][i + k]) for k in (0, 3))
         assert row["chosen"][0]["content"] in chosen and row["rejected"][0]["content"] in rejected
         assert columns["prompt_ids"][i] == columns["prompt_ids"][i + 3]
     with pytest.raises(AlignError, match="every prompt alone fills max_length"):
-        tokens.unpaired(rows, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False, max_length=2))
+        tokens.together(
+            tokens.unpaired(rows, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False, max_length=2))
+        )
 
 
 def test_other_answers_are_those_of_the_same_batch() -> None:

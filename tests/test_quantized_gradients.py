@@ -127,7 +127,9 @@ def test_a_training_with_evaluations_ends_with_the_same_weights(program: str, na
 def sft_trainer(kind: type[SFTTrainer], model: PeftModel, folder: Path) -> SFTTrainer:
     args = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **common(folder))
     tokenizer = models.lab_tokenizer()
-    columns = tokens.language_modeling(data.rows("lab/helpdesk", n=8), None, tokenizer, args, completion_only=True)
+    columns = tokens.together(
+        tokens.language_modeling(data.rows("lab/helpdesk", n=8), None, tokenizer, args, completion_only=True)
+    )
     return kind(model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_dict(columns))
 
 
@@ -139,7 +141,7 @@ def dpo_trainer(model: PeftModel, folder: Path) -> DpoTrainer:
         args=args,
         processing_class=tokenizer,
         reference_file=folder / "reference.safetensors",
-        train_dataset=Dataset.from_dict(tokens.preference(models.preferences(4), tokenizer, args)),
+        train_dataset=Dataset.from_dict(tokens.together(tokens.preference(models.preferences(4), tokenizer, args))),
     )
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from align import adapters, rundir
 from align.data import encode
+from align.data.tokenizer import TextTokenizer
 from align.rundir import RunDir
 from align.stage import Policy
 from align.trainers.reward import figures
@@ -33,9 +34,8 @@ def stages(tmp_path: Path) -> Stages:
 
 
 def score_of(model: Any, row: dict[str, Any]) -> float:
-    ids = encode.for_preference([row], lab_tokenizer())
-    whole = torch.tensor([ids["prompt_ids"][0] + ids["chosen_ids"][0]])
-    return float(model(input_ids=whole).logits.squeeze())
+    (pair,) = encode.pairs([row], TextTokenizer.of(lab_tokenizer()))
+    return float(model(input_ids=torch.tensor([pair.chosen.ids])).logits.squeeze())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,7 +76,7 @@ def test_a_reward_model_starts_from_a_policy(stages: Stages, second: str) -> Non
     policy = stages.execute(stages.ticket("sft", "sft", BASE, LORA, dtype="float32"))
     ticket = stages.ticket("reward", "reward", policy, METHODS[second], dtype="float32", learning_rate=0.0)
     model = stages.execute(ticket)
-    ids = torch.tensor([encode.for_preference(preferences(1), lab_tokenizer())["prompt_ids"][0]])
+    ids = torch.tensor(encode.prompt_ids([preferences(1)[0]["prompt"]], TextTokenizer.of(lab_tokenizer())))
     plain = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root)
     reward = adapters.load_reward(model, {"dtype": "float32"}, stages.run.root)
     expected = plain.get_base_model().model(input_ids=ids).last_hidden_state

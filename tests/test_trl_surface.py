@@ -149,7 +149,7 @@ def test_a_fused_head_gives_the_log_probabilities_of_labels() -> None:
 @pytest.fixture
 def pairs() -> Dataset:
     args = DPOConfig(output_dir="unused", use_cpu=True, bf16=False, report_to="none")
-    return Dataset.from_dict(tokens.preference(models.preferences(8), models.lab_tokenizer(), args))
+    return Dataset.from_dict(tokens.together(tokens.preference(models.preferences(8), models.lab_tokenizer(), args)))
 
 
 def dpo_trainer(kind: type[DPOTrainer], pairs: Dataset, folder: Path, **given: Any) -> DPOTrainer:
@@ -233,7 +233,9 @@ def test_the_trainer_sees_the_rows_of_our_order(tmp_path: Path) -> None:
         dataset_kwargs={"skip_prepare_dataset": True},
         activation_checkpointing=False,
     )
-    columns = tokens.language_modeling(rows, [0] * 16 + [1] * 6, models.lab_tokenizer(), args, completion_only=True)
+    columns = tokens.together(
+        tokens.language_modeling(rows, [0] * 16 + [1] * 6, models.lab_tokenizer(), args, completion_only=True)
+    )
     trainer = SftTrainer(
         model=models.tiny_llama(),
         args=args,

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
+from align.data.encode import Turns
 from align.data.formats import Example, Kind, normalise, prompt_of, with_columns
 from align.data.lengths import Count, Lengths, no_answer_left
 from align.data.messages import Message
@@ -120,14 +121,16 @@ def fitting(
     truncation_mode: str = "keep_start",
     *,
     drop: bool = False,
+    turns: Turns = "all",
 ) -> tuple[list[Example], list[str]]:
-    """The rows whose answer is not cut away entirely by truncation, and warnings about those that are shortened.
+    """The rows of which truncation and the chat template leave something to learn, and warnings about all that is lost.
 
     Args:
         lengths: None where the model has no tokenizer.json; then nothing is checked and the warning says so.
         max_length: tokens of prompt and answer that are kept; None keeps all.
         truncation_mode: `keep_start`, `keep_end`, or `whole` for rows of which nothing may be cut.
-        drop: leave such rows out, with a warning; otherwise they are refused.
+        drop: leave rows that are too long out, with a warning; otherwise they are refused.
+        turns: which of the assistant's turns are learnt.
 
     Raises:
         AlignError, Faults: rows without an answer left, or rows that the chat template refuses.
@@ -135,12 +138,22 @@ def fitting(
     if lengths is None:
         return examples, ["the model has no tokenizer.json, so the lengths of the rows were not checked"]
     lengths.check_template(examples)
-    if max_length is None:
-        return examples, []
+    warnings = _left_out(examples, lengths)
+    if max_length is not None:
+        examples, more = _short_enough(examples, lengths, max_length, truncation_mode, drop, turns)
+        warnings += more
+    examples, more = _telling_apart(examples, lengths, None if truncation_mode == "whole" else max_length)
+    return examples, warnings + more
+
+
+def _short_enough(
+    examples: list[Example], lengths: Lengths, max_length: int, truncation_mode: str, drop: bool, turns: Turns
+) -> tuple[list[Example], list[str]]:
+    """The rows that have something to learn among the tokens that are kept."""
     long = [i for i, example in enumerate(examples) if not lengths.surely_fits(example, max_length)]
     faults: dict[int, AlignError] = {}
     cut = 0
-    for i, count in zip(long, lengths.counts([examples[i] for i in long], max_length), strict=True):
+    for i, count in zip(long, lengths.counts([examples[i] for i in long], turns), strict=True):
         cut += count.total > max_length
         if no_answer_left(examples[i], count, max_length, truncation_mode):
             faults[i] = _too_long(examples[i], count, max_length, truncation_mode)
@@ -150,6 +163,32 @@ def fitting(
     if examples and not kept:
         raise AlignError(f"all {len(examples):,} rows are too long for max_length {max_length:,}", "raise it")
     return kept, _length_warnings(examples, cut - len(faults), len(faults), max_length, truncation_mode)
+
+
+def _left_out(examples: Sequence[Example], lengths: Lengths) -> list[str]:
+    """What the chat template does not write of the rows, with how many they are."""
+    return [
+        f"the chat template leaves out the {what} of {count:,} of {len(examples):,} rows (first: {example.place})"
+        for what, (count, example) in lengths.left_out(examples).items()
+    ]
+
+
+def _telling_apart(
+    examples: list[Example], lengths: Lengths, max_length: int | None
+) -> tuple[list[Example], list[str]]:
+    """The rows without pairs whose two sides are the same to the model."""
+    same = {
+        i for i, one in enumerate(examples) if one.kind == "preference" and lengths.prefers_nothing(one, max_length)
+    }
+    if not same:
+        return examples, []
+    first = examples[min(same)].place
+    what = "have two equal sides as the model reads them"
+    if len(same) == len(examples):
+        remedy = "choose a chat_template that writes what tells them apart, raise max_length, or mend the data"
+        raise AlignError(f"all {len(examples):,} pairs {what}", remedy, place=first)
+    kept = [example for i, example in enumerate(examples) if i not in same]
+    return kept, [f"{len(same):,} of {len(examples):,} pairs are dropped: they {what} (first: {first})"]
 
 
 def within_context(

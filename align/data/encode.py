@@ -1,166 +1,201 @@
-"""Rows as token ids, the same as TRL's preparation gives, with a loss on answers only.
+"""Rows as token ids, with which of them are learnt: the answers' words and their ends, found in one rendering.
 
-TRL takes prompt/completion rows or whole conversations; here chat rows, prompt/completion rows and plain text may
-stand in one table (replay mixes them), and in a conversation every answer of the assistant counts, none of the rest.
+Chat rows, prompt/completion rows and plain text may stand in one table, since replay mixes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Literal
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from align.data.messages import Message, assistant, user
+from align.data.tokenizer import Encoded, TextTokenizer
+from align.errors import AlignError
 
 Record = dict[str, Any]
-IGNORE = -100  # transformers' label of a token that does not count
+Turns = Literal["all", "last"]
+IGNORE: Final = -100  # transformers' label of a token that does not count
+_BATCH: Final = 512
+
+_NO_TEMPLATE: Final = "the row is a conversation, and the model has no chat template"
 
 
-def for_language_modeling(
-    rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase, *, completion_only: bool
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids and labels of each row, not truncated.
+@dataclass(frozen=True)
+class Text:
+    """A row, or one side of a pair, as the model reads it.
+
+    Attributes:
+        spans: what is learnt, in characters.
+        rendered: whether a template wrote it, its special tokens with it.
+        tail: characters at the end that follow the end of the last answer.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    rendered: bool
+    tail: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids, and the ranges of them that are learnt, in order."""
+
+    ids: list[int]
+    learnt: list[tuple[int, int]]
+
+    @property
+    def labels(self) -> list[int]:
+        """`ids` where they are learnt, else IGNORE."""
+        labels = [IGNORE] * len(self.ids)
+        for start, end in self.learnt:
+            labels[start:end] = self.ids[start:end]
+        return labels
+
+    @property
+    def mask(self) -> list[int]:
+        """1 where a token is learnt, else 0."""
+        mask = [0] * len(self.ids)
+        for start, end in self.learnt:
+            mask[start:end] = [1] * (end - start)
+        return mask
+
+    @property
+    def first(self) -> int:
+        """Where the first learnt token stands; the row's length where none is learnt."""
+        return self.learnt[0][0] if self.learnt else len(self.ids)
+
+    @property
+    def last(self) -> int:
+        """One past the last learnt token."""
+        return self.learnt[-1][1] if self.learnt else 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two sides of a preference pair; `prompt` is how many tokens both begin with before any answer."""
+
+    chosen: Row
+    rejected: Row
+    prompt: int
+
+
+def answers(value: Record, tokenizer: TextTokenizer, turns: Turns = "all") -> Text:
+    """The text of a canonical row `{"messages"}`, `{"prompt", "completion"}`, `{"text"}` or `{"prompt"}`.
 
     Args:
-        rows: canonical rows `{"messages"}`, `{"prompt", "completion"}` or `{"text"}`.
-        completion_only: prompts are IGNOREd in the labels; plain text always counts whole.
+        turns: which of the assistant's turns are learnt.
+
+    Raises:
+        AlignError: the chat template refuses the conversation, or there is none.
     """
-    whole: list[str] = []
-    cuts: list[list[str]] = []  # texts whose token counts bound the answers: start, end, start, end …
-    special: list[bool] = []
-    for row in rows:
-        text, bounds, rendered = _spans(row, tokenizer)
-        whole.append(text)
-        cuts.append(bounds if completion_only else [])
-        special.append(not rendered)
-    ids = _tokenize(tokenizer, whole, special)
-    flat = [cut for bounds in cuts for cut in bounds]
-    flat_special = [special[i] for i, bounds in enumerate(cuts) for _ in bounds]
-    tokenized = iter(_tokenize(tokenizer, flat, flat_special))
-    labels = []
-    for row_ids, bounds in zip(ids, cuts, strict=True):
-        if not bounds:
-            labels.append(list(row_ids))
-            continue
-        edges = [_common(next(tokenized), row_ids) for _ in bounds]
-        edges += [len(row_ids)] * (len(edges) % 2)
-        mask = [IGNORE] * len(row_ids)
-        for start, end in zip(edges[::2], edges[1::2], strict=True):
-            mask[start:end] = row_ids[start:end]
-        labels.append(mask)
-    return ids, labels
+    if "text" in value:
+        return _plain("", value["text"], tokenizer, learnt=True)
+    if "messages" in value:
+        return _chat(value, [], value["messages"], tokenizer, turns)
+    if "completion" in value:
+        return side(value, "completion", tokenizer, turns)
+    prompt = value["prompt"]
+    if isinstance(prompt, str):
+        return _plain("", prompt, tokenizer, learnt=False)
+    return Text(_template(tokenizer).ask(prompt, value.get("tools")), [], rendered=True)
 
 
-def _spans(row: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str], bool]:
-    """The whole text, the prefixes that bound its answers (the last may run to the end), and whether a template
-    made it (then it holds its special tokens already)."""
-    if "text" in row:
-        return _ended(row["text"], tokenizer), [], False
-    if "completion" in row and isinstance(row["prompt"], str):
-        return _ended(row["prompt"] + row["completion"], tokenizer), [row["prompt"]], False
-    messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-    extra = {"tools": row["tools"]} if row.get("tools") else {}
-    first = 0 if "messages" in row else len(row["prompt"])
-    whole = chat(tokenizer, messages, **extra)
-    bounds = []
-    for i, message in enumerate(messages):
-        if i >= first and message["role"] == "assistant":
-            bounds.append(chat(tokenizer, messages[:i], prompt=True, **extra))
-            if i + 1 < len(messages):
-                bounds.append(_through(chat(tokenizer, messages[: i + 1], **extra), bounds[-1], whole))
-    return whole, bounds, True
+def side(value: Record, name: str, tokenizer: TextTokenizer, turns: Turns = "all") -> Text:
+    """The prompt of a row with the answer that stands in the field `name`."""
+    if isinstance(value["prompt"], str):
+        return _plain(value["prompt"], value[name], tokenizer, learnt=True)
+    return _chat(value, value["prompt"], value[name], tokenizer, turns)
 
 
-def _through(turns: str, prompt: str, whole: str) -> str:
-    """The part of `whole` that ends with the last answer of `turns`, which is `prompt` and an answer.
-
-    Templates of models that think (Qwen 3) write an answer with its thoughts where it is the last and without them
-    where more follows: then an end of the answer is what `whole` goes on with.
-    """
-    if whole.startswith(turns) or not whole.startswith(prompt):
-        return turns
-    answer, rest = turns[len(prompt) :], whole[len(prompt) :]
-    kept = next(answer[k:] for k in range(len(answer) + 1) if rest.startswith(answer[k:]))
-    return prompt + kept
+def rows(texts: Sequence[Text], tokenizer: TextTokenizer) -> list[Row]:
+    """Tokenised, not truncated."""
+    found: list[Row | None] = [None] * len(texts)
+    for kind in (True, False):
+        where = [i for i, text in enumerate(texts) if text.rendered is kind]
+        encoded = tokenizer.encode([texts[i].text for i in where], special=not kind)
+        for i, one in zip(where, encoded, strict=True):
+            found[i] = _row(texts[i], one)
+    return [row for row in found if row is not None]
 
 
-def for_preference(rows: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
-    """`prompt_ids`, `chosen_ids` and `rejected_ids` of each pair, as DPOTrainer's collator takes them."""
-    texts: list[tuple[str, str, str]] = []
-    special = []
-    for row in rows:
-        if isinstance(row["prompt"], str):
-            prompt = row["prompt"]
-            texts.append(
-                (prompt, _ended(prompt + row["chosen"], tokenizer), _ended(prompt + row["rejected"], tokenizer))
-            )
-        else:
-            extra = {"tools": row["tools"]} if row.get("tools") else {}
-            texts.append(
-                (
-                    chat(tokenizer, row["prompt"], prompt=True, **extra),
-                    chat(tokenizer, row["prompt"] + row["chosen"], **extra),
-                    chat(tokenizer, row["prompt"] + row["rejected"], **extra),
-                )
-            )
-        special.append(isinstance(row["prompt"], str))
-    prompts, chosen, rejected = (_tokenize(tokenizer, [t[k] for t in texts], special) for k in range(3))
-    cut = [min(_common(p, c), _common(p, r)) for p, c, r in zip(prompts, chosen, rejected, strict=True)]
-    return {
-        "prompt_ids": [p[:n] for p, n in zip(prompts, cut, strict=True)],
-        "chosen_ids": [c[n:] for c, n in zip(chosen, cut, strict=True)],
-        "rejected_ids": [r[n:] for r, n in zip(rejected, cut, strict=True)],
-    }
+def encoded(values: Sequence[Record], tokenizer: TextTokenizer, turns: Turns = "all") -> Iterator[Row]:
+    """The rows of a table, a batch of them in memory at a time."""
+    remaining = iter(values)
+    while batch := [answers(value, tokenizer, turns) for value in islice(remaining, _BATCH)]:
+        yield from rows(batch, tokenizer)
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, messages: list[Record], *, prompt: bool = False, **extra: Any) -> str:
-    """A conversation as the model's template writes it; with `prompt`, up to where the answer begins."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **extra))
-
-
-def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Single questions as the model sees them: through the chat template where there is one."""
-    if tokenizer.chat_template is None:
-        return _tokenize(tokenizer, list(prompts), [True] * len(prompts))
-    texts = [chat(tokenizer, [{"role": "user", "content": text}], prompt=True) for text in prompts]
-    return _tokenize(tokenizer, texts, [False] * len(texts))
+def pairs(values: Sequence[Record], tokenizer: TextTokenizer) -> Iterator[Pair]:
+    """The pairs of a table, a batch of them in memory at a time."""
+    remaining = iter(values)
+    while batch := list(islice(remaining, _BATCH)):
+        texts = [side(value, name, tokenizer) for value in batch for name in ("chosen", "rejected")]
+        found = rows(texts, tokenizer)
+        for chosen, rejected in zip(found[::2], found[1::2], strict=True):
+            yield Pair(chosen, rejected, min(chosen.first, rejected.first, shared(chosen.ids, rejected.ids)))
 
 
 def question_ids(
-    prompts: Sequence[str], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[str], answers_: Sequence[str], tokenizer: TextTokenizer
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The tokens of questions, as `prompt_ids` gives them, and of their right answers with the end of the turn."""
-    rows: list[Record] = [{"prompt": p, "completion": a} for p, a in zip(prompts, answers, strict=True)]
-    if tokenizer.chat_template is not None:
-        rows = [
-            {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": a}]}
-            for p, a in zip(prompts, answers, strict=True)
-        ]
-    ids, labels = for_language_modeling(rows, tokenizer, completion_only=True)
-    cuts = [sum(token == IGNORE for token in row) for row in labels]
-    return [row[:n] for row, n in zip(ids, cuts, strict=True)], [row[n:] for row, n in zip(ids, cuts, strict=True)]
+    values: list[Record] = [{"prompt": p, "completion": a} for p, a in zip(prompts, answers_, strict=True)]
+    if tokenizer.template is not None:
+        values = [{"prompt": [user(p)], "completion": [assistant(a)]} for p, a in zip(prompts, answers_, strict=True)]
+    found = list(encoded(values, tokenizer))
+    return [row.ids[: row.first] for row in found], [row.ids[row.first : row.last] for row in found]
 
 
-def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    end = str(tokenizer.eos_token or "")
-    return text if text.endswith(end) else text + end
+def prompt_ids(prompts: Sequence[str | list[Message]], tokenizer: TextTokenizer) -> list[list[int]]:
+    """Prompts as the model sees them, up to where its answer begins: texts and conversations; a text goes through the
+    chat template where there is one."""
+    conversations = [[user(one)] if isinstance(one, str) and tokenizer.template else one for one in prompts]
+    texts = [answers({"prompt": one}, tokenizer) for one in conversations]
+    return [row.ids for row in rows(texts, tokenizer)]
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: list[bool]) -> list[list[int]]:
-    """Token ids of many texts in two batches: those that need the tokenizer's own special tokens, and the others."""
-    ids: list[list[int]] = [[] for _ in texts]
-    for kind in (True, False):
-        where = [i for i, flag in enumerate(special) if flag is kind]
-        if where:
-            found = tokenizer([texts[i] for i in where], add_special_tokens=kind, truncation=False, verbose=False)
-            for i, row in zip(where, found["input_ids"], strict=True):
-                ids[i] = row
-    return ids
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading tokens two rows share."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _common(prefix: Sequence[int], whole: Sequence[int]) -> int:
-    """How many leading tokens the two share: tokens may merge across the boundary of prompt and answer."""
-    for i, (a, b) in enumerate(zip(prefix, whole, strict=False)):
-        if a != b:
-            return i
-    return min(len(prefix), len(whole))
+def _template(tokenizer: TextTokenizer) -> Any:
+    if tokenizer.template is None:
+        raise AlignError(_NO_TEMPLATE, "set chat_template: plain, or give a .jinja file")
+    return tokenizer.template
+
+
+def _chat(value: Record, prompt: list[Message], answer: list[Message], tokenizer: TextTokenizer, turns: Turns) -> Text:
+    messages = [*prompt, *answer]
+    written = _template(tokenizer).write(messages, value.get("tools"))
+    learnt = [turn for turn in written.turns if turn.message >= len(prompt)]
+    learnt = learnt[-1:] if turns == "last" else learnt
+    spans = [span for turn in learnt if messages[turn.message].get("train", True) for span in turn.spans]
+    return Text(written.text, spans, rendered=True, tail=len(written.tail))
+
+
+def _plain(prompt: str, answer: str, tokenizer: TextTokenizer, *, learnt: bool) -> Text:
+    """A text with its end after it, unless it is a prompt; without the beginning that the tokenizer puts there."""
+    adds_bos, adds_eos = tokenizer.adds
+    whole = prompt + answer
+    if adds_bos and tokenizer.bos and whole.startswith(tokenizer.bos):
+        prompt = prompt.removeprefix(tokenizer.bos) if prompt else prompt
+        whole = whole.removeprefix(tokenizer.bos)
+    end = tokenizer.eos or ""
+    if learnt and adds_eos:
+        whole = whole.removesuffix(end)
+    elif learnt and not whole.endswith(end):
+        whole += end
+    return Text(whole, [(len(prompt), len(whole))] if learnt else [], rendered=False)
+
+
+def _row(text: Text, encoded: Encoded) -> Row:
+    ids = encoded.ids
+    if not text.rendered and text.spans == [(0, len(text.text))]:
+        return Row(ids, [(0, len(ids))])  # special tokens too
+    learnt = [span for start, end in text.spans if (span := encoded.span(start, end)) != (0, 0)]
+    if learnt and not text.rendered:
+        learnt[-1] = (learnt[-1][0], len(ids))  # with the end that the tokenizer added
+    return Row(ids, learnt)

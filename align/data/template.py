@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from align.errors import AlignError, Place
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
 
 PLAIN: Final = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
@@ -50,15 +50,24 @@ def render(
         add_generation_prompt: end where the assistant's answer would begin.
         extra: more variables, such as `tools` or other special tokens.
     """
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    return rendered(_compiled(template), messages, add_generation_prompt=add_generation_prompt, **tokens, **extra)
+
+
+def rendered(
+    compiled: Template, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool, **variables: Any
+) -> str:
+    """The text that a template of our `environment` makes; raises AlignError where it refuses the messages.
+
+    Args:
+        variables: what the template may use besides; one that is None, such as a token that the tokenizer lacks, stays
+            undefined, which renders as nothing.
+    """
     from jinja2 import TemplateError
 
-    # A token that the tokenizer lacks must be undefined, which renders as nothing; None would render as "None".
-    tokens = {name: token for name, token in (("bos_token", bos_token), ("eos_token", eos_token)) if token is not None}
-    variables = {"tools": None, "documents": None, **tokens, **extra}
+    given = {"tools": None, "documents": None} | {k: value for k, value in variables.items() if value is not None}
     try:
-        return _compiled(template).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **variables
-        )
+        return compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **given)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         what = f"the chat template refuses the messages: {str(error).rstrip('.')}"
         raise AlignError(what, "change the row, or choose another chat_template") from None
@@ -111,21 +120,30 @@ def _check_syntax(template: str, file: str) -> None:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Template:
-    """The template in the environment that transformers documents: whitespace, filters and functions as there."""
+    return environment().from_string(template)
+
+
+def environment(generated: tuple[str, str] = ("", "")) -> Environment:
+    """The environment that transformers documents for chat templates: whitespace, filters and functions as there.
+
+    Args:
+        generated: what is written before and after the content of `{% generation %}`.
+    """
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what the assistant says. Rendered, it is only its content, in a scope of its own."""
+        """`{% generation %}` marks what the assistant says. Its content has a scope of its own."""
 
         tags = {"generation"}  # noqa: RUF012  # the name and form are jinja2's
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
+            before, after = (nodes.Output([nodes.TemplateData(text)]) for text in generated)
+            return nodes.Scope([before, *body, after], lineno=line)
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
@@ -143,9 +161,7 @@ def _compiled(template: str) -> Template:
     def strftime_now(form: str) -> str:
         return datetime.now().strftime(form)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment.from_string(template)
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = to_json
+    made.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return made

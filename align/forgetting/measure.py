@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align import rundir
 from align.data import encode
+from align.data.tokenizer import TextTokenizer
 from align.forgetting.measurements import Split
 from align.forgetting.probes import SPLITS, Agreement, Exact, Graded, Probe, Question, Texts
 
@@ -162,7 +163,7 @@ def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
     missing = [question for question in questions if question.id not in bench.own_answers]
     for question, ids in zip(missing, generate(bench, [q.prompt for q in missing], AGREEMENT_TOKENS), strict=True):
         bench.own_answers[question.id] = ids
-    prompts = encode.prompt_ids([question.prompt for question in questions], bench.tokenizer)
+    prompts = encode.prompt_ids([question.prompt for question in questions], TextTokenizer.of(bench.tokenizer))
     answers = [bench.own_answers[question.id] for question in questions]
     for question, hits in zip(questions, hits_of(bench, prompts, answers), strict=True):
         score = sum(hits) / len(hits) if hits else 1.0
@@ -172,7 +173,9 @@ def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
 def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> Encoded:
     """Token ids of questions and their right answers, each answer up to its end token: what follows is never
     generated."""
-    prompts, answers = encode.question_ids([q.prompt for q in questions], [q.answer for q in questions], tokenizer)
+    prompts, answers = encode.question_ids(
+        [q.prompt for q in questions], [q.answer for q in questions], TextTokenizer.of(tokenizer)
+    )
     end = tokenizer.eos_token_id
     return prompts, [row[: row.index(end) + 1] if end in row else row for row in answers]
 
@@ -200,7 +203,7 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
 
 def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
     """Negative log-likelihood in nats and number of predicted tokens of each text."""
-    rows, _ = encode.for_language_modeling([{"text": text} for text in texts], bench.tokenizer, completion_only=False)
+    rows = [row.ids for row in encode.encoded([{"text": text} for text in texts], TextTokenizer.of(bench.tokenizer))]
     limit = getattr(bench.model.config, "max_position_embeddings", None)
     rows = [row[:limit] for row in rows]
     out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
@@ -215,7 +218,7 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
 
 def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int]]:
     """Greedy answers as token ids, without the end token, which follows where the answer ended by itself."""
-    rows = encode.prompt_ids(prompts, bench.tokenizer)
+    rows = encode.prompt_ids(prompts, TextTokenizer.of(bench.tokenizer))
     out: list[list[int]] = [[] for _ in rows]
     pad, end = bench.tokenizer.pad_token_id, bench.tokenizer.eos_token_id
     for batch, ids, mask in _batches(bench, rows, [len(row) for row in rows], left=True, extra=tokens):

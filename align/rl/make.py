@@ -13,6 +13,7 @@ from align import adapters, chain, score
 from align import model as models
 from align.chain import Layer
 from align.data import encode
+from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
 from align.rl import critic as critics
 from align.rl import scoring, shared
@@ -46,7 +47,8 @@ def replay(job: Job, args: Any) -> Stream | None:
     rows = [row for row, group in zip(job.rows, job.groups, strict=True) if group == 1]
     if not rows:
         return None
-    ids, labels = encode.for_language_modeling(rows, job.tokenizer, completion_only=True)
+    encoded = list(encode.encoded(rows, TextTokenizer.of(job.tokenizer)))
+    ids, labels = [row.ids for row in encoded], [row.labels for row in encoded]
     size = rows_of_update(job.ticket.replay_ratio, args.per_device_train_batch_size)
     return Stream(ids, labels, size, scoring.padding(job.tokenizer))
 

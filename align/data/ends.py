@@ -1,0 +1,56 @@
+"""What ends an answer: the tokenizer's end token, the template's end of a turn, and what the base stops at already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from align.data.tokenizer import TextTokenizer
+from align.errors import AlignError
+
+
+def check(tokenizer: TextTokenizer, model: str, replaced: dict[str, str]) -> list[tuple[str, AlignError]]:
+    """Faults of the special tokens, each with the key of `model:` that mends it.
+
+    Args:
+        model: its name, for messages.
+        replaced: the special tokens that the recipe names, by their names in the tokenizer.
+    """
+    found = [
+        (name, AlignError(f"the tokenizer of '{model}' has no token '{token}'", "name one of its own tokens"))
+        for name, token in replaced.items()
+        if tokenizer.id(token) is None
+    ]
+    if tokenizer.eos is None:
+        what = f"the tokenizer of '{model}' names no end token"
+        found.append(("base", AlignError(what, "name one of its tokens with `model.eos_token`")))
+    return found
+
+
+def notes(tokenizer: TextTokenizer, model: Path) -> list[str]:
+    """What is worth knowing of how conversations end under the model's chat template."""
+    template, eos = tokenizer.template, tokenizer.eos
+    if template is None or eos is None:
+        return []
+    ends = [token for token in template.ends if tokenizer.id(token) is not None]
+    if not ends:
+        return [
+            f"the chat template writes no end after an answer: {eos} is put there, so that the model learns to stop"
+        ]
+    known = stops(model)
+    others = [token for token in ends if token != eos and tokenizer.id(token) not in known]
+    if not others:
+        return []
+    listed = " or ".join(others)
+    return [
+        f"the chat template ends answers with {listed}, and the tokenizer's end token is {eos}: "
+        "trained models stop at each of them (`model.eos_token` names another)"
+    ]
+
+
+def stops(model: Path) -> list[int]:
+    """The ids at which the base stops by its own settings."""
+    file = model / "generation_config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    listed = found if isinstance(found, list) else [found]
+    return [one for one in listed if isinstance(one, int)]

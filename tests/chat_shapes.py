@@ -1,0 +1,94 @@
+"""Conversations of every shape, with words that occur nowhere else, and tokenizers for the chat templates of TRL."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import trl
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as bpe
+
+from align.data.tokenizer import TextTokenizer
+
+FOLDER: Final = Path(trl.__file__).parent / "chat_templates"
+NAMES: Final = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training"))
+BOS, EOS = "<|first|>", "<|last|>"
+TOOLS: Final = [
+    {
+        "type": "function",
+        "function": {
+            "name": "tide",
+            "description": "tide table",
+            "parameters": {"type": "object", "properties": {"port": {"type": "string"}}},
+        },
+    }
+]
+_SPECIAL: Final = re.compile(
+    r"<\|[^<>|\s]+\|>|<｜[^<>\s]+?｜>|<\|?/?(?:START|END)_[A-Z_]+\|?>|<(?:start|end)_of_\w+>|<\|?(?:turn|channel|tool_\w+)\|?>"
+    r"|\[gMASK\]|<sop>"
+)
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+def result(text: str) -> dict[str, Any]:
+    return {"role": "tool", "name": "tide", "tool_call_id": "call00001", "content": text}
+
+
+def calls(port: str) -> list[dict[str, Any]]:
+    return [{"id": "call00001", "type": "function", "function": {"name": "tide", "arguments": {"port": port}}}]
+
+
+SYSTEM: Final = {"role": "system", "content": "Speak sysword."}
+SHAPES: Final[dict[str, list[dict[str, Any]]]] = {
+    "one turn": [user("asked1"), said("answer1")],
+    "two turns": [user("asked1"), said("answer1"), user("asked2"), said("answer2")],
+    "five turns": [one for k in range(1, 6) for one in (user(f"asked{k}"), said(f"answer{k}"))],
+    "system": [SYSTEM, user("asked1"), said("answer1"), user("asked2"), said("answer2")],
+    "spaces": [user("  asked1\n"), said("\n  answer1  \n"), user("asked2 "), said(" answer2\n\n")],
+    "lines": [user("asked1\n\nassistant\nasked2"), said("answer1\n\nuser: answer2\n- answer3")],
+    "thoughts": [user("asked1"), said("answer1", reasoning_content="thought1"), user("asked2"),
+                 said("answer2", reasoning_content="thought2")],
+    "thoughts in the text": [user("asked1"), said("<think>\nthought1\n</think>\n\nanswer1")],
+    "tools": [user("asked1"), said("", tool_calls=calls("port1")), result("result1"), said("answer1")],
+    "tools, then on": [user("asked1"), said("", tool_calls=calls("port1")), result("result1"), said("answer1"),
+                       user("asked2"), said("answer2")],
+    "thoughts and tools": [user("asked1"), said("", tool_calls=calls("port1"), reasoning_content="thought1"),
+                           result("result1"), said("answer1", reasoning_content="thought2"), user("asked2"),
+                           said("answer2", reasoning_content="thought3")],
+    "in a row": [user("asked1"), said("answer1"), said("answer2"), user("asked2"), said("answer3")],
+    "assistant first": [said("answer1"), user("asked1"), said("answer2")],
+    "one not learnt": [user("asked1"), said("hidden1", train=False), user("asked2"), said("answer2")],
+}  # fmt: skip
+
+
+def has_tools(shape: str) -> bool:
+    return "tools" in shape
+
+
+def text_of(name: str) -> str:
+    return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def tokenizer_for(template: str) -> TextTokenizer:
+    """A token of every byte, besides the tokens that a template writes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = Tokenizer(bpe.BPE(vocab={letter: at for at, letter in enumerate(alphabet)}, merges=[]))
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    own.decoder = decoders.ByteLevel()
+    special = sorted({BOS, EOS, *_SPECIAL.findall(template)})
+    own.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    return TextTokenizer(own, {"bos_token": BOS, "eos_token": EOS}, template)
+
+
+def decoded(tokenizer: TextTokenizer, ids: list[int]) -> str:
+    """Ids as text, special tokens shown."""
+    return str(tokenizer._backend.decode(ids, skip_special_tokens=False))
