@@ -8,10 +8,9 @@ import time
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, rundir
+from align import adapters, generation, rundir
 from align import model as models
 from align.branches import PROMPTS, Comparison
 from align.data import encode
@@ -39,7 +38,7 @@ def compare(run: RunDir, asked: Comparison) -> None:
     for id, policy in asked.policies.items():
         model = adapters.load_policy(policy, asked.model, run.root)
         set_seed(asked.seed)
-        ends = _ends(model, tokenizer)
+        ends = generation.ends(model, tokenizer)
         with _autocast(asked):
             answers[id] = _sampled(model, ids, tokenizer, asked, ends)
             own[id] = _log_probs(model, ids, answers[id], tokenizer)
@@ -103,13 +102,6 @@ def _autocast(asked: Comparison) -> torch.autocast:
     return torch.autocast(models.device().type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and those that the model has besides, as TRL's trainers do."""
-    own = model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    return [one for one in dict.fromkeys([tokenizer.eos_token_id, *listed]) if one is not None]
-
-
 def _sampled(
     model: Any, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, asked: Comparison, ends: list[int]
 ) -> list[list[int]]:
@@ -117,14 +109,12 @@ def _sampled(
     found: list[list[int]] = []
     limit = asked.training.get("max_completion_length") or 256
     # what the model's own settings say of repetition and the like would bend the distribution, of which the KL is
-    chosen = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": limit}
-    plain = GenerationConfig(**chosen, eos_token_id=ends, pad_token_id=scoring.padding(tokenizer))
-    lm = model.get_base_model() if isinstance(model, PeftModel) else model
-    lm.generation_config = model.generation_config = plain
+    plain = generation.plain(ends, scoring.padding(tokenizer), limit, temperature=1.0)
     for start in range(0, len(prompts), BATCH):
         batch = tokenizer.pad({"input_ids": prompts[start : start + BATCH]}, padding_side="left", return_tensors="pt")
         batch = batch.to(models.device())
-        out = model.generate(**batch)
+        with generation.settings(model, plain):
+            out = model.generate(**batch)
         for row in out[:, batch["input_ids"].size(1) :].tolist():
             end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
             found.append(row[: end + 1])

@@ -290,14 +290,16 @@ class _Checking:
     def probes(self) -> str:
         """Hash of what is measured; the user's own probes are read, the shipped ones take a while and are right."""
         keys = self.loaded.recipe.forgetting
-        if not isinstance(keys.probes, dict):
+        if keys.probes == "none":
             return rundir.digest(keys.probes)
+        if not isinstance(keys.probes, dict):
+            return rundir.digest([probes.VERSION, keys.probes])
         try:
             self.own_probes = probes.load(keys, self.loaded.root)
         except AlignError as error:
             self._add(error, ("forgetting", "probes"))
             return ""
-        return rundir.digest([asdict(probe) for probe in self.own_probes])
+        return rundir.digest([probes.VERSION, [asdict(probe) for probe in self.own_probes]])
 
     def _add(self, error: AlignError, at: Loc, sources: list[DataSource] | None = None) -> None:
         """Take a fault at its own place, where it has one, else at the key of the recipe that led to it."""

@@ -102,6 +102,7 @@ class Run:
             "align": __version__,
             "pipeline": self.loaded.recipe.pipeline,
             "order": [plan.id for plan in self.loaded.stages],
+            "probes": probes if isinstance(probes := self.loaded.recipe.forgetting.probes, str) else "own",
         }
         self.record.pop("redo", None)
         if asked:
@@ -301,8 +302,8 @@ class Run:
             old = decision.model_dump(mode="json")
             rundir.write_json(here.decision, old)
             self.changed = True
-            for broken in decision.violations:
-                self.watcher.say(f"[yellow]gate[/yellow] {plan.id}: {_escape(broken.probe)} fell past its limit")
+            for reason in decision.reasons[: len(decision.violations)]:
+                self.watcher.say(f"[yellow]gate[/yellow] {plan.id}: {_escape(reason)}")
         return str(old["action"])
 
     def _summarize(self) -> None:
@@ -321,6 +322,8 @@ class Run:
             base = measurements.load(self.dir.base_measurements)
             table = matrix.build([BASE, *order], parents, {BASE: base, **found}, self.loaded.recipe.forgetting)
             rundir.write_json(self.dir.forgetting, table)
+        else:  # what an older recipe had measured
+            self.dir.forgetting.unlink(missing_ok=True)
         report.write(self.dir.root)
 
     def _measured(self, id: str) -> bool:

@@ -61,11 +61,19 @@ def forgetting(stages: tuple[str, ...] = STAGES) -> JSON:
             low, high = ratio * 0.95, ratio * 1.05
             matrix[stage]["stories"] |= {"ratio": ratio, "ci95": [low, high], "p_value": 0.0, "verdict": None}
     probes = {
-        name: {"metric": "accuracy", "higher_is_better": True, "kind": kind, "replayed": replayed, "n": N}
+        name: {
+            "metric": "accuracy",
+            "higher_is_better": True,
+            "kind": kind,
+            "replayed": replayed,
+            "n": N,
+            "limit": 0.2,
+        }
         for name, (kind, replayed, _) in SCORES.items()
     }
     probes["stories"] = {
         "metric": "perplexity", "higher_is_better": False, "kind": "text", "replayed": None, "n": 100,
+        "limit": None,
     }  # fmt: skip
     return {
         "format": 1,
@@ -104,6 +112,8 @@ def means(at: int) -> JSON:
         scores = tuple(sum(row[i] for row in rows) / len(rows) for i in range(3))
         found[key] = cell(scores, at, max_drop=0.1)
         found[key]["n"] = N * len(rows)
+        if at and key != "all":  # which alone has a limit
+            found[key] |= {"verdict": None, "items_to_decide": None}
     return found
 
 

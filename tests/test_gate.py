@@ -182,12 +182,19 @@ def test_small_drops_everywhere_break_the_mean_alone() -> None:
     assert decide("dpo", base, after, ForgettingKeys(max_drop=0.2, max_mean_drop=0.2)).violations == []
 
 
-def test_the_task_is_not_judged_agreement_only_by_name_and_neither_counts_in_the_mean() -> None:
+def test_the_task_is_judged_agreement_only_by_name_and_neither_counts_in_the_mean() -> None:
     base = measurement({"copy": (95, 100)}, others={"helpdesk": ("task", (90, 100)), "same": ("agreement", (100, 100))})
     after = measurement({"copy": (95, 100)}, others={"helpdesk": ("task", (0, 100)), "same": ("agreement", (20, 100))})
-    assert decide("sft", base, after, ForgettingKeys()).violations == []
-    decision = decide("sft", base, after, ForgettingKeys(max_drop={"same": 0.3}))
+    decision = decide("sft", base, after, ForgettingKeys())
+    assert [violation.probe for violation in decision.violations] == ["helpdesk"]
+    assert decision.reasons[1:] == [
+        "the run goes on all the same: on_violation is warn",
+        "2 of 3 limits kept, 1 broken, 0 unclear",
+        "same: 1.000 -> 0.200 is not judged: it moves with anything that is learnt",
+    ]
+    decision = decide("sft", base, after, ForgettingKeys(max_drop={"same": 0.3, "helpdesk": 1}))
     assert [violation.probe for violation in decision.violations] == ["same"]
+    assert not any("is not judged" in reason for reason in decision.reasons)
 
 
 def test_only_gate_items_are_judged() -> None:

@@ -149,6 +149,7 @@ def test_the_matrix_of_a_chain() -> None:
     assert found["no_row"] == {"reward": "it hands on no policy, so there is nothing to probe"}
     assert found["probes"]["copy"] == {
         "metric": "accuracy", "higher_is_better": True, "kind": "skill", "replayed": True, "n": 100,
+        "limit": 0.1,
     }  # fmt: skip
     assert found["matrix"]["base"]["copy"] == {"score": 0.9, "n": 100}
     cell = found["matrix"]["dpo"]["sort"]
@@ -192,6 +193,7 @@ def test_means_over_the_skills_and_their_groups() -> None:
     assert (cell["score"], cell["delta"], cell["verdict"]) == (0.56, -0.29, "FORGOT")
     assert cell["ci95"] == pytest.approx([mean.low, mean.high], abs=1e-6)
     assert found["mean"]["sft"]["not_replayed"]["delta"] == -0.5
+    assert [found["mean"]["sft"][group]["verdict"] for group in ("replayed", "not_replayed")] == [None, None]
     assert found["backward_transfer"] == {
         "base": {"undefined": "nothing was trained before this row"}, "sft": -0.29, "dpo": -0.22,
     }  # fmt: skip

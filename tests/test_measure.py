@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from peft import LoraConfig, get_peft_model
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import models
 from align.forgetting import measure as measuring
@@ -114,13 +116,45 @@ def test_an_answer_that_does_not_end_is_wrong(bench: Bench, tokenizer: PreTraine
 def test_likelihoods_are_those_of_each_text_alone(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
     texts = [*lab.stories("report")[:12], "A", " ".join(lab.stories("gate")[:40])]
     for text, (nll, tokens) in zip(texts, measuring.likelihoods(bench, texts), strict=True):
-        ids = tokenizer(text + tokenizer.eos_token)["input_ids"][:256]
+        ids = tokenizer(text)["input_ids"][:256]
+        assert ids[0] == tokenizer.bos_token_id and ids[-1] != tokenizer.eos_token_id
         with torch.no_grad():
             logits = bench.model(input_ids=torch.tensor([ids])).logits[0].double()
         direct = -logits[:-1].log_softmax(-1)[range(len(ids) - 1), ids[1:]].sum().item()
         assert tokens == len(ids) - 1
         assert nll == pytest.approx(direct, rel=1e-5)
     assert measuring.likelihoods(bench, texts[-1:])[0][1] == 255, "a longer text is cut where the model ends"
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_not_counted() -> None:
+    """Here it puts two marks before a text and one after it; the words are the same with and without them."""
+    wrapping = models.merging_tokenizer(None)
+    marks = [("<s>", 0), ("<|im_start|>", 3), ("</s>", 1)]
+    wrapping._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> <|im_start|> $A </s>", special_tokens=marks
+    )
+    text = "What is 7 plus 2?"
+    bare = wrapping(text, add_special_tokens=False)["input_ids"]
+    assert wrapping(text)["input_ids"] == [0, 3, *bare, 1]
+    rows, firsts = measuring.text_ids(wrapping, [text, "<s>" + text])
+    assert rows == [[0, 3, *bare], [0, *bare]], "and a mark that the text begins with is not doubled"
+    assert firsts == [2, 1]
+
+
+def test_only_the_text_counts_behind_two_marks() -> None:
+    wrapping, tiny = models.merging_tokenizer(None), models.tiny_llama()
+    wrapping._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> <|im_start|> $A </s>", special_tokens=[("<s>", 0), ("<|im_start|>", 3), ("</s>", 1)]
+    )
+    text = "What is 7 plus 2?"
+    bare = wrapping(text, add_special_tokens=False)["input_ids"]
+    ids = [0, 3, *bare]
+    with torch.no_grad():
+        known = tiny(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    by_hand = -sum(known[at - 1, ids[at]].item() for at in range(2, len(ids)))
+    [(nll, tokens)] = measuring.likelihoods(Bench(tiny, wrapping, autocast=False), [text])
+    assert tokens == len(bare)
+    assert nll == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_batches_do_not_matter(
@@ -161,6 +195,44 @@ def test_the_base_agrees_with_itself(
     )
     assert other["scores"]["report"]["agreement"]["score"] < 0.95
     assert not (tmp_path / "other" / "own_answers.json").exists(), "the base's answers are the measure"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 8.0},
+        {"min_new_tokens": 20},
+        {"no_repeat_ngram_size": 2},
+        {"eos_token_id": "two"},
+        {"suppress_tokens": "said"},
+        {"do_sample": True, "temperature": 0.3, "top_k": 5},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "adapted"])
+def test_the_base_agrees_with_itself_whatever_its_own_settings_say(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, settings: dict[str, Any], adapted: bool
+) -> None:
+    base: Any = copy.deepcopy(model)
+    asked = questions("extract", n=8)
+    plain = greedy(base, tokenizer, asked, measuring.AGREEMENT_TOKENS)
+    if settings == {"eos_token_id": "two"}:  # answers end at a token in their middle, too
+        other, whole = next(ids[1] for ids, _ in plain if len(ids) > 2), plain
+        settings = {"eos_token_id": [tokenizer.eos_token_id, other]}
+        plain = [(ids[: ids.index(other)] if other in ids else ids, ended) for ids, ended in plain]
+        assert plain != whole
+    if settings == {"suppress_tokens": "said"}:
+        settings = {"suppress_tokens": [ids[0] for ids, _ in plain]}
+    own = GenerationConfig(**{"eos_token_id": tokenizer.eos_token_id, **settings})
+    base.generation_config = own
+    if adapted:
+        base = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    probe = Agreement("agreement", {"gate": [], "report": asked})
+    found = measuring.measure(Bench(base, tokenizer, autocast=False), [probe], tmp_path, base=None)
+    assert found["scores"]["report"]["agreement"]["score"] == 1.0
+    answers = json.loads((tmp_path / "own_answers.json").read_text())
+    assert [answers[question.id] for question in asked] == [ids for ids, _ in plain]
+    assert base.generation_config is own, "the settings are left as they were"
 
 
 def test_agreement_is_nearly_one_in_the_precision_of_training(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -209,8 +209,9 @@ def test_decision_failure_and_advice_are_told(page: str) -> None:
 def test_verdict_is_one_sentence(run_dir: Path) -> None:
     assert verdict_line(load(run_dir)) == (
         "After dpo the model gained helpdesk (0.015 to 0.880) and helpdesk_polite (0.210 to 0.980) and forgot add "
-        "(-0.325), beyond the tolerated drop of 0.2; 3 more fell; 2 of 10 judged are UNCLEAR (95 % intervals, the same "
-        "held-out items before and after); stage reward failed."
+        "(-0.325), beyond the tolerated drop of 0.2; 3 more fell; it is UNCLEAR whether the mean of the skills is "
+        "within its limit of 0.1 (-0.099); 2 of 10 judged are UNCLEAR (95 % intervals, the same held-out items before "
+        "and after); stage reward failed."
     )
 
 
@@ -400,13 +401,16 @@ def test_a_diverged_model_has_no_finite_perplexity_and_is_named_as_lost(run_dir:
 def test_limits_by_name(run_dir: Path) -> None:
     value = made.forgetting()
     value["thresholds"]["max_drop"] = {"facts": 0.05, "default": 0.3}
+    for name, probe in value["probes"].items():
+        probe["limit"] = None if name == "stories" else 0.05 if name == "facts" else 0.3
+    value["matrix"]["dpo"]["facts"]["verdict"] = "FORGOT"
     made.write_json(run_dir / "forgetting.json", value)
     found = load(run_dir).forgetting
     assert found is not None
     assert (findings.limit(found, "facts"), findings.limit(found, "add")) == (0.05, 0.3)
     text = words(report.write(run_dir)[0].read_text(encoding="utf-8"))
     assert "max_drop.facts 0.05 max_drop.default 0.3" in text
-    assert "beyond the tolerated drop;" in verdict_line(load(run_dir))
+    assert "forgot add (-0.325) and facts (-0.235), beyond their limits;" in verdict_line(load(run_dir))
 
 
 def test_skills_whose_replay_is_unknown_stand_apart(run_dir: Path) -> None:

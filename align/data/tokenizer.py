@@ -83,6 +83,12 @@ class TextTokenizer:
             bool(self.eos) and self.eos != self.bos and self.id(self.eos) in ids[-1:],
         )
 
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids with which the chat template ends an answer, and a call of a tool."""
+        tokens = self.template.ends if self.template else ()
+        return tuple(found for found in map(self.id, tokens) if found is not None)
+
     def id(self, token: str) -> int | None:
         """The id of a token of the vocabulary."""
         found = self._backend.token_to_id(token) if self._fast else self._backend.convert_tokens_to_ids(token)

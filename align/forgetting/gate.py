@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from align.errors import AlignError
-from align.forgetting.measurements import Measurement, Metric, ProbeInfo, compare
-from align.forgetting.statistics import Change, PerplexityChange, Verdict, items_to_decide, mean_change, verdict
+from align.forgetting.judgement import Finding, judge
+from align.forgetting.measurements import Measurement, Metric, ProbeInfo, Split
+from align.forgetting.statistics import PerplexityChange
 
-MEAN = "mean of the skills"
 DEFAULT_DROP = 0.10
 PLANNED = ("rollback", "retry", "interpolate")
 
@@ -183,67 +182,16 @@ class Decision(BaseModel):
     split: Literal["gate"] = "gate"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One limit held against one change."""
-
-    probe: str
-    before: float
-    after: float
-    change: Change | PerplexityChange
-    limit: float
-
-    @property
-    def verdict(self) -> Verdict:
-        return verdict(self.change, self.limit)
-
-    def violation(self) -> Violation:
-        ratio = isinstance(self.change, PerplexityChange)
-        return Violation(
-            probe=self.probe,
-            metric="perplexity" if ratio else "accuracy",
-            before=finite(self.before),
-            after=finite(self.after),
-            delta=finite(self.after - self.before),
-            low=finite(self.change.low),
-            high=finite(self.change.high),
-            limit=self.limit,
-        )
-
-    def sentence(self) -> str:
-        """The figures, and what they say against the limit."""
-        change = self.change
-        if isinstance(change, PerplexityChange):
-            if math.isnan(change.ratio):
-                return f"{self.probe}: the base itself has no finite perplexity here, so nothing can be compared"
-            if math.isinf(change.ratio):
-                return f"{self.probe}: {self.before:.3g} -> no finite perplexity any more: the model has diverged"
-            size = f"x{change.ratio:.3g}, 95 % interval x{change.low:.3g} to x{change.high:.3g}, {change.n} items"
-            limit = f"x{self.limit:.3g}"
-        else:
-            size = f"{change.delta:+.3f}, 95 % interval {change.low:+.3f} to {change.high:+.3f}, {change.n} items"
-            limit = f"a drop of {self.limit:.3g}"
-        figures = f"{self.probe}: {self.before:.3g} -> {self.after:.3g} ({size})"
-        if self.verdict == "FORGOT":
-            return f"{figures} is beyond the limit, {limit}"
-        if self.verdict == "OK":
-            return f"{figures} is within the limit, {limit}"
-        needed = items_to_decide(change, self.limit)
-        how = f"about {needed} items would tell" if needed else "on the limit no number of items would tell"
-        return f"{figures} may or may not be beyond the limit, {limit}: {how}"
-
-
 def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys) -> Decision:
     """Judge a stage on the gate items, against the base; depends on nothing but its arguments.
 
-    Every probe of the base but those of the task, whose change is what the stage is for; and the mean over the skills.
     A limit is broken only where the whole 95 % interval is beyond it.
 
     Raises:
         AlignError: the two measurements hold different items, or a limit names a probe that is not measured.
     """
     keys.check_names(base.probes)
-    findings = _findings(base, after, keys)
+    findings = list(judge(base, after, "gate", keys).values())
     broken = [finding for finding in findings if finding.verdict == "FORGOT"]
     unclear = [finding for finding in findings if finding.verdict == "UNCLEAR"]
     reasons = [finding.sentence() for finding in (*broken, *unclear)]
@@ -255,41 +203,41 @@ def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKe
         reasons.append(f"{kept} of {len(findings)} limits kept, {len(broken)} broken, {len(unclear)} unclear")
     else:
         reasons.append("nothing was judged: no probe with a limit has gate items")
+    reasons += [_unjudged(name, base, after) for name, info in base.probes.items() if _stands_apart(name, info, keys)]
     return Decision(
         stage=stage,
         action="stop" if stop else "continue",
         reasons=reasons,
-        violations=[finding.violation() for finding in broken],
+        violations=[_violation(finding) for finding in broken],
         unclear=[finding.probe for finding in unclear],
         thresholds=keys.thresholds(),
     )
 
 
+def _violation(finding: Finding) -> Violation:
+    ratio = isinstance(finding.change, PerplexityChange)
+    return Violation(
+        probe=finding.probe,
+        metric="perplexity" if ratio else "accuracy",
+        before=finite(finding.before),
+        after=finite(finding.after),
+        delta=finite(finding.after - finding.before),
+        low=finite(finding.change.low),
+        high=finite(finding.change.high),
+        limit=finding.limit,
+    )
+
+
+def _stands_apart(probe: str, info: ProbeInfo, keys: ForgettingKeys) -> bool:
+    return info.kind == "agreement" and keys.limit(probe, info) is None
+
+
+def _unjudged(probe: str, base: Measurement, after: Measurement) -> str:
+    split: Split = "gate" if base.has("gate", probe) else "report"
+    figures = f"{base.score(split, probe):.3f} -> {after.score(split, probe):.3f}"
+    return f"{probe}: {figures} is not judged: it moves with anything that is learnt"
+
+
 def finite(value: float) -> float | None:
     """The number, or None for what JSON cannot hold."""
     return value if math.isfinite(value) else None
-
-
-def _findings(base: Measurement, after: Measurement, keys: ForgettingKeys) -> list[Finding]:
-    findings: list[Finding] = []
-    skills: list[Finding] = []
-    for probe, info in base.probes.items():
-        limit = keys.limit(probe, info)
-        if info.kind == "task" or limit is None or not base.has("gate", probe):
-            continue
-        change = compare(base, after, "gate", probe)
-        finding = Finding(probe, base.score("gate", probe), after.score("gate", probe), change, limit)
-        findings.append(finding)
-        if is_skill(info):
-            skills.append(finding)
-    if skills:
-        before = math.fsum(finding.before for finding in skills) / len(skills)
-        later = math.fsum(finding.after for finding in skills) / len(skills)
-        mean = mean_change([finding.change for finding in skills if isinstance(finding.change, Change)])
-        findings.append(Finding(MEAN, before, later, mean, keys.max_mean_drop))
-    return findings
-
-
-def is_skill(info: ProbeInfo) -> bool:
-    """Whether the probe belongs to the mean over the skills: an accuracy of what the base could do."""
-    return info.kind == "skill" and info.metric == "accuracy"

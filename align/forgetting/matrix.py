@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from align.errors import AlignError
-from align.forgetting.gate import ForgettingKeys, is_skill
+from align.forgetting.gate import ForgettingKeys
+from align.forgetting.judgement import MEAN, Finding, is_skill, judge
 from align.forgetting.measurements import Measurement, Split, compare
 from align.forgetting.statistics import (
     Change,
@@ -19,25 +20,26 @@ from align.forgetting.statistics import (
     Undefined,
     average_forgetting,
     backward_transfer,
-    items_to_decide,
     mean_change,
-    verdict,
 )
 
 BASE = "base"
+ALL = "all"  # of the groups of skills
 
 Number = float | None
 Interval = list[Number]
 
 
 class ProbeEntry(TypedDict):
-    """One probe; `replayed` is true where any stage replayed it, null where that is not known; `n` counts items."""
+    """One probe; `replayed` is true where any stage replayed it, null where that is not known; `n` counts items;
+    `limit` is what its verdicts are held against, a drop or a perplexity ratio, null where it has none."""
 
     metric: str
     higher_is_better: bool
     kind: str
     replayed: bool | None
     n: int
+    limit: Number
 
 
 class Difference(TypedDict):
@@ -70,7 +72,8 @@ class Cell(TypedDict):
 
 
 class MeanCell(TypedDict):
-    """The unweighted mean over a group of skills; `n` counts the items of all of them, `probes` the skills."""
+    """The unweighted mean over a group of skills; `n` counts the items of all of them, `probes` the skills. Only that
+    of all skills has a limit, and so a verdict."""
 
     score: Number
     probes: int
@@ -78,7 +81,7 @@ class MeanCell(TypedDict):
     delta: NotRequired[Number]
     ci95: NotRequired[Interval]
     p_value: NotRequired[Number]
-    verdict: NotRequired[str]
+    verdict: NotRequired[str | None]
 
 
 class NoValue(TypedDict):
@@ -122,18 +125,25 @@ def build(
     base = measurements[BASE]
     keys.check_names(base.probes)
     split: Split = "gate" if base.items and all(held == "gate" for held, _ in base.items) else "report"
-    probes = {probe: _entry(probe, split, measurements) for probe in base.probes if base.has(split, probe)}
+    probes = {probe: _entry(probe, split, measurements, keys) for probe in base.probes if base.has(split, probe)}
     stages = [stage for stage in order if stage in measurements]
     history = {stage: _history(stage, parents, measurements) for stage in stages}
+    judged = {stage: judge(base, measurements[stage], split, keys) for stage in stages if stage != BASE}
     matrix = {
-        stage: {probe: _cell(history[stage], measurements, split, probe, keys) for probe in probes} for stage in stages
+        stage: {probe: _cell(history[stage], measurements, split, probe, judged) for probe in probes}
+        for stage in stages
     }
     groups = _groups([probe for probe in probes if is_skill(base.probes[probe])], probes)
     mean = {
-        stage: {group: _mean(base, measurements[stage], split, skills, keys) for group, skills in groups.items()}
+        stage: {
+            group: _mean(
+                base, measurements[stage], split, skills, judged.get(stage, {}).get(MEAN) if group == ALL else None
+            )
+            for group, skills in groups.items()
+        }
         for stage in stages
     }
-    skills = groups.get("all", [])
+    skills = groups.get(ALL, [])
     scores = {stage: {probe: measurements[stage].score(split, probe) for probe in skills} for stage in stages}
     return Forgetting(
         format=1,
@@ -160,7 +170,7 @@ def _history(stage: str, parents: Mapping[str, str], measurements: Mapping[str, 
     return [step for step in line if step in measurements]
 
 
-def _entry(probe: str, split: Split, measurements: Mapping[str, Measurement]) -> ProbeEntry:
+def _entry(probe: str, split: Split, measurements: Mapping[str, Measurement], keys: ForgettingKeys) -> ProbeEntry:
     base = measurements[BASE]
     info = base.probes[probe]
     known = [measured.probes[probe].replayed for measured in measurements.values() if probe in measured.probes]
@@ -170,26 +180,30 @@ def _entry(probe: str, split: Split, measurements: Mapping[str, Measurement]) ->
         kind=info.kind,
         replayed=True if True in known else False if False in known else None,
         n=len(base.items[split, probe]),
+        limit=keys.limit(probe, info),
     )
 
 
 def _cell(
-    history: Sequence[str], measurements: Mapping[str, Measurement], split: Split, probe: str, keys: ForgettingKeys
+    history: Sequence[str],
+    measurements: Mapping[str, Measurement],
+    split: Split,
+    probe: str,
+    judged: Mapping[str, Mapping[str, Finding]],
 ) -> Cell:
     base, after = measurements[BASE], measurements[history[-1]]
     if after is base:
         return Cell(score=_number(base.score(split, probe)), n=len(base.items[split, probe]))
     change = compare(base, after, split, probe)
-    limit = keys.limit(probe, base.probes[probe])
-    judged = None if limit is None else verdict(change, limit)
+    finding = judged[history[-1]].get(probe)
     return Cell(
         score=_number(after.score(split, probe)),
         n=change.n,
         **_difference(base, after, split, probe),
-        verdict=judged,
+        verdict=finding.verdict if finding else None,
         lost=change.lost if isinstance(change, Change) else None,
         gained=change.gained if isinstance(change, Change) else None,
-        items_to_decide=items_to_decide(change, limit) if limit is not None and judged == "UNCLEAR" else None,
+        items_to_decide=finding.needed() if finding else None,
         since_parent=_difference(measurements[history[-2]], after, split, probe),
     )
 
@@ -207,14 +221,14 @@ def _difference(before: Measurement, after: Measurement, split: Split, probe: st
 
 def _groups(skills: list[str], entries: Mapping[str, ProbeEntry]) -> dict[str, list[str]]:
     groups = {
-        "all": skills,
+        ALL: skills,
         "replayed": [probe for probe in skills if entries[probe]["replayed"] is True],
         "not_replayed": [probe for probe in skills if entries[probe]["replayed"] is False],
     }
     return {group: members for group, members in groups.items() if members}
 
 
-def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str], keys: ForgettingKeys) -> MeanCell:
+def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str], finding: Finding | None) -> MeanCell:
     score = math.fsum(after.score(split, probe) for probe in skills) / len(skills)
     items = sum(len(base.items[split, probe]) for probe in skills)
     if after is base:
@@ -228,7 +242,7 @@ def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str]
         delta=_number(change.delta),
         ci95=[_number(change.low), _number(change.high)],
         p_value=_number(change.p_value),
-        verdict=verdict(change, keys.max_mean_drop),
+        verdict=finding.verdict if finding else None,
     )
 
 
@@ -245,7 +259,7 @@ def _advice(
         before = line[:-1]
         known = {probe for step in before for probe, cell in matrix[step].items() if _forgot(cell)}
         lost = [probe for probe, cell in matrix[stage].items() if _forgot(cell) and probe not in known]
-        means = [mean[step]["all"] for step in line if "all" in mean[step]]
+        means = [mean[step][ALL] for step in line if ALL in mean[step]]
         if lost or (means and _forgot(means[-1]) and not any(map(_forgot, means[:-1])) and not known):
             advice += _advice_for(stage, {probe: measurements[stage].probes[probe].replayed for probe in lost})
     if advice:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align import rundir
+from align import generation, rundir
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.forgetting.measurements import Split
@@ -171,13 +171,9 @@ def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
 
 
 def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> Encoded:
-    """Token ids of questions and their right answers, each answer up to its end token: what follows is never
-    generated."""
-    prompts, answers = encode.question_ids(
-        [q.prompt for q in questions], [q.answer for q in questions], TextTokenizer.of(tokenizer)
-    )
-    end = tokenizer.eos_token_id
-    return prompts, [row[: row.index(end) + 1] if end in row else row for row in answers]
+    """Token ids of questions and their right answers, each answer through its end token."""
+    asked, right = [question.prompt for question in questions], [question.answer for question in questions]
+    return encode.question_ids(asked, right, TextTokenizer.of(tokenizer))
 
 
 def exact(bench: Bench, questions: Encoded) -> list[bool]:
@@ -202,42 +198,56 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
 
 
 def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
-    """Negative log-likelihood in nats and number of predicted tokens of each text."""
-    rows = [row.ids for row in encode.encoded([{"text": text} for text in texts], TextTokenizer.of(bench.tokenizer))]
+    """Negative log-likelihood in nats and number of predicted tokens of each text: of the text alone.
+
+    No end is appended, which a model may come to expect better or worse than the text goes on. What the tokenizer puts
+    before a text is context, and does not count.
+    """
     limit = getattr(bench.model.config, "max_position_embeddings", None)
+    rows, firsts = text_ids(bench.tokenizer, texts)
     rows = [row[:limit] for row in rows]
     out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for batch, ids, mask in _batches(bench, rows, [0] * len(rows)):
         logits = bench.logits(ids, mask)[:, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        for k, i in enumerate(batch):
+            mask[k, : firsts[i]] = 0
         sums = (nll * mask[:, 1:]).sum(1).tolist()
         for k, i in enumerate(batch):
-            out[i] = (sums[k], len(rows[i]) - 1)
+            out[i] = (sums[k], max(len(rows[i]) - firsts[i], 0))
     return out
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """Token ids of texts, with what the tokenizer puts before a text and without what it puts after one; and the
+    position of the first token of each that is predicted."""
+    rows: list[list[int]] = []
+    firsts: list[int] = []
+    for text in texts:
+        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(text)["input_ids"])
+        lead = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        if bare[:1] == [tokenizer.bos_token_id]:  # the text begins with the mark already
+            lead = 0
+        rows.append(whole[:lead] + bare)
+        firsts.append(max(lead, 1))  # nothing stands before the very first
+    return rows, firsts
 
 
 def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int]]:
     """Greedy answers as token ids, without the end token, which follows where the answer ended by itself."""
     rows = encode.prompt_ids(prompts, TextTokenizer.of(bench.tokenizer))
     out: list[list[int]] = [[] for _ in rows]
-    pad, end = bench.tokenizer.pad_token_id, bench.tokenizer.eos_token_id
+    stop = generation.ends(bench.model, bench.tokenizer)
+    greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
     for batch, ids, mask in _batches(bench, rows, [len(row) for row in rows], left=True, extra=tokens):
-        with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast):
-            answer = bench.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-                use_cache=True,
-            )[:, ids.shape[1] :]
+        with (
+            generation.settings(bench.model, greedy),
+            torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast),
+        ):
+            made = bench.model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
         for k, i in enumerate(batch):
-            row = answer[k].tolist()
-            out[i] = row[: row.index(end)] if end in row else row
+            out[i] = generation.cut(made[k], stop)
     return out
 
 

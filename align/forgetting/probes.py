@@ -14,6 +14,7 @@ from align.forgetting.gate import ForgettingKeys, ProbeFile
 from align.forgetting.measurements import Kind, Split
 
 SPLITS: tuple[Split, Split] = ("gate", "report")
+VERSION = 2  # raised when the same probes come to be measured differently; 2: of a text, the text alone
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Line:
 def scale(forgetting: Forgetting, changes: list[Change]) -> tuple[float, float]:
     """The ends of the little axis: one for all rows that stand together, so that they can be compared."""
     bounds = [end for c in changes if c.effect.ratio is None for end in c.effect.ci95 or () if end is not None]
-    limits = [-(findings.limit(forgetting, c.name) or 0.0) for c in changes]
+    limits = [-(findings.limit(forgetting, c.name) or 0.0) for c in changes if c.effect.ratio is None]
     low, high = min([0.0, *limits, *bounds]), max([0.0, *bounds])
     margin = 0.04 * (high - low or 1)
     return low - margin, high + margin

@@ -1,16 +1,14 @@
-"""What a run gained and lost, read from its forgetting matrix: the groups, the changes, the one-sentence verdict."""
+"""What a run gained and lost, read from its forgetting matrix: the groups and the changes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from align.report import numbers
-from align.report.alarms import words
-from align.report.schema import Cell, Effect, Forgetting, Probe, Report, StageRecord
+from align.report.schema import Cell, Effect, Forgetting, Probe
 
 BASE: Final = "base"
-NAMED: Final = 3
-"""How many capabilities a sentence names before it counts the rest."""
+ALL: Final = "all"
+"""The mean over all skills, among the means of a stage."""
+APART: Final = "apart"
 
 Direction: TypeAlias = Literal["better", "worse"]
 
@@ -48,6 +46,8 @@ def groups(forgetting: Forgetting) -> list[Group]:
     """Tasks, replayed skills, skills that are not replayed, text, and whatever kinds a newer align may add."""
 
     def key(probe: Probe) -> str:
+        if probe.stands_apart:
+            return APART
         if probe.kind != "skill" or probe.replayed is None:
             return probe.kind
         return "replayed" if probe.replayed else "not_replayed"
@@ -59,6 +59,7 @@ def groups(forgetting: Forgetting) -> list[Group]:
         "skill": "Skills of the base",
         "text": "Text",
         "agreement": "Agreement with the base",
+        APART: "Not judged",
     }
     found: dict[str, list[str]] = {title: [] for title in titles}
     for name, probe in forgetting.probes.items():
@@ -67,8 +68,8 @@ def groups(forgetting: Forgetting) -> list[Group]:
 
 
 def direction(effect: Effect, probe: Probe) -> Direction | None:
-    """Better or worse if the whole 95 % interval says so, else None."""
-    if effect.ci95 is None:
+    """Better or worse if the whole 95 % interval says so, else None; a change that is neither has no direction."""
+    if effect.ci95 is None or probe.stands_apart:
         return None
     low, high = effect.ci95
     neutral = 1.0 if effect.ratio is not None else 0.0
@@ -133,65 +134,5 @@ def unclear(forgetting: Forgetting, stage: str) -> list[Change]:
 
 
 def limit(forgetting: Forgetting, name: str) -> float | None:
-    """The tolerated drop of one probe: of all, or its own, or that of all the others."""
-    value = forgetting.thresholds.get("max_drop")
-    if isinstance(value, dict):
-        value = value.get(name, value.get("default"))
-    return float(value) if isinstance(value, int | float) else None
-
-
-def tolerated(forgetting: Forgetting) -> str:
-    """The drop that the recipe tolerates, in words."""
-    value = forgetting.thresholds.get("max_drop")
-    return f"the tolerated drop of {value:g}" if isinstance(value, int | float) else "the tolerated drop"
-
-
-def verdict_line(report: Report) -> str:
-    """One sentence: what the run gained, what it forgot, and how sure that is."""
-    forgetting = report.forgetting
-    failed = [stage.id for stage in report.stages if stage.entry.status == "failed"]
-    tail = "".join(map(_alarms, report.stages)) + (f"; stage {_join(failed)} failed" if failed else "")
-    if forgetting is None or not forgetting.matrix:
-        return f"Nothing has been measured yet{tail}."
-    stages = ends(forgetting)
-    if not stages:
-        n = len(forgetting.matrix.get(BASE, {}))
-        return f"Only the base has been measured ({n} capabilities), and no trained stage yet{tail}."
-    parts = "; ".join(_stage_sentence(forgetting, stage) for stage in stages)
-    return f"{parts[0].upper()}{parts[1:]} (95 % intervals, the same held-out items before and after){tail}."
-
-
-def _stage_sentence(forgetting: Forgetting, stage: str) -> str:
-    gained = [f"{c.name} ({_from_to(c)})" for c in learnt(forgetting, stage)]
-    forgot = sorted((c for c in lost(forgetting, stage) if c.cell.verdict == "FORGOT"), key=lambda c: -c.size)
-    named = [f"{c.name} ({numbers.change(c.effect) or _from_to(c)})" for c in forgot]
-    mild = len(lost(forgetting, stage)) - len(forgot)
-    doubtful = len(unclear(forgetting, stage))
-    total = len(forgetting.matrix[stage])
-    losses = f"forgot {_join(named)}, beyond {tolerated(forgetting)}" if forgot else "forgot nothing for certain"
-    if mild and forgot:
-        losses += f"; {mild} more fell"
-    elif mild:
-        losses = f"{losses} beyond {tolerated(forgetting)}, though {mild} of {total} capabilities fell"
-    judged = sum(cell.verdict is not None for cell in forgetting.matrix[stage].values())
-    of = str(judged) if judged == total else f"{judged} judged"
-    sure = f"{doubtful} of {of} are UNCLEAR" if doubtful else f"all {of} capabilities are decided"
-    sure = sure if judged else "none is judged"
-    return f"after {stage} the model gained {_join(gained) or 'nothing for certain'} and {losses}; {sure}"
-
-
-def _alarms(stage: StageRecord) -> str:
-    """The alarms of a stage's rollouts as the end of a sentence."""
-    found = [f"{words(alarm.name)} (rollout {alarm.rollout})" for one in stage.rollouts for alarm in one.alarms]
-    return f"; {stage.id} raised {'an alarm' if len(found) == 1 else 'alarms'}: {_join(found)}" if found else ""
-
-
-def _from_to(change: Change) -> str:
-    return f"{numbers.score(change.before, change.probe)} to {numbers.score(change.after, change.probe)}"
-
-
-def _join(names: Sequence[str]) -> str:
-    shown = list(names[:NAMED])
-    if len(names) > NAMED:
-        shown.append(f"{len(names) - NAMED} more")
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    """What the verdicts of one probe were held against; None where it has none."""
+    return forgetting.probes[name].limit if name in forgetting.probes else None

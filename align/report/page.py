@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from align.report import curves, findings, numbers
+from align.report import curves, findings, numbers, sentence
 from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
@@ -63,6 +63,16 @@ class End:
     lost: tuple[Section, ...]
     unclear: tuple[Line, ...]
 
+    @property
+    def drawn(self) -> str:
+        """How to read the little axes, where there are any."""
+        lines = [*self.learnt, *(line for section in self.lost for line in section.lines), *self.unclear]
+        bars = [line.bar for line in lines if line.bar]
+        if not bars:
+            return ""
+        limit = ", the dashed line the tolerated drop" if any(bar.limit is not None for bar in bars) else ""
+        return f"Drawn: the change and its 95 % interval; the line is no change{limit}."
+
 
 @dataclass(frozen=True)
 class BrokenGroup:
@@ -94,6 +104,8 @@ class Page:
     blocks: tuple[Block, ...]
     summary: tuple[Row, ...]
     missing: tuple[Fact, ...]
+    notes: tuple[str, ...]
+    nothing: str
     branchings: tuple[Branching, ...]
     ends: tuple[End, ...]
     advice: tuple[str, ...]
@@ -114,12 +126,14 @@ def build(report: Report) -> Page:
         versions |= stage.outcome.versions if stage.outcome else {}
     return Page(
         title=report.run.name,
-        verdict=findings.verdict_line(report),
+        verdict=sentence.verdict_line(report),
         facts=tuple(_facts(report)),
         columns=tuple((name, forgetting.parent.get(name, "")) for name in _columns(forgetting)),
         blocks=tuple(_blocks(forgetting)),
         summary=tuple(_summary(forgetting)),
         missing=tuple(Fact(name, why) for name, why in {**forgetting.no_row, **forgetting.left_out}.items()),
+        notes=tuple(sentence.notes(forgetting)),
+        nothing=f"{sentence.nothing(report)}.",
         branchings=tuple(branchings(report)),
         ends=tuple(_end(forgetting, stage) for stage in findings.ends(forgetting)),
         advice=forgetting.advice,
@@ -248,8 +262,9 @@ def _measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             "t); of a perplexity, of the ratio after / before (jackknife over the texts)."
         )
         yield (
-            "FORGOT: the whole interval lies past the tolerated drop. OK: the whole interval lies within it. UNCLEAR: "
-            "neither; the number of items that would decide it stands beside it."
+            "FORGOT: the whole interval lies past the limit of its capability, a drop or a perplexity ratio. OK: the "
+            "whole interval lies within it. UNCLEAR: neither; the number of items that would decide it stands beside "
+            "it. What has no verdict has no limit, and no gate looks at it."
         )
     yield f"Converged: {curves.CONVERGED_HOW}."
     yield f"Overfits: {curves.OVERFIT_HOW}."

@@ -46,6 +46,7 @@ class Run(Record):
     order: tuple[str, ...] = ()
     stages: Mapping[str, StageEntry] = {}
     versions: Mapping[str, str] = {}
+    probes: str | None = None
 
 
 class Parameters(Record):
@@ -166,13 +167,20 @@ class Sample(Record):
 
 
 class Probe(Record):
-    """What one probe measures; `replayed` says whether the replay data rehearse it (None: there is no replay)."""
+    """What one probe measures; `replayed` says whether the replay data rehearse it (None: there is no replay); `limit`
+    is what its verdicts were held against, a drop or a perplexity ratio (None: it has no verdict)."""
 
     metric: str = "accuracy"
     higher_is_better: bool = True
     kind: str = "skill"
     replayed: bool | None = None
     n: int | None = None
+    limit: float | None = None
+
+    @property
+    def stands_apart(self) -> bool:
+        """Whether it is no capability: agreement with the base moves with anything that is learnt."""
+        return self.kind == "agreement" and self.limit is None
 
 
 class Effect(Record):

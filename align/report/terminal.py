@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from align.report import findings, numbers
-from align.report.findings import verdict_line
 from align.report.schema import Cell, Effect, Forgetting, Probe, Report
+from align.report.sentence import notes, nothing, tolerated, verdict_line
 
 __all__ = ["matrix_table", "verdict_line"]
 
@@ -44,7 +44,7 @@ class MatrixTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         forgetting = self.report.forgetting
         if forgetting is None or not forgetting.matrix:
-            yield Text("Nothing has been measured yet.")
+            yield Text(f"{nothing(self.report)}.")
             return
         stages = [name for name in forgetting.stages if name != findings.BASE and name in forgetting.matrix]
         titles = [group.title for group in findings.groups(forgetting)]
@@ -56,7 +56,10 @@ class MatrixTable:
             if first:
                 yield Text()
             yield _table(forgetting, stages[first : first + per_table], marks, ascii_only=options.ascii_only)
-        yield _legend(forgetting, marks)
+        if any(probe.limit is not None for probe in forgetting.probes.values()):
+            yield _legend(forgetting, marks)
+        for note in notes(forgetting):
+            yield Text(note, style="dim")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(40, options.max_width), options.max_width)
@@ -108,8 +111,8 @@ def _tone(effect: Effect, probe: Probe) -> str:
 
 
 def _legend(forgetting: Forgetting, marks: dict[str, str]) -> Text:
-    limit = forgetting.thresholds.get("max_drop")
-    legend = Text(f"Tolerated drop {limit:g}:  " if isinstance(limit, int | float) else "", style="dim")
+    limit = tolerated(forgetting).removeprefix("the ").replace("drop of", "drop").replace("ratio of", "ratio")
+    legend = Text(f"{limit.capitalize()}:  ", style="dim")
     for word, meaning in (("FORGOT", "surely past it  "), ("UNCLEAR", "too few items  "), ("OK", "surely within")):
         legend.append(f"{marks[word]} {word.lower()}" if marks else word, style=STYLES[word])
         legend.append(f" {meaning}")
