@@ -72,6 +72,7 @@ def reply(
     """The model's next answer in a conversation."""
     import torch
 
+    from align import generation
     from align.data import encode
     from align.data.tokenizer import TextTokenizer
 
@@ -90,6 +91,7 @@ def reply(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
+            eos_token_id=generation.ends(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             **sampling,
         )

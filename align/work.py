@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, card, chain, parameterization, rundir, targets
+from align import adapters, card, chain, generation, parameterization, rundir, targets
 from align import model as models
 from align import stage as stages
 from align.data import mixing
@@ -85,6 +85,8 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     clock = Clock.start()
     set_seed(ticket.seed)  # the first draw of a stage is its new weights, whatever was measured before
     job.model, merge = builder.build()
+    if ticket.gives == "policy":
+        generation.tell(job.model, tokenizer)
     parameters, trained = models.counts(job.model), targets.trained(job.model)
     if not parameters["trainable"]:
         what = f"the parameterization of stage '{ticket.stage}' leaves no weight to train"
@@ -267,6 +269,8 @@ def _save(job: Job, run: RunDir) -> Policy:
             adapters=[*adapters_kept, own],
         )
     job.tokenizer.save_pretrained(folder)
+    if ticket.gives == "policy":
+        job.model.generation_config.save_pretrained(folder)  # with every token that ends an answer
     return policy
 
 

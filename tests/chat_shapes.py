@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as bpe
 
 from align.data.tokenizer import TextTokenizer
+from align.errors import AlignError
 
 FOLDER: Final = Path(trl.__file__).parent / "chat_templates"
 NAMES: Final = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training"))
@@ -92,3 +93,67 @@ def tokenizer_for(template: str) -> TextTokenizer:
 def decoded(tokenizer: TextTokenizer, ids: list[int]) -> str:
     """Ids as text, special tokens shown."""
     return str(tokenizer._backend.decode(ids, skip_special_tokens=False))
+
+
+COLUMNS: Final = {
+    "turns": ("one turn", "two turns", "five turns", "spaces", "lines", "one not learnt"),
+    "system": ("system",),
+    "thoughts": ("thoughts", "thoughts in the text"),
+    "tools": ("tools", "tools, then on", "thoughts and tools"),
+    "in a row": ("in a row",),
+    "assistant first": ("assistant first",),
+}
+_PAGE: Final = """# Chat templates
+
+What is learnt of conversations under each chat template that TRL ships: the words of the assistant and the end token of
+each of its turns, and nothing else. `python tests/chat_shapes.py > docs/chat_templates.md` makes this table, and a test
+holds it; [tests/test_templates.py](../tests/test_templates.py) holds what it says.
+
+- **all**: every turn of the assistant, through its end.
+- **refused**: the template refuses such a conversation, or leaves out what the assistant says; `align check` says so,
+  with the row, before anything is loaded.
+- **without …**: the template leaves this out of some turns, and so it is not learnt; `align check` says of how many
+  rows. What it leaves out of earlier turns only is learnt with `turns: each`, which makes a row of every turn.
+
+| template | ends a turn with | {columns} |
+|---|---|{lines}|
+{rows}
+Conversations: {shapes}.
+
+Where the end of a turn is not the tokenizer's end token, models that are trained here stop at both, in `align chat`, in
+probes, in PPO, and by the `generation_config.json` that is saved with them. Where a template writes no end, the
+tokenizer's end token is put after the last answer. GLM ends a turn by the head of the next one, which is learnt as its
+end.
+"""
+
+
+def page() -> str:
+    """The table, as Markdown."""
+    rows = []
+    for name in NAMES:
+        tokenizer = tokenizer_for(text_of(name))
+        assert tokenizer.template is not None
+        ends = ", ".join(f"`{end}`" for end in tokenizer.template.ends).replace("|", "\\|")
+        cells = [
+            " / ".join(dict.fromkeys(_verdict(tokenizer, shape) for shape in shapes)) for shapes in COLUMNS.values()
+        ]
+        rows.append(f"| `{name}` | {ends} | {' | '.join(cells)} |\n")
+    shapes = "; ".join(f"*{name}*: {', '.join(shapes)}" for name, shapes in COLUMNS.items() if shapes != (name,))
+    return _PAGE.format(
+        columns=" | ".join(COLUMNS), lines="|".join("---" for _ in COLUMNS), rows="".join(rows), shapes=shapes
+    )
+
+
+def _verdict(tokenizer: TextTokenizer, shape: str) -> str:
+    assert tokenizer.template is not None
+    tools = TOOLS if has_tools(shape) else None
+    try:
+        tokenizer.template.write(SHAPES[shape], tools)
+    except AlignError:
+        return "refused"
+    lost = sorted(tokenizer.template.left_out(SHAPES[shape], tools))
+    return f"without {', '.join(lost)}" if lost else "all"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

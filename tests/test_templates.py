@@ -4,6 +4,7 @@ only one role says, against TRL's own marked templates, and against five templat
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from align.data import encode
 from align.data.encode import Row
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
-from chat_shapes import EOS, FOLDER, NAMES, SHAPES, TOOLS, decoded, has_tools, said, text_of, tokenizer_for, user
+from chat_shapes import EOS, FOLDER, NAMES, SHAPES, TOOLS, decoded, has_tools, page, said, text_of, tokenizer_for, user
 
 _SCAFFOLD = re.compile(r"<think>\s*</think>\s*")
 
@@ -217,3 +218,8 @@ def test_prompts_are_what_transformers_asks(tokenizers: dict[str, TextTokenizer]
         conversations=[asked], chat_template=text_of(name), add_generation_prompt=True, **tokenizer.tokens
     )
     assert encode.prompt_ids([asked], tokenizer) == tokenizer.ids(texts, special=False)
+
+
+def test_the_page_of_chat_templates_is_this_one() -> None:
+    file = Path(__file__).parents[1] / "docs" / "chat_templates.md"
+    assert file.read_text(encoding="utf-8") == page(), "python tests/chat_shapes.py > docs/chat_templates.md"

@@ -110,6 +110,20 @@ class ChatTemplate:
         return tuple(dict.fromkeys(end for end in (self._end_of(one) for one in (answer, call)) if end))
 
     @cached_property
+    def closing(self) -> str:
+        """What the template writes after the words of a conversation's last answer: its end, and all that follows.
+
+        Empty where the template refuses a question with an answer.
+        """
+        try:
+            written = self.write([user("a"), assistant("b")])
+        except AlignError:
+            return ""
+        through = written.text[: written.turns[-1].spans[-1][1]]
+        end = self._end(through.rstrip()) or ""
+        return written.text[len(through.rstrip()) - len(end) :]
+
+    @cached_property
     def _last_ends(self) -> tuple[str, ...]:
         """Those of a conversation's last turn: amid one, an end may be one after which the assistant goes on
         (gpt-oss), and the end of a call may be written as the head of its result (Gemma 4)."""

@@ -89,6 +89,12 @@ class TextTokenizer:
         tokens = self.template.ends if self.template else ()
         return tuple(found for found in map(self.id, tokens) if found is not None)
 
+    def closing(self, *, conversation: bool) -> list[int]:
+        """What stands after the words of a last answer, as it is trained: its end, and what the chat template writes
+        after that."""
+        text = self.template.closing if conversation and self.template else ""
+        return self.ids([text or self.eos or ""], special=False)[0]
+
     def id(self, token: str) -> int | None:
         """The id of a token of the vocabulary."""
         found = self._backend.token_to_id(token) if self._fast else self._backend.convert_tokens_to_ids(token)

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from align import adapters, score
 from align import model as models
+from align.data import encode
+from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError, Exit
 from align.rl.critic import Passes
 from align.score import Score
@@ -48,6 +50,28 @@ class Question:
     columns: Sequence[Mapping[str, Any]] = ()
 
 
+@dataclass(frozen=True)
+class Closed:
+    """Answers as reward models are trained on them: the words token for token as they were sampled, and after an answer
+    that came to its end what stands there in training, which is where it is read.
+
+    Attributes:
+        ends: tokens with which the policy ends an answer.
+    """
+
+    tokenizer: TextTokenizer
+    ends: frozenset[int]
+
+    def rows(self, asked: Question) -> list[list[int]]:
+        """The tokens of each prompt with its answer. One that was cut off gets no end that it does not have."""
+        found = []
+        for prompt, ids, words in zip(asked.prompts, asked.prompt_ids, asked.completion_ids, strict=True):
+            ended = bool(words) and words[-1] in self.ends
+            closing = self.tokenizer.closing(conversation=not isinstance(prompt, str)) if ended else []
+            found.append([*ids, *(words[:-1] if ended else words), *closing])
+        return found
+
+
 class SharedModel:
     """A reward model that is adapters and a head on the policy's own base.
 
@@ -55,9 +79,11 @@ class SharedModel:
         names: its adapters there.
     """
 
-    def __init__(self, name: str, passes: Passes, names: Sequence[str], head: Score, pad: int, size: int) -> None:
+    def __init__(
+        self, name: str, passes: Passes, names: Sequence[str], head: Score, pad: int, size: int, closed: Closed
+    ) -> None:
         self.name, self.passes, self.names, self.head = name, passes, names, head
-        self.pad, self.size = pad, size
+        self.pad, self.size, self.closed = pad, size, closed
 
     @torch.no_grad()
     def __call__(self, asked: Question) -> list[float]:
@@ -72,31 +98,22 @@ class SharedModel:
             found: torch.Tensor = self.head(hidden[torch.arange(len(ids), device=ids.device), at])
             return found.squeeze(-1)
 
-        return _batched(logits, _joined(asked), self.pad, self.size, lm.device)
+        return _batched(logits, self.closed.rows(asked), self.pad, self.size, lm.device)
 
 
 class OwnModel:
-    """A reward model of its own; with another tokenizer than the policy's it reads the text.
+    """A reward model of its own; with another tokenizer or chat template than the policy's it reads the text.
 
     Args:
-        same: whether its tokenizer is the policy's.
+        same: whether both are the policy's.
         size: answers in a batch.
-        ends: tokens with which the policy ends an answer.
     """
 
     def __init__(
-        self,
-        name: str,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        same: bool,
-        size: int,
-        ends: Sequence[int] = (),
+        self, name: str, model: Any, tokenizer: PreTrainedTokenizerBase, *, same: bool, size: int, closed: Closed
     ) -> None:
-        self.name, self.model, self.tokenizer, self.same, self.size = name, model, tokenizer, same, size
-        self.ends = frozenset(ends)
-        self.pad = padding(tokenizer)
+        self.name, self.model, self.same, self.size, self.closed = name, model, same, size, closed
+        self.tokenizer, self.pad = TextTokenizer.of(tokenizer), padding(tokenizer)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.config.get_text_config().pad_token_id = self.pad
 
@@ -108,21 +125,20 @@ class OwnModel:
             found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             return found.squeeze(-1)
 
-        rows = _joined(asked) if self.same else [self._reread(i, asked) for i in range(len(asked.prompts))]
+        rows = self.closed.rows(asked) if self.same else self._reread(asked)
         return _batched(logits, rows, self.pad, self.size, next(self.model.parameters()).device)
 
-    def _reread(self, i: int, asked: Question) -> list[int]:
-        """An answer in the tokens of this model. One that was cut off gets no end that it does not have."""
-        prompt, completion = asked.prompts[i], asked.completions[i]
-        ended = bool(asked.completion_ids[i]) and asked.completion_ids[i][-1] in self.ends
-        if isinstance(prompt, str):
-            end = str(self.tokenizer.eos_token or "") if ended else ""
-            return list(self.tokenizer(prompt + completion + end)["input_ids"])
-        text = str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
-        said = completion[-1]["content"]
-        if said and said in text and not ended:
-            text = text[: text.rindex(said) + len(said)]
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _reread(self, asked: Question) -> list[list[int]]:
+        """The answers in the tokens of this model. One that was cut off gets no end that it does not have."""
+        values = [{"prompt": p, "completion": c} for p, c in zip(asked.prompts, asked.completions, strict=True)]
+        found = []
+        for row, value, sampled in zip(
+            encode.encoded(values, self.tokenizer), values, asked.completion_ids, strict=True
+        ):
+            closing = self.tokenizer.closing(conversation=not isinstance(value["prompt"], str))
+            cut = not (sampled and sampled[-1] in self.closed.ends) and row.ids[-len(closing) :] == closing
+            found.append(row.ids[: -len(closing)] if cut else row.ids)
+        return found
 
 
 class Function:
@@ -205,16 +221,29 @@ def own_model(
         loaded = models.load_weights(reward.path, plain, dtype, None, gives="reward")
         own = AutoTokenizer.from_pretrained(reward.path)
     loaded.requires_grad_(False)
-    same = own.get_vocab() == tokenizer.get_vocab()
-    return OwnModel(reward.name, loaded, own, same=same, size=size, ends=ends)
+    same = own.get_vocab() == tokenizer.get_vocab() and own.chat_template in (None, tokenizer.chat_template)
+    return OwnModel(reward.name, loaded, own, same=same, size=size, closed=closed(tokenizer, ends))
 
 
-def shared_model(reward: Reward, names: Sequence[str], run: Path, passes: Passes, pad: int, size: int) -> SharedModel:
+def shared_model(
+    reward: Reward,
+    names: Sequence[str],
+    run: Path,
+    passes: Passes,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+    size: int,
+) -> SharedModel:
     """A reward model whose adapters lie on the policy's base already, by the names in `names`."""
     assert reward.model is not None
     root = Path(reward.root) if reward.root else run
     head = score.of_adapter(root / reward.model.adapters[-1].path, passes.lm.device)
-    return SharedModel(reward.name, passes, names, head, pad, size)
+    return SharedModel(reward.name, passes, names, head, padding(tokenizer), size, closed(tokenizer, ends))
+
+
+def closed(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> Closed:
+    """How the policy's answers are read, with the tokens that end them."""
+    return Closed(TextTokenizer.of(tokenizer), frozenset(ends))
 
 
 def last_tokens(ids: torch.Tensor, pad: int) -> torch.Tensor:
@@ -222,10 +251,6 @@ def last_tokens(ids: torch.Tensor, pad: int) -> torch.Tensor:
     sequence classification find it; a model that is trained and used by one rule."""
     places = torch.arange(ids.size(1), device=ids.device, dtype=torch.int32)
     return ((ids != pad).int() * places).argmax(-1)
-
-
-def _joined(asked: Question) -> list[list[int]]:
-    return [[*p, *c] for p, c in zip(asked.prompt_ids, asked.completion_ids, strict=True)]
 
 
 def _batched(

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 
-from align import rundir
+from align import generation, rundir
 from align.adapters import TRAINED
 from align.errors import AlignError, Exit
 from align.rl import critic, reference, rollouts, scoring, shared
@@ -127,6 +127,11 @@ class Online(Minibatches, OurRows):
             critic.without_dropout(made)
         with ExitStack() as stack:
             stack.enter_context(fitting_tiles(self.lm))
+            # answers are drawn from what the recipe says alone: a penalty or a filter of the base's own settings would
+            # bend the distribution of which the KL and the ratios are
+            most, pad = self.args.max_completion_length, scoring.padding(self.processing_class)
+            plain = generation.plain(self.eos_token_ids, pad, most, self.args.temperature)
+            stack.enter_context(generation.settings(self.model, plain))
             if self.switchboard is not None:
                 stack.enter_context(checkpointing(self.lm, self.switchboard))
             passes = Passes(self.lm, made or critic.Critic(critic.new_head(self.lm)), self.switchboard)
@@ -152,9 +157,10 @@ class Online(Minibatches, OurRows):
         if reward.kind == "function":
             return scoring.Function(reward)
         names = self.sets.rewards.get(number) if self.sets else None
+        tokenizer, ends = self.processing_class, self.eos_token_ids
         if names is not None:
-            return scoring.shared_model(reward, names, run, self.passes, scoring.padding(self.processing_class), size)
-        return scoring.own_model(reward, self.job.ticket.model, run, self.processing_class, self.eos_token_ids, size)
+            return scoring.shared_model(reward, names, run, self.passes, tokenizer, ends, size)
+        return scoring.own_model(reward, self.job.ticket.model, run, tokenizer, ends, size)
 
     def _scored_by(self, number: int, name: str) -> Any:
         """A reward function as TRL calls it, for one of the ticket's rewards."""
