@@ -292,7 +292,7 @@ def merge(
 def merged(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, dtype: torch.dtype) -> PreTrainedModel:
     """A bare base with adapters added to its weights, one after the other, in float32."""
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
-        base = base.dequantize()
+        base = models.dequantized(base, torch.float32)
     base = models.cast(base, torch.float32)
     for adapter in adapters:
         folder = str(run / adapter.path)

@@ -169,6 +169,13 @@ def _check_weights(name: str, folder: Path) -> None:
         _check_whole(name, file)
 
 
+def quantization(config: dict[str, Any]) -> dict[str, Any] | None:
+    """How the weights are saved quantised, by the `quantization_config` of a config.json; None for floats."""
+    text = config.get("text_config")
+    found = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    return found if isinstance(found, dict) and found else None
+
+
 def heads(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What safetensors files say of their tensors, by name: each begins with the length of that text."""
     for file in sorted(folder.glob("*.safetensors")):

@@ -63,7 +63,7 @@ class Builder:
             if merged:
                 model, report = adapters.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
             else:
-                model = models.cast(model.dequantize(), self.dtype)
+                model = models.cast(models.dequantized(model, self.dtype), self.dtype)
             model = score.from_policy(model) if scores else model
         else:
             model = self._base()

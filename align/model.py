@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from align import score
+from align import base, score
 from align.base import heads, replaced_tokens
 from align.errors import AlignError, Exit
 from align.score import SCORE
@@ -72,7 +74,8 @@ def load_weights(
 
     Args:
         keys: the recipe's `model`.
-        quantization: arguments of BitsAndBytesConfig.
+        quantization: arguments of BitsAndBytesConfig; of a base that is saved in 4 or 8 bits only the compute dtype
+            acts, and None holds it as it is saved.
         gives: a causal language model, or one with a head `score` that gives one number; a new head draws from torch's
             random state.
 
@@ -80,23 +83,23 @@ def load_weights(
         AlignError: bitsandbytes is missing, or transformers refuses the model.
     """
     scores = gives == "reward"
-    skipped = {"llm_int8_skip_modules": [SCORE]} if scores else {}
-    config = BitsAndBytesConfig(**quantization, **skipped) if quantization else None
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
+    code = bool(keys.get("trust_remote_code"))
+    held = _held(folder, quantization, labels, trust_remote_code=code)
+    packed = "config" in held or "quantization_config" in held
     try:
         model: PreTrainedModel = kind.from_pretrained(
             folder,
-            **labels,
+            **held,
             dtype=dtype,
-            quantization_config=config,
             attn_implementation=keys.get("attn_implementation"),
-            trust_remote_code=bool(keys.get("trust_remote_code")),
+            trust_remote_code=code,
             use_safetensors=True,
-            device_map={"": device()} if quantization or torch.cuda.is_available() else None,
+            device_map={"": device()} if packed or torch.cuda.is_available() else None,
         )
     except ImportError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "ImportError"
-        remedy = "pip install bitsandbytes" if quantization else "install the package that is named, or choose another"
+        remedy = "pip install bitsandbytes" if packed else "install the package that is named, or choose another"
         raise AlignError(f"the model cannot be loaded: {reason}", remedy, exit=Exit.MACHINE) from error
     except ValueError as error:
         raise AlignError(
@@ -107,6 +110,28 @@ def load_weights(
     if scores:
         score.prepare(model, Path(folder))
     return model.eval()
+
+
+def _held(
+    folder: str, quantization: dict[str, Any] | None, labels: dict[str, int], *, trust_remote_code: bool
+) -> dict[str, Any]:
+    """What `from_pretrained` is told of how bitsandbytes holds the weights, and of the model's labels.
+
+    A base that is saved in 4 or 8 bits is told by its own config. An argument `quantization_config` could change
+    nothing of that, and one of None would put out what the config says: transformers would load codes as weights.
+    """
+    skipped = [SCORE] if labels else []
+    saved = base.quantization(PretrainedConfig.get_config_dict(folder)[0])
+    if saved is None:
+        more = {"llm_int8_skip_modules": skipped} if skipped else {}
+        asked = BitsAndBytesConfig(**quantization, **more) if quantization else None
+        return {**labels, **({"quantization_config": asked} if asked else {})}
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **labels)
+    computed = "bnb_4bit_compute_dtype"
+    asked_for = {computed: quantization[computed]} if computed in (quantization or {}) and quantization else {}
+    left = [*(saved.get("llm_int8_skip_modules") or []), *skipped]
+    config.quantization_config = saved | asked_for | {"llm_int8_skip_modules": left or None}
+    return {"config": config}
 
 
 def _check_4bit_rows(model: torch.nn.Module) -> None:
@@ -135,6 +160,22 @@ def pin_4bit_layout(model: torch.nn.Module) -> None:
         if type(module).__name__ == "Linear4bit":
             # torch's types take every attribute of a module for a tensor
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with float weights in place of those in 4 or 8 bits.
+
+    What transformers did to read a file of packed weights it would undo when it writes one, which is impossible for
+    weights that are packed no more.
+    """
+    model = model.dequantize(dtype)
+    conversions = getattr(model, "_weight_conversions", None) or []
+    of_quantizer = [any(hasattr(op, "hf_quantizer") for op in getattr(one, "operations", [])) for one in conversions]
+    if any(of_quantizer):
+        vars(model)["_weight_conversions"] = [
+            one for one, packed in zip(conversions, of_quantizer, strict=True) if not packed
+        ]
+    return model
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

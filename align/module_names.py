@@ -25,7 +25,6 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
 
     Nothing is said of models with experts, whose modules have other names in files than in memory.
     """
-    yield from _quantised(loaded, base)
     tensors = set(base.tensors())
     modules = {name.rpartition(".")[0] for name in tensors} | set(HEADS)
     if not modules or any(".experts." in name for name in modules):
@@ -38,15 +37,6 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
             if str(fault) not in seen:  # a default that several stages share
                 seen.add(str(fault))
                 yield fault
-
-
-def _quantised(loaded: Loaded, base: Base) -> Iterator[AlignError]:
-    """A stage that trains the weights of a base that is saved in 4 or 8 bits."""
-    stage = next((plan.id for plan in loaded.stages if plan.trains_base), None)
-    if stage is not None and "quantization_config" in base.config:
-        what = f"the model '{base.name}' is saved quantised, and the stage '{stage}' trains its weights"
-        remedy = "give the model that it was made from, or a parameterization that freezes the base"
-        yield loaded.document.fault(("model", "base"), what, remedy)
 
 
 def _place(plan: StagePlan) -> Loc:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from align import arguments, machine, module_names, rundir
+from align import arguments, machine, module_names, rundir, saved_quantization
 from align import base as bases
 from align.base import Base
 from align.data import checks, ends, mixing, template
@@ -83,6 +83,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     whole = {id: found for id, found in rows.items() if found is not None}
     if base is not None and base.path is not None and checking.template_is_known:
         checking.against_model(base, own, whole)
+        checking.faults.found.extend(saved_quantization.faults(loaded, base))
+        saved_quantization.adopt(loaded, base)
         checking.faults.found.extend(module_names.faults(loaded, base))
     rewards = {plan.id: checking.rewards(plan) for plan in loaded.stages}
     for id, found in whole.items():
