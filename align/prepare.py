@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from align import arguments, machine, module_names, rundir, saved_quantization
+from align import arguments, machine, module_names, rundir, saved_quantization, tokenizer_facts
 from align import base as bases
 from align.base import Base
 from align.data import checks, ends, mixing, template
@@ -90,6 +90,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     for id, found in whole.items():
         checking.columns(id, rewards[id], found.train)
     measured = checking.probes()
+    if base is not None and base.path is not None and checking.template_is_known:
+        checking.tokens(base, own, whole)
     checking.raise_any()
     for plan in loaded.stages:
         checking.batch(plan, whole[plan.id])
@@ -244,6 +246,18 @@ class _Checking:
                     seen = rows[plan.id].train if answer else rows[plan.id].all
                     with self.faults.collect():
                         checks.within_context(seen, lengths, _max_length(plan), base.context, answer)
+
+    def tokens(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
+        """Whether the model has a row for every token that it is given."""
+        written = [example.value for found in rows.values() for example in found.all]
+        asked = [vars(probe) for probe in self.own_probes]
+        assert base.path is not None
+        try:
+            note = tokenizer_facts.check_ids(base, [own or template.find(base.path), asked, *written])
+        except AlignError as error:
+            self._add(error, ("model", "base"))
+            return
+        self.notes.extend([note] if note else [])
 
     def _fitting(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> StageRows:
         """The rows that max_length leaves an answer of."""
