@@ -38,6 +38,13 @@ def has_quantized(method: str) -> bool:
     return (declared.folder("peft") / f"tuners/{method}/bnb.py").is_file()
 
 
+@lru_cache
+def adapts_embeddings(method: str) -> bool:
+    """Whether a method can go on an embedding too."""
+    source = declared.folder("peft") / f"tuners/{method}/model.py"
+    return source.is_file() and "nn.Embedding" in source.read_text(encoding="utf-8")
+
+
 def _assigned(node: ast.ClassDef) -> set[str]:
     """What the class assigns to attributes: `self.peft_type = PeftType.IA3`."""
     return {ast.unparse(item.value) for item in ast.walk(node) if isinstance(item, ast.Assign)}

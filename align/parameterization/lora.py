@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Names = Annotated[list[str], Field(min_length=1)]
 Layers = Annotated[list[int], Field(min_length=1)]
+Rank = Annotated[int, Field(ge=1)]
 HEADS = ("lm_head", "embed_out", "output_layer")
 DESCRIPTION = "low-rank adapters on a frozen base"
 
@@ -35,8 +36,8 @@ class LoraKeys(BaseModel):
     modules_to_save: Names | None = Field(None, description="modules that are trained whole and saved beside it")
     exclude_modules: list[str] | str | None = Field(None, description="modules that get no adapter")
     layers_to_transform: Layers | int | None = Field(None, description="only these layers get an adapter")
-    rank_pattern: dict[str, int] = Field({}, description="another r for modules by name")
-    alpha_pattern: dict[str, int] = Field({}, description="another alpha for modules by name")
+    rank_pattern: dict[str, Rank] = Field({}, description="another r for modules by name")
+    alpha_pattern: dict[str, Rank] = Field({}, description="another alpha for modules by name")
     target_parameters: Names | None = Field(None, description="3-D expert tensors that get an adapter")
     lora_bias: bool = Field(False, description="give the adapter's second matrix a bias")
 
