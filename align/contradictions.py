@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from align import chain, pipeline
+from align import arguments, chain, pipeline
+from align.base import Base
 from align.document import Document
 from align.errors import AlignError, FaultList
+from align.validation import dotted
 
 if TYPE_CHECKING:
     from align.recipe import StagePlan
@@ -57,7 +59,47 @@ def of_stage(read: Document, plan: StagePlan, processes: int) -> list[AlignError
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
     if "prompt" in stage.rows:
         found += [*_rollouts(plan, processes), *_online(plan)]
-    return [read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found]
+    return [
+        *(read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found),
+        *_idle(read, plan),
+    ]
+
+
+def of_base(read: Document, plans: Sequence[StagePlan], base: Base) -> Iterator[AlignError]:
+    """Training arguments for what the base has not."""
+    if any("expert" in key for part in (base.config, base.config.get("text_config") or {}) for key in part):
+        return
+    for plan in plans:
+        if plan.keys.training.get("router_aux_loss_coef"):
+            path = ("stages", plan.id, "training", "router_aux_loss_coef")
+            what = f"'{dotted(path)}' is for a mixture of experts, and '{base.name}' is none"
+            yield read.fault(path, what, "leave it out")
+
+
+def _idle(read: Document, plan: StagePlan) -> Iterator[AlignError]:
+    """Training arguments that would do nothing."""
+    config = plan.program.stage.arguments
+    if config is None:
+        return
+    keys = frozenset(type(plan.keys).model_fields)
+    for name, what, remedy in arguments.idle(plan.keys.training, _values(plan, config), config, keys):
+        path = ("stages", plan.id, "training", name)
+        yield read.fault(path, what.replace("{key}", dotted(path)), remedy)
+
+
+def notes(plan: StagePlan) -> list[str]:
+    """What is said of a stage's training arguments and stops no run."""
+    config = plan.program.stage.arguments
+    said = arguments.noted(plan.keys.training, _values(plan, config), config) if config else ()
+    return [f"stage {plan.id}: {text}" for text in said]
+
+
+def _values(plan: StagePlan, config: str) -> dict[str, Any]:
+    """Of all arguments and keys of a stage."""
+    defaults = {name: argument.default for name, argument in arguments.known(config).items()}
+    keys = plan.keys.model_dump()
+    evaluated = {"eval_strategy": "no" if keys.get("eval_data") is None else "steps"}  # as the engine has it
+    return {**defaults, **evaluated, **plan.training, **keys}
 
 
 def _online(plan: StagePlan) -> list[tuple[str, str, str]]:

@@ -7,7 +7,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from align import arguments, machine, module_names, rundir, saved_quantization, tokenizer_facts
+from align import (
+    arguments,
+    contradictions,
+    machine,
+    module_names,
+    run_length,
+    rundir,
+    saved_quantization,
+    tokenizer_facts,
+)
 from align import base as bases
 from align.base import Base
 from align.data import checks, ends, mixing, template
@@ -86,6 +95,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.faults.found.extend(saved_quantization.faults(loaded, base))
         saved_quantization.adopt(loaded, base)
         checking.faults.found.extend(module_names.faults(loaded, base))
+        checking.faults.found.extend(contradictions.of_base(loaded.document, loaded.stages, base))
     rewards = {plan.id: checking.rewards(plan) for plan in loaded.stages}
     for id, found in whole.items():
         checking.columns(id, rewards[id], found.train)
@@ -95,6 +105,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     checking.raise_any()
     for plan in loaded.stages:
         checking.batch(plan, whole[plan.id])
+        checking.length(plan, whole[plan.id])
         checking.leaks(plan, whole[plan.id])
     assert base is not None
     return Prepared(base, whole, rewards, own, measured, checking.notes)
@@ -289,6 +300,16 @@ class _Checking:
                 f"stage {plan.id}: a batch of {batch} holds each of {count} rows more than once: "
                 "lower per_device_train_batch_size"
             )
+
+    def length(self, plan: StagePlan, rows: StageRows) -> None:
+        """Note what comes later than the end of the run."""
+        if self.offline and not rows.train:
+            return
+        count = len(rows.train)
+        if plan.replay and "prompt" not in plan.program.stage.rows:
+            count += mixing.replay_rows(count, plan.replay.ratio)
+        found = run_length.notes(plan, count, len(rows.evaluation), self.loaded.recipe.launch.processes)
+        self.notes.extend(f"stage {plan.id}: {text}" for text in found)
 
     def leaks(self, plan: StagePlan, rows: StageRows) -> None:
         """Note held-out rows and probe items that the stage trains on."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align import arguments, contradictions, document, parameterization, pipeline, shelf
+from align import arguments, contradictions, document, other_tools, parameterization, pipeline, shelf, verdicts
 from align.base import LAB
 from align.document import Document
 from align.errors import AlignError, FaultList
@@ -195,6 +195,7 @@ def check(read: Document, root: Path) -> Loaded:
         plan = _plan(recipe, node, entry.keys, entry.method or default)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
+        warnings += contradictions.notes(plan)
         faults.found += contradictions.of_stage(read, plan, recipe.launch.processes)
     warnings += contradictions.of_chain(read, plans, faults)
     faults.raise_any()
@@ -209,18 +210,25 @@ def _in_file(fault: AlignError) -> tuple[str, int, int]:
 
 def _without_stage_keys(read: Document, nodes: list[pipeline.Node], faults: FaultList) -> dict[str, Any]:
     """The top level without keys that belong to a stage, each of which is a fault."""
-    places: dict[str, str] = {}
-    for name in [name for name in read.data if name not in Recipe.model_fields]:
-        for node in nodes:
-            stage = node.program.stage
-            if name in stage.keys.model_fields:
-                places.setdefault(name, f"stages.{node.id}.{name}")
-            elif stage.arguments and name in arguments.open_to_users(stage.arguments, stage.owned):
-                places.setdefault(name, f"stages.{node.id}.training.{name}")
-    for name, path in places.items():
-        what = f"'{name}' is a key of a stage, not of the recipe"
-        faults.found.append(read.fault((name,), what, f"write it as `{path}`"))
-    return {name: value for name, value in read.data.items() if name not in places}
+    foreign = [name for name in read.data if name not in Recipe.model_fields]
+    told = {name: _of_a_stage(name, nodes) for name in foreign}
+    for name, (what, remedy) in ((name, fault) for name, fault in told.items() if fault is not None):
+        faults.found.append(read.fault((name,), what, remedy))
+    return {name: value for name, value in read.data.items() if told.get(name) is None}
+
+
+def _of_a_stage(name: str, nodes: list[pipeline.Node]) -> tuple[str, str] | None:
+    """What is wrong with a key at the top that a stage has, or that another tool has for a key of ours."""
+    for node in nodes:
+        stage = node.program.stage
+        open_ = arguments.open_to_users(stage.arguments, stage.owned) if stage.arguments else {}
+        place = name if name in stage.keys.model_fields else f"training.{name}" if name in open_ else None
+        if place:
+            what = f"'{name}' is a key of a stage, not of the recipe"
+            return what, f"write it as `stages.{node.id}.{place}`"
+        if other_tools.is_known(name, {*stage.keys.model_fields, *(f"training.{known}" for known in open_)}):
+            return f"unknown key '{name}'", other_tools.remedy(name, (), node.id)
+    return (f"unknown key '{name}'", verdicts.ENGINE[name]) if name in verdicts.ENGINE else None
 
 
 @dataclass(frozen=True)
@@ -251,7 +259,8 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
     if isinstance(given, dict) and stage.arguments:
         for name, what, remedy in arguments.check(stage.arguments, given, _recipe_keys(stage.keys), stage.owned):
             path = (*at, "training", name)
-            faults.found.append(read.fault(path, what.replace("{key}", dotted(path)), remedy))
+            told = what.replace("{key}", dotted(path)), remedy.replace("{stage}", node.id)
+            faults.found.append(read.fault(path, *told))
     if keys is not None and keys.eval_data is None and keys.training.get("eval_strategy") in ("steps", "epoch"):
         what = f"the stage '{node.id}' has nothing to evaluate on"
         remedy = "write `eval_data:` beside `training:`"
@@ -323,8 +332,10 @@ _COMMON: dict[str, Any] = {
 
 
 def _training(defaults: dict[str, dict[str, Any]], trains_base: bool, given: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe says, and of the defaults those that do something beside it."""
     family = defaults.get("full" if trains_base else "adapter", {})
-    return {**_COMMON, **defaults.get("all", {}), **family, **given}
+    whole = {**_COMMON, **defaults.get("all", {}), **family, **given}
+    return {name: value for name, value in whole.items() if name in given or arguments.used(name, whole)}
 
 
 def resolved(loaded: Loaded) -> dict[str, Any]:

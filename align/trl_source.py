@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from align import declared
@@ -26,4 +27,9 @@ def known(config: str) -> dict[str, Argument]:
     found = declared.classes(paths)
     if config not in found:
         raise AlignError(f"the installed trl has no '{config}'", "pip install 'trl==1.16.*'", exit=Exit.MACHINE)
-    return declared.fields(config, found)
+    return {name: _in_a_recipe(argument) for name, argument in declared.fields(config, found).items()}
+
+
+def _in_a_recipe(argument: Argument) -> Argument:
+    """Where a mapping may stand, text is one in JSON, for the command line."""
+    return replace(argument, kinds=argument.kinds - {"str"}) if "dict" in argument.kinds else argument

@@ -7,7 +7,7 @@ recipe's author wants the key as written, what it must be, and what it is for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from align import other_tools
 from align.errors import AlignError, FaultList
 from align.shelf import did_you_mean, nearest
 
@@ -43,6 +44,7 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+_OF_OTHER_TOOLS = ("stages", "model", "parameterization")  # where their names are mostly written, besides the top
 # A validator of ours says "what is wrong: write ..." or "what is wrong; did you mean ...", and the second half is the
 # remedy.
 _REMEDY = re.compile(r"(?:: |; )(?=write |did you mean|known are|choose |give )")
@@ -177,7 +179,7 @@ def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, s
         what = f"'{path}' must be {one_of(kinds)}, not {shown(value)}"
         return what, _as_mapping(model, loc, value) if kinds == ["a mapping"] else ""
     if kind == "extra_forbidden":
-        return f"unknown key '{path}'", _known_keys(model, loc)
+        return f"unknown key '{path}'", _known_keys(model, at, loc)
     if kind == "missing":
         return f"the key '{path}' is missing", ""
     if kind == "literal_error":
@@ -215,22 +217,32 @@ def _as_mapping(model: type[BaseModel], loc: Loc, value: Any) -> str:
     return f"known there: {', '.join(inner.model_fields)}"
 
 
-def _known_keys(model: type[BaseModel], loc: Loc) -> str:
-    """The nearest known key; or the place further down where the key belongs; or all that are known."""
+def _known_keys(model: type[BaseModel], at: Loc, loc: Loc) -> str:
+    """The nearest known key; or the place elsewhere where the key belongs; or all that are known."""
     here = list(_models(_annotation(model, loc[:-1])))
     known = {name: info for found in here for name, info in found.model_fields.items()}
     word = str(loc[-1])
     for name, info in known.items():
         if any(word in found.model_fields for found in _models(info.annotation)):
             return f"write it under `{name}:`"
-    close = nearest(word, known)
+    elsewhere = other_tools.remedy(word, (*at, *loc[:-1]))
+    if elsewhere and (*at, *loc)[0] in _OF_OTHER_TOOLS:
+        return elsewhere
+    close = _same(word, known) or nearest(word, known)
     return f"did you mean '{close}'?" if close else f"known here: {', '.join(known)}"
+
+
+def _same(word: str, known: Collection[str]) -> str | None:
+    """The known key that another tool calls by this word."""
+    own = (other_tools.ours(word) or "").rpartition(".")[2]
+    return own if own in known else None
 
 
 def _meant(model: type[BaseModel], error: _Error) -> Loc:
     """The known key that an unknown one most likely means; it is then not missing as well."""
     known = [name for found in _models(_annotation(model, error.loc[:-1])) for name in found.model_fields]
-    return (*error.loc[:-1], nearest(str(error.loc[-1]), known) or "")
+    word = str(error.loc[-1])
+    return (*error.loc[:-1], _same(word, known) or nearest(word, known) or "")
 
 
 def _meaning(model: type[BaseModel], loc: Loc) -> str:

@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, card, chain, generation, parameterization, rundir, targets
+from align import adapters, card, chain, generation, parameterization, rundir, targets, verdicts
 from align import model as models
 from align import stage as stages
 from align.data import mixing
@@ -73,6 +73,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     job = _job(run, ticket, tokenizer, interrupted)
     bench_probes = _probes(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
     program = _program(ticket)
+    _assert_device(ticket)
     builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]), program.stage.beneath)
     if ticket.measure_base and world.is_main_process and bench_probes:
         bench = _bench(builder.pristine(), tokenizer, ticket)
@@ -147,6 +148,14 @@ def _assert_launch(ticket: Ticket) -> PartialState:
             exit=Exit.MACHINE,
         )
     return state
+
+
+def _assert_device(ticket: Ticket) -> None:
+    """The trainer would tell it once the model was loaded."""
+    wanted = next((name for name in verdicts.NEED_A_GPU if ticket.training.get(name)), None)
+    if wanted and not torch.cuda.is_available():
+        what = f"'stages.{ticket.stage}.training.{wanted}' needs a GPU, and there is none"
+        raise AlignError(what, "take it out", exit=Exit.MACHINE)
 
 
 def _limit_threads(ticket: Ticket) -> None:

@@ -33,6 +33,8 @@ LOSSES = (
 
 _SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # the losses in which TRL uses label_smoothing
 
+_OF_DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
+
 
 class Keys(StageKeys):
     """Recipe keys of a `dpo` stage, by TRL's names."""
@@ -76,6 +78,17 @@ class Keys(StageKeys):
         if "exo_pair" in losses and value == 0:
             raise ValueError("the loss 'exo_pair' needs smoothed labels: write `label_smoothing: 0.001`")
         return value
+
+    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
+        """An f-divergence is one of the difference of two answers, which not every loss is made of."""
+        divergence = self.training.get("f_divergence_type", "reverse_kl")
+        losses = _listed(self.loss_type)
+        beside = _OF_DIFFERENCES if losses == ["sft"] else (*_OF_DIFFERENCES, "sft")
+        others = [name for name in losses if name not in beside]
+        if divergence == "reverse_kl" or not others:
+            return []
+        what = f"the loss '{others[0]}' knows no `f_divergence_type: {divergence}`"
+        return [("training", what, f"leave it out, or choose from {', '.join(_OF_DIFFERENCES)}")]
 
 
 def _listed(losses: str | list[str]) -> list[str]:

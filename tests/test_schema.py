@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from align import shelf
-from align.arguments import OWNED
 from align.document import parse
 from align.recipe import locate
 from align.schema import recipe_schema
+from align.verdicts import ENGINE
 from error_cases import RECIPE
 
 KEYWORDS = {
@@ -138,7 +138,7 @@ def test_every_key_is_described(schema: dict[str, Any]) -> None:
 def test_the_schema_offers_no_argument_of_the_engines(schema: dict[str, Any]) -> None:
     offered = schema["$defs"]["stage"]["properties"]["training"]["properties"]
     assert {"learning_rate", "max_steps", "packing"} <= set(offered)
-    assert not set(offered) & set(OWNED)
+    assert not set(offered) & set(ENGINE)
 
 
 def test_the_schema_beside_the_recipes_is_this_one() -> None:

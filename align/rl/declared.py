@@ -5,27 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from align import verdicts
 from align.data.formats import Kind
 from align.stage import Ticket
 
 ROWS: Final[frozenset[Kind]] = frozenset({"prompt", "chat", "prompt_completion", "preference"})
 """Of each the prompt is taken."""
 
-OWNED: Final = {
-    "reward_weights": "write the weights in `reward`",
-    "disable_dropout": "dropout is off here: log-probabilities would differ between two passes; leave it out",
-    "neftune_noise_alpha": "noise would make two passes differ; leave it out",
-    "use_transformers_continuous_batching": "it rounds the trained weights to bfloat16; leave it out",
-    "num_generations_eval": "nothing is evaluated here; leave it out",
-    "eval_strategy": "nothing is evaluated here; leave it out",
-    "generation_batch_size": "use `steps_per_generation`",
-}
+OWNED: Final = verdicts.ONLINE
 """Training arguments that a recipe may not give, and what to do instead."""
 
 
 def defaults(**more: Any) -> dict[str, dict[str, Any]]:
-    """Training arguments where such stages depart from TRL's defaults; `more` for both families."""
-    common = {"steps_per_generation": 4, "max_completion_length": 128, "lr_scheduler_type": "constant"}
+    """Training arguments where such stages depart from TRL's defaults; `more` for both families. The learning rate is
+    constant after the warm-up, where one is asked for."""
+    common = {"steps_per_generation": 4, "max_completion_length": 128, "lr_scheduler_type": "constant_with_warmup"}
     return {"all": {**more, **common}, "full": {"learning_rate": 1e-6}, "adapter": {"learning_rate": 1e-5}}
 
 

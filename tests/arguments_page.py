@@ -1,0 +1,116 @@
+"""What becomes of every training argument, stage by stage, and the page that shows it.
+
+python tests/arguments_page.py > docs/training_arguments.md
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from align import arguments, shelf, stage, verdicts
+from align.stage import Stage
+from align.verdicts import Verdict
+
+_ORDER = ("sft", "dpo", "kto", "reward", "ppo", "rloo", "grpo")
+_HEAD = """\
+# Training arguments
+
+What `training:` of a recipe may hold. The names are those of TRL's configs and of the `TrainingArguments` of
+transformers that they inherit. None is taken that does nothing, and none that fails only once the model was loaded:
+`align check` refuses it, with the line and with what to write instead. How recipes are written:
+[recipes.md](recipes.md#training).
+
+| in the table | |
+|---|---|
+| acts | it does in this stage what TRL says of it |
+| acts if | it acts beside what the last column names, and is refused without it |
+| key | it is a key of the stage: write it beside `training:` |
+| refused | the last column says what to write instead |
+| | TRL's config has no such argument; it is refused with the nearest that there is |
+
+What is noted stops no run: `align check` says it. A value that is the default anyhow is always taken. A warm-up that
+is longer than the run, and evaluations that come after its end, are noted as well.
+
+This page is made from [align/verdicts.py](../align/verdicts.py) and the installed TRL and transformers, by
+`python tests/arguments_page.py > docs/training_arguments.md`.
+
+"""
+
+
+@lru_cache
+def stages() -> dict[str, Stage]:
+    """The shipped stages that train by a config of TRL, in the order in which they are mostly met."""
+    names = sorted(shelf.names("stages"), key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
+    found = {name: stage.load(name, Path()).stage for name in names}
+    return {name: declared for name, declared in found.items() if declared.arguments}
+
+
+@lru_cache
+def table() -> dict[str, dict[str, Verdict]]:
+    """Of every argument of every config the verdict in each stage whose config has it."""
+    found: dict[str, dict[str, Verdict]] = {}
+    for name, declared in stages().items():
+        assert declared.arguments is not None
+        keys = frozenset(declared.keys.model_fields) - {"training"}
+        for argument in arguments.known(declared.arguments):
+            verdict = verdicts.of(declared.arguments, argument, keys, declared.owned)
+            found.setdefault(argument, {})[name] = verdict
+    return dict(sorted(found.items()))
+
+
+def page() -> str:
+    """docs/training_arguments.md"""
+    names = list(stages())
+    rows = [f"| argument | {' | '.join(names)} | |", "|---" * (len(names) + 2) + "|"]
+    for argument, found in table().items():
+        cells = [_cell(argument, name, found.get(name)) for name in names]
+        rows.append(f"| `{argument}` | {' | '.join(cells)} | {_remark(argument, found)} |")
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def _cell(argument: str, name: str, verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    if verdict.kind == "acts":
+        return "acts if" if _conditions(argument, name) else "acts"
+    return "key" if verdict.kind == "key" else "refused"
+
+
+def _conditions(argument: str, name: str) -> list[str]:
+    """Beside what an argument acts in a stage: another stage may have no such argument or key."""
+    declared = stages()[name]
+    assert declared.arguments is not None
+    there = {*arguments.known(declared.arguments), *declared.keys.model_fields}
+    return [_beside(*one) for one in verdicts.BESIDE.get(argument, {}).items() if one[0] in there]
+
+
+def _remark(argument: str, found: dict[str, Verdict]) -> str:
+    remarks: dict[str, list[str]] = {}
+    for name, verdict in found.items():
+        texts = [verdict.remedy] if verdict.kind not in ("acts", "key") else []
+        if verdict.kind == "acts":
+            texts += _conditions(argument, name)
+            texts += [f"noted where {_not(*one)}" for one in verdicts.NOTED.get(argument, {}).items()]
+            texts += ["needs a GPU"] if argument in verdicts.NEED_A_GPU else []
+            texts += [verdicts.ALSO[argument]] if argument in verdicts.ALSO else []
+        for text in texts:
+            remarks.setdefault(text, []).append(name)
+    alike = {text: "" if len(names) == len(found) else f"{', '.join(names)}: " for text, names in remarks.items()}
+    return "; ".join(f"{where}{text}" for text, where in alike.items())
+
+
+def _beside(other: str, wanted: verdicts.Values) -> str:
+    if wanted.others and wanted != verdicts.SET:
+        return f"not beside {arguments.one_of_values(other, wanted.listed)}"
+    return f"with {arguments.said(other, wanted)}"
+
+
+def _not(other: str, wanted: verdicts.Values) -> str:
+    if wanted.others:
+        return f"it stands beside {arguments.one_of_values(other, wanted.listed)}"
+    return f"`{other}` is given" if wanted.listed == (-1,) else f"there is no {arguments.said(other, wanted)}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
