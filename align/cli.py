@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from align.errors import AlignError, Exit, Faults
 
@@ -109,6 +110,11 @@ def check(
     found = prepare(loaded, offline=offline, weights=False)
     for note in found.notes:
         _errors().print(f"[yellow]note[/yellow] {note}", highlight=False)
+    for id, texts in found.warnings.items():
+        for text in texts:
+            _errors().print(
+                "[bold yellow]warning[/bold yellow]", Text(f"{id}: {text}"), highlight=False, soft_wrap=True
+            )
     for plan in loaded.stages:
         rows = found.rows[plan.id]
         parts = [f"{plan.program.name} from {plan.policy}", plan.method_keys.method]

@@ -130,7 +130,7 @@ class Job:
 
         from align.data import table
 
-        path, told = self.dir.tokens / f"{name}.arrow", _Encoding(self.dir.metrics, rows)
+        path, told = self.dir.tokens / f"{name}.arrow", _Encoding(self.at, rows)
         state = PartialState()
         if state.is_main_process:
             table.write(path, batches, told)
@@ -172,6 +172,23 @@ class Job:
         self._assert_finite()
         return _figures(trainer.state)
 
+    def at(self, doing: str) -> None:
+        """Tell what the stage is at while it does not train. Of the first process."""
+        self._tell({"at": doing})
+
+    def warn(self, text: str) -> None:
+        """Something that must be heard before the next stage begins: told at once, and kept in the outcome."""
+        from accelerate import PartialState
+
+        self.warnings.append(text)
+        if PartialState().is_main_process:
+            self._tell({"warning": text})
+
+    def _tell(self, entry: Record) -> None:
+        self.dir.root.mkdir(parents=True, exist_ok=True)
+        with self.dir.progress.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **entry}) + "\n")
+
     def alarm(self, step: int, text: str) -> None:
         """Something goes wrong in training: told at once, and kept in the outcome's warnings. Of the first process."""
         self.warnings.append(text)
@@ -211,17 +228,16 @@ class Job:
 
 
 class _Encoding:
-    """Says how far the encoding of rows is, where it takes a while."""
+    """Tells how far the encoding of rows is, where it takes a while."""
 
-    def __init__(self, path: Path, rows: int) -> None:
-        self.path, self.rows, self.time = path, rows, time.monotonic()
+    def __init__(self, tell: Callable[[str], None], rows: int) -> None:
+        self.tell, self.rows, self.time = tell, rows, time.monotonic()
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
         if now - self.time >= ENCODING_SECONDS:
             self.time = now
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"encoded": done, "rows": self.rows, "time": time.time()}) + "\n")
+            self.tell(f"encoding rows, {done:,} of {self.rows:,}")
 
 
 def _close(trackers: list[str]) -> None:

@@ -72,6 +72,7 @@ class Prepared:
     chat_template: str | None  # the recipe's own, as text
     probes: str  # hash of what is measured
     notes: list[str]
+    warnings: dict[str, list[str]] = field(default_factory=dict)  # by stage: what is heard again when it has run
 
 
 def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, commit: str | None = None) -> Prepared:
@@ -108,7 +109,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.length(plan, whole[plan.id])
         checking.leaks(plan, whole[plan.id])
     assert base is not None
-    return Prepared(base, whole, rewards, own, measured, checking.notes)
+    return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings)
 
 
 @dataclass
@@ -123,6 +124,7 @@ class _Checking:
     faults: FaultList = field(default_factory=FaultList)
     tables: dict[str, Table] = field(default_factory=dict)
     own_probes: list[probes.Probe] = field(default_factory=list)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
     template_is_known: bool = True
 
     def raise_any(self) -> None:
@@ -278,17 +280,23 @@ class _Checking:
         limit = _max_length(plan)
         turns: Turns = "all" if getattr(plan.keys, "turns", "all") == "all" else "last"
 
-        def fitting(examples: list[Example]) -> list[Example]:
+        def fitting(examples: list[Example], rows: str) -> list[Example]:
+            count = len(examples)
             with self.faults.collect():
                 examples, warnings = checks.fitting(examples, lengths, limit, mode, drop=drop, turns=turns)
                 self.notes.extend(f"stage {plan.id}: {text}" for text in warnings)
+            gone = count - len(examples)
+            if 2 * gone > count:
+                text = f"{len(examples):,} of {count:,} {rows} are left: {gone:,} ({gone / count:.0%}) were dropped"
+                remedy = f"; raise `training.max_length` ({limit:,}), or shorten the rows" if limit and drop else ""
+                self.warnings.setdefault(plan.id, []).append(text + remedy)
             return examples
 
         if getattr(plan.keys, "turns", "all") == "each":
             replayed = replace(rows.replay, examples=each_turn(rows.replay.examples)) if rows.replay else None
             rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), replayed)
-        replay = replace(rows.replay, examples=fitting(rows.replay.examples)) if rows.replay else None
-        return StageRows(fitting(rows.train), fitting(rows.evaluation), replay)
+        replay = replace(rows.replay, examples=fitting(rows.replay.examples, "replayed rows")) if rows.replay else None
+        return StageRows(fitting(rows.train, "rows"), fitting(rows.evaluation, "rows of eval_data"), replay)
 
     def batch(self, plan: StagePlan, rows: StageRows) -> None:
         """Note a batch that is far larger than the data."""

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 PLAIN_EVERY = 0.25  # share of a stage between two plain lines
+LOADING = "loading"  # what a stage is at until it says otherwise
 
 
 class Watcher:
@@ -33,6 +34,8 @@ class Watcher:
         self.stage, self.path, self.offset = "", Path(), 0
         self.state: dict[str, Any] = {}
         self.said, self.began = 0.0, 0.0
+        self.progress, self.read = Path(), 0
+        self.told: set[str] = set()  # warnings of the stage that were shown already
         self.first: dict[str, Any] = {}  # the entry written when training began: its time, and the step resumed from
 
     def __enter__(self) -> Watcher:
@@ -59,13 +62,14 @@ class Watcher:
         """A line that stays."""
         self.console.print(text, highlight=False)
 
-    def begin(self, stage: str, metrics: Path) -> None:
+    def begin(self, stage: str, metrics: Path, progress: Path) -> None:
         """Follow another stage."""
         self.end()
+        self.progress, self.read, self.told = progress, 0, set()
         self.stage, self.path, self.offset, self.state, self.said = stage, metrics, 0, {}, 0.0
         self.began = time.time()
         if self.bars is not None:
-            self.task = self.bars.add_task(stage, total=None, figures="loading")
+            self.task = self.bars.add_task(stage, total=None, figures=LOADING)
 
     def end(self) -> None:
         """The stage is over: its bar goes."""
@@ -75,14 +79,15 @@ class Watcher:
 
     def refresh(self) -> None:
         """Read what was written since the last call, and show it."""
-        for entry in self._new():
+        entries, self.read = _new(self.progress, self.read)
+        for entry in entries:
+            self._say(entry)
+        entries, self.offset = _new(self.path, self.offset)
+        for entry in entries:
             if entry.get("time", 0) < self.began - 1:
                 continue  # of an earlier attempt
             if "alarm" in entry:
                 self.say(f"[yellow]alarm[/yellow] {self.stage}: {escape(entry['alarm'])}")
-                continue
-            if "encoded" in entry:
-                self._encoding(entry)
                 continue
             self.first = self.first if self.state else entry
             self.state |= entry
@@ -96,29 +101,20 @@ class Watcher:
             self.said = step / total
             self.say(f"{self.stage}  {step}/{total}  {self._figures()}{self._left(step, total)}")
 
-    def _encoding(self, entry: dict[str, Any]) -> None:
-        """How many rows have become tokens, before the first step."""
-        if self.bars is not None and self.task is not None:
-            self.bars.update(self.task, completed=entry["encoded"], total=entry["rows"], figures="encoding rows")
-        else:
-            self.say(f"{self.stage}  encoding rows  {entry['encoded']:,}/{entry['rows']:,}")
+    def _say(self, entry: dict[str, Any]) -> None:
+        """What the stage tells of itself beside its figures."""
+        if "warning" in entry:
+            self.warn(self.stage, entry["warning"])
+        elif self.bars is not None and self.task is not None:
+            self.bars.update(self.task, figures=entry["at"])
+        elif entry["at"] != LOADING:
+            self.say(f"{self.stage}: {escape(entry['at'])}")
 
-    def _new(self) -> list[dict[str, Any]]:
-        try:
-            with self.path.open(encoding="utf-8") as file:
-                file.seek(self.offset)
-                text = file.read()
-        except FileNotFoundError:
-            return []
-        whole = text[: text.rfind("\n") + 1]
-        self.offset += len(whole.encode())
-        found = []
-        for line in whole.splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+    def warn(self, stage: str, text: str) -> None:
+        """A warning about a stage, once."""
+        if text not in self.told:
+            self.told.add(text)
+            self.say(f"[bold yellow]warning[/bold yellow] {stage}: {escape(text)}")
 
     def _figures(self) -> str:
         words = []
@@ -142,3 +138,21 @@ class Watcher:
             return ""
         seconds = (self.state["time"] - self.first["time"]) / done * (total - step)
         return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+
+def _new(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a file after `offset`, and where they end; a line that is no JSON is skipped."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            file.seek(offset)
+            text = file.read()
+    except (FileNotFoundError, IsADirectoryError):
+        return [], offset
+    whole = text[: text.rfind("\n") + 1]
+    found = []
+    for line in whole.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found, offset + len(whole.encode())

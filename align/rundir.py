@@ -57,6 +57,11 @@ class StageDir:
         return self.root / "log.txt"
 
     @property
+    def progress(self) -> Path:
+        """What a stage is at before it trains, and its warnings as they come up."""
+        return self.root / "progress.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -124,6 +129,11 @@ class RunDir:
     @property
     def base_measurements(self) -> Path:
         return self.root / "base" / "measurements"
+
+    @property
+    def quantization(self) -> Path:
+        """What quantising the base costs it, before anything is trained."""
+        return self.base_measurements / "quantization.json"
 
     @property
     def base_identity(self) -> Path:

@@ -74,6 +74,9 @@ class Run:
         check_disk(self.loaded, prepared.base, self.dir.root)
         for note in prepared.notes:
             self.watcher.say(f"[yellow]note[/yellow] {_escape(note)}")
+        for id, texts in prepared.warnings.items():
+            for text in texts:
+                self.watcher.warn(id, text)
         with self.dir.locked():
             self._open(prepared)
             self._check_base(prepared)
@@ -244,6 +247,7 @@ class Run:
         checkpoint = rundir.whole_checkpoint(here.checkpoints)
         ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
         here.error.unlink(missing_ok=True)
+        here.progress.unlink(missing_ok=True)
         rundir.write_json(here.ticket, ticket.model_dump(mode="json"))
         self._note(
             plan,
@@ -255,7 +259,7 @@ class Run:
         if not ticket.measure_only:
             resuming = f" (resuming from {checkpoint.name})" if checkpoint else ""
             self.watcher.say(f"{plan.id}: {plan.program.stage.description}{resuming}")
-        self.watcher.begin(plan.id, here.metrics)
+        self.watcher.begin(plan.id, here.metrics, here.progress)
         try:
             child.execute(plan.id)
         except AlignError:
@@ -264,8 +268,8 @@ class Run:
         outcome = rundir.read_json(here.outcome)
         alarms = {f"{name.replace('_', ' ')} " for name in outcome["metrics"].get("alarms", ())}
         for text in outcome["warnings"]:
-            if not text.startswith(tuple(alarms)):  # which were told when they were raised
-                self.watcher.say(f"[yellow]note[/yellow] {plan.id}: {_escape(text)}")
+            if not text.startswith(tuple(alarms)) and text not in ticket.warnings:  # which were told before
+                self.watcher.warn(plan.id, text)
         self._note(plan, ended=_now(), seconds=round(outcome["seconds"] + outcome["measure_seconds"], 1))
         shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
 

@@ -271,6 +271,7 @@ class Ticket(BaseModel):
     program_sha256: str
     chat_template: str | None  # the recipe's own, as text
     replays: bool  # whether a stage of the recipe replays rows
+    warnings: list[str] = []  # of checking the rows; they stand in the outcome too
     measured: str  # hash of the probes by content: other probes are measured again, nothing is trained
     measure_base: bool
     measure_only: bool = False

@@ -78,6 +78,7 @@ def _ticket(
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         probes=probes,
+        warnings=prepared.warnings.get(plan.id, []),
         measured=prepared.probes,
         measure_base=False,
         processes=processes,

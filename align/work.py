@@ -26,12 +26,13 @@ from align import model as models
 from align import stage as stages
 from align.data import mixing
 from align.errors import AlignError, Exit
-from align.forgetting import probes
+from align.forgetting import probes, quantization
 from align.forgetting.gate import ForgettingKeys
 from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
 from align.handover import Builder
 from align.job import Job
+from align.progress import LOADING
 from align.rundir import RunDir
 from align.stage import Adapter, Outcome, Policy, Rows, Ticket
 
@@ -76,8 +77,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     _assert_device(ticket)
     builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]), program.stage.beneath)
     if ticket.measure_base and world.is_main_process and bench_probes:
-        bench = _bench(builder.pristine(), tokenizer, ticket)
-        measure(bench, bench_probes, run.base_measurements, base=None)
+        _measure_base(run, job, builder, bench_probes)
     world.wait_for_everyone()
     if ticket.measure_only:
         outcome = _measure_again(run, ticket, job, bench_probes) if world.is_main_process else None
@@ -194,6 +194,7 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
         evaluation=evaluation,
         interrupted=interrupted,
         data=data,
+        warnings=[*ticket.warnings],
     )
 
 
@@ -227,6 +228,29 @@ def _bench(model: Any, tokenizer: PreTrainedTokenizerBase, ticket: Ticket) -> Be
     return Bench(model, tokenizer, autocast=autocast, encoded=_ENCODED)
 
 
+def _measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[probes.Probe]) -> None:
+    """Run the probes on the base as the stage loads it, and where that quantises it, see what that alone costs."""
+    ticket, texts, own = job.ticket, quantization.texts(bench_probes), None
+    count = len(bench_probes)
+    job.at(f"measuring the base on {count} probe{'s' if count > 1 else ''}, before anything is trained")
+    if builder.quantization and texts and quantization.has_room(Path(ticket.policy.base.path)):
+        whole = models.load_weights(ticket.policy.base.path, ticket.model, builder.dtype, None)
+        own = quantization.measured(_bench(whole, job.tokenizer, ticket), texts)
+        del whole
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    bench = _bench(builder.pristine(), job.tokenizer, ticket)
+    measure(bench, bench_probes, run.base_measurements, base=None)
+    if own:
+        found = quantization.compare(own, quantization.measured(bench, texts))
+        rundir.write_json(run.quantization, found)
+        text = quantization.warning(found)
+        if text:
+            job.warn(text)
+    job.at(LOADING)
+
+
 def _measure(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     bench = _bench(job.model, job.tokenizer, job.ticket)
@@ -241,6 +265,7 @@ def _measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[pro
         measured = _measure(job, run, bench_probes)
         outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
     outcome.measured = ticket.measured
+    outcome.warnings += [text for text in job.warnings if text not in outcome.warnings]
     card.write(job.dir.model, run, ticket, outcome)  # it shows what was measured
     outcome.artifacts = rundir.artifacts(job.dir.model, job.dir.root)
     rundir.write_json(job.dir.outcome, outcome.model_dump(mode="json"))

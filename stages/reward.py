@@ -49,9 +49,13 @@ def train(job: Job) -> dict[str, Any]:
     )
     metrics: dict[str, Any] = dict(job.fit(trainer))
     if held is None:
-        job.warnings.append("no pairs were held out, so nothing is known of the model but its training loss")
+        job.warn("no pairs were held out, so nothing is known of the model but its training loss")
         return metrics
-    return metrics | reward.figures(*trainer.scores(held))
+    found = reward.figures(*trainer.scores(held))
+    doubt = reward.doubt(found["pair_accuracy"], len(held))
+    if doubt:
+        job.warn(doubt)
+    return metrics | found
 
 
 STAGE = Stage(

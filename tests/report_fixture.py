@@ -340,7 +340,12 @@ def write_rlhf_run(folder: Path) -> Path:
     write_json(folder / "forgetting.json", matrix)
     histogram = {"edges": [-2.0, -1.0, 0.0, 1.0, 2.0], "chosen": [0, 3, 0, 97], "rejected": [88, 12, 0, 0]}
     bins = [{"predicted": 0.62, "observed": 0.55, "count": 20}, {"predicted": 0.97, "observed": 0.9625, "count": 80}]
-    pairs: JSON = {"pair_accuracy": 0.88, "pair_margin": 1.7, "calibration_error": 0.021}
+    pairs: JSON = {
+        "pair_accuracy": 0.88,
+        "pair_accuracy_ci95": [0.802, 0.930],
+        "pair_margin": 1.7,
+        "calibration_error": 0.021,
+    }
     target = {"kl": 5.8, "kl_target": 3.0, "alarms": ["reward_hacking"]}
     for stage, metrics in (
         ("sft", {}), ("dpo", {}), ("reward", pairs | {"calibration": bins, "score_histogram": histogram}),

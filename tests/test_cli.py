@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -90,6 +91,22 @@ def test_results_go_to_stdout_and_all_else_to_stderr(tmp_path: Path) -> None:
     done = align("check", "recipe.yaml", cwd=tmp_path)
     assert done.stdout == "sft: sft from base, full, 6 rows\nrecipe.yaml: ok\n"
     assert done.stderr == "note stage sft: 3 of 6 rows are copies of another row\n[]\n"
+
+
+def test_most_rows_dropped_is_a_warning_not_a_note(tmp_path: Path) -> None:
+    """Half of them is a note; 26 of 28 is what a run should not be spent on unheard."""
+    long = json.dumps({"prompt": "word " * 100, "completion": "Yes."}) + "\n"
+    short = json.dumps({"prompt": "Why?", "completion": "Yes."}) + "\n"
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "    too_long: drop\n    training: {max_length: 32}\n")
+    (tmp_path / "chats.jsonl").write_text(long * 26 + short * 2)
+    said = [line for line in align("check", "recipe.yaml", cwd=tmp_path).stderr.splitlines() if "dropped" in line]
+    assert "note stage sft: 26 of 28 rows are dropped: no answer is left by max_length 32" in said
+    assert said[-1] == (
+        "warning sft: 2 of 28 rows are left: 26 (93%) were dropped; raise `training.max_length` (32), or shorten "
+        "the rows"
+    )
+    (tmp_path / "chats.jsonl").write_text(long * 2 + short * 2)
+    assert "warning" not in align("check", "recipe.yaml", cwd=tmp_path).stderr
 
 
 def test_check_takes_the_hub_on_trust_when_told(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ LIMITS = {
     "mode_collapse": (f"{health.DISTINCT_LEFT:g} of the start's", f"{health.ENTROPY_LEFT:g} of the start's"),
     "dead_critic": (f"{health.CRITIC_WINDOW} rollouts", f"{health.CRITIC_ROLLOUTS}th"),
     "clipped": (f"{health.CLIPPED:.0%}".replace("%", " %"),),
+    "no_end": (f"{health.NEVER_ENDS:.0%}".replace("%", " %"), "surely more than half"),
     "missing_eos": (f"{health.CUT_OFF:.0%}".replace("%", " %"), f"{100 * health.CUT_OFF_RISE:g} points"),
     "flat_reward": ("1e-8", "1e-6"),
 }

@@ -255,7 +255,9 @@ def test_a_stage_names_all_that_it_goes_on_from(run_dir: Path) -> None:
 def test_a_reward_model_is_told_by_its_pairs(run_dir: Path) -> None:
     page, markdown = written(run_dir)
     section = article(page, "reward")
-    assert "Pair accuracy 0.880 (higher is better, 0.5 is chance) Mean margin of a pair 1.700" in words(section)
+    assert "Pair accuracy 0.880 [0.802, 0.930] (higher is better, 0.5 is chance) Mean margin of a pair 1.700" in words(
+        section
+    )
     assert "Calibration error 0.021 (lower is better) Pairs 100" in words(section)
     drawn = ["Scores of chosen and rejected answers of reward", "Calibration of the pairs of reward"]
     assert titles(section) == drawn

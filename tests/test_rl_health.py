@@ -260,7 +260,25 @@ def test_without_a_figure_at_the_start_nothing_is_held_against_it(name: str) -> 
     assert raised(changed(history, FROM_10, **others)) != []
 
 
-def test_answers_cut_off_from_the_beginning_are_no_news() -> None:
+def test_answers_that_never_end_are_told_with_the_first_rollout() -> None:
+    """With its interval, by Wilson: 61 of 64 are 0.871 to 0.984."""
+    [alarm] = play(steady(missing_eos=61 / 64))
+    assert (alarm.name, alarm.rollout, alarm.remedy) == ("no_end", 1, REMEDIES["no_end"])
+    assert alarm.figure == (
+        "95.3% of the first 64 answers cut off at the limit (95 % interval 87.1% to 98.4%), 80% or more"
+    )
+    assert raised(steady(missing_eos=0.79)) == []
+    assert raised(changed(steady(3, missing_eos=1.0), {1}, missing_eos=0.0)) == [], "two of three rollouts are not all"
+
+
+def test_a_few_answers_are_not_enough_to_say_that_none_ends() -> None:
+    few = [replace(one, episodes=2) for one in steady(missing_eos=1.0)]
+    assert raised(few) == [("no_end", 2)], "4 of 4 are surely more than half, 2 of 2 are not"
+    assert raised([replace(one, episodes=1) for one in steady(missing_eos=1.0)]) == []
+    assert raised(changed(few, range(1, 4), missing_eos=math.nan)) == []
+
+
+def test_answers_cut_off_from_the_beginning_are_no_rise() -> None:
     assert raised(changed(steady(missing_eos=0.4), FROM_10, missing_eos=0.499)) == []
     assert raised(changed(steady(missing_eos=0.4), FROM_10, missing_eos=0.51)) == [("missing_eos", 12)]
 

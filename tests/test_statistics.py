@@ -21,6 +21,7 @@ from align.forgetting.statistics import (
     paired_perplexity,
     pseudo_item_interval,
     verdict,
+    wilson,
 )
 
 # true shares of items (gained, lost): strong correlation means few of either
@@ -314,3 +315,14 @@ def test_what_has_no_meaning_is_undefined() -> None:
     for measure in (backward_transfer, average_forgetting):
         assert measure(ROWS, ["base"]) == Undefined("nothing was trained before this row")
         assert measure({"base": {}, "sft": {}}, ["base", "sft"]) == Undefined("no skill was measured")
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (2, 5), (5, 5), (0, 10), (33, 60), (199, 200), (2, 3)])
+def test_the_interval_of_a_proportion_is_scipys(right: int, n: int) -> None:
+    expected = stats.binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_no_items_have_no_proportion() -> None:
+    with pytest.raises(ValueError, match="no interval"):
+        wilson(0.0, 0)

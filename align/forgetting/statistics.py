@@ -181,6 +181,23 @@ def pseudo_item_interval(samples: Sequence[tuple[int, float, float]]) -> tuple[f
     return max(-1.0, centre - Z * error), min(1.0, centre + Z * error), p_value
 
 
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion that was seen in n independent items (Wilson 1927, doi:10.2307/2276774).
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n): within 0..1, and wide where n is small or all
+    items agree.
+
+    Raises:
+        ValueError: no items.
+    """
+    if n < 1:
+        raise ValueError("a proportion of no items has no interval")
+    square = Z * Z / n
+    centre = share + square / 2
+    half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
+
+
 def mcnemar_exact(lost: int, gained: int) -> float:
     """Two-sided exact McNemar test: min(1, 2 P(X <= min(lost, gained))), X ~ Binomial(lost + gained, 1/2)."""
     from scipy.special import bdtr

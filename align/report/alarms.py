@@ -7,6 +7,7 @@ WORDS: Final = {
     "kl_explosion": "KL explosion",
     "clipped": "too many tokens clipped",
     "missing_eos": "answers cut off",
+    "no_end": "answers that never end",
 }
 
 

@@ -8,7 +8,7 @@ from align.report import curves, findings, numbers, sentence
 from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
-from align.report.schema import Broken, Cell, Forgetting, Probe, Report, Sample
+from align.report.schema import Broken, Cell, Effect, Forgetting, Probe, Report, Sample
 from align.report.stage_page import Fact, StagePage, flat, stage_page
 
 BROKEN_SHOWN: Final = 5
@@ -153,6 +153,10 @@ def _facts(report: Report) -> Iterable[Fact]:
     base = next((outcome.policy.base for outcome in outcomes if outcome.policy), None)
     if base:
         yield Fact("Base", ", ".join(str(part) for part in (base.name, base.quantization, base.dtype) if part))
+    cost = report.quantization
+    if cost and cost.ratio is not None:
+        effect = Effect(ratio=cost.ratio, ci95=cost.ci95)
+        yield Fact("Cost of quantising", f"perplexity {numbers.change(effect)} {numbers.interval(effect)}")
     if report.run.pipeline:
         yield Fact("Pipeline", report.run.pipeline)
     yield Fact("Stages done", f"{done} of {len(report.stages)}")
@@ -265,6 +269,11 @@ def _measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             "FORGOT: the whole interval lies past the limit of its capability, a drop or a perplexity ratio. OK: the "
             "whole interval lies within it. UNCLEAR: neither; the number of items that would decide it stands beside "
             "it. What has no verdict has no limit, and no gate looks at it."
+        )
+    if report.quantization:
+        yield (
+            "The cost of quantising is the perplexity of the probes' running text under the quantised base, over that "
+            "under the base in its own precision, before anything is trained."
         )
     yield f"Converged: {curves.CONVERGED_HOW}."
     yield f"Overfits: {curves.OVERFIT_HOW}."

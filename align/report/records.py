@@ -16,6 +16,7 @@ from align.report.schema import (
     Failure,
     Forgetting,
     Outcome,
+    Quantization,
     Record,
     Report,
     Run,
@@ -44,6 +45,7 @@ def load(run_dir: str | Path) -> Report:
     run = _record(folder.record, Run)
     forgetting = _optional(folder.forgetting, Forgetting)
     comparison = _optional(folder.comparison, Comparison)
+    quantization = _optional(folder.quantization, Quantization)
     formats = ((folder.record, run), (folder.forgetting, forgetting), (folder.comparison, comparison))
     for path, found in formats:
         if found is not None and found.format > FORMAT:
@@ -52,7 +54,8 @@ def load(run_dir: str | Path) -> Report:
     ids = [*run.order, *(name for name in run.stages if name not in run.order)]
     stages = tuple(_stage(folder.stage(name), name, run.stages[name]) for name in ids if name in run.stages)
     recipe = _text(folder.recipe)
-    return Report(run=run, recipe=recipe, stages=stages, forgetting=forgetting, comparison=comparison)
+    measured = {"forgetting": forgetting, "comparison": comparison, "quantization": quantization}
+    return Report(run=run, recipe=recipe, stages=stages, **measured)
 
 
 def _no_run(folder: Path) -> AlignError:

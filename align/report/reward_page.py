@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 HISTOGRAM: Final = "score_histogram"
 CALIBRATION: Final = "calibration"
+INTERVAL: Final = "pair_accuracy_ci95"
 
 FIGURES: Final = {
     "pair_accuracy": ("Pair accuracy", "higher is better, 0.5 is chance"),
@@ -61,10 +62,12 @@ def _read(kind: type[T], value: JsonValue) -> T | None:
 
 
 def _figures(metrics: Mapping[str, JsonValue], pairs: int) -> Iterable[tuple[str, str]]:
+    ends = _read(tuple[float, float], metrics.get(INTERVAL))
     for key, (label, reading) in FIGURES.items():
         value = metrics.get(key)
         if isinstance(value, int | float):
-            yield label, numbers.score(float(value)) + (f" ({reading})" if reading else "")
+            interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends and INTERVAL.startswith(key) else ""
+            yield label, numbers.score(float(value)) + interval + (f" ({reading})" if reading else "")
     if pairs:
         yield "Pairs", f"{pairs:,}"
 

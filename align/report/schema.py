@@ -286,6 +286,16 @@ class CalibrationBin(Record):
     count: int
 
 
+class Quantization(Record):
+    """quantization.json: perplexity of running text in the base's own precision and quantised, and their ratio."""
+
+    before: float | None = None
+    after: float | None = None
+    ratio: float | None = None
+    ci95: Interval | None = None
+    n: int | None = None
+
+
 class Prompts(Record):
     """The prompts on which branches were compared: those of a stage's rows."""
 
@@ -340,3 +350,4 @@ class Report(Record):
     stages: tuple[StageRecord, ...] = ()
     forgetting: Forgetting | None = None
     comparison: Comparison | None = None
+    quantization: Quantization | None = None

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from align.report import curves, findings, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
-from align.report.reward_page import CALIBRATION, HISTOGRAM, RewardPage, reward_page
+from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPage, reward_page
 from align.report.rollout_page import RolloutsPage, rollouts_page
 from align.report.schema import Decision, Forgetting, Outcome, StageRecord
 
@@ -93,6 +93,7 @@ def _untold(stage: StageRecord, outcome: Outcome) -> dict[str, JsonValue]:
     told = {
         HISTOGRAM: page is not None and page.histogram is not None,
         CALIBRATION: page is not None and bool(page.calibration),
+        INTERVAL: page is not None,
         "alarms": bool(stage.rollouts),
     }
     return {name: value for name, value in outcome.metrics.items() if not told.get(name)}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from align.forgetting.statistics import wilson
 from align.rl.rollouts import Alarm, Rollout, explained_variance
 
 START: Final = 3
@@ -68,7 +69,11 @@ CUT_OFF: Final = 0.2
 """Share of answers without an end. Ours."""
 
 CUT_OFF_RISE: Final = 0.1
-"""How far that share must be above the start's, so that a limit too short from the beginning is no news. Ours."""
+"""How far that share must be above the start's: a limit that is short from the beginning is not the policy's doing."""
+
+NEVER_ENDS: Final = 0.8
+"""Share of answers without an end at the start from which on nearly all are cut off: what the reward sees is a
+beginning, and the policy learns nothing of ending. Ours."""
 
 FLAT: Final = 1e-8
 """Standard deviation of the score that counts as none, in its units."""
@@ -87,6 +92,8 @@ REMEDIES: Final = {
     "`training.temperature`; see whether `reward` likes one answer to every prompt",
     "dead_critic": "raise `critic_learning_rate`, or let the critic learn alone for longer: raise `critic_warmup`",
     "clipped": "lower `training.learning_rate` or `training.num_iterations`, or set `target_kl`",
+    "no_end": "raise `training.max_completion_length`; if the answers are long enough, see in the samples whether the "
+    "model ends them at all: the stage before must have taught it the end that its chat template writes",
     "missing_eos": "set `missing_eos_penalty`; if good answers need the room, raise `training.max_completion_length`",
     "flat_reward": "make `reward` tell answers apart, or raise `training.temperature` so that they differ; where the "
     "score is as high as it can be, there is nothing left to learn",
@@ -115,6 +122,7 @@ class Health:
             "mode_collapse": _mode_collapse(every),
             "dead_critic": self._dead_critic(every),
             "clipped": _clipped(every),
+            "no_end": _no_end(every),
             "missing_eos": _missing_eos(every),
             "flat_reward": _flat_reward(every),
         }
@@ -244,6 +252,22 @@ def _mode_collapse(every: list[Rollout]) -> str | None:
 def _clipped(every: list[Rollout]) -> str | None:
     share = _lasting(every, "clip_fraction", lambda x: x > CLIPPED)
     return None if share is None else f"{share:.1%} of the tokens clipped, more than {CLIPPED:.0%}, {_SO_LONG}"
+
+
+def _no_end(every: list[Rollout]) -> str | None:
+    """Judged at the start alone, as soon as its answers are enough to be sure that more than half never end."""
+    if len(every) > START:
+        return None
+    known = [one for one in every if math.isfinite(one.missing_eos)]
+    answers = sum(one.episodes for one in known)
+    if not answers:
+        return None
+    share = sum(one.missing_eos * one.episodes for one in known) / answers
+    low, high = wilson(share, answers)
+    if share < NEVER_ENDS or low <= 0.5:
+        return None
+    interval = f"95 % interval {low:.1%} to {high:.1%}"
+    return f"{share:.1%} of the first {answers:,} answers cut off at the limit ({interval}), {NEVER_ENDS:.0%} or more"
 
 
 def _missing_eos(every: list[Rollout]) -> str | None:

@@ -10,9 +10,11 @@ import torch
 from datasets import Dataset
 from trl import RewardTrainer as TrlRewardTrainer
 
+from align.forgetting.statistics import wilson
 from align.trainers.rows import LENGTH, OurRows, autocast
 
 BINS = 10
+CHANCE = 0.5  # of ranking the better answer first
 
 
 class RewardTrainer(OurRows, TrlRewardTrainer):
@@ -41,7 +43,8 @@ def figures(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any
     """How well scores tell better answers from worse ones.
 
     Returns:
-        `pair_accuracy`: share of pairs whose better answer has the higher score, ties counting half.
+        `pair_accuracy`: share of pairs whose better answer has the higher score, ties counting half; with its 95 %
+            interval by Wilson, `pair_accuracy_ci95`.
         `pair_margin`: mean difference of the two scores.
         `pair_loss`: mean of -log sigmoid(difference), nats (Bradley and Terry 1952; Ouyang et al. 2022, eq. 1).
         `score_mean`, `score_std`: over all answers.
@@ -52,8 +55,10 @@ def figures(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any
     gaps = [a - b for a, b in zip(chosen, rejected, strict=True)]
     everything = torch.tensor([*chosen, *rejected], dtype=torch.float64)
     bins = _calibration(gaps)
+    accuracy = sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps) / len(gaps)
     return {
-        "pair_accuracy": sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps) / len(gaps),
+        "pair_accuracy": accuracy,
+        "pair_accuracy_ci95": list(wilson(accuracy, len(gaps))),
         "pair_margin": sum(gaps) / len(gaps),
         "pair_loss": sum(math.log1p(math.exp(-abs(gap))) + max(-gap, 0.0) for gap in gaps) / len(gaps),
         "score_mean": everything.mean().item(),
@@ -62,6 +67,21 @@ def figures(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any
         "calibration": bins,
         "score_histogram": _histogram(chosen, rejected),
     }
+
+
+def doubt(accuracy: float, pairs: int) -> str | None:
+    """What is to be said of a model that held-out pairs do not show to be better than chance; None of a better one."""
+    low, high = wilson(accuracy, pairs)
+    if low > CHANCE:
+        return None
+    if high < CHANCE:
+        how, remedy = "ranks held-out pairs worse than chance", "see whether chosen and rejected are swapped"
+    else:
+        how = "is not surely better than chance"
+        remedy = "hold out more pairs (`eval_data`), or train on more and clearer ones"
+    seen = f"right on {accuracy * pairs:g} of {pairs:,} held-out pairs"
+    interval = f"95 % interval {low:.3f} to {high:.3f}, chance is {CHANCE:g}"
+    return f"the reward model {how}: {seen} ({accuracy:.3f}, {interval}); {remedy} before its scores are learnt from"
 
 
 def _calibration(gaps: Sequence[float]) -> list[dict[str, float]]:

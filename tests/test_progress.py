@@ -1,0 +1,77 @@
+"""What a person sees while a run is under way, on a plain terminal and on a live one."""
+
+from __future__ import annotations
+
+import json
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from align.progress import LOADING, Watcher
+
+
+def write(path: Path, *entries: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps({"time": time.time(), **entry}) + "\n" for entry in entries)
+
+
+def said(watcher: Watcher) -> list[str]:
+    assert isinstance(watcher.console.file, StringIO)
+    return watcher.console.file.getvalue().splitlines()
+
+
+def plain() -> Watcher:
+    return Watcher(Console(file=StringIO(), width=200))
+
+
+def test_measuring_the_base_is_told_before_training_begins(tmp_path: Path) -> None:
+    watcher, metrics, progress = plain(), tmp_path / "metrics.jsonl", tmp_path / "progress.jsonl"
+    with watcher:
+        watcher.begin("sft", metrics, progress)
+        watcher.refresh()
+        assert said(watcher) == []
+        write(progress, {"at": "measuring the base on 2 probes"})
+        watcher.refresh()
+        write(progress, {"at": LOADING})
+        write(metrics, {"step": 0, "max_steps": 4}, {"step": 4, "max_steps": 4, "loss": 0.5})
+        watcher.refresh()
+    assert said(watcher) == ["sft: measuring the base on 2 probes", "sft  4/4  loss 0.500"]
+
+
+def test_a_live_bar_says_that_the_base_is_measured(tmp_path: Path) -> None:
+    watcher = Watcher(Console(file=StringIO(), width=200, force_terminal=True))
+    with watcher:
+        watcher.begin("sft", tmp_path / "metrics.jsonl", tmp_path / "progress.jsonl")
+        assert watcher.bars is not None and watcher.task is not None
+        assert watcher.bars.tasks[0].fields["figures"] == "loading"
+        write(tmp_path / "progress.jsonl", {"at": "measuring the base on 2 probes"})
+        watcher.refresh()
+        assert watcher.bars.tasks[0].fields["figures"] == "measuring the base on 2 probes"
+
+
+def test_a_warning_is_said_once_and_as_it_is(tmp_path: Path) -> None:
+    watcher, progress = plain(), tmp_path / "progress.jsonl"
+    with watcher:
+        watcher.begin("sft", tmp_path / "metrics.jsonl", progress)
+        write(progress, {"warning": "the base [in 4 bits] is worse"})
+        watcher.refresh()
+        watcher.refresh()
+        watcher.warn("sft", "the base [in 4 bits] is worse")  # as the outcome repeats it
+        watcher.begin("dpo", tmp_path / "metrics.jsonl", tmp_path / "other.jsonl")
+        watcher.warn("dpo", "the base [in 4 bits] is worse")  # of another stage it is news
+    assert said(watcher) == [f"warning {stage}: the base [in 4 bits] is worse" for stage in ("sft", "dpo")]
+
+
+def test_a_torn_line_waits_for_its_end(tmp_path: Path) -> None:
+    watcher, progress = plain(), tmp_path / "progress.jsonl"
+    with watcher:
+        watcher.begin("sft", tmp_path / "metrics.jsonl", progress)
+        progress.write_text('{"warning": "half')
+        watcher.refresh()
+        assert said(watcher) == []
+        progress.write_text('{"warning": "half a line"}\n')
+        watcher.refresh()
+    assert said(watcher) == ["warning sft: half a line"]
