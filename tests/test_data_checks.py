@@ -180,6 +180,13 @@ def test_few_and_repeated_prompts(data: Data) -> None:
     assert table(data(few), PREFERENCE, "dpo").warnings == [
         "the 60 pairs have only 7 different prompts: the model may learn these prompts by heart"
     ]
+    one = [{**row, "prompt": "the prompt"} for row in diverse(3)]
+    assert table(data(one), PREFERENCE, "dpo").warnings == [
+        "the 3 pairs have the same prompt: the model may learn it by heart"
+    ]
+    assert table(data(one[:1]), PREFERENCE, "dpo").warnings == [
+        "there is only one pair: the model may learn it by heart"
+    ]
     repeated = [{**row, "prompt": f"prompt {i % 60}"} for i, row in enumerate(diverse(200))]
     assert table(data(repeated), PREFERENCE, "dpo").warnings == ["140 of 200 pairs (70 %) repeat a prompt"]
 

@@ -254,8 +254,7 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
     [
         (
             {"foo": 1, "bar": 2},
-            "the row has the fields 'foo', 'bar', which is no known format\n"
-            f"  -> {GIVE}; or map columns: {{prompt: foo}}",
+            f"the row has the fields 'foo', 'bar', which is no known format\n  -> {GIVE}",
         ),
         ({"prompt": None}, f"the row has the field 'prompt' (null), which is no known format\n  -> {GIVE}"),
         ({"prompt": " \n"}, "'prompt' is empty\n  -> fill it, or take the row out"),
@@ -271,7 +270,7 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
         (
             dict.fromkeys("abcdefghij", 1),
             "the row has the fields 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h' and 2 more, which is no known format\n"
-            f"  -> {GIVE}; or map columns: {{prompt: a}}",
+            f"  -> {GIVE}",
         ),
         (
             {"messages": "hello"},

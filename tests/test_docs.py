@@ -18,7 +18,9 @@ from ruamel.yaml import YAML
 
 from align import arguments, document, parameterization, pipeline, recipe, shelf, stage
 from align.cli import app
+from align.data.fields import FIELDS
 from align.data.formats import FORMATS, normalise
+from align.data.marks import MARKS
 from align.data.rows import Row
 from align.errors import Place
 from align.rl import health
@@ -224,6 +226,11 @@ def test_example_rows_are_of_the_format_above_them() -> None:
         kind = FORMATS[name][1]
         assert normalise(Row(json.loads(row), Place("docs")), "auto").kind == kind
         normalise(Row(json.loads(row), Place("docs")), name)
+
+
+def test_every_name_of_a_field_and_of_a_mark_is_documented() -> None:
+    text = RECIPES.read_text(encoding="utf-8").partition("### Formats")[2].partition("### Evaluation data")[0]
+    assert [name for name in sorted(FIELDS | set(MARKS)) if f"`{name}`" not in text] == []
 
 
 def test_named_training_arguments_exist() -> None:

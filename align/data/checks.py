@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from statistics import mean
-from typing import Any, Final
+from typing import Final
 
+from align.data import hints, notes
 from align.data.encode import Turns
+from align.data.faults import raise_all
+from align.data.fields import LABELS
 from align.data.formats import Example, Kind, normalise, prompt_of, with_columns
 from align.data.lengths import Count, Lengths, no_answer_left
-from align.data.messages import Message
-from align.data.pairs import Side
 from align.data.rows import Row
 from align.data.sources import DataSource, scan
-from align.errors import AlignError, FaultList
+from align.errors import AlignError
 
 __all__ = ["Lengths", "Table", "fitting", "load", "within_context"]
-
-LENGTH_BIAS: Final = 0.85
-"""Share of pairs in which the same side is the longer one, from which on length alone tells the two apart."""
 
 TOO_LONG_SHOWN: Final = 5
 
 LONGEST: Final = 256
 """Rows with most bytes whose tokens are counted to see whether a model's context holds them all."""
 
-FEW_PAIRS: Final = 20
-"""Below this many pairs a share says nothing."""
-
-FEW_PROMPTS: Final = 50
-"""Fewer different prompts than this are learnt by heart rather than what makes an answer better."""
-
-REPEATED_PROMPTS: Final = 0.5
-REPEATED_ANSWERS: Final = 0.9
-"""Share of pairs that repeat an earlier pair's prompt, or its chosen answer, from which on it is worth a warning."""
-
 _NEEDS: Final[dict[Kind, str]] = {
     "chat": "messages",
     "prompt_completion": "prompt + completion",
     "preference": "prompt + chosen + rejected",
+    "unpaired": "prompt + completion + label",
     "text": "text",
     "prompt": "prompts",
 }
@@ -50,6 +37,7 @@ _IS: Final[dict[Kind, str]] = {
     "chat": "a chat",
     "prompt_completion": "a prompt with a completion",
     "preference": "a preference pair",
+    "unpaired": "an answer with a label",
     "text": "plain text",
     "prompt": "a prompt without an answer",
 }
@@ -86,21 +74,29 @@ def load(
     if not sources:
         raise AlignError(f"stage '{stage}' has no data", "name it with the key data")
     faults: list[AlignError] = []
-    examples: list[Example] = []
+    read: list[Example] = []
     for found in _examples(sources, root, accepts, stage, columns):
         if isinstance(found, Example):
-            examples.append(found)
+            read.append(found)
         else:
             faults.append(found)
     if "prompt" in accepts:
-        faults += _two_kinds_of_prompts(examples)
-    _raise(faults, max_faults, "faults in the data")
+        faults += _two_kinds_of_prompts(read)
+    examples = [example for example in read if example.kind in accepts]
+    if read and not examples and not faults:
+        what = f"stage '{stage}' learns answers, and the label of every row says that its answer is not desirable"
+        faults.append(AlignError(what, "give other data", place=read[0].place))
+    raise_all(faults, max_faults, "faults in the data")
     lines = [example.canonical().encode() for example in examples]
     copies = len(lines) - len(set(lines))
     copied = copies and "prompt" not in accepts  # what is asked may well be asked often
     warnings = [f"{copies:,} of {len(lines):,} rows are copies of another row"] if copied else []
+    if len(examples) < len(read):
+        dropped = f"{len(read) - len(examples):,} of {len(read):,} rows are dropped"
+        warnings.append(f"{dropped}: their label says that the answer is not desirable")
+    warnings += notes.unused(examples) + notes.preferences(examples)
     name = " + ".join(source.source for source in sources)
-    return Table(examples, sha256(b"\n".join(lines)).hexdigest(), name, warnings + _preference_warnings(examples))
+    return Table(examples, sha256(b"\n".join(lines)).hexdigest(), name, warnings)
 
 
 def _two_kinds_of_prompts(examples: Sequence[Example]) -> list[AlignError]:
@@ -158,7 +154,7 @@ def _short_enough(
         if no_answer_left(examples[i], count, max_length, truncation_mode):
             faults[i] = _too_long(examples[i], count, max_length, truncation_mode)
     if not drop:
-        _raise(list(faults.values()), TOO_LONG_SHOWN, "rows that are too long")
+        raise_all(list(faults.values()), TOO_LONG_SHOWN, "rows that are too long")
     kept = [example for i, example in enumerate(examples) if i not in faults]
     if examples and not kept:
         raise AlignError(f"all {len(examples):,} rows are too long for max_length {max_length:,}", "raise it")
@@ -265,15 +261,6 @@ def _length_warnings(
     return warnings
 
 
-def _raise(faults: list[AlignError], max_faults: int, things: str) -> None:
-    """Raise the first `max_faults` faults and the number of the others, if there are any."""
-    shown = FaultList()
-    shown.found.extend(faults[:max_faults])
-    if len(faults) > max_faults:
-        shown.add(f"and {len(faults) - max_faults:,} more {things}")
-    shown.raise_any()
-
-
 def _examples(
     sources: list[DataSource], root: Path, accepts: frozenset[Kind], stage: str, columns: bool
 ) -> Iterator[Example | AlignError]:
@@ -296,65 +283,23 @@ def _checked(row: Row, format: str, accepts: frozenset[Kind], stage: str) -> Exa
         if example.value.get("tools"):
             what = f"the row has tools, and stage '{stage}' samples answers without them"
             raise AlignError(what, "take such rows out", place=row.place)
+    if example.kind == "unpaired" and accepts & {"chat", "prompt_completion"} and "unpaired" not in accepts:
+        # An answer that is not desirable is dropped and counted; the others are as they are without their label.
+        return example if not example.value["label"] else replace(normalise(row, labelled=False), unused=example.unused)
     if example.kind not in accepts:
         needs = " or ".join(text for kind, text in _NEEDS.items() if kind in accepts)
         what = f"stage '{stage}' needs {needs}, the row is {_IS[example.kind]}"
-        raise AlignError(what, "give other data, or say with format and columns how to read it", place=row.place)
-    if example.kind == "preference" and _said(example.value["chosen"]) == _said(example.value["rejected"]):
+        remedy = "give other data, or say with format and columns how to read it"
+        if example.kind == "prompt":
+            remedy += hints.columns(row.value)
+        label = next((row.value[name] for name in LABELS if row.value.get(name) is not None), None)
+        if "unpaired" in accepts and label is not None:
+            what, remedy = (
+                f"the label {label!r} is neither true nor false",
+                "write true for a desirable answer, or false",
+            )
+        raise AlignError(what, remedy, place=row.place)
+    if example.kind == "preference" and notes.said(example.value["chosen"]) == notes.said(example.value["rejected"]):
         what = "'chosen' and 'rejected' are the same, so the pair prefers nothing"
         raise AlignError(what, "take the row out, or correct one of the two", place=row.place)
     return example
-
-
-def _said(side: Side) -> str:
-    """What a prompt or an answer says, for comparing."""
-    return side.strip() if isinstance(side, str) else "\n".join(json.dumps(_trimmed(turn)) for turn in side)
-
-
-def _trimmed(turn: Message) -> Message:
-    return {**turn, "content": turn["content"].strip()}
-
-
-def _preference_warnings(examples: Sequence[Example]) -> list[str]:
-    """Whether pairs are diverse enough to teach what is meant, rather than a few prompts or the length."""
-    pairs = [example.value for example in examples if example.kind == "preference"]
-    if not pairs:
-        return []
-    total, warnings = len(pairs), []
-    prompts = len({_said(pair["prompt"]) for pair in pairs})
-    answers = len({_said(pair["chosen"]) for pair in pairs})
-    if prompts < FEW_PROMPTS:
-        warnings.append(
-            f"the {total:,} pairs have only {prompts} different prompts: the model may learn these prompts by heart"
-        )
-    elif total - prompts > REPEATED_PROMPTS * total:
-        warnings.append(f"{total - prompts:,} of {total:,} pairs ({_percent(total - prompts, total)}) repeat a prompt")
-    if total >= FEW_PAIRS and total - answers > REPEATED_ANSWERS * total:
-        warnings.append(
-            f"the {total:,} pairs have only {answers:,} different chosen answers: the model may learn these by heart"
-        )
-    return warnings + _length_bias(pairs)
-
-
-def _length_bias(pairs: Sequence[dict[str, Any]]) -> list[str]:
-    """A warning if one side is nearly always the longer one: then length alone tells the two apart."""
-    chosen = [len(_content(pair["chosen"])) for pair in pairs]
-    rejected = [len(_content(pair["rejected"])) for pair in pairs]
-    longer = sum(a > b for a, b in zip(chosen, rejected, strict=True))
-    shorter = sum(a < b for a, b in zip(chosen, rejected, strict=True))
-    if len(pairs) < FEW_PAIRS or max(longer, shorter) <= LENGTH_BIAS * len(pairs):
-        return []
-    count, word = (longer, "longer") if longer > shorter else (shorter, "shorter")
-    return [
-        f"chosen is {word} than rejected in {count:,} of {len(pairs):,} pairs ({_percent(count, len(pairs))}; "
-        f"{mean(chosen):,.0f} against {mean(rejected):,.0f} characters on average): "
-        f"the model may learn to be {'long' if word == 'longer' else 'brief'} rather than good"
-    ]
-
-
-def _content(side: Side) -> str:
-    return side if isinstance(side, str) else "".join(turn["content"] for turn in side)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %"

@@ -118,7 +118,7 @@ def _read_parquet(file: DataFile) -> Iterator[Found]:
             for batch in table.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Row(value, RecordPlace(file.label, row=number))
+                    yield Row(value, RecordPlace(file.label, row=number), filled=True)
     except UnicodeDecodeError:
         what = "a text among the next rows is not UTF-8"
         yield AlignError(what, "write the file again", place=RecordPlace(file.label, row=number + 1))

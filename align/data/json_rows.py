@@ -12,7 +12,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from align.data.rows import FIELDS, DataFile, Found, Row, lines, whole_text
+from align.data.fields import FIELDS
+from align.data.rows import DataFile, Found, Row, lines, whole_text
 from align.errors import AlignError, Place
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, Final, TypeAlias
 
+from align.data import marks, tools
 from align.errors import AlignError, Place
 
 Message: TypeAlias = dict[str, Any]
-"""`role` and `content`, both strings, and what a chat template may want besides (`_KEPT`)."""
+"""`role` and `content`, both strings; what a chat template may want besides (`_KEPT`, `tool_calls`); and, on a message
+of the assistant that is not to be learnt, `"train": false`."""
 
 ROLES: Final = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES: Final = {
+_SPELLINGS: Final = {
+    "developer": "system",
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
@@ -20,10 +23,19 @@ _SHAREGPT_ROLES: Final = {
     "bot": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
+    "function": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
 }
-_KEPT: Final = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
+_CALLS: Final = ("function_call", "tool_call")
+"""Roles of turns whose text is a call: LLaMA-Factory's and ms-swift's."""
+
+_THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking")
+_KEPT: Final = ("name", "tool_call_id", *_THOUGHTS)
+_READ: Final = frozenset({"role", "from", "content", "value", *_KEPT, "tool_calls", "function_call", *marks.MARKS})
 
 
 def user(content: str) -> Message:
@@ -34,11 +46,13 @@ def assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
 
 
-def with_system(system: Any, rest: list[Message]) -> list[Message]:
-    """`rest` under the text `system`, unless that is empty or `rest` has a system message of its own."""
-    if not isinstance(system, str) or not system.strip() or (rest and rest[0]["role"] == "system"):
+def with_system(system: Any, rest: list[Message], place: Place) -> list[Message]:
+    """`rest` under the text, or the text parts, `system`, unless that is empty or `rest` has a system message of its
+    own."""
+    text = _content(system, "'system'", place, of="") if system else ""
+    if not text.strip() or (rest and rest[0]["role"] == "system"):
         return rest
-    return [{"role": "system", "content": system}, *rest]
+    return [{"role": "system", "content": text}, *rest]
 
 
 def conversation(value: Any, field: str, place: Place) -> list[Message]:
@@ -53,19 +67,35 @@ def conversation(value: Any, field: str, place: Place) -> list[Message]:
     return [_message(each, f"message {number} of '{field}'", place) for number, each in enumerate(value, start=1)]
 
 
+def unused(value: Any) -> Iterator[str]:
+    """The names in messages that mean nothing here and hold something, each once for each message."""
+    for each in [value] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(each, dict) and not each.keys() <= _READ:
+            yield from (name for name, field in each.items() if name not in _READ and field not in (None, "", [], {}))
+
+
 def _message(value: Any, where: str, place: Place) -> Message:
     if not isinstance(value, dict):
         what = f"{where} is {kind_of(value)}, not an object"
         raise AlignError(what, 'give {"role": "user", "content": "..."}', place=place)
-    role = value.get("role", value.get("from"))
+    given = value.get("role", value.get("from"))
+    role = _role(given, where, place)
     content = value.get("content", value.get("value"))
+    if given in _CALLS and (found := tools.call_in_words(content)):
+        value, content = {**value, "tool_calls": found}, ""
     kept = {name: value[name] for name in _KEPT if value.get(name)}
-    if content is None and kept.get("tool_calls"):
-        content = ""
-    message = {"role": _role(role, where, place), "content": _content(content, where, place), **kept}
-    if message["role"] in ("user", "assistant") and not message["content"].strip() and "tool_calls" not in kept:
-        who = "the assistant's answer" if message["role"] == "assistant" else "the user's prompt"
+    for name in _THOUGHTS:
+        if not isinstance(kept.get(name, ""), str):
+            what = f"the {name} of {where} is {kind_of(kept[name])}, not a text"
+            raise AlignError(what, "put it in quotes, or take it out", place=place)
+    if called := tools.calls(value, where, place):
+        kept["tool_calls"], content = called, "" if content is None else content
+    message = {"role": role, "content": _content(content, where, place), **kept}
+    if role in ("user", "assistant") and not message["content"].strip() and not called:
+        who = "the assistant's answer" if role == "assistant" else "the user's prompt"
         raise AlignError(f"{where}, {who}, is empty", "write it, or take the row out", place=place)
+    if not marks.learnt(value, role, where, place) and role == "assistant":
+        message["train"] = False
     return message
 
 
@@ -73,22 +103,22 @@ def _role(role: Any, where: str, place: Place) -> str:
     if role is None:
         raise AlignError(f"{where} has no role", f"give one of {', '.join(ROLES)}", place=place)
     named = str(role)
-    known = _SHAREGPT_ROLES.get(named, named)
+    known = _SPELLINGS.get(named, named)
     if known not in ROLES:
-        near = get_close_matches(named, (*ROLES, *_SHAREGPT_ROLES), n=1)
+        near = get_close_matches(named, (*ROLES, *_SPELLINGS), n=1)
         remedy = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(ROLES)}"
         raise AlignError(f"{where} has the unknown role '{named}'", remedy, place=place)
     return known
 
 
-def _content(content: Any, where: str, place: Place) -> str:
+def _content(content: Any, where: str, place: Place, of: str = "the content of ") -> str:
     """A string as it is; a list of text parts joined. Parts that are no text are refused."""
     if isinstance(content, str):
         return content
     if content is None:
         raise AlignError(f"{where} has no content", "write it, or take the row out", place=place)
     if not isinstance(content, list):
-        raise AlignError(f"the content of {where} is {kind_of(content)}, not a text", "put it in quotes", place=place)
+        raise AlignError(f"{of}{where} is {kind_of(content)}, not a text", "put it in quotes", place=place)
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, dict) else part
@@ -98,19 +128,6 @@ def _content(content: Any, where: str, place: Place) -> str:
             raise AlignError(what, "keep the text parts only, or take the row out", place=place)
         texts.append(text)
     return "".join(texts)
-
-
-def tools(value: Any, place: Place) -> list[Any]:
-    """The tools of a row, given as a list or as the JSON text of one."""
-    found = value
-    if isinstance(value, str):
-        try:
-            found = json.loads(value) if value.strip() else []
-        except ValueError:
-            found = None
-    if not isinstance(found, list):
-        raise AlignError("'tools' is not a list", "give a list of JSON schemas, or the JSON text of one", place=place)
-    return found
 
 
 def kind_of(value: Any) -> str:

@@ -11,7 +11,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
+from align.data import marks
 from align.data import messages as turns
+from align.data.fields import CONVERSATIONS, INSTRUCTIONS, PAIR_PROMPTS, PAIRS
 from align.data.messages import Message
 from align.errors import AlignError, Place
 
@@ -45,72 +47,93 @@ def side(value: dict[str, Any], field: str, place: Place) -> Side:
     raise AlignError(what, "put it in quotes", place=place)
 
 
-def same_form(sides: list[Side], system: Any = None) -> list[Side]:
-    """A prompt and its answers, all as texts or all as messages; a system text can only stand among messages."""
+def same_form(sides: list[Side], value: dict[str, Any], place: Place) -> list[Side]:
+    """A prompt and its answers, all as texts or all as messages; the row's `system` and its `history` can only stand
+    among messages."""
     prompt, *answers = sides
-    as_texts = all(isinstance(each, str) for each in sides)
-    if as_texts and not (isinstance(system, str) and system.strip()):
+    earlier = history(value, place)
+    asked = [turns.user(prompt)] if isinstance(prompt, str) else marks.without(prompt)
+    own = 1 if asked[0]["role"] == "system" else 0
+    above = turns.with_system(value.get("system"), [*asked[:own], *earlier, *asked[own:]], place)
+    if all(isinstance(each, str) for each in sides) and len(above) == 1:
         return sides
-    asked = [turns.user(prompt)] if isinstance(prompt, str) else prompt
     return [
-        turns.with_system(system, asked),
+        above,
         *([turns.assistant(each)] if isinstance(each, str) else each for each in answers),
     ]
 
 
-def alpaca_prompt(value: dict[str, Any], place: Place) -> list[Message]:
-    """System, history, and the instruction with its input on the line below."""
+def history(value: dict[str, Any], place: Place) -> list[Message]:
+    """Earlier questions with their answers."""
     earlier: list[Message] = []
     for turn in value.get("history") or []:
         if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
             what = "'history' is not a list of pairs of texts"
             raise AlignError(what, 'give [["question", "answer"], ...]', place=place)
         earlier += [turns.user(turn[0]), turns.assistant(turn[1])]
+    return earlier
+
+
+def instruction(value: dict[str, Any], place: Place) -> str:
+    """The instruction, with the text that it is about on the line below."""
     asked = text(value, "instruction", place)
-    given = value.get("input", "")
+    field = next((name for _, name in INSTRUCTIONS if name in value), "input")
+    given = value.get(field, "")
     if not isinstance(given, str):
-        raise AlignError(f"'input' is {turns.kind_of(given)}, not a text", "put it in quotes", place=place)
-    question = f"{asked}\n{given}" if given.strip() else asked
-    return turns.with_system(value.get("system"), [*earlier, turns.user(question)])
+        raise AlignError(f"'{field}' is {turns.kind_of(given)}, not a text", "put it in quotes", place=place)
+    return f"{asked}\n{given}" if given.strip() else asked
+
+
+def named(value: dict[str, Any], choices: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """The first of several pairs of names of which a row has both."""
+    return next((names for names in choices if all(name in value for name in names)), None)
 
 
 def preference(value: dict[str, Any], place: Place) -> dict[str, Any]:
-    """The canonical pair of a row that has `chosen` and `rejected`; raises AlignError."""
-    chosen, rejected = side(value, "chosen", place), side(value, "rejected", place)
-    given = _given_prompt(value, chosen, place)
+    """The canonical pair of a row that has a better and a worse answer (`PAIRS`); raises AlignError."""
+    names = named(value, PAIRS)
+    assert names is not None
+    chosen, rejected = (side(value, name, place) for name in names)
+    field, given = _given_prompt(value, chosen, place)
     if given is None:
-        prompt, chosen, rejected = _implicit(chosen, rejected, place)
+        prompt, chosen, rejected = _implicit(chosen, rejected, names, place)
     else:
-        prompt, chosen, rejected = _without_prompt(given, chosen, rejected, place)
-    prompt, chosen, rejected = same_form([prompt, chosen, rejected], value.get("system"))
-    check_prompt(prompt, "prompt", place)
-    check_answer(chosen, "chosen", place)
-    check_answer(rejected, "rejected", place)
-    found: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    margin = value.get("margin")
-    if margin is not None:
-        if isinstance(margin, str) and re.fullmatch(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", margin):  # as a CSV has it
-            margin = float(margin.strip())
-        if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
-            what = f"'margin' is {turns.kind_of(margin)}, not a finite number"
-            raise AlignError(what, "give by how much the chosen answer is better, or leave it out", place=place)
-        found["margin"] = float(margin)
-    return found
+        prompt, chosen, rejected = _without_prompt(given, chosen, rejected, names, place)
+    prompt, chosen, rejected = same_form([prompt, chosen, rejected], value, place)
+    check_prompt(prompt, field, place)
+    for name, answer in zip(names, (chosen, rejected), strict=True):
+        check_answer(answer, name, place)
+    margin = {"margin": _margin(value["margin"], place)} if "margin" in value else {}
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **margin}
 
 
-def _given_prompt(value: dict[str, Any], chosen: Side, place: Place) -> Side | None:
-    for field in ("prompt", "question", "conversations"):
+def _margin(margin: Any, place: Place) -> float:
+    if isinstance(margin, str) and re.fullmatch(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", margin):  # as a CSV has it
+        margin = float(margin.strip())
+    if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
+        what = f"'margin' is {turns.kind_of(margin)}, not a finite number"
+        raise AlignError(what, "give by how much the chosen answer is better, or leave it out", place=place)
+    return float(margin)
+
+
+def _given_prompt(value: dict[str, Any], chosen: Side, place: Place) -> tuple[str, Side | None]:
+    """The name of the field and the prompt in it; None where it stands in the answers only."""
+    for field in (*PAIR_PROMPTS, *CONVERSATIONS):
         if field in value:
-            return side(value, field, place)
+            return field, side(value, field, place)
     if "instruction" in value:
-        return alpaca_prompt(value, place)
+        return "instruction", [turns.user(instruction(value, place))]
+    if "input" in value:
+        return "input", side(value, "input", place)
     # Beside answers that are conversations, `messages` is one of them once more (ultrafeedback), not the prompt.
     if "messages" in value and not (isinstance(chosen, list) and chosen[0]["role"] != "assistant"):
-        return side(value, "messages", place)
-    return None
+        return "messages", side(value, "messages", place)
+    return "prompt", None
 
 
-def _without_prompt(prompt: Side, chosen: Side, rejected: Side, place: Place) -> tuple[Side, Side, Side]:
+def _without_prompt(
+    prompt: Side, chosen: Side, rejected: Side, names: tuple[str, str], place: Place
+) -> tuple[Side, Side, Side]:
     """Prompt and answers where the answers may repeat the prompt."""
     if isinstance(chosen, str) or isinstance(rejected, str):
         if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
@@ -123,33 +146,33 @@ def _without_prompt(prompt: Side, chosen: Side, rejected: Side, place: Place) ->
         return prompt, chosen, rejected
     if isinstance(prompt, list) and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
         return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-    inside, chosen, rejected = _shared_turns(chosen, rejected, place)
+    inside, chosen, rejected = _shared_turns(chosen, rejected, names, place)
     asked = [prompt] if isinstance(prompt, str) else [each["content"] for each in prompt if each["role"] == "user"]
     if not {each.strip() for each in asked} <= {each["content"].strip() for each in inside}:
-        what = "'chosen' and 'rejected' begin with turns that are not the row's prompt"
+        what = f"'{names[0]}' and '{names[1]}' begin with turns that are not the row's prompt"
         raise AlignError(what, "take those turns out, or take the field prompt out", place=place)
     return inside, chosen, rejected
 
 
-def _implicit(chosen: Side, rejected: Side, place: Place) -> tuple[Side, Side, Side]:
+def _implicit(chosen: Side, rejected: Side, names: tuple[str, str], place: Place) -> tuple[Side, Side, Side]:
     if isinstance(chosen, list) and isinstance(rejected, list):
-        return _shared_turns(chosen, rejected, place)
+        return _shared_turns(chosen, rejected, names, place)
     if isinstance(chosen, str) and isinstance(rejected, str):
         shared = chosen[: _shared_length(chosen, rejected)]
         cut = _last_marker(shared) or shared.rfind("\n") + 1
         if shared[:cut].strip():
             return shared[:cut], chosen[cut:], rejected[cut:]
-    raise _no_prompt(place)
+    raise _no_prompt(names, place)
 
 
 def _shared_turns(
-    chosen: list[Message], rejected: list[Message], place: Place
+    chosen: list[Message], rejected: list[Message], names: tuple[str, str], place: Place
 ) -> tuple[list[Message], list[Message], list[Message]]:
     """The turns that both begin with, cut back to the last one after which both go on with the assistant."""
     for cut in range(min(_shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1), 0, -1):
         if chosen[cut]["role"] == rejected[cut]["role"] == "assistant" and chosen[cut - 1]["role"] != "assistant":
             return chosen[:cut], chosen[cut:], rejected[cut:]
-    raise _no_prompt(place)
+    raise _no_prompt(names, place)
 
 
 def _shared_length(one: Sequence[object], other: Sequence[object]) -> int:
@@ -157,10 +180,9 @@ def _shared_length(one: Sequence[object], other: Sequence[object]) -> int:
     return next(differing, min(len(one), len(other)))
 
 
-def _no_prompt(place: Place) -> AlignError:
-    return AlignError(
-        "the row has no prompt, and 'chosen' and 'rejected' share none", "add a field prompt", place=place
-    )
+def _no_prompt(names: tuple[str, str], place: Place) -> AlignError:
+    what = f"the row has no prompt, and '{names[0]}' and '{names[1]}' share none"
+    return AlignError(what, "add a field prompt", place=place)
 
 
 def _last_marker(transcript: str) -> int:
@@ -170,21 +192,27 @@ def _last_marker(transcript: str) -> int:
 
 def check_prompt(prompt: Side, field: str, place: Place) -> None:
     """Refuse an empty prompt and one that ends with an answer."""
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)
-    elif prompt[-1]["role"] == "assistant":
+    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
         what = f"'{field}' ends with a message of the assistant, so the answer answers nothing"
         raise AlignError(what, "end it with a message of the user", place=place)
+    _check_filled(prompt, field, place)
 
 
 def check_answer(answer: Side, field: str, place: Place) -> None:
-    """Refuse an empty answer and messages that are not the assistant's."""
+    """Refuse an empty answer, messages that are not the assistant's, and those of which none is to be learnt."""
+    _check_filled(answer, field, place)
     if isinstance(answer, str):
-        if not answer.strip():
-            raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)
         return
     for which, message in (("first", answer[0]), ("last", answer[-1])):
         if message["role"] != "assistant":
             what = f"the {which} message of '{field}' is from the {message['role']}, not from the assistant"
             raise AlignError(what, "begin and end an answer with the assistant", place=place)
+    marks.require_learnt(answer, field, place)
+
+
+def _check_filled(side: Side, field: str, place: Place) -> None:
+    """A text may have become a message."""
+    said = side if isinstance(side, str) else side[-1]["content"]
+    calls = isinstance(side, list) and (side[-1]["role"] == "tool" or "tool_calls" in side[-1])
+    if not said.strip() and not calls:
+        raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)

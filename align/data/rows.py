@@ -11,15 +11,6 @@ from typing import Any, BinaryIO, Final, TypeAlias
 
 from align.errors import AlignError, Place
 
-FIELDS: Final = frozenset(
-    {
-        *("messages", "conversations", "text", "content", "tools"),
-        *("prompt", "completion", "response", "question", "answer", "chosen", "rejected", "margin"),
-        *("instruction", "input", "output", "system", "history"),
-    }
-)
-"""The names of fields that the formats know."""
-
 _BOM: Final = b"\xef\xbb\xbf"
 _WIDE_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
 _SAVE_AS_UTF8: Final = "save the file as UTF-8"
@@ -27,10 +18,15 @@ _SAVE_AS_UTF8: Final = "save the file as UTF-8"
 
 @dataclass(frozen=True)
 class Row:
-    """One record as it stands in the data, and where it stands."""
+    """One record as it stands in the data, and where it stands.
+
+    Attributes:
+        filled: whether fields that the record does not have were filled with nulls, in its structs too, as Arrow does.
+    """
 
     value: dict[str, Any]
     place: Place
+    filled: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from align.data import layout
+from align.data.fields import FIELDS
 from align.data.files import READERS, ending, read_file
-from align.data.rows import FIELDS, DataFile, Found, RecordPlace, Row
+from align.data.rows import DataFile, Found, RecordPlace, Row
 from align.errors import AlignError
 
 __all__ = ["DataSource", "Row", "identity", "read", "scan"]
 
 LAB: Final = "lab/"
 
-Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "prompt"]
+Format = Literal[
+    "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "unpaired", "prompt"
+]
 
 
 class DataSource(BaseModel):
@@ -102,7 +106,7 @@ def _renamed(row: Row, columns: dict[str, str]) -> Found:
     if not columns:
         return row
     kept = {name: value for name, value in row.value.items() if name not in columns.values()}
-    return Row({**kept, **{field: row.value[column] for field, column in columns.items()}}, row.place)
+    return replace(row, value={**kept, **{field: row.value[column] for field, column in columns.items()}})
 
 
 def _is_lab(source: DataSource) -> bool:
