@@ -105,6 +105,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.tokens(base, own, whole)
     checking.raise_any()
     for plan in loaded.stages:
+        checking.notes += [f"stage {plan.id}: {text}" for text in plan.keys.notes(whole[plan.id].train)]
         checking.batch(plan, whole[plan.id])
         checking.length(plan, whole[plan.id])
         checking.leaks(plan, whole[plan.id])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from align import shelf
-from align.data.formats import Kind
+from align.data.formats import Example, Kind
 from align.data.sources import DataSource
 from align.errors import AlignError, Place
 
@@ -68,6 +68,10 @@ class StageKeys(BaseModel):
 
     def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
         """What does not go with the stage's parameterization: the key, what is wrong, and the way out."""
+        return []
+
+    def notes(self, rows: Sequence[Example]) -> list[str]:
+        """What is questionable about the stage's checked training rows, with these keys."""
         return []
 
 

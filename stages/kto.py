@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from align.data.formats import Example
 from align.stage import Stage, StageKeys
 
 if TYPE_CHECKING:
@@ -14,12 +17,17 @@ if TYPE_CHECKING:
     from align.job import Job
 
 
+BALANCED = (1.0, 4 / 3)
+"""TRL's documentation of KTO: the range in which (desirable_weight x desirable) / (undesirable_weight x undesirable)
+should lie."""
+
+
 class Keys(StageKeys):
     """Recipe keys of a `kto` stage, by TRL's names."""
 
     beta: float = Field(0.1, gt=0, description="higher stays closer to the policy that came in")
-    desirable_weight: float = Field(1.0, ge=0, description="of the chosen answers' losses")
-    undesirable_weight: float = Field(1.0, ge=0, description="of the rejected answers' losses")
+    desirable_weight: float = Field(1.0, ge=0, description="of the desirable answers' losses")
+    undesirable_weight: float = Field(1.0, ge=0, description="of the undesirable answers' losses")
     loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
         "kto", description="kto: holds answers against the KL of their batch; apo_zero_unpaired: against nothing"
     )
@@ -31,9 +39,33 @@ class Keys(StageKeys):
         what = "the loss 'kto' estimates KL from the other answers of a batch, and a batch holds one"
         return [("training", what, "raise `per_device_train_batch_size`, or use `loss_type: apo_zero_unpaired`")]
 
+    def notes(self, rows: Sequence[Example]) -> list[str]:
+        """Whether desirable and undesirable answers weigh about the same."""
+        good, bad = answers(rows)
+        up, down = good * self.desirable_weight, bad * self.undesirable_weight
+        counted = f"{good:,} desirable answers of weight {self.desirable_weight:g} stand against {bad:,} undesirable "
+        counted += f"ones of weight {self.undesirable_weight:g}"
+        if not up or not down:
+            return [f"{counted}: with one kind alone KTO only raises or only lowers what it sees"] if good + bad else []
+        ratio = up / down
+        if BALANCED[0] <= ratio <= BALANCED[1]:
+            return []
+        key, least, most = "desirable_weight", down / good, down / good * BALANCED[1]
+        if ratio > BALANCED[1]:
+            key, least, most = "undesirable_weight", up / bad / BALANCED[1], up / bad
+        least, most = math.ceil(round(100 * least, 6)) / 100, math.floor(round(100 * most, 6)) / 100
+        return [f"{counted}, {ratio:.2f} to 1; TRL recommends 1 to 1.33: set {key} between {least:g} and {most:g}"]
+
+
+def answers(rows: Sequence[Example]) -> tuple[int, int]:
+    """How many desirable and undesirable answers rows have; a pair has one of each."""
+    pairs = sum(row.kind == "preference" for row in rows)
+    desirable = sum(bool(row.value["label"]) for row in rows if row.kind == "unpaired")
+    return pairs + desirable, len(rows) - desirable
+
 
 def train(job: Job) -> dict[str, float]:
-    """Train on the answers of the job's pairs."""
+    """Train on the answers of the job's rows: of pairs both, and those that have a label."""
     from trl import KTOConfig
 
     from align.data import tokens
@@ -60,7 +92,7 @@ def train(job: Job) -> dict[str, float]:
 
 STAGE = Stage(
     description="KTO on single answers, against the policy that came in",
-    rows=frozenset({"preference"}),
+    rows=frozenset({"preference", "unpaired"}),
     train=train,
     keys=Keys,
     arguments="KTOConfig",

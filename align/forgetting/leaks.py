@@ -45,6 +45,6 @@ def _said(example: Example) -> Iterator[Sequence[str]]:
         for before, after in zip(row["messages"], row["messages"][1:], strict=False):
             if after["role"] == "assistant":
                 yield before["content"].strip(), after["content"].strip()
-    else:
+    elif row.get("label", True):  # an answer that is not desirable is not taught
         asked, answered = question(row)
         yield asked.strip(), answered.strip()
