@@ -169,7 +169,7 @@ class _Checking:
         held, evaluation, rows = plan.keys.eval_data, list[Example](), train.examples if train else []
         if isinstance(held, int | float):
             try:
-                rows, evaluation = mixing.hold_out(rows, held, self.loaded.recipe.seed) if rows else ([], [])
+                rows, evaluation = self._hold_out(plan, rows, held) if rows else ([], [])
             except AlignError as error:
                 self._add(error, (*at, "eval_data"))
                 return None
@@ -183,6 +183,17 @@ class _Checking:
             kinds = LEARNT if "prompt" in plan.program.stage.rows else None
             replay = self._table(plan, plan.replay.data, place, kinds)
         return StageRows(rows, evaluation, replay) if train else None
+
+    def _hold_out(
+        self, plan: StagePlan, rows: list[Example], share: float | int
+    ) -> tuple[list[Example], list[Example]]:
+        """Training and held-out rows. What the stage holds out by default never refuses a recipe that did not ask."""
+        default = share == type(plan.keys).model_fields["eval_data"].default
+        train, held = mixing.hold_out(rows, share, self.loaded.recipe.seed, lenient=default)
+        if share and not held:
+            only = "the only row trains" if len(rows) == 1 else f"all {len(rows):,} rows have the same prompt and train"
+            self.notes.append(f"stage {plan.id}: {only}, so none is held out to judge the result by")
+        return train, held
 
     def rewards(self, plan: StagePlan) -> list[Reward]:
         """What scores the answers of a stage."""

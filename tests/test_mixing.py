@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,88 @@ def test_shares_that_cannot_be(share: float, text: str) -> None:
     with pytest.raises(AlignError) as error:
         hold_out(texts(1, 2, 3), share, seed=0)
     assert str(error.value) == text
+
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+
+def answers(prompt: str, count: int) -> list[Example]:
+    """Pairs of one prompt."""
+    made = [{"prompt": prompt, "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(count)]
+    return [Example("preference", value, Place("x", at)) for at, value in enumerate(made, 1)]
+
+
+@pytest.mark.parametrize("share", [0.3, 40])
+def test_all_answers_to_a_prompt_are_on_one_side(share: float | int) -> None:
+    rows = [row for n in range(50) for row in answers(f"prompt {n}", 4)]
+    train, held = hold_out(rows, share, seed=0)
+    asked = {row.value["prompt"] for row in train}, {row.value["prompt"] for row in held}
+    assert all(asked) and not asked[0] & asked[1]
+    assert len(train) + len(held) == 200 and (not isinstance(share, int) or len(held) == share)
+
+
+def asked(n: int, form: str, answer: str) -> Example:
+    """The same question in each kind of row, with another answer."""
+    turns = [*TALK, {"role": "user", "content": f"question {n}"}]
+    said = {"role": "assistant", "content": answer}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "chat": ("chat", {"messages": [*turns, said]}),
+        "marked": ("chat", {"messages": [TALK[0], {**TALK[1], "train": False}, turns[2], said]}),
+        "completion": ("prompt_completion", {"prompt": turns, "completion": [said]}),
+        "label": ("unpaired", {"prompt": turns, "completion": [said], "label": False}),
+        "pair": ("preference", {"prompt": turns, "chosen": [said], "rejected": TALK[1:]}),
+        "prompt": ("prompt", {"prompt": turns}),
+    }
+    kind, value = kinds[form]
+    return Example(kind, value, Place("x", n))
+
+
+def test_a_prompt_is_on_one_side_in_every_kind_of_row() -> None:
+    sides = {}
+    for form in ("chat", "marked", "completion", "label", "pair", "prompt"):
+        rows = [asked(n, form, f"{form} {n}") for n in range(60)]
+        sides[form] = {row.place.line for row in hold_out(rows, 0.2, seed=1)[1]}
+    assert 4 < len(sides["chat"]) < 24 and all(side == sides["chat"] for side in sides.values())
+
+
+def test_what_no_split_can_hold_out_is_said() -> None:
+    with pytest.raises(AlignError) as error:
+        hold_out(answers("one", 4), 0.5, seed=0)
+    assert str(error.value) == (
+        "all 4 rows have the same prompt, and the rows of a prompt are held out together or not at all\n"
+        "  -> name other rows for it, or leave it out"
+    )
+    with pytest.raises(AlignError) as error:
+        hold_out([*answers("one", 4), *answers("two", 3)], 2, seed=0)
+    assert str(error.value) == (
+        "holding out 2 of 7 rows takes none of them\n"
+        "  -> hold out 3 at least: the rows of a prompt are held out together"
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_lenient_split_holds_out_a_prompt_wherever_there_are_two(seed: int) -> None:
+    for count in range(2, 9):
+        rows = [row for n in range(count) for row in answers(f"prompt {n}", 1)]
+        train, held = hold_out(rows, 0.1, seed, lenient=True)
+        assert train and held and len(train) + len(held) == count
+    uneven = [*answers("one", 30), *answers("two", 2)]
+    train, held = hold_out(uneven, 0.1, seed, lenient=True)
+    drawn = {row.value["prompt"] for row in held}
+    assert len(drawn) == 1 and len({row.value["prompt"] for row in train}) == 1
+    assert hold_out(answers("one", 5), 0.1, seed, lenient=True) == (answers("one", 5), [])
+
+
+def test_a_lenient_split_takes_the_smaller_prompt_where_the_share_takes_none() -> None:
+    taken = [
+        len(hold_out([*answers(f"one {n}", 30), *answers(f"two {n}", 2)], 1e-9, 0, lenient=True)[1]) for n in range(20)
+    ]
+    assert taken == [2] * 20
+
+
+def test_a_lenient_split_is_the_usual_one_where_that_is_possible() -> None:
+    rows = [row for n in range(200) for row in answers(f"prompt {n}", 1)]
+    assert hold_out(rows, 0.1, 7, lenient=True) == hold_out(rows, 0.1, 7)
 
 
 def test_replay_rows_are_as_exact_as_integers_allow() -> None:

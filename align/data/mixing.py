@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 from hashlib import sha256
-from math import floor
+from math import ceil, floor
 from typing import TypeVar
 
 from align.data.formats import Example
@@ -16,20 +16,27 @@ from align.errors import AlignError
 _Element = TypeVar("_Element")
 
 
-def hold_out(examples: Sequence[Example], share: float | int, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(
+    examples: Sequence[Example], share: float | int, seed: int, *, lenient: bool = False
+) -> tuple[list[Example], list[Example]]:
     """Split into (train, held), each in the order given; raises AlignError where one of them would be empty.
 
-    A row's side follows from its content and the seed. So equal rows are on the same side, and with a float, rows that
-    are added later move none of the old ones; the number held is then about share x rows. With an int at most that
-    many rows are held, those that come first by the same measure: an added row takes at most one old row's place.
+    A row's side follows from its prompt and the seed, so that the answers to one prompt are on the same side: for a
+    chat, its conversation before the last answer; for a text, the text. With a float, rows that are added later move
+    none of the old ones; the number held is then about share x rows. With an int at most that many rows are held, those
+    that come first by the same measure.
 
     Args:
         share: a float in [0, 1): the share of rows to hold out; an int: their number.
+        lenient: a float that would hold all rows or none holds one prompt less than all, or one; and none where all
+            rows have the same.
     """
     if not share:
         return list(examples), []
     keys = [_position(example, seed) for example in examples]
-    if isinstance(share, int):
+    if lenient and isinstance(share, float):
+        held = _at_least_one(keys, share)
+    elif isinstance(share, int):
         held = _lowest(keys, share)
     elif 0 < share < 1:
         held = {key for key in keys if key < share}
@@ -39,18 +46,42 @@ def hold_out(examples: Sequence[Example], share: float | int, seed: int) -> tupl
         )
     train = [example for example, key in zip(examples, keys, strict=True) if key not in held]
     test = [example for example, key in zip(examples, keys, strict=True) if key in held]
-    if not train:
-        what = f"holding out {share} of {len(examples):,} rows leaves none to train on"
-        raise AlignError(what, "hold out fewer")
-    if not test:
-        what = f"holding out {share} of {len(examples):,} rows takes none of them"
-        raise AlignError(what, "hold out a larger share, or a whole number of rows")
+    if not lenient:
+        _refuse_empty(train, test, share, Counter(keys))
     return train, test
 
 
+def _refuse_empty(train: list[Example], test: list[Example], share: float | int, sizes: Counter[Fraction]) -> None:
+    rows, smallest = len(train) + len(test), min(sizes.values(), default=0)
+    if rows > 1 and len(sizes) == 1:
+        what = f"all {rows:,} rows have the same prompt, and the rows of a prompt are held out together or not at all"
+        raise AlignError(what, "name other rows for it, or leave it out")
+    if not train:
+        what = f"holding out {share} of {rows:,} rows leaves none to train on"
+        raise AlignError(what, "hold out fewer")
+    if not test:
+        what = f"holding out {share} of {rows:,} rows takes none of them"
+        remedy = "hold out a larger share, or a whole number of rows"
+        if isinstance(share, int):
+            remedy = f"hold out {smallest} at least: the rows of a prompt are held out together"
+        raise AlignError(what, remedy)
+
+
+def _at_least_one(keys: Sequence[Fraction], share: float) -> set[Fraction]:
+    """The keys below `share`; where that is all or none, all but one or one, if there are two."""
+    sizes = Counter(keys)
+    held = {key for key in sizes if key < share}
+    if len(sizes) < 2:
+        return set()
+    if not held:  # the prompt with fewest rows beyond the share, of equal ones the first
+        budget = ceil(share * len(keys))
+        return {min(sizes, key=lambda key: (max(sizes[key], budget), key))}
+    return held if len(held) < len(sizes) else held - {max(held)}
+
+
 def _position(example: Example, seed: int) -> Fraction:
-    """A number in [0, 1) that depends on nothing but the content and the seed."""
-    digest = sha256(f"{seed}\n{example.canonical()}".encode()).digest()
+    """A number in [0, 1) that depends on nothing but what is asked and the seed."""
+    digest = sha256(f"{seed}\n{example.asked()}".encode()).digest()
     return Fraction(int.from_bytes(digest[:8]), 2**64)
 
 
