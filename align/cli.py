@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from align.errors import AlignError, Exit, Faults
+from align.lines import line
 
 app = typer.Typer(
     name="align",
@@ -92,7 +93,7 @@ def _without_recipe(model: str | None, data: str | None, method: str, stage: str
     from align import quick
 
     path = quick.write(model, data, method=method, stage=stage)
-    _errors().print(f"wrote {path}, and runs it", highlight=False)
+    _errors().print(line(f"wrote {path}, and runs it"))
     return path
 
 
@@ -109,12 +110,10 @@ def check(
     loaded = recipes.load(recipes.locate(recipe), set)
     found = prepare(loaded, offline=offline, weights=False)
     for note in found.notes:
-        _errors().print(f"[yellow]note[/yellow] {note}", highlight=False)
+        _errors().print(line(note, "note"))
     for id, texts in found.warnings.items():
         for text in texts:
-            _errors().print(
-                "[bold yellow]warning[/bold yellow]", Text(f"{id}: {text}"), highlight=False, soft_wrap=True
-            )
+            _errors().print(line(f"{id}: {text}", "warning"))
     for plan in loaded.stages:
         rows = found.rows[plan.id]
         parts = [f"{plan.program.name} from {plan.policy}", plan.method_keys.method]
@@ -137,20 +136,21 @@ def status(run_dir: RunFolder) -> None:
     if record is None:
         what = f"'{run_dir}' is no run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
         raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
-    table = Table(box=None, title=f"{record['name']}", title_justify="left")
+    table = Table(box=None, title=Text(str(record["name"]), style="italic"), title_justify="left")
     for name in ("stage", "program", "from", "status", "steps", "seconds"):
         table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
     for id in record["order"]:
         entry = record["stages"].get(id, {})
         outcome = rundir.read_json(run_dir / "stages" / id / "outcome.json", {})
-        table.add_row(
+        cells = [
             id,
             entry.get("stage", ""),
             entry.get("inputs", {}).get("policy", ""),
             "interrupted" if entry.get("status") == "running" and not held else entry.get("status", "pending"),
-            str(outcome.get("steps", "")),
-            str(entry.get("seconds", "")),
-        )
+            outcome.get("steps", ""),
+            entry.get("seconds", ""),
+        ]
+        table.add_row(*(Text(str(cell)) for cell in cells))
     Console().print(table)
 
 
@@ -166,7 +166,6 @@ def report(run_dir: RunFolder) -> None:
 @app.command("list", rich_help_panel="Look")
 def list_() -> None:
     """The recipes, pipelines, stages and parameterizations that there are."""
-    from rich.markup import escape
     from rich.table import Table
 
     from align import parameterization, pipeline, shelf
@@ -185,7 +184,7 @@ def list_() -> None:
         table.add_column(no_wrap=True, width=28)
         table.add_column()
         for name, text in entries.items():
-            table.add_row(escape(name), escape(text))
+            table.add_row(line(name), line(text))
         console.print(table, highlight=False)
 
 
@@ -296,7 +295,7 @@ def lab_build(
     """Pretrain the lab model anew, from nothing, in under ten CPU minutes."""
     from align.lab.build import build
 
-    build(out, seed=seed, progress=lambda text: _errors().print(text, highlight=False))
+    build(out, seed=seed, progress=lambda text: _errors().print(line(text)))
     print(out)
 
 
@@ -308,7 +307,7 @@ def _show(run_dir: Path) -> None:
     found = records.load(run_dir)
     if found.forgetting is not None:
         console.print(terminal.matrix_table(found))
-        console.print(terminal.verdict_line(found), highlight=False)
+        console.print(line(terminal.verdict_line(found)))
     print(f"report: {_near(run_dir / 'report.html')}")
 
 
@@ -328,10 +327,8 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         command()
     except AlignError as error:
-        from rich.markup import escape
-
         for fault in error.faults if isinstance(error, Faults) else [error]:
-            _errors().print(f"[red]error[/red] {escape(str(fault))}", highlight=False, soft_wrap=True)
+            _errors().print(line(str(fault), "error", "red"), soft_wrap=True)
         return error.exit
     except KeyboardInterrupt:
         return _interrupted()
@@ -342,7 +339,7 @@ def guarded(command: Callable[[], Any]) -> int:
         if error.errno not in _OF_THE_MACHINE:
             raise
         where = f"'{error.filename}' cannot be written" if error.filename else "the output cannot be written"
-        _errors().print(f"[red]error[/red] {where}: {error.strerror}\n  -> {_OF_THE_MACHINE[error.errno]}")
+        _errors().print(line(f"{where}: {error.strerror}\n  -> {_OF_THE_MACHINE[error.errno]}", "error", "red"))
         return Exit.MACHINE
     except SystemExit as leave:
         if leave.code == Exit.INTERRUPTED:  # typer takes Ctrl-C itself, and says nothing

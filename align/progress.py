@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from align.lines import line
 
 PLAIN_EVERY = 0.25  # share of a stage between two plain lines
 LOADING = "loading"  # what a stage is at until it says otherwise
@@ -42,10 +43,10 @@ class Watcher:
         if self.console.is_terminal:
             self.bars = Progress(
                 SpinnerColumn(),
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
             )
@@ -58,9 +59,9 @@ class Watcher:
         if self.bars is not None:
             self.bars.stop()
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(text, highlight=False)
+    def say(self, text: str, word: str = "") -> None:
+        """A line that stays, shown as it is; `word` stands before it in colour."""
+        self.console.print(line(text, word))
 
     def begin(self, stage: str, metrics: Path, progress: Path) -> None:
         """Follow another stage."""
@@ -87,7 +88,7 @@ class Watcher:
             if entry.get("time", 0) < self.began - 1:
                 continue  # of an earlier attempt
             if "alarm" in entry:
-                self.say(f"[yellow]alarm[/yellow] {self.stage}: {escape(entry['alarm'])}")
+                self.say(f"{self.stage}: {entry['alarm']}", "alarm")
                 continue
             self.first = self.first if self.state else entry
             self.state |= entry
@@ -108,13 +109,13 @@ class Watcher:
         elif self.bars is not None and self.task is not None:
             self.bars.update(self.task, figures=entry["at"])
         elif entry["at"] != LOADING:
-            self.say(f"{self.stage}: {escape(entry['at'])}")
+            self.say(f"{self.stage}: {entry['at']}")
 
     def warn(self, stage: str, text: str) -> None:
         """A warning about a stage, once."""
         if text not in self.told:
             self.told.add(text)
-            self.say(f"[bold yellow]warning[/bold yellow] {stage}: {escape(text)}")
+            self.say(f"{stage}: {text}", "warning")
 
     def _figures(self) -> str:
         words = []
@@ -150,9 +151,9 @@ def _new(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         return [], offset
     whole = text[: text.rfind("\n") + 1]
     found = []
-    for line in whole.splitlines():
+    for written in whole.splitlines():
         try:
-            found.append(json.loads(line))
+            found.append(json.loads(written))
         except ValueError:
             continue
     return found, offset + len(whole.encode())

@@ -73,7 +73,7 @@ class Run:
         prepared = prepare(self.loaded, commit=None if self.options.fresh else known)
         check_disk(self.loaded, prepared.base, self.dir.root)
         for note in prepared.notes:
-            self.watcher.say(f"[yellow]note[/yellow] {_escape(note)}")
+            self.watcher.say(note, "note")
         for id, texts in prepared.warnings.items():
             for text in texts:
                 self.watcher.warn(id, text)
@@ -184,7 +184,7 @@ class Run:
             try:
                 self._summarize()
             except AlignError as error:  # must not hide why the run ended
-                self.watcher.say(f"the report was not written: {_escape(str(error))}")
+                self.watcher.say(f"the report was not written: {error}")
         return Exit.DONE
 
     def _compare(self, child: Child) -> None:
@@ -307,7 +307,7 @@ class Run:
             rundir.write_json(here.decision, old)
             self.changed = True
             for reason in decision.reasons[: len(decision.violations)]:
-                self.watcher.say(f"[yellow]gate[/yellow] {plan.id}: {_escape(reason)}")
+                self.watcher.say(f"{plan.id}: {reason}", "gate")
         return str(old["action"])
 
     def _summarize(self) -> None:
@@ -379,10 +379,6 @@ def write_recipe(path: Path, loaded: Loaded) -> None:
     text = "# written by align: the recipe with every default and inherited value\n" + out.getvalue()
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         rundir.write_text(path, text)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def _now() -> str:

@@ -73,7 +73,7 @@ def _table(forgetting: Forgetting, stages: list[str], marks: dict[str, str], *, 
     for stage in stages:
         parent = forgetting.parent.get(stage, findings.BASE)
         head = stage if parent == findings.BASE else f"{stage} (on {parent})"
-        table.add_column(_printable(head, ascii_only=ascii_only), no_wrap=True, overflow="ellipsis")
+        table.add_column(Text(_printable(head, ascii_only=ascii_only)), no_wrap=True, overflow="ellipsis")
     for group in findings.groups(forgetting):
         table.add_row(Text(group.title, style="dim italic"))
         for name in group.probes:

@@ -31,7 +31,7 @@ def snr_table(records: Sequence[Record], estimator: str, threshold: float | None
     chosen = set[str]() if threshold is None else set(choose.by_threshold(records, threshold).names)
     types = list(choose.by_type(records))
     table = Table(
-        title=f"SNR, {estimator}",
+        title=Text(f"SNR, {estimator}", style="table.title"),
         caption=_legend(records, threshold, len(chosen)),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -39,7 +39,7 @@ def snr_table(records: Sequence[Record], estimator: str, threshold: float | None
     )
     table.add_column("layer", justify="right", no_wrap=True, min_width=5)
     for head in _heads(types):
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(Text(head), justify="right", no_wrap=True)
     cells: dict[tuple[int, str], list[Record]] = {}
     for record in records:
         cells.setdefault((record.layer, record.type), []).append(record)
