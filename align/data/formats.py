@@ -38,7 +38,9 @@ GIVEN: Final = ("prompts", "completions", "completion_ids")
 _ASKED: Final = {"prompt", "messages", "instruction", "input", "system", "history", "tools", *CONVERSATIONS}
 _NO_COLUMNS: Final = frozenset({*_ASKED, *GIVEN, "completion"})  # the last TRL keeps back too
 
-_TOOLS: Final = ("tools", "functions")
+_LABELS: Final = frozenset(LABELS)
+_NO_MESSAGES: Final = frozenset({"tools", "functions", "history", "system"})
+"""Fields that hold lists of something else."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,10 @@ def _example(format: Format, value: dict[str, Any], row: Row) -> Example:
     media.refuse(row.value, row.place)
     fields = _Fields(value)
     made = format.make(fields, row.place)
-    listed = next((name for name in _TOOLS if value.get(name)), None)
-    takes = format.kind != "text" and not isinstance(made.get("prompt"), str)
-    if takes and listed is not None and (found := tools.schemas(fields[listed], listed, row.place)):
-        made["tools"] = found
+    if (value.get("tools") or value.get("functions")) and format.kind != "text":
+        listed = "tools" if value.get("tools") else "functions"
+        if not isinstance(made.get("prompt"), str) and (found := tools.schemas(fields[listed], listed, row.place)):
+            made["tools"] = found
     return Example(format.kind, made, row.place, tuple(_unused(fields, made)))
 
 
@@ -130,7 +132,7 @@ def _unused(fields: _Fields, made: dict[str, Any]) -> Iterator[str]:
         elif name == "system" and isinstance(given, str):
             if isinstance(said, list) and given.strip() and said[0]["content"] != given:
                 yield "'system'"  # the conversation begins with one of its own
-        elif name not in (*_TOOLS, "history"):
+        elif isinstance(given, list | dict) and name not in _NO_MESSAGES:
             yield from dict.fromkeys(f"'{key}' in messages" for key in turns.unused(given))
 
 
@@ -208,7 +210,9 @@ def _from_labelled(value: dict[str, Any], place: Place) -> dict[str, Any]:
 
 def _label(value: dict[str, Any]) -> bool | None:
     """Whether an answer is desirable; None where a row has no label that says so."""
-    label = next((value[name] for name in LABELS if name in value), None)
+    if _LABELS.isdisjoint(value):
+        return None
+    label = next(value[name] for name in LABELS if name in value)
     if isinstance(label, str):  # as a CSV has it
         return {"true": True, "false": False, "1": True, "0": False}.get(label.strip().lower())
     return bool(label) if isinstance(label, bool | int | float) and label in (0, 1) else None
@@ -271,7 +275,8 @@ class Format(NamedTuple):
 
 
 def _has(*choices: tuple[str, ...]) -> _Fits:
-    return lambda value: any(all(name in value for name in names) for names in choices)
+    wanted, any_of = [frozenset(names) for names in choices], frozenset(names[0] for names in choices)
+    return lambda value: not any_of.isdisjoint(value) and any(names <= value.keys() for names in wanted)
 
 
 def _is_alpaca(value: dict[str, Any]) -> bool:
@@ -279,7 +284,7 @@ def _is_alpaca(value: dict[str, Any]) -> bool:
 
 
 def _is_labelled(value: dict[str, Any]) -> bool:
-    return any(FORMATS[name].fits(value) for name in _ANSWERED) and _label(value) is not None
+    return _label(value) is not None and any(FORMATS[name].fits(value) for name in _ANSWERED)
 
 
 _ANSWERED: Final = ("messages", "sharegpt", "alpaca", "prompt_completion")

@@ -14,27 +14,30 @@ _REMEDY: Final = "take the row out; or the field, where the text says all withou
 def refuse(value: dict[str, Any], place: Place) -> None:
     """Raises AlignError for a row with images, videos or audio, in a field of its own or of one of its messages, or
     with the placeholder of one that such a field does not hold."""
-    names = [name for name in MEDIA if name in value]
-    for name in names:
-        if _holds(value[name]):
-            raise AlignError(
-                f"the row has something in '{name}', and only text can be trained on", _REMEDY, place=place
-            )
+    if not _MEDIA.isdisjoint(value):
+        _refuse_fields(value, place)
     for field, side in value.items():
-        for number, turn in enumerate(side if isinstance(side, list) else [], start=1):
+        if not isinstance(side, list):
+            continue
+        for number, turn in enumerate(side, start=1):
             if not isinstance(turn, dict) or _MEDIA.isdisjoint(turn):
                 continue
             held = next((name for name in MEDIA if _holds(turn.get(name))), None)
             if held is not None:
                 what = f"message {number} of '{field}' has something in '{held}', and only text can be trained on"
                 raise AlignError(what, "take it out, or the row", place=place)
-    if names:
-        said = str([field for name, field in value.items() if name not in MEDIA])
-        for name in names:
-            placeholder = f"<{name.removesuffix('s')}>"
-            if placeholder in said:
-                what = f"the row says {placeholder}, '{name}' holds none, and only text can be trained on"
-                raise AlignError(what, "take the row out", place=place)
+
+
+def _refuse_fields(value: dict[str, Any], place: Place) -> None:
+    said = str([field for name, field in value.items() if name not in MEDIA])
+    for name in (name for name in MEDIA if name in value):
+        if _holds(value[name]):
+            what = f"the row has something in '{name}', and only text can be trained on"
+            raise AlignError(what, _REMEDY, place=place)
+        placeholder = f"<{name.removesuffix('s')}>"
+        if placeholder in said:
+            what = f"the row says {placeholder}, '{name}' holds none, and only text can be trained on"
+            raise AlignError(what, "take the row out", place=place)
 
 
 def _holds(value: Any) -> bool:

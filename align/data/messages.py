@@ -35,7 +35,8 @@ _CALLS: Final = ("function_call", "tool_call")
 
 _THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking")
 _KEPT: Final = ("name", "tool_call_id", *_THOUGHTS)
-_READ: Final = frozenset({"role", "from", "content", "value", *_KEPT, "tool_calls", "function_call", *marks.MARKS})
+_PLAIN: Final = frozenset({"role", "from", "content", "value"})
+_READ: Final = frozenset({*_PLAIN, *_KEPT, "tool_calls", "function_call", *marks.MARKS})
 
 
 def user(content: str) -> Message:
@@ -67,9 +68,9 @@ def conversation(value: Any, field: str, place: Place) -> list[Message]:
     return [_message(each, f"message {number} of '{field}'", place) for number, each in enumerate(value, start=1)]
 
 
-def unused(value: Any) -> Iterator[str]:
+def unused(value: dict[str, Any] | list[Any]) -> Iterator[str]:
     """The names in messages that mean nothing here and hold something, each once for each message."""
-    for each in [value] if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for each in [value] if isinstance(value, dict) else value:
         if isinstance(each, dict) and not each.keys() <= _READ:
             yield from (name for name, field in each.items() if name not in _READ and field not in (None, "", [], {}))
 
@@ -83,20 +84,28 @@ def _message(value: Any, where: str, place: Place) -> Message:
     content = value.get("content", value.get("value"))
     if given in _CALLS and (found := tools.call_in_words(content)):
         value, content = {**value, "tool_calls": found}, ""
+    more = _more(value, role, where, place) if not value.keys() <= _PLAIN else {}  # most have no more
+    if content is None and "tool_calls" in more:
+        content = ""
+    message = {"role": role, "content": _content(content, where, place), **more}
+    if role in ("user", "assistant") and not message["content"].strip() and "tool_calls" not in more:
+        who = "the assistant's answer" if role == "assistant" else "the user's prompt"
+        raise AlignError(f"{where}, {who}, is empty", "write it, or take the row out", place=place)
+    return message
+
+
+def _more(value: Message, role: str, where: str, place: Place) -> Message:
+    """What a message has beside its role and content."""
     kept = {name: value[name] for name in _KEPT if value.get(name)}
     for name in _THOUGHTS:
         if not isinstance(kept.get(name, ""), str):
             what = f"the {name} of {where} is {kind_of(kept[name])}, not a text"
             raise AlignError(what, "put it in quotes, or take it out", place=place)
     if called := tools.calls(value, where, place):
-        kept["tool_calls"], content = called, "" if content is None else content
-    message = {"role": role, "content": _content(content, where, place), **kept}
-    if role in ("user", "assistant") and not message["content"].strip() and not called:
-        who = "the assistant's answer" if role == "assistant" else "the user's prompt"
-        raise AlignError(f"{where}, {who}, is empty", "write it, or take the row out", place=place)
+        kept["tool_calls"] = called
     if not marks.learnt(value, role, where, place) and role == "assistant":
-        message["train"] = False
-    return message
+        kept["train"] = False
+    return kept
 
 
 def _role(role: Any, where: str, place: Place) -> str:

@@ -20,6 +20,7 @@ from align.errors import AlignError, Place
 Side: TypeAlias = str | list[Message]
 """A prompt or an answer: a text, or messages."""
 
+_ASKED: Final = (*PAIR_PROMPTS, *CONVERSATIONS)
 _MARKER: Final = re.compile(
     r"(?:Assistant|ASSISTANT|AI|Bot|Answer|### Response):|<\|assistant\|>|<\|im_start\|>assistant\n"
 )
@@ -50,12 +51,15 @@ def side(value: dict[str, Any], field: str, place: Place) -> Side:
 def same_form(sides: list[Side], value: dict[str, Any], place: Place) -> list[Side]:
     """A prompt and its answers, all as texts or all as messages; the row's `system` and its `history` can only stand
     among messages."""
+    as_texts = all(isinstance(each, str) for each in sides)
+    if as_texts and not value.get("system") and not value.get("history"):
+        return sides
     prompt, *answers = sides
     earlier = history(value, place)
     asked = [turns.user(prompt)] if isinstance(prompt, str) else marks.without(prompt)
     own = 1 if asked[0]["role"] == "system" else 0
     above = turns.with_system(value.get("system"), [*asked[:own], *earlier, *asked[own:]], place)
-    if all(isinstance(each, str) for each in sides) and len(above) == 1:
+    if as_texts and len(above) == 1:
         return sides
     return [
         above,
@@ -86,7 +90,7 @@ def instruction(value: dict[str, Any], place: Place) -> str:
 
 def named(value: dict[str, Any], choices: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
     """The first of several pairs of names of which a row has both."""
-    return next((names for names in choices if all(name in value for name in names)), None)
+    return next((names for names in choices if names[0] in value and names[1] in value), None)
 
 
 def preference(value: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _margin(margin: Any, place: Place) -> float:
 
 def _given_prompt(value: dict[str, Any], chosen: Side, place: Place) -> tuple[str, Side | None]:
     """The name of the field and the prompt in it; None where it stands in the answers only."""
-    for field in (*PAIR_PROMPTS, *CONVERSATIONS):
+    for field in _ASKED:
         if field in value:
             return field, side(value, field, place)
     if "instruction" in value:
