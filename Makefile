@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # a worker for each core; a file stays with one of them, so that what its tests share is made once
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-all lint clean
+.PHONY: install demo test test-all test-real lint clean
 
 install: $(STAMP)
 
@@ -27,7 +27,11 @@ test: install
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: install
-	$(BIN)/python -m pytest $(WORKERS) -m ''
+	$(BIN)/python -m pytest $(WORKERS) -m 'not real'
+
+# one worker: each test holds a real model
+test-real: install
+	$(BIN)/python -m pytest -m real
 
 lint: install
 	$(BIN)/ruff check

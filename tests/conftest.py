@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,18 @@ def _plain_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     yield
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of a real chat model: SmolLM2-135M-Instruct, bfloat16, tied embeddings, ChatML.
+
+    Its weights were rounded to 4 bits once (Q4_1) before they came here: it is a base of its own, a little worse than
+    the published one, and figures of it are figures of this base.
+    """
+    import real_model
+
+    try:
+        return real_model.folder()
+    except real_model.OutOfReachError as error:
+        pytest.skip(str(error))
