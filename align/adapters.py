@@ -1,4 +1,4 @@
-"""A policy's adapters on its base, whatever their methods: put on in order, all acting; merged; taken off.
+"""A policy's adapters on its base, whatever their methods: put on in order, all acting; taken off.
 
 A PeftModel holds adapters of one method. An adapter of another method gets a PeftModel of its own around the same base:
 PEFT works inside the base, so that a later adapter's layer wraps an earlier one's, and each is saved and loaded under
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,10 @@ from transformers import PreTrainedModel
 from align import model as models
 from align import score
 from align.bottleneck.layer import BottleneckLayer, detach
-from align.errors import AlignError, Exit
+from align.errors import AlignError
 from align.stage import Adapter, Gives, Policy
 
 TRAINED = "default"  # PEFT's name of the adapter that a stage trains; earlier ones are named for their stage
-AGREEMENT_FLOOR = 0.98
 
 
 def names(adapters: Sequence[Adapter]) -> list[str]:
@@ -64,7 +62,7 @@ def put(model: Any, adapters: Sequence[Adapter], run: Path, *, last: str | None 
         called[-1] = last
     for name, adapter in zip(called, adapters, strict=True):
         folder = str(run / adapter.path)
-        config = _fitting(PeftConfig.from_pretrained(folder), model)
+        config = fitting(PeftConfig.from_pretrained(folder), model)
         if _takes(model, config):
             model.add_adapter(name, config)
             set_peft_model_state_dict(model, _weights(folder, model), adapter_name=name)
@@ -154,7 +152,7 @@ def _takes(model: Any, config: PeftConfig) -> bool:
     return same and config.peft_type != PeftType.ADALORA and not getattr(config, "modules_to_save", None)
 
 
-def _fitting(config: PeftConfig, model: Any) -> PeftConfig:
+def fitting(config: PeftConfig, model: Any) -> PeftConfig:
     """The settings of a finished adapter for this model: one of a language model may go on a reward model, and the
     other way round, where it comes without the head."""
     if score.has(model) and config.task_type == TaskType.CAUSAL_LM:
@@ -244,64 +242,3 @@ def load_base(policy: Policy, keys: dict[str, Any], run: Path, gives: Gives = "p
     dtype = models.dtype_of(keys.get("dtype", "auto"), trains_base=policy.weights is not None)
     folder = str(run / policy.weights) if policy.weights else policy.base.path
     return models.load_weights(folder, keys, dtype, policy.quantization, gives)
-
-
-@dataclass(frozen=True)
-class Merge:
-    """What a merge into base weights did: how often the merged model's next token is that of the adapted one."""
-
-    adapters: list[str]
-    agreement: float
-    prompts: int
-
-
-@torch.no_grad()
-def merge(
-    base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, prompts: list[list[int]], dtype: torch.dtype
-) -> tuple[PreTrainedModel, Merge]:
-    """Merge adapters, one after the other, in float32 and through the dequantised base.
-
-    Merging onto 4-bit weights and quantising again would lose most of the update; merging in bfloat16 loses some.
-
-    Args:
-        base: as the policy holds it, quantised where it was trained so; it is used up.
-        run: the run folder, which the adapters' paths are relative to.
-        prompts: token ids to compare the two on.
-        dtype: of the merged weights.
-
-    Raises:
-        AlignError: the merged model disagrees with the adapted one.
-    """
-    model = put(base, adapters, run)
-    before = [_next_tokens(model, ids) for ids in prompts]
-    merged_model = merged(strip(model), adapters, run, dtype)
-    after = [_next_tokens(merged_model, ids) for ids in prompts]
-    total = sum(len(tokens) for tokens in before)
-    same = sum(int((a == b).sum()) for a, b in zip(before, after, strict=True))
-    result = Merge([adapter.name for adapter in adapters], same / max(total, 1), len(prompts))
-    if result.agreement < AGREEMENT_FLOOR:
-        raise AlignError(
-            f"the merged model picks the adapted model's next token in only {result.agreement:.1%} of "
-            f"{total} positions (at least {AGREEMENT_FLOOR:.0%} is needed)",
-            "use `dtype: float32`, or keep the adapter with a parameterization that freezes the base",
-            exit=Exit.STAGE_FAILED,
-        )
-    return merged_model, result
-
-
-def merged(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """A bare base with adapters added to its weights, one after the other, in float32."""
-    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
-        base = models.dequantized(base, torch.float32)
-    base = models.cast(base, torch.float32)
-    for adapter in adapters:
-        folder = str(run / adapter.path)
-        config = _fitting(PeftConfig.from_pretrained(folder), base)
-        one = PeftModel.from_pretrained(bare(base), folder, config=config, autocast_adapter_dtype=True)
-        base = one.merge_and_unload(safe_merge=True)
-    return models.cast(bare(base), dtype)
-
-
-def _next_tokens(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=models.device())).logits
-    return logits[0].argmax(-1).cpu()

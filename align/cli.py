@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.text import Text
 
 from align.errors import AlignError, Exit, Faults
 from align.lines import line
+
+if TYPE_CHECKING:
+    from align.merge_verdict import Merge
 
 app = typer.Typer(
     name="align",
@@ -251,7 +254,9 @@ def spectrum(
 def export(
     run_dir: RunFolder,
     out: Annotated[Path, typer.Argument(help="A new folder.")],
-    stage: Annotated[str | None, typer.Option(help="The policy after this stage; the last one by default.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="The policy, or the reward model, after this stage; the last policy by default.")
+    ] = None,
     form: Annotated[str, typer.Option(help="merged: whole weights; adapter: what was trained alone.")] = "merged",
     dtype: Annotated[str, typer.Option(help="Of merged weights; auto: as in the recipe, or in the files.")] = "auto",
 ) -> None:
@@ -262,10 +267,8 @@ def export(
         if value not in choices:
             raise AlignError(f"{option} cannot be '{value}'", f"choose one of: {', '.join(choices)}")
     done = exports.export(run_dir, stage, out, form, dtype)
-    same = (
-        f", the adapted model's next token in {done.agreement:.1%} of positions" if done.agreement is not None else ""
-    )
-    print(f"{done.folder}: {done.bytes / 1e6:,.1f} MB, {form}{same}")
+    _warn_of(done.merge)
+    print(f"{done.folder}: {done.bytes / 1e6:,.1f} MB, {form}{_figures(done.merge)}")
 
 
 @app.command(rich_help_panel="Use")
@@ -283,8 +286,17 @@ def merge(
 
     done = merges.merge(out, adapter, rank=rank, form=form)
     cost = f", {done.error:.2%} of the update lost" if done.error else ""
-    same = f", the adapted model's next token in {done.agreement:.1%} of positions" if done.agreement else ""
-    print(f"{done.folder}: rank {done.rank}{cost}{same}; base {done.base}")
+    _warn_of(done.merge)
+    print(f"{done.folder}: rank {done.rank}{cost}{_figures(done.merge)}; base {done.base}")
+
+
+def _figures(merge: Merge | None) -> str:
+    return f"; {merge.figures}" if merge else ""
+
+
+def _warn_of(merge: Merge | None) -> None:
+    if merge and merge.warning:
+        _errors().print(f"[yellow]warning[/yellow] {merge.warning}", highlight=False, soft_wrap=True)
 
 
 @lab_app.command("build")

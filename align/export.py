@@ -1,112 +1,119 @@
-"""A finished policy as a folder of its own: merged into base weights, or its adapters alone."""
+"""A finished policy or reward model as a folder of its own: merged into base weights, or its adapters alone."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align import chain, launch, results, rundir
 from align.errors import AlignError
+from align.merge_verdict import Merge
 from align.rundir import RunDir
 from align.stage import Outcome, Policy, Ticket
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 FORMS = ("merged", "adapter")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-PROMPTS = 32  # on which the merged model is compared with the adapted one
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written; `agreement` is the share of next tokens in which the merged model is the adapted one."""
+    """What was written, and what merging cost; None where nothing was merged."""
 
     folder: Path
     bytes: int
-    agreement: float | None
+    merge: Merge | None
 
 
 def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "auto") -> Exported:
-    """Write a stage's policy into a new folder that transformers (and PEFT, for adapters) load without align.
+    """Write a stage's result into a new folder that transformers (and PEFT, for adapters) load without align.
 
     Args:
         dtype: of merged weights; auto: the recipe's, or where that is auto too, that of the files of the weights.
 
     Raises:
-        AlignError: the folder is there already, the policy cannot be had in this form, or the merge loses it.
+        AlignError: the folder is there already, the result cannot be had in this form, or the merge breaks it.
     """
-    ticket, outcome = results.find(run, stage)
-    policy = outcome.policy
-    assert policy is not None
+    ticket, outcome = results.find(run, stage, rewards=True)
+    model = results.model(outcome)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise AlignError(f"'{out}' is there already", "give a new folder, or remove it")
-    agreement = None
+    merge = None
     with rundir.whole_folder(out) as folder:
         if form == "adapter":
-            _adapters(run, outcome, folder)
+            _adapters(run, outcome.stage, model, folder)
         else:
-            _check_mergeable(policy, outcome.stage)
-            agreement = _merged(RunDir(run), ticket, policy, folder, dtype)
-        _card(RunDir(run).stage(outcome.stage).model / "README.md", folder, form, agreement)
-    return Exported(out, sum(file.stat().st_size for file in out.rglob("*") if file.is_file()), agreement)
+            _check_mergeable(model, outcome.stage)
+            merge = _merged(RunDir(run), ticket, outcome, folder, dtype)
+        _card(RunDir(run).stage(outcome.stage).model / "README.md", folder, form, merge)
+    return Exported(out, sum(file.stat().st_size for file in out.rglob("*") if file.is_file()), merge)
 
 
-def _check_mergeable(policy: Policy, stage: str) -> None:
-    layers = chain.layers(policy.adapters)
+def _check_mergeable(model: Policy, stage: str) -> None:
+    layers = chain.layers(model.adapters)
     count = chain.mergeable(layers)
     if count < len(layers):
         what = f"the {layers[count].keys.method} of stage '{layers[count].stage}' cannot be merged into weights"
         raise AlignError(what, f"export the adapters of '{stage}' alone: --form adapter")
 
 
-def _adapters(run: Path, outcome: Outcome, out: Path) -> None:
+def _adapters(run: Path, stage: str, model: Policy, out: Path) -> None:
     """Copy adapters: one into the folder itself; several, or those on weights that the run trained, into folders named
     for their stages, in order, with the weights as `0-base`."""
-    policy = outcome.policy
-    assert policy is not None
-    if not policy.adapters:
-        raise AlignError(f"stage '{outcome.stage}' trained whole weights and has no adapter", "--form merged")
-    if policy.weights is not None:
-        shutil.copytree(run / policy.weights, out / "0-base")
-    for number, adapter in enumerate(policy.adapters, 1):
-        one = len(policy.adapters) == 1 and policy.weights is None
+    if not model.adapters:
+        raise AlignError(f"stage '{stage}' trained whole weights and has no adapter", "--form merged")
+    if model.weights is not None:
+        shutil.copytree(run / model.weights, out / "0-base")
+    for number, adapter in enumerate(model.adapters, 1):
+        one = len(model.adapters) == 1 and model.weights is None
         shutil.copytree(run / adapter.path, out if one else out / f"{number}-{adapter.name}", dirs_exist_ok=True)
 
 
-def _merged(run: RunDir, ticket: Ticket, policy: Policy, out: Path, dtype: str) -> float | None:
-    """Merge and save; returns the agreement, None where there was nothing to merge."""
+def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str) -> Merge | None:
+    """Merge and save; returns what that cost, None where there was nothing to merge."""
     launch.quiet()
     import torch
 
-    from align import adapters
+    from align import adapters, merging
     from align import model as models
     from align.handover import prompts
     from align.work import read_rows
 
+    model = results.model(outcome)
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
-    folder = str(run.root / policy.weights) if policy.weights else policy.base.path
-    held = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=policy.weights is not None)
-    base = models.load_weights(folder, ticket.model, held, policy.quantization)
+    whole = adapters.load_base(model, ticket.model, run.root, ticket.gives)
     asked = ticket.model.get("dtype", "auto") if dtype == "auto" else dtype
-    target = models.precision_of(Path(folder)) if asked == "auto" else getattr(torch, asked)
-    agreement = None
-    if policy.adapters:
-        rows = prompts(read_rows(run, ticket.train)[:PROMPTS], tokenizer)
+    files = Path(run.root / model.weights if model.weights else model.base.path)
+    target = models.precision_of(files) if asked == "auto" else getattr(torch, asked)
+    merge = None
+    if model.adapters:
+        rows = prompts(read_rows(run, ticket.train)[: merging.ROWS], tokenizer)
         try:
-            base, report = adapters.merge(base, policy.adapters, run.root, rows, target)
+            whole, merge = merging.merge(whole, model.adapters, run.root, rows, target)
         except AlignError as error:
             raise AlignError(error.what, "--dtype float32, or --form adapter", exit=error.exit) from error
-        agreement = report.agreement
-    models.cast(base, target).save_pretrained(out)
+    _save(merging.cast(whole, target), tokenizer, ticket, out)
+    return merge
+
+
+def _save(whole: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ticket: Ticket, out: Path) -> None:
+    """Write what transformers loads; a reward model is told by its padding token where a row ends."""
+    if ticket.gives == "reward":
+        whole.config.get_text_config().pad_token_id = whole.config.pad_token_id = tokenizer.pad_token_id
+    whole.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return agreement
 
 
-def _card(card: Path, out: Path, form: str, agreement: float | None) -> None:
+def _card(card: Path, out: Path, form: str, merge: Merge | None) -> None:
     """The model card of the stage, with what was done to it here."""
     text = card.read_text(encoding="utf-8")
     if form == "merged":
         text = text.replace("library_name: peft", "library_name: transformers")
-        if agreement is not None:
-            text += "- merged into the weights of the base; its next token is the adapted model's in "
-            text += f"{agreement:.1%} of positions\n"
+        if merge is not None:
+            text += f"- merged into the weights of the base: {merge.figures}\n"
+            text += f"- **{merge.warning}**\n" if merge.warning else ""
     rundir.write_text(out / "README.md", text)

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align import adapters, chain, parameterization, score
+from align import adapters, chain, merging, parameterization, score
 from align import model as models
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
+from align.merge_verdict import Merge
 from align.rundir import RunDir
 from align.stage import Adapter, Gives, Ticket
 
@@ -49,11 +50,11 @@ class Builder:
             self.loaded = model
         return model
 
-    def build(self) -> tuple[Any, adapters.Merge | None]:
+    def build(self) -> tuple[Any, Merge | None]:
         """The policy with this stage's weights trainable, and what a merge on the way did."""
         return self._onto_base() if self.trains_base else (self._onto_frozen(), None)
 
-    def _onto_base(self) -> tuple[Any, adapters.Merge | None]:
+    def _onto_base(self) -> tuple[Any, Merge | None]:
         """Adapters become part of the weights that are trained; those that cannot stay on them, frozen and active."""
         policy, report = self.ticket.policy, None
         run, merged = self.run.root, self._merged()
@@ -61,7 +62,7 @@ class Builder:
         if self._unquantized():
             model = self._load(self._folder(), policy.quantization)
             if merged:
-                model, report = adapters.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
+                model, report = merging.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
             else:
                 model = models.cast(models.dequantized(model, self.dtype), self.dtype)
             model = score.from_policy(model) if scores else model

@@ -19,6 +19,7 @@ from align.errors import AlignError, FaultList
 from align.export import FORMS
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
+from align.merge_verdict import Merge
 from align.saved_lora import SavedLora
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"),
     *("*.model", "*.tiktoken"),
 )
-_TEXTS = 16  # on which the merged model is compared with the adapted one
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Merged:
     Attributes:
         rank: the largest rank of a module in the combination.
         error: ||kept - exact||_F / ||exact||_F of its update over all modules together; 0 without `rank`.
-        agreement: the share of next tokens in which whole weights are the adapted model; None for an adapter.
+        merge: what writing it into whole weights cost; None for an adapter.
         base: the base that all were made for, by the name that a run or its adapter has for it.
     """
 
     folder: Path
     rank: int
     error: float
-    agreement: float | None
+    merge: Merge | None
     base: str
 
 
@@ -83,14 +83,14 @@ def merge(out: Path, given: Sequence[str], *, rank: int | None, form: str) -> Me
     with tempfile.TemporaryDirectory(dir=near, prefix=".merge-") as beside:
         adapter, whole = Path(beside) / "adapter", Path(beside) / "merged"
         made = _write_adapter(plan, adapter)
-        agreement = _write_whole(plan, adapter, whole) if form == "merged" else None
+        cost = _write_whole(plan, adapter, whole) if form == "merged" else None
         written = whole if form == "merged" else adapter
         _copy_tokenizer(plan, written, form)
         sources = list(zip(plan.adapters, plan.weights, strict=True))
-        rundir.write_text(written / "README.md", merge_card.text(sources, made.rank, made.error, agreement))
+        rundir.write_text(written / "README.md", merge_card.text(sources, made.rank, made.error, cost))
         out.parent.mkdir(parents=True, exist_ok=True)
         written.replace(out.resolve())
-    return Merged(out, made.rank, made.error, agreement, merge_card.origin(plan.adapters[0])[0])
+    return Merged(out, made.rank, made.error, cost, merge_card.origin(plan.adapters[0])[0])
 
 
 def _check_out(out: Path) -> None:
@@ -217,11 +217,11 @@ def _write_adapter(plan: Plan, folder: Path) -> Combination:
     return made
 
 
-def _write_whole(plan: Plan, adapter: Path, folder: Path) -> float:
-    """The base with the adapter in its weights, merged in float32; returns the agreement."""
+def _write_whole(plan: Plan, adapter: Path, folder: Path) -> Merge:
+    """The base with the adapter in its weights, merged in float32; returns what that cost."""
     import torch
 
-    from align import adapters
+    from align import merging
     from align import model as models
     from align.stage import Adapter
 
@@ -234,13 +234,12 @@ def _write_whole(plan: Plan, adapter: Path, folder: Path) -> float:
         raise AlignError(what, "its base is another one now: give the one that they were trained on")
     one = Adapter(name="merged", path=adapter.name, method="lora", settings={})
     try:
-        merged, report = adapters.merge(
-            base, [one], adapter.parent, _prompts(plan), models.precision_of(plan.base.path)
-        )
+        prompts, target = _prompts(plan)[: merging.ROWS], models.precision_of(plan.base.path)
+        merged, report = merging.merge(base, [one], adapter.parent, prompts, target)
     except AlignError as error:
         raise AlignError(error.what, "write the combination alone: --form adapter", exit=error.exit) from error
     merged.save_pretrained(folder)
-    return report.agreement
+    return report
 
 
 def _prompts(plan: Plan) -> list[list[int]]:
@@ -249,7 +248,7 @@ def _prompts(plan: Plan) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(plan, "merged"))
     general = probes.load(ForgettingKeys(probes="auto"), Path())
-    texts = [text for probe in general if isinstance(probe, probes.Texts) for text in probe.texts["gate"][:_TEXTS]]
+    texts = [text for probe in general if isinstance(probe, probes.Texts) for text in probe.texts["gate"]]
     context = plan.base.context
     found = [tokenizer(text, truncation=bool(context), max_length=context)["input_ids"] for text in texts]
     return [ids for ids in found if ids]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align import base, rundir
+from align.merge_verdict import Merge
 from align.saved_lora import WEIGHTS, SavedLora
 
 _SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})")
@@ -22,18 +23,18 @@ def origin(adapter: SavedLora) -> tuple[str, str | None]:
     return (f"{cached[1]}/{cached[2]}", cached[3]) if cached else (name, revision)
 
 
-def text(sources: Sequence[tuple[SavedLora, float]], rank: int, error: float, agreement: float | None) -> str:
+def text(sources: Sequence[tuple[SavedLora, float]], rank: int, error: float, cost: Merge | None) -> str:
     """The card as Markdown.
 
     Args:
         sources: the adapters and their weights.
-        agreement: of whole weights with the adapted model; None for an adapter.
+        cost: of writing it into whole weights; None for an adapter.
     """
     first = sources[0][0]
     name, revision = origin(first)
     hub = revision is not None or base.is_on_hub(name, Path.cwd())
     policy = first.policy()
-    lines = ["---", "library_name: " + ("peft" if agreement is None else "transformers")]
+    lines = ["---", "library_name: " + ("peft" if cost is None else "transformers")]
     lines += [f"base_model: {name}"] if hub else []
     shown = Path(name).name if Path(name).is_absolute() else name
     trained = f", with the weights that the run trained in `{policy.weights}`" if policy and policy.weights else ""
@@ -46,9 +47,9 @@ def text(sources: Sequence[tuple[SavedLora, float]], rank: int, error: float, ag
         *(f"- {weight:g} of `{_shown(adapter)}` ({_identity(adapter)})" for adapter, weight in sources),
         f"- rank {rank}" + (f", which leaves out {error:.1%} of the sum (Frobenius norm)" if error else ""),
     ]
-    if agreement is not None:
-        same = f"its next token is the adapted model's in {agreement:.1%} of positions"
-        lines.append(f"- merged into the weights of the base in float32; {same}")
+    if cost is not None:
+        lines.append(f"- merged into the weights of the base in float32: {cost.figures}")
+        lines += [f"- **{cost.warning}**"] if cost.warning else []
     return "\n".join(lines) + "\n"
 
 

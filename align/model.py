@@ -193,6 +193,11 @@ def precision_of(folder: Path) -> torch.dtype:
     return {"F32": torch.float32, "F16": torch.float16}.get(largest["dtype"], torch.bfloat16)
 
 
+def vocabulary(model: PreTrainedModel) -> int:
+    """Tokens that a model has an embedding for, padding of the matrix included."""
+    return int(model.get_input_embeddings().weight.size(0))
+
+
 def counts(model: torch.nn.Module) -> dict[str, int]:
     """Numbers of parameters: all of them, and those that train. A 4-bit tensor counts its weights, not its bytes."""
     total = trainable = 0

@@ -7,34 +7,68 @@ from pathlib import Path
 from align import rundir
 from align.errors import AlignError
 from align.rundir import RunDir
-from align.stage import Outcome, Ticket
+from align.stage import Outcome, Policy, Ticket
 
 
-def finished(folder: Path) -> dict[str, Outcome]:
-    """The stages of a run that have a policy, in the order in which they ran.
+def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
+    """The stages of a run that gave a policy, in the order in which they ran.
+
+    Args:
+        rewards: those that gave a reward model too.
 
     Raises:
         AlignError: the folder is no run, or no stage of it is done.
     """
+    done = _done(folder)
+    found = {id: outcome for id, outcome in done.items() if outcome.policy or (rewards and outcome.reward)}
+    if not found:
+        if done:
+            raise _no_policy(folder, next(iter(done)), {})
+        raise AlignError(f"no stage of '{folder}' is done", "run it first: align run")
+    return found
+
+
+def find(folder: Path, stage: str | None, *, rewards: bool = False) -> tuple[Ticket, Outcome]:
+    """A finished stage with what it was asked to do; where none is named the last one that gave a policy.
+
+    Args:
+        rewards: one that gave a reward model may be named too.
+
+    Raises:
+        AlignError: there is no such stage, or it is not done.
+    """
+    done = finished(folder, rewards=rewards)
+    chosen = stage or [id for id, outcome in done.items() if outcome.policy or not _any_policy(done)][-1]
+    if chosen not in done:
+        if chosen in _done(folder):
+            raise _no_policy(folder, chosen, done)
+        raise AlignError(f"'{folder}' has no finished stage '{chosen}'", f"choose one of: {', '.join(done)}")
+    return Ticket.model_validate(rundir.read_json(RunDir(folder).stage(chosen).ticket)), done[chosen]
+
+
+def model(outcome: Outcome) -> Policy:
+    """What a stage gave: its policy or its reward model."""
+    found = outcome.policy or outcome.reward
+    assert found is not None
+    return found
+
+
+def _done(folder: Path) -> dict[str, Outcome]:
     run = RunDir(folder)
     record = rundir.read_json(run.record)
     if record is None:
         raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
     read = {id: rundir.read_json(run.stage(id).outcome) for id in record["order"]}
-    found = {id: Outcome.model_validate(raw) for id, raw in read.items() if raw and raw.get("policy")}
-    if not found:
-        raise AlignError(f"no stage of '{folder}' is done", "run it first: align run")
-    return found
+    return {
+        id: Outcome.model_validate(raw) for id, raw in read.items() if raw and (raw.get("policy") or raw.get("reward"))
+    }
 
 
-def find(folder: Path, stage: str | None) -> tuple[Ticket, Outcome]:
-    """A finished stage with what it was asked to do; the last one where none is named.
+def _any_policy(done: dict[str, Outcome]) -> bool:
+    return any(outcome.policy for outcome in done.values())
 
-    Raises:
-        AlignError: there is no such stage, or it is not done.
-    """
-    done = finished(folder)
-    chosen = stage or list(done)[-1]
-    if chosen not in done:
-        raise AlignError(f"'{folder}' has no finished stage '{chosen}'", f"choose one of: {', '.join(done)}")
-    return Ticket.model_validate(rundir.read_json(RunDir(folder).stage(chosen).ticket)), done[chosen]
+
+def _no_policy(folder: Path, stage: str, others: dict[str, Outcome]) -> AlignError:
+    what = f"stage '{stage}' of '{folder}' gave a reward model, which scores answers and writes none"
+    talkers = f"choose one of: {', '.join(others)}; or " if others else ""
+    return AlignError(what, f"{talkers}write it out whole: align export {folder} FOLDER --stage {stage}")

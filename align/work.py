@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, card, chain, generation, parameterization, rundir, targets, verdicts
+from align import adapters, card, chain, generation, merging, parameterization, rundir, targets, verdicts
 from align import model as models
 from align import stage as stages
 from align.data import mixing
@@ -36,7 +36,6 @@ from align.progress import LOADING
 from align.rundir import RunDir
 from align.stage import Adapter, Outcome, Policy, Rows, Ticket
 
-MERGE_PROMPTS = 32
 ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
 PACKAGES = ("align-suite", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -75,7 +74,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     bench_probes = _probes(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
     program = _program(ticket)
     _assert_device(ticket)
-    builder = Builder(run, ticket, tokenizer, list(job.rows[:MERGE_PROMPTS]), program.stage.beneath)
+    builder = Builder(run, ticket, tokenizer, list(job.rows[: merging.ROWS]), program.stage.beneath)
     if ticket.measure_base and world.is_main_process and bench_probes:
         _measure_base(run, job, builder, bench_probes)
     world.wait_for_everyone()
@@ -88,6 +87,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     job.model, merge = builder.build()
     if ticket.gives == "policy":
         generation.tell(job.model, tokenizer)
+    job.warnings += [merge.warning] if merge and merge.warning else []
     parameters, trained = models.counts(job.model), targets.trained(job.model)
     if not parameters["trainable"]:
         what = f"the parameterization of stage '{ticket.stage}' leaves no weight to train"

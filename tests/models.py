@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,12 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from align import parameterization, rundir, stage, work
+from align import merging, parameterization, rundir, stage, work
 from align.job import Job
 from align.lab import MODEL_DIR, data
 from align.rundir import RunDir
@@ -209,6 +211,20 @@ class Stages:
 
         with mock.patch.object(work.Builder, "build", built), mock.patch.object(work, "_save", saved):
             yield
+
+
+def at_strength(strength: float) -> Callable[..., PreTrainedModel]:
+    """As `merging.merged`, but with the update of all adapters at another strength."""
+    exact = merging.merged
+
+    def merged(base: Any, adapters: Any, run: Path, dtype: torch.dtype) -> PreTrainedModel:
+        whole = exact(copy.deepcopy(base), adapters, run, torch.float32)
+        plain = exact(base, [], run, torch.float32).state_dict()
+        for name, parameter in whole.named_parameters():
+            parameter.data = plain[name] + strength * (parameter.data - plain[name])
+        return merging.cast(whole, dtype)
+
+    return merged
 
 
 def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

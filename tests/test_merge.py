@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,13 +16,13 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from align import adapters, rundir
+from align import adapters, merging, rundir
 from align.adapted import Adapted
 from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR
 from align.merge import merge
 from align.stage import Adapter, Policy
-from models import LAB, tiny_llama
+from models import LAB, at_strength, tiny_llama
 
 Tensors = dict[str, torch.Tensor]
 IDS = torch.arange(5, 29).view(2, 12)
@@ -106,7 +105,7 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.usefixtures("two")
 def test_the_combined_adapter_is_the_weighted_sum() -> None:
     done = merge(Path("new/out"), ["a=0.7", "b=-0.3"], rank=None, form="adapter")
-    assert (done.folder, done.rank, done.error, done.agreement, done.base) == (Path("new/out"), 5, 0.0, None, "base")
+    assert (done.folder, done.rank, done.error, done.merge, done.base) == (Path("new/out"), 5, 0.0, None, "base")
     expected = summed((0.7, updates(Path("a"), 2.0)), (-0.3, updates(Path("b"), 3.5)))
     same(updates(done.folder, 1.0), expected)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), done.folder)
@@ -153,7 +152,8 @@ def test_whole_weights_in_the_precision_of_the_base(two: Path, dtype: torch.dtyp
             assert not torch.equal(tensor, untouched[name])
         else:
             assert torch.equal(tensor, untouched[name]), name
-    assert done.agreement is not None and done.agreement > 0.98 and (dtype != torch.float32 or done.agreement == 1.0)
+    assert done.merge is not None and done.merge.dtype == str(dtype).removeprefix("torch.")
+    assert done.merge.kl < 1e-4 < done.merge.moved_kl and (dtype != torch.float32 or done.merge.kl < 1e-9)
     assert AutoTokenizer.from_pretrained("out").chat_template == (MODEL_DIR / "chat_template.jinja").read_text()
     assert not list(two.glob(".merge-*"))
 
@@ -186,7 +186,7 @@ def test_matrices_of_gpt_2_are_transposed(tmp_path: Path, monkeypatch: pytest.Mo
         settings = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
         tokenizer_files(adapter_in(Path(name), Path("base"), r=2, lora_alpha=2, **settings))
     done = merge(Path("out"), ["a", "b"], rank=None, form="merged")
-    assert done.agreement == 1.0
+    assert done.merge is not None and done.merge.kl < 1e-9 and done.merge.agreement == 1.0
     change = summed((0.5, updates(Path("a"), 1.0)), (0.5, updates(Path("b"), 1.0)))
     found, expected = load_file(Path("out/model.safetensors")), changed(Path("base"), change, transposed=True)
     same({name: tensor.double() for name, tensor in found.items()}, {name: expected[name] for name in found})
@@ -256,12 +256,12 @@ def test_an_adapter_on_top_of_another_is_merged_with_it_alone() -> None:
     merged = AutoModelForCausalLM.from_pretrained("out")
     torch.testing.assert_close(logits(merged), logits(theirs), rtol=1e-4, atol=1e-5)
     sha = [rundir.file_sha256(Path(each) / "adapter_model.safetensors")[:12] for each in "ab"]
+    assert done.merge is not None and done.merge.kl < 1e-9
     assert done.base == "lab" and Path("out/README.md").read_text() == (
         "---\nlibrary_name: transformers\ntags: [align, merge]\n---\n\n# A merge of adapters\n\n"
         "A weighted sum of LoRA adapters, which `align merge` made. Base model: **lab**.\n\n"
         f"- 1 of `run: sft` (sha256 `{sha[0]}`)\n- 1 of `run: dpo` (sha256 `{sha[1]}`)\n- rank 5\n"
-        "- merged into the weights of the base in float32; its next token is the adapted model's in 100.0% of "
-        "positions\n"
+        f"- merged into the weights of the base in float32: {done.merge.figures}\n"
     )
 
 
@@ -463,13 +463,12 @@ def test_whole_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> No
         "  -> write the combination alone: --form adapter"
     )
     config.write_text(whole)
-    monkeypatch.setattr(adapters, "AGREEMENT_FLOOR", 1.01)
+    monkeypatch.setattr(merging, "merged", at_strength(2.0))
     with pytest.raises(AlignError) as caught:
         merge(Path("new/out"), ["a"], rank=None, form="merged")
     says = caught.value
     assert says.exit == Exit.STAGE_FAILED and says.remedy == "write the combination alone: --form adapter"
-    only = r"the merged model picks the adapted model's next token in only 100.0% of \d+ positions "
-    assert re.fullmatch(only + r"\(at least 101% is needed\)", says.what)
+    assert says.what.startswith("the merged model is not the adapted one: KL ")
     assert not Path("new").exists() and not list(Path().glob(".merge-*"))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from align import adapters, chain, score
+from align import adapters, chain, merging, score
 from align import model as models
 from align.chain import Layer
 from align.data import encode
@@ -131,4 +131,4 @@ def _merged(
         what = f"a model of its own would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
         raise AlignError(what, "use `critic: adapter` or `critic: head`, and `reference: auto`")
     base = adapters.load_base(policy, ticket.model, root, gives=gives)
-    return adapters.merged(base, policy.adapters, root, dtype)
+    return merging.merged(base, policy.adapters, root, dtype)
