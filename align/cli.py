@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 lab_app = typer.Typer(no_args_is_help=True, help="The lab model that ships with align.")
 app.add_typer(lab_app, name="lab", rich_help_panel="Use")
+data_app = typer.Typer(no_args_is_help=True, help="Look at the rows that a stage trains on.")
+app.add_typer(data_app, name="data", rich_help_panel="Look")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.dpo.beta=0.2")]
 _OF_THE_MACHINE = {
@@ -125,6 +127,22 @@ def check(
         parts += [f"replay {plan.replay.ratio:.0%}"] if plan.replay else []
         print(f"{plan.id}: {', '.join(parts)}")
     print(f"{recipe}: ok")
+
+
+@data_app.command("show")
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a name of `align list`.")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the recipe.")],
+    row: Annotated[int, typer.Option(min=1, help="The row, counted from 1 among those that are trained on.")] = 1,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """A row exactly as the model sees it, special tokens and all, with what is learnt in brackets."""
+    from align import recipe as recipes
+    from align import show_rows
+
+    out = Console(highlight=False, soft_wrap=True)
+    for text in show_rows.show(recipes.load(recipes.locate(recipe), set), stage, row):
+        out.print(text)
 
 
 @app.command(rich_help_panel="Look")

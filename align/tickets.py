@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from align import rundir
+from align.base import replaced_tokens
 from align.pipeline import BASE
 from align.prepare import Prepared, write_rows
 from align.recipe import Loaded, StagePlan
 from align.rundir import RunDir
 from align.stage import BaseModelIdentity, Policy, Rows, Ticket
 
-ENGINE = 1  # raised when align itself begins to train the same recipe differently
+ENGINE = 2  # raised when align itself begins to train the same recipe differently
 # Training arguments that change what is written or shown, never the weights.
 _COSMETIC = (
     "logging_",
@@ -44,7 +45,7 @@ def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> di
     )
     tickets: dict[str, Ticket] = {}
     for plan in loaded.stages:
-        ticket = _ticket(loaded, prepared, plan, run, identity, processes)
+        ticket = ticket_of(loaded, prepared, plan, run, identity, processes)
         above = [tickets[plan.policy].fingerprint, _kept(run, plan.policy)] if plan.policy != BASE else [BASE]
         above += [tickets[id].fingerprint for id in plan.rewards]
         ticket.fingerprint = fingerprint(plan, ticket, prepared.chat_template, above)
@@ -52,9 +53,10 @@ def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> di
     return tickets
 
 
-def _ticket(
+def ticket_of(
     loaded: Loaded, prepared: Prepared, plan: StagePlan, run: RunDir, base: BaseModelIdentity, processes: int
 ) -> Ticket:
+    """A stage's ticket without a fingerprint."""
     rows, settings = prepared.rows[plan.id], loaded.recipe
     probes = _absolute_probes(settings.forgetting.model_dump(mode="json")["probes"], loaded.root)
     return Ticket(
@@ -114,7 +116,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
             "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},
             "global_batch": per_device * accumulation * ticket.processes,
             "parameterization": ticket.parameterization,
-            "model": [model["dtype"], model["attn_implementation"], chat_template],
+            "model": [model["dtype"], model["attn_implementation"], chat_template, replaced_tokens(model)],
             "base": ticket.policy.base.identity,
             "seed": ticket.seed,
             "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
