@@ -86,7 +86,7 @@ class ChatTemplate:
         if not written:
             what = "the chat template writes nothing that is known to be the assistant's"
             raise AlignError(what, "mark it there with {% generation %}, or choose another chat_template")
-        if "answer" in _left_out(followed, messages, tools):
+        if _loses_an_answer(followed, messages):
             what = "the chat template leaves out what the assistant says"
             raise AlignError(what, "choose another chat_template")
         last = max(written)
@@ -252,15 +252,30 @@ def _left_out(followed: Followed, messages: Sequence[Message], tools: list[Any] 
         thoughts = [*_THOUGHT.findall(content), *(message[key] for key in THOUGHTS if message.get(key))]
         if any(isinstance(one, str) and one.strip() and one.strip() not in said for one in thoughts):
             found.add("thoughts")
-        lines = [line for line in map(str.strip, _THOUGHT.sub("", content).splitlines()) if line]
-        missing = sum(line not in said for line in lines)
-        if missing:
-            found.add("answer" if missing == len(lines) else "words")
+        if any(line not in said for line in _lines(content)):
+            found.add("words")
         if any(_name(call) not in said for call in message.get("tool_calls") or []):
             found.add("tool calls")
     if tools and any(_name(tool) not in followed.text for tool in tools):
         found.add("tools")
     return frozenset(found)
+
+
+def _loses_an_answer(followed: Followed, messages: Sequence[Message]) -> bool:
+    """Whether nothing is written of what the assistant says openly in one of its messages."""
+    for number, message in enumerate(messages):
+        content = message["content"]
+        if message["role"] != "assistant" or not content:
+            continue
+        said = "".join(followed.text[a:b] for a, b in followed.of(number))
+        if content not in said and (lines := _lines(content)) and not any(line in said for line in lines):
+            return True
+    return False
+
+
+def _lines(content: str) -> list[str]:
+    """What an answer says, without the thoughts in it, line by line without the space around it."""
+    return [line for line in map(str.strip, _THOUGHT.sub("", content).splitlines()) if line]
 
 
 def _name(tool: Any) -> str:
