@@ -126,22 +126,23 @@ def _auto() -> list[Probe]:
 def _from_file(name: str, file: ProbeFile, root: Path) -> Probe:
     from align.data import checks
     from align.data.formats import Kind as RowKind
+    from align.data.formats import prompt_of
     from align.data.sources import DataSource
 
     wanted: frozenset[RowKind] = frozenset({"text"})
     if file.metric == "accuracy":
         wanted = frozenset({"prompt_completion", "chat"})
     table = checks.load([DataSource(source=file.data)], root=root, accepts=wanted, stage=f"probe '{name}'")
-    rows = [example.value for example in table.examples]
     if file.metric == "perplexity":
         texts: dict[Split, list[str]] = {"gate": [], "report": []}
-        for row in rows:
-            texts[_split(row["text"])].append(row["text"])
+        for example in table.examples:
+            texts[_split(example.value["text"])].append(example.value["text"])
         _check_halves(name, texts)
         return Texts(name, texts)
     items: dict[Split, list[Question]] = {"gate": [], "report": []}
-    for i, row in enumerate(rows):
-        prompt, answer = question(row)
+    for i, example in enumerate(table.examples):
+        prompt_of(example)  # which refuses a row that asks nothing
+        prompt, answer = question(example.value)
         items[_split(prompt)].append(Question(f"{name}-{i}", prompt, answer))
     _check_halves(name, items)
     return Exact(name, "skill", items)
