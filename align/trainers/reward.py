@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from trl import RewardTrainer as TrlRewardTrainer
 
 from align.forgetting.statistics import wilson
+from align.trainers.held_out import HeldOut
+from align.trainers.means import GREATEST, LEAST
 from align.trainers.rows import LENGTH, OurRows, autocast
 
 BINS = 10
 CHANCE = 0.5  # of ranking the better answer first
 
 
-class RewardTrainer(OurRows, TrlRewardTrainer):
+class RewardTrainer(HeldOut, OurRows, TrlRewardTrainer):
     """RewardTrainer over token ids."""
+
+    units: ClassVar = {"min_reward": LEAST, "max_reward": GREATEST} | dict.fromkeys(
+        ("mean_reward", "accuracy", "margin"), "pairs"
+    )
+    loss_unit = "pairs"
+
+    def counts(self, inputs: Mapping[str, torch.Tensor], outputs: Any) -> dict[str, torch.Tensor]:
+        """The pairs of a batch."""
+        return {"pairs": torch.tensor(outputs.logits.size(0) // 2)}
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
