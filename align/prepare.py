@@ -97,6 +97,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         saved_quantization.adopt(loaded, base)
         checking.faults.found.extend(module_names.faults(loaded, base))
         checking.faults.found.extend(contradictions.of_base(loaded.document, loaded.stages, base))
+    for plan in loaded.stages:
+        checking.against_keys(plan, whole.get(plan.id))
     rewards = {plan.id: checking.rewards(plan) for plan in loaded.stages}
     for id, found in whole.items():
         checking.columns(id, rewards[id], found.train)
@@ -309,6 +311,11 @@ class _Checking:
             rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), replayed)
         replay = replace(rows.replay, examples=fitting(rows.replay.examples, "replayed rows")) if rows.replay else None
         return StageRows(fitting(rows.train, "rows"), fitting(rows.evaluation, "rows of eval_data"), replay)
+
+    def against_keys(self, plan: StagePlan, rows: StageRows | None) -> None:
+        """What the stage's own keys say against its rows."""
+        for key, what, remedy in plan.keys.refusals(rows.train) if rows else []:
+            self._add(AlignError(what, remedy), ("stages", plan.id, key))
 
     def batch(self, plan: StagePlan, rows: StageRows) -> None:
         """Note a batch that is far larger than the data."""

@@ -70,6 +70,10 @@ class StageKeys(BaseModel):
         """What does not go with the stage's parameterization: the key, what is wrong, and the way out."""
         return []
 
+    def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:
+        """What of the checked training rows does not go with these keys: the key, what is wrong, and the way out."""
+        return []
+
     def notes(self, rows: Sequence[Example]) -> list[str]:
         """What is questionable about the stage's checked training rows, with these keys."""
         return []

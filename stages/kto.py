@@ -29,7 +29,7 @@ class Keys(StageKeys):
     desirable_weight: float = Field(1.0, ge=0, description="of the desirable answers' losses")
     undesirable_weight: float = Field(1.0, ge=0, description="of the undesirable answers' losses")
     loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
-        "kto", description="kto: holds answers against the KL of their batch; apo_zero_unpaired: against nothing"
+        "kto", description="kto: holds answers against the KL of their update; apo_zero_unpaired: against nothing"
     )
 
     def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
@@ -38,6 +38,17 @@ class Keys(StageKeys):
             return []
         what = "the loss 'kto' estimates KL from the other answers of a batch, and a batch holds one"
         return [("training", what, "raise `per_device_train_batch_size`, or use `loss_type: apo_zero_unpaired`")]
+
+    def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:
+        """KL is estimated from answers to other prompts."""
+        if (
+            self.loss_type != "kto"
+            or not rows
+            or any(row.value.get("prompt") != rows[0].value.get("prompt") for row in rows)
+        ):
+            return []
+        what = "all answers are to one prompt, and the loss 'kto' estimates KL from answers to other prompts"
+        return [("data", what, "use `loss_type: apo_zero_unpaired`, or data with more prompts")]
 
     def notes(self, rows: Sequence[Example]) -> list[str]:
         """Whether desirable and undesirable answers weigh about the same."""
