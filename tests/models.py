@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as bpe
 from transformers import (
@@ -225,6 +226,13 @@ def at_strength(strength: float) -> Callable[..., PreTrainedModel]:
         return merging.cast(whole, dtype)
 
     return merged
+
+
+def reference(stages: Stages, id: str, rows: str = "train") -> dict[str, torch.Tensor]:
+    """The reference that a stage kept, in the order of its rows: each at its first place, NaN if no step takes it."""
+    found = load_file(stages.run.stage(id).root / f"reference-{rows}.safetensors")
+    places = found.pop("rows").tolist()
+    return {name: values[[places.index(row) for row in sorted(set(places))]] for name, values in found.items()}
 
 
 def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

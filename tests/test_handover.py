@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -286,11 +287,11 @@ def log_probabilities(model: torch.nn.Module, rows: list[dict[str, Any]], answer
     ],
 )
 def test_the_reference_is_the_policy_that_came_in(stages: Stages, id: str, came_in: str, tolerance: float) -> None:
-    stage, policy = stages.run.stage(id), policy_of(stages, came_in)
+    policy = policy_of(stages, came_in)
     quantised = policy.quantization is not None
     model = plain(stages, policy, torch.bfloat16 if quantised else torch.float32)
     base = plain(stages, BASE, torch.float32)
-    reference = load_file(stage.root / "reference-train.safetensors")
+    reference = models.reference(stages, id)
     rows = data.rows("lab/helpdesk_preferences", n=16)
     for answer in ("chosen", "rejected"):
         expected = log_probabilities(model, rows, answer, autocast=quantised and loading.native_bf16())
@@ -304,8 +305,8 @@ def test_the_reference_is_the_policy_that_came_in(stages: Stages, id: str, came_
 def test_the_margin_begins_at_zero(stages: Stages, id: str) -> None:
     margins, losses = stages.logged(id, "rewards/margins"), stages.logged(id, "loss")
     assert len(margins) == 4
-    assert margins[0] == pytest.approx(0, abs=0.02 if "qlora" in id else 1e-4)
-    assert losses[0] == pytest.approx(0.6931, abs=0.01 if "qlora" in id else 1e-4), "log 2"
+    assert margins[0] == 0.0
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert margins[-1] > 0.05
 
 

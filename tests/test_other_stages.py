@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -300,7 +299,7 @@ def test_the_reference_of_kto_is_the_policy_that_came_in(stages: Stages, method:
     assert stages.logged("kto", "loss")[0] == pytest.approx(0.5, abs=1e-3)
     assert stages.logged("kto", "loss")[-1] < 0.5 and stages.logged("kto", "eval_loss")
     plain = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
-    for name, batch, asked in (("train", 4, rows), ("eval", 8, held)):
+    for name, batch, asked in (("train", 4, rows), ("eval", 16, held)):
         columns = tokens.together(
             tokens.unpaired(asked, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False))
         )
@@ -309,13 +308,13 @@ def test_the_reference_of_kto_is_the_policy_that_came_in(stages: Stages, method:
         if name == "train":
             order = RowOrder(columns[tokens.LENGTH], [0] * count, batch, "group_by_length", 3).rows(0)
         found = load_file(stages.run.stage("kto").root / f"reference-{name}.safetensors")
-        used = sorted(set(order[:16])) if name == "train" else order  # four steps of four rows
-        for column, others in ((REFERENCE, list(range(count))), (KL_REFERENCE, other_answers(order, batch, count))):
-            prompts, answers = columns["prompt_ids"], columns["completion_ids"]
-            expected = [of_row(plain, prompts[i], answers[others[i]]) for i in used]
-            torch.testing.assert_close(found[column][used], torch.tensor(expected), atol=5e-4, rtol=1e-4)
-            unused = set(range(count)) - set(used)
-            assert all(math.isnan(found[column][i]) for i in unused)
+        assert found["rows"].tolist() == order
+        prompts, answers = columns["prompt_ids"], columns["completion_ids"]
+        others, used = other_answers(order, batch, [tuple(ids) for ids in prompts]), order[:16]  # four steps of four
+        for column, taken in ((REFERENCE, order), (KL_REFERENCE, others)):
+            expected = [of_row(plain, prompts[row], answers[taken[at]]) for at, row in enumerate(used)]
+            torch.testing.assert_close(found[column][: len(used)], torch.tensor(expected), atol=5e-4, rtol=1e-4)
+            assert found[column][len(used) :].isnan().all()
 
 
 def of_row(model: Any, prompt: list[int], answer: list[int]) -> float:
@@ -341,7 +340,66 @@ def test_a_pair_gives_one_desirable_and_one_undesirable_answer() -> None:
 
 
 def test_other_answers_are_those_of_the_same_batch() -> None:
-    assert other_answers([3, 1, 0, 2, 4, 3], 4, 6) == [1, 3, 0, 2, 3, 5]  # 3 comes again, to fill the last batch
+    """As TRL deals them out where all prompts differ: 3 comes again, to fill the last batch, and has another there."""
+    assert other_answers([3, 1, 0, 2, 4, 3, 5, 1], 4, "abcdef") == [2, 3, 1, 0, 1, 4, 3, 5]
+
+
+def test_other_answers_are_to_other_prompts() -> None:
+    """32 pairs by length, eight answers a batch: both answers of a pair stand side by side."""
+    prompts = [number % 32 for number in range(64)]
+    order = [row for prompt in range(32) for row in (prompt, prompt + 32)]
+    found = other_answers(order, 8, prompts)
+    assert not any(prompts[row] == prompts[other] for row, other in zip(order, found, strict=True))
+    for start in range(0, 64, 8):
+        assert sorted(found[start : start + 8]) == sorted(order[start : start + 8]), "each answer of the batch once"
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 6])
+def test_other_answers_where_a_prompt_fills_a_batch(batch: int) -> None:
+    prompts = "aaaaabcdaaab"
+    order = list(range(12))
+    found = other_answers(order, batch, prompts)
+    for at, (row, other) in enumerate(zip(order, found, strict=True)):
+        own = order[at // batch * batch : (at // batch + 1) * batch]
+        assert prompts[row] != prompts[other]
+        if len({prompts[i] for i in own}) > 1:
+            assert other in own, "of the batch, if that has one"
+
+
+def test_answers_to_one_prompt_are_refused(stages: Stages) -> None:
+    rows = [row | {"prompt": preferences(1)[0]["prompt"]} for row in preferences(8)]
+    with pytest.raises(AlignError) as refused:
+        stages.execute(kto(stages, BASE, "lora", rows=rows))
+    assert str(refused.value) == (
+        "all answers are to one prompt, and the loss 'kto' estimates KL from answers to other prompts\n"
+        "  -> use `loss_type: apo_zero_unpaired`, or data with more prompts"
+    )
+    stages.execute(kto(stages, BASE, "lora", rows=rows, keys={"loss_type": "apo_zero_unpaired"}, id="against_nothing"))
+
+
+def test_a_held_out_pair_alone_gets_the_answers_of_others(stages: Stages) -> None:
+    stages.execute(kto(stages, BASE, "lora", held=preferences(13)[12:]))
+    assert len(stages.logged("kto", "eval_kl")) == 5 - 1  # 0.2 of four steps is each one
+
+
+def test_accumulation_is_in_no_figure_of_kto(tmp_path: Path) -> None:
+    """Nor in what is learnt: KL is that of the whole update, and a part of one side alone counts for no more."""
+    found, weights = [], []
+    for parts in (1, 2, 4):
+        stages = Stages(RunDir(tmp_path / str(parts)))
+        size = {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
+        still = {"optim": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+        given = {"max_steps": 5, "train_sampling_strategy": "random", "keys": {"undesirable_weight": 0.1}}
+        stages.execute(kto(stages, BASE, "lora", **given, **size, **still))
+        names = ("loss", "kl", "entropy", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen")
+        found.append({name: stages.logged("kto", name) for name in (*names, "logps/rejected", "logits/chosen")})
+        weights.append(load_file(stages.run.stage("kto").model / "adapter_model.safetensors"))
+    assert abs(found[0]["rewards/margins"][-1]) > 1e-3 and max(found[0]["kl"]) > 1e-3
+    for other in found[1:]:
+        for name, values in found[0].items():
+            assert other[name] == pytest.approx(values, rel=1e-4, abs=2e-5), name
+    for other in weights[1:]:
+        assert max(float((other[name] - tensor).abs().max()) for name, tensor in weights[0].items()) < 1e-5
 
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
@@ -380,7 +438,9 @@ def test_every_epoch_of_kto_has_the_same_batches(stages: Stages) -> None:
 
     with mock.patch.object(KtoTrainer, "_get_train_sampler", sampler):
         stages.execute(kto(stages, BASE, "lora", max_steps=2))
-    assert orders[0] == orders[1] != sorted(orders[0])
+    places = load_file(stages.run.stage("kto").root / "reference-train.safetensors")["rows"].tolist()
+    assert orders[0] == orders[1] == list(range(24)), "the places of one epoch"
+    assert sorted(places) == list(range(24)) != places
 
 
 # keys
@@ -424,6 +484,13 @@ OF_KTO = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
     "_get_train_sampler": ["self", "train_dataset"],
+    "_set_signature_columns_if_needed": ["self"],
+    "_compute_kl_logps": ["self", "model", "batch"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+    "evaluation_loop": [
+        *("self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
+    ],
 }
 OVERRIDDEN = [(trainer, name, start) for trainer in (RLOOTrainer, GRPOTrainer) for name, start in OF_LOSS.items()]
 OVERRIDDEN += [(KTOTrainer, name, start) for name, start in OF_KTO.items()]
@@ -471,3 +538,4 @@ def test_the_columns_of_kto_have_trls_names() -> None:
         assert f'"{name}"' in source, f"KTOTrainer has no column {name} any more"
     loss = inspect.getsource(KTOTrainer._compute_loss)
     assert 'batch["ref_logps"]' in loss and 'batch["ref_KL_logps"]' in loss
+    assert "kl = (KL_logps - ref_KL_logps).mean()" in loss and "self._compute_kl_logps(model, batch)" in loss

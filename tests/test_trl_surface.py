@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import AcceleratorConfig
-from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOTrainer, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -26,8 +26,10 @@ import models
 from align import stage
 from align.data import tokens
 from align.lab import data
-from align.trainers import dpo, reference
+from align.trainers import dpo, kto, reference, reward
 from align.trainers.dpo import DpoTrainer
+from align.trainers.held_out import HeldOut
+from align.trainers.means import Means
 from align.trainers.reference import KeptReference
 from align.trainers.rows import OurRows
 from align.trainers.sft import SftTrainer
@@ -42,10 +44,28 @@ SHARED = {
 OF_DPO = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
+    "_set_signature_columns_if_needed": ["self"],
+    "_get_train_sampler": ["self", "train_dataset"],
+}
+OF_MEANS = {
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "log": ["self", "logs", "start_time"],
+}
+OF_HELD_OUT = {
+    "get_eval_dataloader": ["self", "eval_dataset"],
+    "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
+    "evaluation_loop": [
+        *("self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
+    ],
 }
 OVERRIDDEN = [
     *((SFTTrainer, name, parameters) for name, parameters in SHARED.items()),
     *((DPOTrainer, name, parameters) for name, parameters in {**SHARED, **OF_DPO}.items()),
+    *(
+        (trainer, name, parameters)
+        for trainer in (SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer)
+        for name, parameters in {**OF_MEANS, **OF_HELD_OUT}.items()
+    ),
 ]
 
 
@@ -62,7 +82,11 @@ def test_an_overridden_method_is_as_it_was(trainer: type, name: str, parameters:
 def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     """A method of ours whose name TRL comes to use would be called by it."""
     meant = {OurRows: set(SHARED), SftTrainer: set(), KeptReference: set(OF_DPO), DpoTrainer: set()}
+    meant |= {Means: set(OF_MEANS), HeldOut: set(OF_HELD_OUT), reward.RewardTrainer: {"_prepare_dataset"}}
+    every = (SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer)
     for ours, theirs in (
+        *((mixed, theirs) for mixed in (Means, HeldOut) for theirs in every),
+        (reward.RewardTrainer, RewardTrainer),
         (OurRows, SFTTrainer),
         (OurRows, DPOTrainer),
         (SftTrainer, SFTTrainer),
@@ -84,6 +108,15 @@ CALLED = [
     (DPOTrainer._save_checkpoint, "create_model_card"),
     (DPOTrainer.__init__, "_prepare_dataset"),
     (DPOTrainer.__init__, "_precompute_ref_logps"),
+    *((Trainer.evaluate, name) for name in ("get_eval_dataloader", "evaluation_loop", "log")),
+    (Trainer.evaluation_loop, "prediction_step"),
+    *((trainer.log, "_metrics") for trainer in (SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer)),
+    *((trainer.compute_loss, "_metrics") for trainer in (SFTTrainer, RewardTrainer)),
+    *((trainer._compute_loss, "aux_loss_enabled") for trainer in (DPOTrainer, KTOTrainer)),
+    (SFTTrainer.compute_loss, "aux_loss_enabled"),
+    *((DPOTrainer._compute_loss, name) for name in ("_metrics", "ld_alpha", "loss_types", "loss_weights")),
+    (KTOTrainer._compute_loss, "_compute_kl_logps"),
+    (Trainer._run_epoch, "get_batch_samples"),
 ]
 
 
@@ -100,6 +133,30 @@ def test_the_columns_of_the_reference_have_trls_names() -> None:
     source = inspect.getsource(DPOTrainer._compute_loss)
     for column in dpo.COLUMNS:
         assert f'inputs["{column}"]' in source, f"DPOTrainer._compute_loss no longer reads {column}"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SftTrainer, SFTTrainer.compute_loss),
+        (DpoTrainer, DPOTrainer._compute_loss),
+        (kto.KtoTrainer, KTOTrainer._compute_loss),
+        (reward.RewardTrainer, RewardTrainer.compute_loss),
+    ],
+    ids=["sft", "dpo", "kto", "reward"],
+)
+def test_every_figure_that_trl_logs_is_a_mean_over_something(ours: Any, theirs: Callable[..., Any]) -> None:
+    """One that it adds would be logged as the mean of the batches' means."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(theirs)))
+    found = {
+        node.slice.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        and ast.unparse(node.value) == "self._metrics[mode]"
+        and isinstance(node.slice, ast.Constant)
+    }
+    no_means = {"num_tokens", "aux_loss", "rewards/margins" if ours is kto.KtoTrainer else None}
+    assert found - no_means == set(ours.units)
 
 
 def test_the_losses_of_the_recipe_are_those_of_trl() -> None:

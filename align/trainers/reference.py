@@ -1,23 +1,38 @@
-"""The policy that came in, as columns of log-probabilities beside the rows, made before the first step and kept.
+"""The policy that came in, as log-probabilities beside the rows, made before the first step and kept.
 
 TRL's own reference for a PEFT model is a copied adapter named "ref" that takes over only tensors named `.default.`,
 and for a full model the path in its config. This one is right for every parameterization, and costs no memory.
+
+In bfloat16 the sum of an answer's log-probabilities depends, in its third digit, on the rows beside it and on how wide
+they are padded. So the reference is computed batch for batch as the steps take them, in the same process, by the same
+forward pass: the two are rounded alike, and before the first step every log ratio is exactly 0. A row has as many
+references as batches that it comes in: one forward pass for each batch that is trained on, beside the step's own three.
+Of one epoch, which is usual, that is one pass over the rows. Batches that are the same in every epoch would need no
+more for several; but they are another order of rows, and always hold a row against the same others.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from align.trainers.rows import LENGTH, OurRows, autocast
+from align.data.order import RowOrder
+from align.trainers.held_out import batches_of
+from align.trainers.rows import OurRows, autocast
+from align.trainers.step_rows import StepRows, StepSampler
 
+Columns = dict[str, torch.Tensor]
+ROWS = "rows"  # in the file: the row at each place
 _INPUTS = ("input_ids", "attention_mask", "completion_mask")
 
 
@@ -37,7 +52,12 @@ class KeptReference(OurRows, ABC):
 
     Args:
         reference_file: where log-probabilities are kept, its stem followed by the name of the rows.
+
+    Attributes:
+        more_columns: of the rows, that the collator takes beside TRL's.
     """
+
+    more_columns: ClassVar[Sequence[str]] = ()
 
     def __init__(self, *, model: nn.Module, reference_file: Path, **arguments: Any) -> None:
         super().__init__(model=model, ref_model=_NoReference(model.config), **arguments)
@@ -50,65 +70,162 @@ class KeptReference(OurRows, ABC):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset
 
-    def referenced(self, rows: Dataset, used: Sequence[int], name: str, columns: Sequence[str]) -> Dataset:
-        """The rows with the incoming policy's log-probabilities, float32, from the file where they are kept already.
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        known: list[str] = vars(self)["_signature_columns"]
+        self._signature_columns = list(dict.fromkeys([*known, *self.more_columns]))
 
-        Args:
-            used: rows that a step will see; the others' stay NaN.
-            name: of the rows: `train`, `eval`.
-            columns: names for what `reference_log_probs` returns.
-        """
-        file = self.reference_file.with_name(f"{self.reference_file.stem}-{name}.safetensors")
-        if not file.is_file():
-            found = self._over(rows, used, columns)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                temporary = file.with_suffix(".part")
-                save_file(found, temporary)
-                temporary.replace(file)
-            self.accelerator.wait_for_everyone()
-        stored = load_file(file)
-        for column in columns:
-            rows = rows.add_column(column, stored[column].tolist())
-        return rows
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return StepSampler(self.train_dataset)
 
     @abstractmethod
     def reference_log_probs(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """Summed log-probabilities of a collated batch's answers, (columns, rows)."""
 
+    def row_order(self) -> RowOrder:
+        """As of all trainers; the rows have theirs once they stand in it."""
+        return self.train_dataset.order if isinstance(self.train_dataset, StepRows) else super().row_order()
+
+    def steps(self) -> int:
+        """The updates that this training has, as transformers counts them."""
+        order = self.row_order()
+        per_epoch = len(order) // order.batch
+        asked: int = self.args.max_steps
+        return asked if asked > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
+
+    def step_rows(self, epochs: int | None = None) -> StepRows:
+        """The training rows in the order of steps.
+
+        Args:
+            epochs: so many have batches of their own; None: all that are trained.
+        """
+        order = self.row_order()
+        return StepRows(self.train_dataset, order, epochs or max(1, -(-self.steps() * order.batch // len(order))))
+
+    def refer_steps(self, rows: StepRows, columns: Sequence[str]) -> None:
+        """Put the incoming policy's log-probabilities beside the rows, float32; of places that no step takes, NaN.
+
+        Args:
+            columns: names for what `reference_log_probs` returns.
+        """
+        size, used = self.args.per_device_train_batch_size, min(self.steps() * rows.order.batch, len(rows.places))
+        batches = [list(range(start, start + size)) for start in range(0, used, size)]
+        with self._as_in_a_step():
+            found = self._kept("train", rows, rows.places, batches, columns)
+        rows.columns.update({column: found[column].tolist() for column in columns})
+
     @torch.no_grad()
-    def _over(self, rows: Dataset, used: Sequence[int], columns: Sequence[str]) -> dict[str, torch.Tensor]:
-        """`reference_log_probs` of all rows, those of like length together; processes share them out."""
+    def refer_held_out(self, rows: Dataset, columns: Sequence[str]) -> Dataset:
+        """Held-out rows with the incoming policy's log-probabilities, in the batches of an evaluation."""
+        batches = batches_of(len(rows), self.args.per_device_eval_batch_size)
+        with _mode(self.model, training=False):
+            found = self._kept("eval", rows, list(range(len(rows))), batches, columns)
+        for column in columns:
+            rows = rows.add_column(column, found[column].tolist())
+        return rows
+
+    @contextlib.contextmanager
+    def _as_in_a_step(self) -> Iterator[None]:
+        """The model in training, with gradients, without dropout: 4-bit products take another way without gradients."""
+        args = self.args
+        if args.activation_checkpointing:  # or a pass with gradients needs more memory than a step
+            given = dict(args.activation_checkpointing_kwargs or {})
+            layers, offload = given.pop("every_n_layers", 1), given.pop("offload", False)
+            self.model.activation_checkpointing_enable(given or None, every_n_layers=layers, offload=offload)
+        with _mode(self.model, training=True), without_dropout(self.model):
+            yield
+
+    def _kept(
+        self, name: str, rows: Any, places: Sequence[int], batches: Sequence[list[int]], columns: Sequence[str]
+    ) -> Columns:
+        """The log-probabilities by place: from the file, or computed and put there."""
+        file = self.reference_file.with_name(f"{self.reference_file.stem}-{name}.safetensors")
+        split = {"batch": str(len(batches[0])), "processes": str(self.accelerator.num_processes)}
+        stored = _read(file, split, places)
+        if stored is not None:
+            return stored
+        found = {ROWS: torch.tensor(places), **self._over(rows, len(places), batches, columns)}
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            temporary = file.with_suffix(".part")
+            save_file(found, temporary, metadata=split)
+            temporary.replace(file)
+        self.accelerator.wait_for_everyone()
+        return found
+
+    def _over(self, rows: Any, places: int, batches: Sequence[list[int]], columns: Sequence[str]) -> Columns:
+        """`reference_log_probs` of every batch, each in the process that trains on it, or evaluates it."""
         accelerator = self.accelerator
-        model, was_training = self.model.to(accelerator.device), self.model.training
-        model.eval()
-        size, lengths = self.args.per_device_train_batch_size * 2, rows[LENGTH]
-        by_length = sorted(used, key=lambda i: lengths[i])
-        batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-        out = torch.full((len(columns), len(rows)), float("nan"), device=accelerator.device)
+        model = self.model.to(accelerator.device)
+        out = torch.full((len(columns), places), float("nan"), device=accelerator.device)
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+            inputs = self._prepare_inputs(self.data_collator([rows[i] for i in batch]))
             with autocast(self):
-                out[:, batch] = self.reference_log_probs(model, self.data_collator([rows[i] for i in batch])).float()
+                out[:, batch] = self.reference_log_probs(model, inputs).detach()
         if accelerator.num_processes > 1:
             parts = accelerator.gather(out.unsqueeze(0))
             out = torch.nan_to_num(parts).sum(0).where(~parts.isnan().all(0), float("nan"))
-        model.train(was_training)
         return {column: out[number].cpu().contiguous() for number, column in enumerate(columns)}
 
 
-def answer_log_probs(model: nn.Module, batch: dict[str, torch.Tensor], prefix: str = "") -> torch.Tensor:
-    """Summed log-probability of each answer under the model as it stands, adapters and all.
+def token_log_probs(model: nn.Module, batch: dict[str, torch.Tensor], prefix: str = "") -> torch.Tensor:
+    """Log-probability of each token of the answers under the model as it stands, adapters and all.
 
     Args:
         batch: of TRL's collator: `input_ids`, `attention_mask`, `completion_mask`, each (rows, tokens).
         prefix: of those names.
 
     Returns:
-        (rows,)
+        (rows, tokens - 1), float32, 0 where nothing counts.
     """
     device = next(model.parameters()).device
     ids, attention, answers = (batch[prefix + name].to(device) for name in _INPUTS)
     labels = ids.masked_fill(answers == 0, -100)
     outputs = model(input_ids=ids, attention_mask=attention, use_cache=False, labels=labels, fused_lm_head=True)
-    sums: torch.Tensor = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
-    return sums
+    found: torch.Tensor = outputs.log_probs.float()  # accelerate makes the outputs of a step float32 before TRL sums
+    return found[:, -(labels.size(1) - 1) :]  # a learnt prompt stands before them
+
+
+def answer_log_probs(model: nn.Module, batch: dict[str, torch.Tensor], prefix: str = "") -> torch.Tensor:
+    """Summed log-probability of each answer, (rows,); arguments as of `token_log_probs`."""
+    return token_log_probs(model, batch, prefix).sum(dim=1)
+
+
+def _read(file: Path, split: dict[str, str], places: Sequence[int]) -> Columns | None:
+    """What is kept, if it is of the same batches: a run may go on with another number of processes."""
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as stored:
+        if stored.metadata() != split or ROWS not in stored.keys():  # noqa: SIM118  it is no dict
+            return None
+        found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    return found if found[ROWS].tolist() == list(places) else None
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """A model in training or in evaluation; as it was, afterwards."""
+    was = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@contextlib.contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """A model that drops nothing though it is in training: layers of dropout, and what attention reads as a number."""
+    found: list[tuple[Any, str, float]] = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            drops = name == "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "dropout" in name
+            if drops and isinstance(value, float) and value > 0:
+                found.append((module, name, value))
+    for module, name, _ in found:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in found:
+            setattr(module, name, value)
