@@ -88,7 +88,9 @@ def test_the_loss_of_sft_is_the_mean_over_trained_tokens(tmp_path: Path, loss: s
     model, found = models.tiny_llama(), []
     for size in SIZES:
         args = SFTConfig(**common(tmp_path, size), dataset_kwargs={"skip_prepare_dataset": True}, loss_type=loss)
-        columns = tokens.language_modeling(rows, None, models.lab_tokenizer(), args, completion_only=True)
+        columns = tokens.together(
+            tokens.language_modeling(rows, None, models.lab_tokenizer(), args, completion_only=True)
+        )
         held = Dataset.from_dict(columns)
         trainer = SftTrainer(
             model=copy.deepcopy(model),
@@ -127,7 +129,7 @@ def talk(question: str, answer: str) -> dict[str, Any]:
 
 
 def pair_columns(args: Any) -> Rows:
-    return tokens.preference(models.preferences(HELD), models.lab_tokenizer(), args)
+    return tokens.together(tokens.preference(models.preferences(HELD), models.lab_tokenizer(), args))
 
 
 def with_masks(columns: Rows, names: dict[str, str]) -> Rows:
@@ -238,7 +240,7 @@ def test_the_figures_of_kto_are_means_over_answers(tmp_path: Path, masked: bool,
     for size in SIZES:
         given = {"beta": 0.3, "undesirable_weight": 1.5, "loss_type": loss, "train_sampling_strategy": "random"}
         args = KTOConfig(**common(tmp_path / str(size), size), precompute_ref_log_probs=True, **given)
-        columns = tokens.unpaired(models.preferences(11), models.lab_tokenizer(), args)
+        columns = tokens.together(tokens.unpaired(models.preferences(11), models.lab_tokenizer(), args))
         columns = {name: values[:HELD] for name, values in columns.items()}  # eleven desirable, ten not
         if masked:
             columns = with_masks(columns, {"completion_mask": "completion_ids"})
@@ -294,7 +296,7 @@ def test_the_figures_of_kto_are_means_over_answers(tmp_path: Path, masked: bool,
 @pytest.mark.parametrize("margins", [False, True])
 def test_the_figures_of_a_reward_model_are_means_over_pairs(tmp_path: Path, margins: bool) -> None:
     rows = [row | ({"margin": at % 3 / 2} if margins else {}) for at, row in enumerate(models.preferences(HELD))]
-    columns, model, found = tokens.reward(rows, models.lab_tokenizer()), scoring(), []
+    columns, model, found = tokens.together(tokens.reward(rows, models.lab_tokenizer())), scoring(), []
     for size in SIZES:
         held = Dataset.from_dict(columns)
         trainer = RewardTrainer(

@@ -109,7 +109,7 @@ def trainer(model: nn.Module, args: DPOConfig, rows: list[dict[str, Any]]) -> Dp
         args=args,
         processing_class=tokenizer,
         reference_file=Path(args.output_dir) / "reference.safetensors",
-        train_dataset=Dataset.from_dict(tokens.preference(rows, tokenizer, args)),
+        train_dataset=Dataset.from_dict(tokens.together(tokens.preference(rows, tokenizer, args))),
     )
 
 
