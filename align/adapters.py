@@ -117,7 +117,7 @@ def add(model: Any, config: PeftConfig, name: str) -> PeftModel:
     """
     earlier = _settings(model)
     if score.has(model):
-        config = _with_head(config)
+        config = _with_head(config, model)
     with refusal(str(config.peft_type.value).lower()):
         if _takes(model, config):
             model.add_adapter(name, config)
@@ -164,8 +164,9 @@ def fitting(config: PeftConfig, model: Any) -> PeftConfig:
     return config
 
 
-def _with_head(config: PeftConfig) -> PeftConfig:
-    """Settings of an adapter that trains a reward model's head with it, and is saved with it.
+def _with_head(config: PeftConfig, model: Any) -> PeftConfig:
+    """Settings of an adapter that trains a reward model's head with it, and is saved with it. What else is trained
+    whole are the modules that the reward model has: it has no head for tokens.
 
     Raises:
         AlignError: PEFT's method has no place for it.
@@ -174,16 +175,21 @@ def _with_head(config: PeftConfig) -> PeftConfig:
         what = f"PEFT's '{config.peft_type.value.lower()}' has no place for the head of a reward model"
         raise AlignError(what, "give the stage another parameterization, such as lora")
     config.task_type = TaskType.SEQ_CLS
-    config.modules_to_save = [*(config.modules_to_save or []), score.SCORE]
+    there = [name for name, _ in model.named_modules()]
+    kept = [entry for entry in config.modules_to_save or [] if any(f".{name}".endswith(f".{entry}") for name in there)]
+    config.modules_to_save = [*(entry for entry in kept if entry != score.SCORE), score.SCORE]
     return config
 
 
 def activate(model: torch.nn.Module, called: Sequence[str]) -> None:
-    """Make these adapters act together, in every layer that has them; a layer is told only of its own."""
+    """Make these adapters act together, in every layer that has them; a layer is told only of its own, and a module
+    that is trained whole of the last of them."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             own = module._get_available_adapters()
             module.set_adapter([name for name in called if name in own])
+        elif isinstance(module, ModulesToSaveWrapper):
+            module.set_adapter([name for name in called if name in module.modules_to_save][-1:])
 
 
 def freeze(model: torch.nn.Module, called: Sequence[str]) -> None:

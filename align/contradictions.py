@@ -109,7 +109,7 @@ def _online(plan: StagePlan) -> list[tuple[str, str, str]]:
         what = f"'ptx_coef' weighs the loss of replayed rows, and stage '{plan.id}' has no replay"
         found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
     lora = getattr(plan.method_keys, "lora", None)
-    if lora is not None and lora.bias != "none":
+    if not plan.method.traits(plan.method_keys).switches:
         what = f"stage '{plan.id}' cannot train biases of the base: the reference has them too, and would move"
         found.append(("parameterization", what, "write `bias: none`"))
     if lora is not None and lora.modules_to_save and getattr(plan.keys, "critic", "head") in ("auto", "adapter"):

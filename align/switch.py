@@ -56,7 +56,7 @@ class Switch:
 
 
 def policies(folder: Path, outcome: Outcome) -> dict[str, Policy]:
-    """The policies of a run on the same weights; learnt prompts cannot be switched off and stay alone."""
+    """The policies of a run on the same weights; what cannot be switched off, as learnt prompts, stays alone."""
     own = outcome.policy
     assert own is not None
     if not _switchable(own.adapters):
@@ -85,4 +85,4 @@ def beside(on_it: list[Adapter], more: list[Adapter]) -> bool:
 
 
 def _switchable(found: list[Adapter]) -> bool:
-    return all(layer.traits.stacks for layer in chain.layers(found))
+    return all(layer.traits.stacks and layer.traits.switches for layer in chain.layers(found))

@@ -47,6 +47,7 @@ class Traits:
         tops: its adapter can be trained on top of another.
         repeats: also on top of one of the same method with other settings.
         inside: it acts in the model's layers, so that a reward model's head, a critic and a reference can be beside it.
+        switches: all of it can be switched off; not so where it trains biases of the base itself.
     """
 
     trains_base: bool = False
@@ -56,6 +57,7 @@ class Traits:
     tops: bool = True
     repeats: bool = True
     inside: bool = True
+    switches: bool = True
 
 
 class Method(Protocol):

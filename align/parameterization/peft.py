@@ -109,6 +109,7 @@ def traits(keys: Keys) -> Traits:
         tops=keys.method not in _ALONE,
         repeats=keys.method not in _ONCE,
         inside=not prompts,
+        switches=keys.peft.get("bias") in (None, False, True, "none"),
     )
 
 

@@ -68,9 +68,11 @@ def plan(ticket: Ticket, run: Path, *, value: bool = False) -> Sets | None:
         sets.loads.append(Loading(incoming[-1], run, called[-1]))
     on_it = list(incoming)
     for number, reward in enumerate(ticket.rewards):
-        model = reward.model
+        model, root = reward.model, Path(reward.root) if reward.root else run
         if model is None or not model.adapters or not _same_base(reward, ticket.policy, quantization, run):
             continue
+        if _biased(model.adapters, root) != _biased(incoming, run):
+            continue  # biases of the base stay as the last adapter that trains them has set them, whoever acts
         if not _fits(on_it, model.adapters, own, continues=continues):
             continue
         sets.rewards[number] = _names(sets, reward, number, incoming, run)
@@ -88,6 +90,12 @@ def _same_base(reward: Reward, policy: Policy, quantization: dict[str, Any] | No
     own = (root / model.weights).resolve() if model.weights else None
     held = (run / policy.weights).resolve() if policy.weights else None
     return model.base.identity == policy.base.identity and own == held and model.quantization == quantization
+
+
+def _biased(held: Sequence[Adapter], root: Path) -> list[Path]:
+    """Those of adapters that change the base itself, in order."""
+    pairs = zip(held, chain.layers(held), strict=True)
+    return [(root / adapter.path).resolve() for adapter, layer in pairs if not layer.traits.switches]
 
 
 def _fits(on_it: list[Adapter], more: Sequence[Adapter], own: Layer, *, continues: bool) -> bool:
