@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from align.base import Base, heads, quantization
 from align.parameterization.lora import HEADS
+from align.spectrum.choose import is_router
 
 Kind = Literal["linear", "embedding", "vector", "convolution", "block"]
 _EMBEDDING = re.compile(r"embed|^wte$|^wpe$")
@@ -69,7 +70,7 @@ class Modules:
         return [
             name
             for name, kind in self.kinds.items()
-            if kind == "linear" and layer_of(name) is not None and name not in self.gates
+            if kind == "linear" and layer_of(name) is not None and name not in self.gates and not is_router(name)
         ]
 
     def named(self, entry: str) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.spectrum.choose import is_router
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -26,8 +28,8 @@ class Targets:
 def find(model: nn.Module) -> Targets:
     """The linear layers and expert tensors inside the model's transformer layers.
 
-    Layers that earlier adapters wrap count as what they wrap. Left out are the head, embeddings, and gates of a single
-    output, which choose rather than project.
+    Layers that earlier adapters wrap count as what they wrap. Left out are the head, embeddings, and what chooses
+    rather than projects: routers, and gates of a single output.
 
     Args:
         model: a base, or a base with adapters in it.
@@ -35,11 +37,12 @@ def find(model: nn.Module) -> Targets:
     linear, others, experts = list[str](), list[str](), list[str]()
     for name, module in own_modules(model):
         inside = any(part.isdigit() for part in name.split("."))
-        if inside and _is_projection(module):
+        if inside and _is_projection(module) and not is_router(name):
             linear.append(name)
         else:
             others.append(name)
-        experts += [f"{name}.{key}" for key, p in module.named_parameters(recurse=False) if inside and p.ndim == 3]
+        own = module.named_parameters(recurse=False) if inside and not is_router(name) else ()
+        experts += [f"{name}.{key}" for key, parameter in own if parameter.ndim == 3]
     return Targets(shortest(linear, others), sorted({_without_layer(name) for name in experts}))
 
 

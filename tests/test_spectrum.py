@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -17,7 +19,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
+from transformers import JetMoeConfig, JetMoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from align import parameterization, targets
 from align.errors import AlignError
 from align.spectrum import choose, noise, scan, table
 from align.spectrum.analyzer import SpectrumAnalyzer
@@ -252,6 +256,79 @@ def test_layers_are_taken_whole_and_layer_1_is_not_11() -> None:
     assert str(raised.value) == "layers_to_finetune is empty\n  -> name at least one layer, or write auto"
 
 
+def test_experts_of_a_layer_are_chosen_as_they_train() -> None:
+    """As one; in files two matrices an expert, in memory one. The best mean of its type, not the best expert."""
+    ratios = {0: [1.0, 1.0, 5.0], 1: [4.0, 4.0, 4.0], 2: [0.1, 0.1, 0.1], 3: [3.0, 3.0, 3.0]}
+    in_files = [
+        record(layer, f"mlp.experts.{number}.{kind}", ratio)
+        for layer, found in ratios.items()
+        for number, ratio in enumerate(found)
+        for kind in ("gate_proj", "up_proj", "down_proj")
+    ]
+    in_files = [dataclasses.replace(one, type=re.sub(r"\d+\.", "", one.type)) for one in in_files]
+    in_memory = [
+        dataclasses.replace(record(layer, kind, ratio), name=f"model.layers.{layer}.{kind}[{n}]")
+        for layer, found in ratios.items()
+        for n, ratio in enumerate(found)
+        for kind in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+    ]
+    for records, matrices in ((in_files, 9), (in_memory, 6)):
+        names = choose.by_threshold(records, 0.5).names
+        assert {int(name.split(".")[2]) for name in names} == {1, 3}
+        assert len(names) == 2 * matrices, "every expert of a layer, or none"
+
+
+@pytest.mark.parametrize(
+    ("name", "router"),
+    [
+        ("block_sparse_moe.gate", True),
+        ("mlp.gate.wg", True),
+        ("feed_forward.router", True),
+        ("mlp.router.classifier", True),
+        ("block_sparse_moe.router.layer", True),
+        ("mlp.gate_proj", False),
+        ("mlp.experts.gate_up_proj", False),
+        ("self_attn.gate_proj", False),
+        ("mlp.aggregate", False),
+    ],
+)
+def test_what_is_a_router(name: str, router: bool) -> None:
+    assert choose.is_router(f"model.layers.3.{name}") is router
+    assert choose.is_weight(f"model.layers.3.{name}.weight", (8, 16)) is not router
+
+
+def test_a_scan_marks_as_many_as_a_run_trains(tmp_path: Path) -> None:
+    """Qwen3's experts are apart in files and together in memory."""
+    sizes = {"hidden_size": 16, "moe_intermediate_size": 24, "intermediate_size": 24, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 3}
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=20, num_experts_per_tok=2, **sizes, **heads))
+    model.save_pretrained(tmp_path)
+    marked = choose.by_threshold(scan.scan(tmp_path), 0.5).names
+    run = parameterization.load("spectrum")
+    model = run.apply(model, run.Keys.model_validate({"method": "spectrum"}), "default", tmp_path / "stage")
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    chosen = json.loads((tmp_path / "stage/spectrum.json").read_text())["chosen"]
+    assert len(trained) == 2 * (4 + 2), "half of four layers: four projections and two tensors of experts in each"
+    assert {f"{name}.weight" if "[" not in name else name.partition("[")[0] for name in chosen} == {*trained}
+    apart = [name for name in marked if ".experts." in name]
+    together = [name for name in chosen if ".experts." in name]
+    assert (len(marked) - len(apart), len(apart)) == (8, 2 * 3 * 3)
+    assert (len(chosen) - len(together), len(together)) == (8, 2 * 2 * 3)
+    assert not [name for name in (*marked, *trained) if choose.is_router(name)]
+
+
+def test_lora_leaves_routers_alone() -> None:
+    """JetMoE's is a linear layer of its own, in the attention too."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "kv_channels": 8}
+    heads = {"num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 2}
+    model = JetMoeForCausalLM(JetMoeConfig(vocab_size=20, **sizes, **heads))
+    assert any(name.endswith("router.layer") for name, _ in model.named_modules())
+    found = targets.find(model)
+    assert not [name for name in (*found.modules, *found.parameters) if choose.is_router(name) or name == "layer"]
+    assert found.parameters and found.modules == ["kv_proj"]
+
+
 # --- files
 
 
@@ -268,7 +345,10 @@ def files(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.T
     for layer in range(12):
         at = f"model.layers.{layer}"
         tensors[f"{at}.input_layernorm.weight"] = torch.ones(16)
+        tensors[f"{at}.mlp.gate_in.weight"] = weight(4, 16, layer, 1, 1.0)
         tensors[f"{at}.mlp.gate.weight"] = weight(4, 16, layer, 1, 1.0)
+        tensors[f"{at}.mlp.router.layer.weight"] = weight(4, 16, layer, 1, 1.0)
+        tensors[f"{at}.mlp.shared_expert_gate.weight"] = torch.randn(1, 16, generator=made)
         tensors[f"{at}.mlp.gate_proj.weight"] = weight(24, 16, layer, 2, 2.0)
         tensors[f"{at}.mlp.gate_proj.bias"] = torch.ones(24)
         tensors[f"{at}.conv1d.weight"] = torch.randn(16, 1, 4, generator=made)
@@ -287,10 +367,10 @@ def test_files_are_scanned_by_layer_and_expert(tmp_path: Path, dtype: torch.dtyp
     tensors = files(tmp_path / "model", dtype)
     records = scan.scan(tmp_path / "model")
     experts = [f"model.layers.0.mlp.experts.gate_up_proj[{n}]" for n in range(5)]
-    kinds = ("mlp.gate", "mlp.gate_proj")
+    kinds = ("mlp.gate_in", "mlp.gate_proj")
     rest = [f"model.layers.{layer}.{kind}" for layer in range(1, 12) for kind in kinds]
     assert [r.name for r in records] == [*experts, *(f"model.layers.0.{kind}" for kind in kinds), *rest]
-    assert {r.type for r in records} == {"mlp.gate", "mlp.gate_proj", "mlp.experts.gate_up_proj"}
+    assert {r.type for r in records} == {"mlp.gate_in", "mlp.gate_proj", "mlp.experts.gate_up_proj"}
     assert records[2].type == "mlp.experts.gate_up_proj" and records[2].shape == (32, 16)
     third = tensors["model.layers.0.mlp.experts.gate_up_proj"][2].double()
     assert records[2].snr == pytest.approx(snr_of_svd(torch.linalg.svdvals(third), (32, 16), "mp"), rel=1e-4)
@@ -467,7 +547,7 @@ def test_files_that_cannot_be_scanned_are_refused(tmp_path: Path) -> None:
 class Block(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.gate, self.gate_proj, self.norm = nn.Linear(16, 4), nn.Linear(16, 24), nn.LayerNorm(16)
+        self.gate_in, self.gate_proj, self.norm = nn.Linear(16, 4), nn.Linear(16, 24), nn.LayerNorm(16)
         self.experts = nn.Module()
         self.experts.up = nn.Parameter(torch.stack([weight(32, 16, seed + n, 3, 2.0) for n in range(2)]))
 
@@ -487,13 +567,13 @@ def test_the_analyzer_freezes_all_others() -> None:
     names = analyzer.trainable(0.75)
     assert names == choose.by_threshold(analyzer.snr(), 0.75).names and len(names) == 3 + 3 + 6
 
-    analyzer.freeze_others(["layers.1.gate", "layers.1.gate_proj", "layers.3.experts.up[1]"])
+    analyzer.freeze_others(["layers.1.gate_in", "layers.1.gate_proj", "layers.3.experts.up[1]"])
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {"layers.1.gate.weight", "layers.1.gate_proj.weight", "layers.3.experts.up"}
+    assert trained == {"layers.1.gate_in.weight", "layers.1.gate_proj.weight", "layers.3.experts.up"}
 
     with pytest.raises(AlignError) as raised:
-        analyzer.freeze_others(["layers.2.gate", "layers.12.gate"])
-    assert str(raised.value) == "the model has no module 'layers.12.gate'\n  -> take names of a scan of this model"
+        analyzer.freeze_others(["layers.2.gate_in", "layers.12.gate_in"])
+    assert str(raised.value) == "the model has no module 'layers.12.gate_in'\n  -> take names of a scan of this model"
     assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

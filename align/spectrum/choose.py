@@ -16,6 +16,8 @@ from align.errors import AlignError
 
 PACKED = (".qweight", ".weight_packed", "_blocks")  # ends of names in GPTQ and AWQ, compressed-tensors, MXFP4
 _NO_EXPERTS = ("bias", "_scales", "_scale", "_scale_inv")  # ends of names beside the experts
+_ROUTERS = ("gate", "wg")
+_FUSED = ("gate_proj", "up_proj", "w1", "w3")  # of an expert, in files; in memory one tensor, gate_up_proj
 _EXPERT = re.compile(r"^(.*)\[(\d+)\]$")
 
 
@@ -82,20 +84,27 @@ def locate(name: str) -> Location | None:
     return Location(".".join(parts[:at]), int(parts[at]), ".".join(rest), expert)
 
 
+def is_router(name: str) -> bool:
+    """Whether a module chooses among experts: `gate` of Mixtral, Qwen, DeepSeek and OLMoE, `router` of Llama 4,
+    GPT-OSS, Switch, Granite and JetMoE, with what lies inside it. A `gate_proj` is none."""
+    parts = name.split(".")
+    return any(part in _ROUTERS or "router" in part or "gating" in part for part in parts)
+
+
 def is_weight(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is the weight of a linear layer, or of experts, inside a transformer layer; packed or not.
 
-    Embeddings, head, norms, biases and convolutions are not. A Conv1D of GPT-2 is: its transposed weight has the same
-    singular values.
+    Embeddings, head, norms, biases, convolutions, routers and gates of a single output are not. A Conv1D of GPT-2 is:
+    its transposed weight has the same singular values.
     """
     place = locate(name)
-    if not place or "embed" in place.type:
+    if not place or "embed" in place.type or is_router(place.type):
         return False
     if name.endswith(PACKED):
         return True
     if len(shape) == 3:
         return ("expert" in place.type or "moe" in place.type) and not name.endswith(_NO_EXPERTS)
-    return len(shape) == 2 and name.endswith(".weight")
+    return len(shape) == 2 and shape[0] > 1 and name.endswith(".weight")
 
 
 def weight_matrices(name: str, shape: tuple[int, ...]) -> list[Matrix]:
@@ -128,7 +137,8 @@ def in_largest_stack(matrices: Iterable[M]) -> list[M]:
 def by_threshold(records: Sequence[Record], threshold: float) -> Choice:
     """A quantile cut per type: of L modules, the max(1, round((1 - threshold) L)) first by (-SNR, layer).
 
-    Degenerate ones are ranked behind all others and reported.
+    What is chosen is what trains. The experts of a layer are one tensor in memory, which trains whole: they are one
+    module here, whose ratio is their mean. Degenerate ones are ranked behind all others and reported.
 
     Args:
         records: a scan.
@@ -140,9 +150,10 @@ def by_threshold(records: Sequence[Record], threshold: float) -> Choice:
     if not 0 <= threshold <= 1:
         raise AlignError(f"snr_threshold is {threshold:g}, which is not within 0 and 1", "0.75 trains a quarter")
     taken = set[str]()
-    for group in by_type(records).values():
-        ranked = sorted(group, key=lambda record: (record.degenerate, -record.snr, record.layer))
-        taken |= {record.name for record in ranked[: max(1, round((1 - threshold) * len(group)))]}
+    for units in _units(records).values():
+        ranked = sorted(units.items(), key=lambda unit: (*_rank(unit[1]), unit[0]))
+        for _, chosen in ranked[: max(1, round((1 - threshold) * len(units)))]:
+            taken |= {record.name for record in chosen}
     names = [record.name for record in records if record.name in taken]
     return Choice(names, [record.name for record in records if record.degenerate])
 
@@ -173,6 +184,24 @@ def by_type(matrices: Iterable[M]) -> dict[str, list[M]]:
     for matrix in matrices:
         groups.setdefault(matrix.type, []).append(matrix)
     return groups
+
+
+def _units(records: Iterable[Record]) -> dict[str, dict[int, list[Record]]]:
+    """What trains whole, by type and layer: one matrix, or the experts of a layer."""
+    found: dict[str, dict[int, list[Record]]] = {}
+    for record in records:
+        place, kind = locate(record.name), record.type
+        before, _, last = kind.rpartition(".")
+        if place is not None and place.expert >= 0 and last in _FUSED:
+            kind = f"{before}.gate_up_proj"
+        found.setdefault(kind, {}).setdefault(record.layer, []).append(record)
+    return found
+
+
+def _rank(unit: Sequence[Record]) -> tuple[bool, float]:
+    """The best first: those with a ratio, by its mean."""
+    ratios = [record.snr for record in unit if not record.degenerate] or [record.snr for record in unit]
+    return all(record.degenerate for record in unit), -sum(ratios) / len(ratios)
 
 
 def _ranges(numbers: Iterable[int]) -> str:
