@@ -27,13 +27,13 @@ _QUIET = {
 
 
 def quiet() -> None:
-    """The same settings for a model that is loaded in this process."""
-    for key, value in _QUIET.items():
+    """The same settings for a model that is loaded in this process, before transformers is imported."""
+    for key, value in (_QUIET | {"TRANSFORMERS_VERBOSITY": "error"}).items():
         os.environ.setdefault(key, value)
     # what libraries say to each other; of the child it goes into its log
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+        warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
 
 
 def start(run: Path, processes: int, log: Path) -> subprocess.Popen[bytes]:

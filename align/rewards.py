@@ -99,6 +99,8 @@ class Finder:
         folder = next((path for path in (Path(name).expanduser(), self.root / name) if path.is_dir()), None)
         if folder is not None and (folder / "outcome.json").is_file():
             return _of_other_run(folder.resolve(), name, source.weight)
+        if folder is not None:
+            _check_whole(folder.resolve(), name)
         if folder is None and not bases.is_on_hub(name, self.root):
             what = f"there is no stage, folder or file '{name}' that could score answers"
             raise AlignError(what, shelf.did_you_mean(name, self.stages))
@@ -147,13 +149,31 @@ def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
         model, run = Policy.model_validate(outcome["reward"]), folder.parent.parent
     except ValidationError:
         what = f"the outcome.json in '{name}' is broken, or of another version of align"
-        raise AlignError(what, "train the reward model again, or name an export of it") from None
+        raise AlignError(what, "train the reward model again") from None
     for path in [*filter(None, [model.weights]), *(adapter.path for adapter in model.adapters)]:
         if not (run / path).is_dir():
             what = f"the reward model in '{name}' needs '{run / path}', which is not there"
-            raise AlignError(what, "name the stage where it lies in its run folder, or export it and name the export")
+            raise AlignError(what, _written_out(outcome.get("stage")))
     identity = rundir.digest([model.base.identity, outcome.get("artifacts")])
     return Reward(name=folder.name, kind="stage", weight=weight, model=model, root=str(run), identity=identity)
+
+
+def _check_whole(folder: Path, name: str) -> None:
+    """Raises AlignError where a folder is a part of a reward model: its adapter, or weights that adapters act on."""
+    outcome = rundir.read_json(folder.parent / "outcome.json", {})
+    under = (outcome.get("reward") or {}).get("adapters")
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        what = f"'{name}' is an adapter, which scores no answers without the model that it acts in"
+    elif under and rundir.StageDir(folder.parent).model == folder:
+        what = f"the weights in '{name}' were trained under adapters, and score no answers without them"
+    else:
+        return
+    raise AlignError(what, _written_out(outcome.get("stage")))
+
+
+def _written_out(stage: str | None) -> str:
+    """The one way in which a reward model of another run can be taken along."""
+    return f"write the reward model out whole, and name FOLDER: align export RUN FOLDER --stage {stage or 'STAGE'}"
 
 
 def _check_scores(name: str, model: bases.Base) -> None:
