@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from align import adapters as put_on
 from align import fidelity, score
 from align import model as models
+from align.dither import dithered
 from align.errors import AlignError, Exit
 from align.fidelity import Text
 from align.merge_verdict import Merge
@@ -86,13 +87,14 @@ def _of_base(base: PreTrainedModel, text: Text, dtype: torch.dtype) -> tuple[tor
 
 
 def merged(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """A bare base with adapters added to its weights, one after the other, in float32.
+    """A bare base with adapters added to its weights, one after the other, in float32, and then rounded.
 
     An adapter of the embedding alone leaves a head that shares its weights as it was: they are untied.
     """
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
         base = models.dequantized(base, torch.float32)
     base = models.cast(base, torch.float32)
+    held = _held_by(base, dtype)
     tied, untied = getattr(base.config, "tie_word_embeddings", None), False
     for adapter in adapters:
         folder = str(run / adapter.path)
@@ -104,7 +106,24 @@ def merged(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, dtype:
             base.config.tie_word_embeddings = tied  # the next adapter is put on as it was in training
     if untied:
         _tie_again_or_never(base)
-    return cast(put_on.bare(base), dtype)
+    return _round(put_on.bare(base), dtype, held)
+
+
+def _held_by(base: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Weights that a precision holds exactly before anything is added to them."""
+    if dtype == torch.float32:
+        return set()
+    found = base.named_parameters(remove_duplicate=False)  # a tied head too, which may be untied
+    return {name for name, parameter in found if torch.equal(parameter.to(dtype).float(), parameter)}
+
+
+def _round(model: PreTrainedModel, dtype: torch.dtype, held: set[str]) -> PreTrainedModel:
+    """Round merged weights: those that were on the grid of the precision by chance, which is the same each time."""
+    generator = torch.Generator(models.device()).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name in held and not score.is_head(name):
+            parameter.data = dithered(parameter.data, dtype, generator).float()
+    return cast(model, dtype)
 
 
 def _untie(model: PreTrainedModel) -> bool:

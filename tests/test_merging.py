@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from align import adapters, fidelity, merging
 from align import model as loading
+from align.dither import dithered
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.merge_verdict import Merge
@@ -223,3 +224,47 @@ def adapted(at: Stages, policy: Policy) -> Any:
 @torch.no_grad()
 def logits(model: Any) -> list[torch.Tensor]:
     return [model(input_ids=torch.tensor([ids])).logits for ids in itertools.islice(prompts(), 4)]
+
+
+# Rounding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_by_chance_is_right_on_average(dtype: torch.dtype, sign: int) -> None:
+    values = torch.tensor([1.0, 1.5, 0.3, 3e-3, 40.0]).to(dtype)
+    step = torch.tensor([torch.finfo(dtype).eps * 2.0 ** torch.tensor(float(value)).log2().floor() for value in values])
+    for share in (0.0, 0.1, 0.5, 0.9):
+        exact = sign * (values.float() + share * step).expand(20_000, -1)
+        found = dithered(exact, dtype, torch.Generator().manual_seed(1)).float()
+        low, high = sign * values.float(), sign * (values.float() + step)
+        assert ((found == low) | (found == high)).all()
+        assert torch.allclose((found == high).float().mean(0), torch.full((5,), share), atol=0.015)
+
+
+def test_what_cannot_be_rounded_by_chance_is_rounded_as_usual() -> None:
+    odd = torch.tensor([0.0, 1e-41, float("inf"), 7e4, 65519.0, -65519.0, float("nan")])
+    for seed in range(20):
+        found = dithered(odd, torch.float16, torch.Generator().manual_seed(seed))
+        assert torch.equal(found.nan_to_num(-1.0), odd.to(torch.float16).nan_to_num(-1.0))
+
+
+def test_a_small_update_outlives_a_merge_into_bfloat16(
+    trained: tuple[Stages, dict[str, Policy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of its entries are below half a step; rounded to the nearest they are gone."""
+    at, policies = trained
+    small = at_strength(0.02)
+    exact = small(held(policies["lora"]), policies["lora"].adapters, at.run.root, torch.float32)
+    made = {True: copy.deepcopy(exact), False: copy.deepcopy(exact)}
+    on_grid = merging._held_by(loading.cast(held(BASE), torch.float32), torch.bfloat16)
+    found = {
+        chance: merging._round(model, torch.bfloat16, on_grid if chance else set()).float()
+        for chance, model in made.items()
+    }
+    text = fidelity.Text.of(exact, prompts())
+    wanted, base = fidelity.read(exact, text), fidelity.read(held(BASE, torch.float32), text)
+    lost = {chance: fidelity.divergence(wanted, fidelity.read(model, text)) for chance, model in found.items()}
+    assert lost[True] < lost[False] / 2 and lost[True] < fidelity.divergence(wanted, base) / 2
+    again = merging._round(copy.deepcopy(exact), torch.bfloat16, on_grid).float()
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), found[True].parameters(), strict=True))
