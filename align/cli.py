@@ -75,7 +75,7 @@ def run(
     from align.runner import Options, Run
 
     options = Options(from_stage, only, fresh)
-    path = _without_recipe(model, data, method, stage) if recipe is None else recipes.locate(recipe)
+    path = _without_recipe(model, data, method, stage, set) if recipe is None else recipes.locate(recipe)
     if recipe is not None and (model is not None or data is not None):
         raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=... with a recipe")
     loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
@@ -94,10 +94,10 @@ def run(
     raise typer.Exit(code)
 
 
-def _without_recipe(model: str | None, data: str | None, method: str, stage: str) -> Path:
+def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str]) -> Path:
     from align import quick
 
-    path = quick.write(model, data, method=method, stage=stage)
+    path = quick.write(model, data, method=method, stage=stage, overrides=set)
     _errors().print(line(f"wrote {path}, and runs it"))
     return path
 

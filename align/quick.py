@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
-from align import parameterization
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from align import document, parameterization, recipe
 from align import stage as stages
 from align.errors import AlignError, Place
 
@@ -28,11 +32,15 @@ stages:
 """
 
 
-def write(model: str | None, data: str | None, *, method: str, stage: str) -> Path:
+def write(model: str | None, data: str | None, *, method: str, stage: str, overrides: Sequence[str] = ()) -> Path:
     """Write `<name>.yaml` into the current folder, or find that it stands there already.
 
+    Args:
+        overrides: keys that are set besides, as `stages.sft.training.learning_rate=1e-4`; they stand in the recipe.
+
     Raises:
-        AlignError: the model or the data were not given, a name does not exist, or another recipe has that file.
+        AlignError: the model or the data were not given, a name does not exist, another recipe has that file, or the
+            recipe would be wrong, which is not written then.
     """
     if model is None or data is None:
         given = [flag for flag, value in (("--model", model), ("--data", data)) if value is not None]
@@ -58,10 +66,42 @@ def write(model: str | None, data: str | None, *, method: str, stage: str) -> Pa
         program=f"    stage: {_quoted(stage)}\n" if stage != _stem(stage) else "",
         template="  chat_template: plain\n" if _bare(model) else "",
     )
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise AlignError(f"'{path}' is there already, and differs", f"align run {path}, or remove it")
+    whole = _overridden(text, str(path), overrides) if overrides else text
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != whole:
+            raise AlignError(f"'{path}' is there already, and differs", f"align run {path}, or remove it")
+        return path
     path.write_text(text, encoding="utf-8")
+    try:
+        recipe.load(path, overrides)  # faults of an override stand on the command line, not in the file
+    except AlignError:
+        path.unlink()
+        raise
+    path.write_text(whole, encoding="utf-8")
     return path
+
+
+def _overridden(text: str, shown: str, overrides: Sequence[str]) -> str:
+    """The recipe with these keys set, its comments kept.
+
+    Raises:
+        AlignError: one is no KEY=VALUE.
+    """
+    read = document.parse(text, shown)
+    for override in overrides:
+        read.set(override)
+        *above, last = override.partition("=")[0].strip().split(".")
+        node, data = read.marks, read.data
+        for part in above:
+            if not isinstance(node.get(part), dict):
+                node[part] = CommentedMap()
+            node, data = node[part], data[part]
+        node[last] = data[last]
+    out = StringIO()
+    yaml = YAML(typ="rt", pure=True)
+    yaml.width = 4096
+    yaml.dump(read.marks, out)
+    return out.getvalue()
 
 
 @contextmanager

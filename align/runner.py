@@ -343,9 +343,10 @@ class Run:
             entry["status"] = old.get("status", "done")
         stages[plan.id] = {
             "stage": plan.program.name,
+            "about": plan.program.stage.description,
             "inputs": {"policy": plan.policy} | ({"reward": list(plan.rewards)} if plan.rewards else {}),
             "fingerprint": self.tickets[plan.id].fingerprint,
-            **{k: v for k, v in old.items() if k not in ("stage", "inputs", "fingerprint")},
+            **{k: v for k, v in old.items() if k not in ("stage", "about", "inputs", "fingerprint")},
             **entry,
         }
         self._save()

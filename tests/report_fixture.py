@@ -237,10 +237,14 @@ stages:
 """
 
 
+ABOUT = {"sft": "supervised fine-tuning on answers", "dpo": "direct preference optimization"}
+
+
 def entry(stage: str, status: str, parent: str = "base") -> JSON:
     """One stage in run.json."""
     return {
-        "stage": stage, "inputs": {"policy": parent}, "status": status, "fingerprint": f"{stage}-1f0c",
+        "stage": stage, "about": ABOUT.get(stage),
+        "inputs": {"policy": parent}, "status": status, "fingerprint": f"{stage}-1f0c",
         "started": 1.79e9, "ended": 1.79e9 + 83, "seconds": 83.3, "resumed_from": None,
     }  # fmt: skip
 

@@ -205,6 +205,21 @@ def test_a_run_without_a_recipe_writes_a_right_one(data: str, tmp_path: Path, mo
     assert found.recipe.stages["sft"]["data"] == data
     assert [plan.method_keys.method for plan in found.stages] == ["qlora"]
     assert quick.write("lab", data, method="qlora", stage="sft") == path  # again is as well as once
+    changed = ["stages.sft.training.learning_rate=1.0e-4", "forgetting.probes=none", "seed=7"]
+    path.unlink()
+    assert quick.write("lab", data, method="qlora", stage="sft", overrides=changed) == path
+    alone = recipe.load(path)
+    assert (alone.recipe.seed, alone.recipe.forgetting.probes) == (7, "none")
+    assert alone.stages[0].training["learning_rate"] == 1e-4
+    assert alone.stages[0].training["gradient_accumulation_steps"] == 4, "what was there stays"
+    assert alone.recipe.stages["sft"]["data"] == data
+    assert path.read_text().startswith("# sft of lab on ") and "# needs: the model and the data" in path.read_text()
+    assert quick.write("lab", data, method="qlora", stage="sft", overrides=changed) == path
+    path.unlink()
+    with pytest.raises(AlignError) as wrong:
+        quick.write("lab", data, method="qlora", stage="sft", overrides=["stages.sft.trainig.max_steps=3"])
+    assert str(wrong.value).startswith("--set stages.sft.trainig.max_steps=3: ") and not path.exists()
+    quick.write("lab", data, method="qlora", stage="sft")
     path.write_text("changed by its owner\n")
     with pytest.raises(AlignError) as error:
         quick.write("lab", data, method="qlora", stage="sft")

@@ -181,7 +181,8 @@ def test_a_stage_says_what_it_did(page: str) -> None:
         "Trains 135,168 of 2,055,168 weights (6.58%)",
         "Data 2,400 rows; 480 replay rows, ratio 0.2; 200 eval rows",
         "Steps 240, batches of 32",
-        "Processes 2 (MULTI_CPU)",
+        "Processes 2 on CPUs",
+        "supervised fine-tuning on answers",
         "Training time 1 min 14 s (CPU 1 min 41 s)",
         "Peak memory 812 MiB",
         "Resumed from checkpoint-120",
@@ -192,6 +193,30 @@ def test_a_stage_says_what_it_did(page: str) -> None:
         assert expected in sft
     assert "/secret/place" not in page
     assert "reward is not shown: a reward model has no policy to measure" in words(page)
+
+
+@pytest.mark.parametrize(
+    ("world", "kind", "told"),
+    [(1, "NO", "Processes 1 Training"), (4, "MULTI_GPU", "4 on GPUs Training"), (2, "FSDP", "Processes 2 Training")],
+)
+def test_processes_are_told_in_words(run_dir: Path, world: int, kind: str, told: str) -> None:
+    path = run_dir / "stages" / "sft" / "outcome.json"
+    outcome = json.loads(path.read_text()) | {"world_size": world, "distributed_type": kind}
+    path.write_text(json.dumps(outcome))
+    assert told in words(report.write(run_dir)[0].read_text(encoding="utf-8"))
+
+
+def test_every_shipped_stage_is_described_by_its_own_file(tmp_path: Path) -> None:
+    from align import shelf, stage
+
+    for name in shelf.names("stages"):
+        text = stage.load(name, Path()).stage.description
+        made.write_json(
+            tmp_path / "run.json",
+            {"format": 1, "name": "x", "order": ["a"], "stages": {"a": {"stage": name, "about": text}}},
+        )
+        page = words(report.write(tmp_path)[0].read_text(encoding="utf-8"))
+        assert f"a pending {text}" in page and "the stage program" not in page
 
 
 def test_decision_failure_and_advice_are_told(page: str) -> None:

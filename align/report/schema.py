@@ -26,6 +26,7 @@ class StageEntry(Record):
     """One stage in run.json: what it runs, on whose output, and how far it is."""
 
     stage: str
+    about: str | None = None
     inputs: Mapping[str, JsonValue] = {}
     status: str = "pending"
     fingerprint: str | None = None

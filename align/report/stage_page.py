@@ -13,13 +13,8 @@ from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPag
 from align.report.rollout_page import RolloutsPage, rollouts_page
 from align.report.schema import Decision, Forgetting, Outcome, StageRecord
 
-PROGRAMS: Final = {
-    "sft": "supervised fine-tuning: learns to write the answers of its data",
-    "dpo": "direct preference optimisation: learns to prefer the chosen answers to the rejected ones",
-    "reward": "reward model: learns to score the chosen answers above the rejected ones",
-    "ppo": "proximal policy optimisation: learns from rewards for its own answers",
-}
-"""What the shipped stage programs are, in one line; a program of the user stands under its own name."""
+DEVICES: Final = {"MULTI_CPU": " on CPUs", "MULTI_GPU": " on GPUs"}
+"""What accelerate calls the ways in which several processes train together, in words."""
 
 TONES: Final = {"done": "good", "failed": "bad"}
 
@@ -68,7 +63,7 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
     return StagePage(
         id=stage.id,
         program=stage.entry.stage,
-        about=PROGRAMS.get(stage.entry.stage, f"the stage program {stage.entry.stage}"),
+        about=stage.entry.about or f"the stage program {stage.entry.stage}",
         status=stage.entry.status,
         tone=TONES.get(stage.entry.status, "open"),
         facts=tuple(_facts(stage)),
@@ -140,8 +135,8 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         batch = f", batches of {outcome.global_batch_size:,}" if outcome.global_batch_size else ""
         yield Fact("Steps", f"{outcome.steps:,}{batch}")
     if outcome.world_size is not None:
-        kind = f" ({outcome.distributed_type})" if outcome.distributed_type else ""
-        yield Fact("Processes", f"{outcome.world_size}{kind}")
+        where = DEVICES.get(outcome.distributed_type or "", "") if outcome.world_size > 1 else ""
+        yield Fact("Processes", f"{outcome.world_size}{where}")
     if outcome.seconds is not None:
         yield Fact("Training time", _time(outcome.seconds, outcome.cpu_seconds))
     if outcome.measure_seconds is not None:
