@@ -15,7 +15,7 @@ from rich.console import Console
 import report_fixture as made
 from align import report
 from align.errors import AlignError
-from align.report import curves, findings, numbers
+from align.report import curves, findings, numbers, plots
 from align.report.records import load
 from align.report.terminal import matrix_table, verdict_line
 
@@ -400,6 +400,27 @@ def test_overfitting_needs_a_rising_eval_and_a_falling_train_loss() -> None:
 )
 def test_numbers(written: str, expected: str) -> None:
     assert written == expected
+
+
+@pytest.mark.parametrize("steps", [[1], [1, 2], [2, 3, 4], [5, 10], [100], list(range(1, 61))])
+def test_below_a_curve_stand_whole_steps(steps: list[int]) -> None:
+    curve = [(float(step), 1 / step) for step in steps]
+    for figure in (plots._loss(curve, []), plots._loss(curve, curve), plots._panel(curve, "reward", "#009e73")):
+        [axes] = figure.axes
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks and all(tick == int(tick) for tick in ticks), ticks
+
+
+def test_no_name_is_cut_and_an_effect_may_wrap(page: str) -> None:
+    """On a telephone names take a second line, and the change of one capability does not run out of the page."""
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert "ellipsis" not in style
+    rules = dict(re.findall(r"^\s*([^{}@]+?) \{([^{}]*)\}", style, re.MULTILINE))
+    for name in (".changes tbody th", ".grid tbody th[scope=row], .changes tbody th"):
+        assert "white-space: normal" in rules[name] and "overflow-wrap: break-word" in rules[name], name
+    assert "nowrap" not in rules[".piece"] and "max-width: 100%" in rules[".piece"]
+    assert "minmax(0, 1fr)" in rules[".judged"], "a column that may be narrower than what stands in it"
 
 
 def test_records_and_terminal_import_nothing_heavy() -> None:

@@ -15,6 +15,7 @@ from align.errors import AlignError
 from align.report import rollout_plots
 from align.report.records import load
 from align.report.terminal import verdict_line
+from align.rl.rollouts import Rollout
 from test_report import words
 
 ROLLOUTS = Path("stages/ppo/rollouts.jsonl")
@@ -149,7 +150,7 @@ def test_every_measurement_has_a_figure(run_dir: Path) -> None:
     assert "dashed: target 3" in figure(section, by_rollout[1])
     assert "dashed: target 3" in figure(section, "Score against KL of ppo")
     assert ">0.1<" in figure(section, by_rollout[2]) and "mathdefault" not in section
-    assert "cut at −1" in figure(section, by_rollout[6])
+    assert "▼ below −1" in figure(section, by_rollout[6])
     assert all(len(svg.encode()) < 60_000 for svg in re.findall(r"<svg.*?</svg>", section, re.DOTALL))
 
 
@@ -400,3 +401,40 @@ def test_the_report_of_rollouts_needs_no_training_stack(run_dir: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def points(drawn: Any) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in drawn.get_xydata()]
+
+
+@pytest.mark.parametrize("values", [[-40.0, -7.5, -1.2], [-3.0, 0.2, 0.6], [-2.0]])
+def test_a_critic_far_below_a_constant_is_marked_at_the_edge_of_its_panel(values: list[float]) -> None:
+    rollouts = [
+        Rollout(number, 0, 8, 0.0, 1.0, {}, explained_variance=value) for number, value in enumerate(values, start=1)
+    ]
+    drawn = dict(rollout_plots.small(rollouts, None))
+    [axes] = drawn["explained variance by rollout"].axes
+    bottom, top = axes.get_ylim()
+    curve, zero, marks = axes.get_lines()
+    assert points(curve) == [(number, max(value, -1.0)) for number, value in enumerate(values, start=1)]
+    assert all(bottom < y < top for _, y in points(curve)), "nothing lies outside"
+    assert points(marks) == [(number, -1.0) for number, value in enumerate(values, start=1) if value < -1]
+    assert zero.get_ydata()[0] == 0
+    assert axes.get_title(loc="left") == "explained variance (▼ below −1)"
+
+
+def test_a_critic_that_never_was_far_below_has_no_marks() -> None:
+    rollouts = [Rollout(number, 0, 8, 0.0, 1.0, {}, explained_variance=-0.9 + number / 2) for number in range(1, 4)]
+    [axes] = dict(rollout_plots.small(rollouts, None))["explained variance by rollout"].axes
+    assert axes.get_title(loc="left") == "explained variance" and len(axes.get_lines()) == 2
+
+
+@pytest.mark.parametrize("numbers", [[1], [1, 2], [1, 2, 3], [7, 8], [12], list(range(1, 41))])
+def test_below_the_axis_stand_whole_rollouts(numbers: list[int]) -> None:
+    rollouts = [Rollout(number, 0, 8, 0.1 * number, 1.0, {}, kl=1.0, entropy=1.0) for number in numbers]
+    for title, made_figure in [*rollout_plots.large(rollouts, None), *rollout_plots.small(rollouts, None)]:
+        if title != "Score against KL":
+            [axes] = made_figure.axes
+            low, high = axes.get_xlim()
+            ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+            assert ticks and all(tick == int(tick) for tick in ticks), (title, ticks)

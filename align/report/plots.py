@@ -237,6 +237,7 @@ def _loss(train: curves.Points, evaluation: curves.Points) -> "Figure":
     if points:
         text = "eval loss (ring: its lowest)"
         axes.text(0.165, 1.035, text, transform=axes.transAxes, color=PALETTE["orange"], fontsize=9, weight="bold")
+    _whole(axes)
     _finish(axes, "step")
     return figure
 
@@ -249,10 +250,16 @@ def _panel(points: curves.Points, title: str, colour: str) -> "Figure":
     axes.set_title(title, loc="left", fontsize=8.5, color=colour, weight="bold", x=0)
     axes.tick_params(labelsize=8)
     axes.locator_params(nbins=3)
+    _whole(axes)
     if max(values) < 0.01:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value else "0")
     _finish(axes, "")
     return figure
+
+
+def _whole(axes: Any) -> None:
+    """Whole numbers alone below the axis: there is no step 1.5, also where a single one is drawn."""
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def _finish(axes: Any, label: str) -> None:

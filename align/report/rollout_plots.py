@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from align.report import curves
 from align.report.alarms import words
-from align.report.plots import PALETTE, _figure, _finish, _inset, _thinned
+from align.report.plots import PALETTE, _figure, _finish, _inset, _thinned, _whole
 from align.report.rollout_page import figures
 from align.rl.rollouts import Alarm, Rollout
 
@@ -28,7 +28,7 @@ TICKS: Final = 4
 """Numbers beside the logarithmic axis of a small panel."""
 
 LOWEST_EXPLAINED: Final = -1.0
-"""Where the axis of the explained variance is cut: a critic that has just begun can be far below."""
+"""Where the axis of the explained variance ends: a critic that has just begun can be far below, and is marked there."""
 
 
 def large(rollouts: Sequence[Rollout], target: float | None) -> Iterator[tuple[str, "Figure"]]:
@@ -61,7 +61,7 @@ def _score(rollouts: Sequence[Rollout], alarms: Sequence[Alarm]) -> "Figure":
     axes.fill_between(xs, low, high, color=PALETTE["green"], alpha=0.15, linewidth=0)
     axes.plot(xs, scores, color=PALETTE["green"], linewidth=1.8, marker="o" if len(xs) == 1 else "")
     axes.set_title("score, and its standard deviation", loc="left", color=PALETTE["green"], fontsize=9, weight="bold")
-    _by_rollout(axes, rollouts)
+    _whole(axes)
     _mark(axes, alarms)
     _name(axes, alarms, rollouts)
     _finish(axes, "rollout")
@@ -93,10 +93,12 @@ def _panel(
     figure, axes = _figure(2.5, 1.3)
     _inset(figure, axes, 0.5, 0.12, 0.26, 0.24)
     xs, values = zip(*_thinned(points), strict=True)
-    axes.plot(xs, values, color=PALETTE[colour], linewidth=1.5, marker="o" if len(xs) == 1 else "", markersize=4)
+    lowest = LOWEST_EXPLAINED if name == "explained_variance" else -math.inf
+    drawn = [max(value, lowest) for value in values]
+    axes.plot(xs, drawn, color=PALETTE[colour], linewidth=1.5, marker="o" if len(xs) == 1 else "", markersize=4)
     axes.tick_params(labelsize=8)
     axes.locator_params(nbins=3)
-    _by_rollout(axes, [x for x, _ in points])
+    _whole(axes)
     if name == "kl" and target is not None:
         axes.axhline(target, color=PALETTE["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
         title = f"KL, nats (dashed: target {target:g})"
@@ -104,20 +106,15 @@ def _panel(
         _log(axes, min(values), max(values))
     if name == "explained_variance":
         axes.axhline(0, color=PALETTE["line"], linewidth=0.9)
-        if min(values) < LOWEST_EXPLAINED:
-            axes.set_ylim(LOWEST_EXPLAINED, 1.05)
-            title = f"{title} (cut at −{-LOWEST_EXPLAINED:g})"
+        below = [x for x, value in zip(xs, values, strict=True) if value < lowest]
+        if below:  # drawn at the edge, with a mark that says so
+            axes.plot(below, [lowest] * len(below), "v", color=PALETTE["orange"], markersize=5, clip_on=False)
+            axes.set_ylim(lowest - 0.05, 1.05)
+            title = f"{title} (▼ below −{-lowest:g})"
     axes.set_title(title, loc="left", fontsize=8.5, color=PALETTE[colour], weight="bold", x=0)
     _mark(axes, alarms)
     _finish(axes, "")
     return figure
-
-
-def _by_rollout(axes: Any, rollouts: Sequence[Rollout] | Sequence[float]) -> None:
-    """Whole numbers below the axis."""
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if len(rollouts) == 1:
-        axes.set_xticks([one.number if isinstance(one, Rollout) else one for one in rollouts])
 
 
 def _log(axes: Any, low: float, high: float) -> None:

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from align.report.plots import PALETTE, _figure, _finish
+from align.report.plots import PALETTE, _figure, _finish, _whole
 from align.report.schema import Spectrum, SpectrumModule
 
 if TYPE_CHECKING:
@@ -53,5 +53,5 @@ def _panel(axes: Any, kind: str, modules: list[tuple[int, SpectrumModule]], chos
     axes.set_title(kind, loc="left", fontsize=8, weight="bold", color=PALETTE["ink"])
     axes.tick_params(labelsize=7)
     axes.locator_params(nbins=4)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole(axes)
     _finish(axes, "")
