@@ -150,7 +150,7 @@ def test_every_measurement_has_a_figure(run_dir: Path) -> None:
     assert "dashed: target 3" in figure(section, by_rollout[1])
     assert "dashed: target 3" in figure(section, "Score against KL of ppo")
     assert ">0.1<" in figure(section, by_rollout[2]) and "mathdefault" not in section
-    assert "▼ below −1" in figure(section, by_rollout[6])
+    assert "▼ &lt; −1" in figure(section, by_rollout[6])
     assert all(len(svg.encode()) < 60_000 for svg in re.findall(r"<svg.*?</svg>", section, re.DOTALL))
 
 
@@ -420,7 +420,7 @@ def test_a_critic_far_below_a_constant_is_marked_at_the_edge_of_its_panel(values
     assert all(bottom < y < top for _, y in points(curve)), "nothing lies outside"
     assert points(marks) == [(number, -1.0) for number, value in enumerate(values, start=1) if value < -1]
     assert zero.get_ydata()[0] == 0
-    assert axes.get_title(loc="left") == "explained variance (▼ below −1)"
+    assert axes.get_title(loc="left") == "explained variance (▼ < −1)"
 
 
 def test_a_critic_that_never_was_far_below_has_no_marks() -> None:

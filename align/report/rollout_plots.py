@@ -110,7 +110,7 @@ def _panel(
         if below:  # drawn at the edge, with a mark that says so
             axes.plot(below, [lowest] * len(below), "v", color=PALETTE["orange"], markersize=5, clip_on=False)
             axes.set_ylim(lowest - 0.05, 1.05)
-            title = f"{title} (▼ below −{-lowest:g})"
+            title = f"{title} (▼ < −{-lowest:g})"
     axes.set_title(title, loc="left", fontsize=8.5, color=PALETTE[colour], weight="bold", x=0)
     _mark(axes, alarms)
     _finish(axes, "")
