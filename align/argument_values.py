@@ -67,8 +67,7 @@ _BELOW_1: Final = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 _AT_MOST_1: Final = ("top_p", "min_p", "top_entropy_quantile", "vllm_gpu_memory_utilization")
 _SHARES: Final = ("warmup_steps", "logging_steps", "save_steps", "eval_steps")  # below 1 of all steps, else whole
 _CHECKPOINTING: Final = (
-    *("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"),
-    *("every_n_layers", "offload", "selective"),
+    *("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop", "every_n_layers", "offload"),
 )
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), _CHECKPOINTING),

@@ -152,7 +152,10 @@ def _assert_launch(ticket: Ticket) -> PartialState:
 
 def _assert_device(ticket: Ticket) -> None:
     """The trainer would tell it once the model was loaded."""
-    wanted = next((name for name in verdicts.NEED_A_GPU if ticket.training.get(name)), None)
+    given = ticket.training
+    wanted = next((name for name in verdicts.NEED_A_GPU if given.get(name)), None)
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        wanted = f"{name}.offload" if (given.get(name) or {}).get("offload") else wanted
     if wanted and not torch.cuda.is_available():
         what = f"'stages.{ticket.stage}.training.{wanted}' needs a GPU, and there is none"
         raise AlignError(what, "take it out", exit=Exit.MACHINE)
