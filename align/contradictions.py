@@ -90,7 +90,13 @@ def _idle(read: Document, plan: StagePlan) -> Iterator[AlignError]:
 def notes(plan: StagePlan) -> list[str]:
     """What is said of a stage's training arguments and stops no run."""
     config = plan.program.stage.arguments
-    said = arguments.noted(plan.keys.training, _values(plan, config), config) if config else ()
+    if config is None:
+        return []
+    said = list(arguments.noted(plan.keys.training, _values(plan, config), config))
+    passes = plan.training.get("steps_per_generation"), plan.training.get("num_iterations", 1)
+    clips = next((name for name in ("epsilon", "epsilon_high", "delta") if name in plan.keys.training), None)
+    if "prompt" in plan.program.stage.rows and clips and passes == (plan.global_batch[1], 1):
+        said.append(f"`{clips}` clips nothing: a rollout is one update, of the policy that sampled it")
     return [f"stage {plan.id}: {text}" for text in said]
 
 

@@ -169,6 +169,7 @@ ALSO: Final = {
     "ddp_static_graph": _SEVERAL,
     "average_tokens_across_devices": _SEVERAL,
     "torch_empty_cache_steps": "on a GPU",
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "anew for each length of rows"),
     "optim_args": "of the optimizers that read them: refused with others, and by their names",
     "lr_scheduler_kwargs": "by the names that the schedule reads",
     "router_aux_loss_coef": "of a mixture of experts: refused with another base",

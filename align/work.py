@@ -153,9 +153,11 @@ def _assert_launch(ticket: Ticket) -> PartialState:
 def _assert_device(ticket: Ticket) -> None:
     """The trainer would tell it once the model was loaded."""
     given = ticket.training
-    wanted = next((name for name in verdicts.NEED_A_GPU if given.get(name)), None)
+    asked = {name: given.get(name) for name in verdicts.NEED_A_GPU}
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        wanted = f"{name}.offload" if (given.get(name) or {}).get("offload") else wanted
+        asked[f"{name}.offload"] = (given.get(name) or {}).get("offload")
+    asked["cache_implementation"] = str(given.get("cache_implementation")).startswith("offloaded")
+    wanted = next((name for name, value in asked.items() if value), None)
     if wanted and not torch.cuda.is_available():
         what = f"'stages.{ticket.stage}.training.{wanted}' needs a GPU, and there is none"
         raise AlignError(what, "take it out", exit=Exit.MACHINE)

@@ -68,6 +68,14 @@ def test_what_is_passed_over_is_noted(tmp_path: Path, training: dict[str, Any], 
     assert notes(tmp_path, "sft", training) == [f"stage sft: {said}"]
 
 
+@pytest.mark.parametrize("stage", ["ppo", "rloo", "grpo"])
+def test_a_ratio_that_is_always_1_is_noted(tmp_path: Path, stage: str) -> None:
+    once = {"epsilon": 0.1, "steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 1}
+    said = f"stage {stage}: `epsilon` clips nothing: a rollout is one update, of the policy that sampled it"
+    assert notes(tmp_path, stage, once) == [said]
+    assert notes(tmp_path, stage, once | {"num_iterations": 2}) == []
+
+
 def test_an_evaluation_after_the_end_is_noted(tmp_path: Path) -> None:
     (found,) = notes(tmp_path, "sft", {"eval_steps": 500, "max_steps": 3}, eval_data=0.2)
     assert (

@@ -298,6 +298,7 @@ def test_what_is_refused_changes_nothing(name: str, refused: dict[str, Any], sta
         ({"fp16": True}, "fp16"),
         ({"activation_offloading": True}, "activation_offloading"),
         ({"gradient_checkpointing_kwargs": {"offload": True}}, "gradient_checkpointing_kwargs.offload"),
+        ({"cache_implementation": "offloaded_static"}, "cache_implementation"),
     ],
 )
 def test_what_needs_a_gpu_is_told_before_the_model_is_loaded(
