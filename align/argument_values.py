@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from align import trl_source
 from align.data.order import STRATEGIES
 from align.declared import Argument
 from align.shelf import nearest
@@ -73,7 +74,12 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), _CHECKPOINTING),
 }
 """What a mapping may hold."""
-_SAMPLING: Final = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING: Final = {  # of `generation_kwargs`, each with the argument that it would overrule
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")},
+    **dict.fromkeys(("max_new_tokens", "max_length"), "max_completion_length"),
+    "num_return_sequences": "num_generations",
+}
+_SET: Final = ("disable_compile", "return_dict_in_generate", "num_beams", "num_beam_groups")  # by TRL, or left alone
 _FEW, _LISTED = 4, 15  # values that a remedy lists always, and at most
 
 
@@ -180,10 +186,16 @@ def _mapping(name: str, value: Any) -> Fault | None:
 def _sampling(name: str, value: Any) -> Fault | None:
     """What has an argument of its own would go before it, unseen by the checks of lengths."""
     twice = next((key for key in _SAMPLING if key in (value or {})), None)
-    if twice is None:
+    if twice is not None:
+        remedy = f"write `{_SAMPLING[twice]}` beside `{name}`"
+        return Fault(name, f"'{{key}}.{twice}' has an argument of its own", remedy)
+    known = trl_source.of_generation() - set(_SET)
+    unknown = next((key for key in value or {} if key not in known), None)
+    if unknown is None:
         return None
-    own = "max_completion_length" if twice == "max_new_tokens" else twice
-    return Fault(name, f"'{{key}}.{twice}' has an argument of its own", f"write `{own}` beside `{name}`")
+    close = nearest(unknown, known)
+    remedy = f"did you mean '{close}'?" if close else "see the arguments of transformers.GenerationConfig"
+    return Fault(name, f"unknown key '{{key}}.{unknown}'", remedy)
 
 
 def _liger(name: str, value: Any) -> Fault | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 
@@ -28,6 +29,13 @@ def known(config: str) -> dict[str, Argument]:
     if config not in found:
         raise AlignError(f"the installed trl has no '{config}'", "pip install 'trl==1.16.*'", exit=Exit.MACHINE)
     return {name: _in_a_recipe(argument) for name, argument in declared.fields(config, found).items()}
+
+
+@lru_cache
+def of_generation() -> frozenset[str]:
+    """What transformers' GenerationConfig takes: what its `__init__` pops from its keyword arguments."""
+    file = declared.folder("transformers") / "generation" / "configuration_utils.py"
+    return frozenset(re.findall(r'kwargs\.pop\("(\w+)"', file.read_text(encoding="utf-8")))
 
 
 def _in_a_recipe(argument: Argument) -> Argument:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align import arguments, shelf, stage
-from align.trl_source import known
+from align.trl_source import known, of_generation
 
 CONFIGS = ("SFTConfig", "DPOConfig")
 ASK_TRL = """\
@@ -115,6 +115,37 @@ def test_right_values(name: str, value: Any) -> None:
 def test_wrong_values(name: str, value: Any, what: str) -> None:
     (fault,) = arguments.check("SFTConfig", {name: value}, frozenset())
     assert (fault.name, fault.what) == (name, what)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"no_repeat_ngram_size": 3, "typical_p": 0.9}, None),
+        ({"top_p": 0.9}, ("'{key}.top_p' has an argument of its own", "write `top_p` beside `generation_kwargs`")),
+        (
+            {"max_new_tokens": 9},
+            (
+                "'{key}.max_new_tokens' has an argument of its own",
+                "write `max_completion_length` beside `generation_kwargs`",
+            ),
+        ),
+        (
+            {"no_repeat_ngram": 3},
+            ("unknown key '{key}.no_repeat_ngram'", "did you mean 'no_repeat_ngram_size'?"),
+        ),
+    ],
+)
+def test_what_sampling_may_be_told(given: dict[str, Any], fault: tuple[str, str] | None) -> None:
+    found = arguments.check("GRPOConfig", {"generation_kwargs": given}, frozenset())
+    assert [(one.what, one.remedy) for one in found] == ([fault] if fault else [])
+
+
+@pytest.mark.slow
+def test_the_keys_of_generation_are_those_of_transformers() -> None:
+    ask = "import json; from transformers import GenerationConfig; print(json.dumps(list(vars(GenerationConfig()))))"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    theirs = {name for name in json.loads(done.stdout.splitlines()[-1]) if not name.startswith("_")}
+    assert theirs - of_generation() <= {"transformers_version"}
 
 
 def test_a_name_that_belongs_to_another_stage_is_not_known_here() -> None:
