@@ -291,7 +291,7 @@ class _Checking:
         mode, drop = plan.training.get("truncation_mode", "keep_start"), plan.keys.too_long == "drop"
         if plan.program.stage.gives == "reward":
             mode = "whole"  # what is scored stands at the end of an answer
-        limit = _max_length(plan)
+        limit = None if _packed_whole(plan) else _max_length(plan)
         turns: Turns = "all" if getattr(plan.keys, "turns", "all") == "all" else "last"
 
         def fitting(examples: list[Example], rows: str) -> list[Example]:
@@ -411,6 +411,11 @@ def _max_length(plan: StagePlan) -> int | None:
     argument = arguments.known(config).get("max_length") if config else None
     limit: Any = plan.training.get("max_length", argument.default if argument else None)
     return limit if isinstance(limit, int) else None
+
+
+def _packed_whole(plan: StagePlan) -> bool:
+    """Whether rows are packed so that none is cut: one that is longer than `max_length` goes on in the next pack."""
+    return bool(plan.training.get("packing")) and plan.training.get("packing_strategy") in ("wrapped", "bfd_split")
 
 
 def _answer_length(plan: StagePlan) -> int:

@@ -163,10 +163,16 @@ def _short_enough(
 
 def _left_out(examples: Sequence[Example], lengths: Lengths) -> list[str]:
     """What the chat template does not write of the rows, with how many they are."""
-    return [
-        f"the chat template leaves out the {what} of {count:,} of {len(examples):,} rows (first: {example.place})"
-        for what, (count, example) in lengths.left_out(examples).items()
-    ]
+    template = lengths.tokenizer.template
+    found = []
+    for what, (count, example) in lengths.left_out(examples).items():
+        text = (
+            f"the chat template leaves out the {what} of {count:,} of {len(examples):,} rows (first: {example.place})"
+        )
+        if what == "thoughts" and example.kind == "chat" and template and template.thinks_last:
+            text += "; those of every turn are learnt with `turns: each`"
+        found.append(text)
+    return found
 
 
 def _telling_apart(

@@ -101,6 +101,15 @@ class ChatTemplate:
         return _left_out(self._follow(messages, tools), messages, tools)
 
     @cached_property
+    def thinks_last(self) -> bool:
+        """Whether the template writes the thoughts of a conversation's last turn."""
+        thought = {"role": "assistant", "content": "b", "reasoning_content": "because"}
+        try:
+            return "thoughts" not in self.left_out([user("a"), thought])
+        except AlignError:
+            return False
+
+    @cached_property
     def ends(self) -> tuple[str, ...]:
         """The tokens with which the template ends an answer, and a call of a tool; none where it writes none."""
         if self._last_ends:

@@ -34,9 +34,7 @@ def notes(tokenizer: TextTokenizer, model: Path) -> list[str]:
         return []
     ends = [token for token in template.ends if tokenizer.id(token) is not None]
     if not ends:
-        return [
-            f"the chat template writes no end after an answer: {eos} is put there, so that the model learns to stop"
-        ]
+        return [f"the chat template writes no end after an answer: {eos} is put there, so that the model learns it"]
     known = stops(model)
     others = [token for token in ends if token != eos and tokenizer.id(token) not in known]
     if not others:

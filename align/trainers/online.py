@@ -249,7 +249,10 @@ class Online(Minibatches, OurRows):
             kl: nats an answer; None where there is no reference.
             figures: what else is known.
         """
-        count = self.sum(scored.sum()).clamp(min=1)
+        total = self.sum(scored.sum())
+        count = total.clamp(min=1)
+        if not total:
+            self._none_scored(len(scored) * self.accelerator.num_processes)
         apart = torch.zeros_like(scores) if kl is None else kl
         sums = [(scores * scored).sum(), (apart * scored).sum(), (lengths * scored).sum(), (cut * scored).sum()]
         score, mean_kl, length, missing = (self.sum(torch.stack([x.float() for x in sums])) / count).tolist()
@@ -269,6 +272,19 @@ class Online(Minibatches, OurRows):
             samples=self._samples(scores, kl),
             **figures,
         )
+
+    def _none_scored(self, answers: int) -> None:
+        """Every reward gave None for every answer of a rollout, of which nothing can be learnt.
+
+        Raises:
+            AlignError: it is the first.
+        """
+        names = " and ".join(f"'{name}'" for name in self.reward_func_names)
+        what = f"none of the {answers} answers of a rollout could be scored: {names} returned None for each"
+        if not self.record.history:
+            raise AlignError(what, "return a number for the answers that count", exit=Exit.STAGE_FAILED)
+        if self.accelerator.is_main_process:
+            self.job.alarm(self.state.global_step, what)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         found: torch.Tensor = super().training_step(*args, **kwargs)
