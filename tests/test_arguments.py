@@ -12,7 +12,7 @@ import pytest
 from align import arguments, shelf, stage
 from align.trl_source import known, of_generation
 
-CONFIGS = ("SFTConfig", "DPOConfig")
+CONFIGS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "RLOOConfig", "GRPOConfig")
 ASK_TRL = """\
 import dataclasses, json, sys, trl
 from transformers.utils.generic import ExplicitEnum
