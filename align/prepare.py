@@ -332,7 +332,8 @@ class _Checking:
         """Note what comes later than the end of the run."""
         if self.offline and not rows.train:
             return
-        count = len(rows.train)
+        answers = 2 if "unpaired" in plan.program.stage.rows else 1  # of a pair, each on its own
+        count = sum(answers if example.kind == "preference" else 1 for example in rows.train)
         if plan.replay and "prompt" not in plan.program.stage.rows:
             count += mixing.replay_rows(count, plan.replay.ratio)
         found = run_length.notes(plan, count, len(rows.evaluation), self.loaded.recipe.launch.processes)

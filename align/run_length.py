@@ -14,7 +14,7 @@ def steps(plan: StagePlan, rows: int, processes: int) -> int | None:
     """The updates of a stage; None where only the run can tell.
 
     Args:
-        rows: that it trains on in an epoch, replayed ones included.
+        rows: that it trains on in an epoch, replayed ones included; of KTO, answers.
     """
     get = _settings(plan)
     limit = get("max_steps")
@@ -28,8 +28,7 @@ def steps(plan: StagePlan, rows: int, processes: int) -> int | None:
         prompts = per_device * passes * processes // (get("num_generations") or 1)
         epoch = -(-rows // max(1, prompts)) * passes * get("num_iterations") // accumulation
     else:
-        answers = 2 if plan.program.stage.arguments == "KTOConfig" else 1  # of a pair, each on its own
-        epoch = -(-rows * answers // (per_device * accumulation * processes))
+        epoch = -(-rows // (per_device * accumulation * processes))
     return max(1, math.ceil(float(get("num_train_epochs")) * int(epoch)))
 
 

@@ -35,6 +35,7 @@ _ALONE: Final = {
     "fp16": False,
     "eval_strategy": "no",
     "max_steps": 1,
+    "train_sampling_strategy": "sequential",
 }
 
 
@@ -215,9 +216,7 @@ def _collated(trainer: Any, rows: int) -> list[View]:
     for number in chosen:
         for side, name in enumerate(names):
             at = side * len(table) + number
-            label = (
-                "" if "label" not in table.column_names else ("desirable" if table[number]["label"] else "undesirable")
-            )
+            label = {True: "desirable", False: "undesirable"}.get(table[number].get("label"), "")
             kept = attention[at]
             found.append(View(name or label, ids[at][kept].tolist(), marks[at][kept].tolist()))
     return found

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align import adapters, chat, recipe
 from align import model as loading
-from align.errors import Faults
+from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.prepare import prepare
 from align.rundir import RunDir, read_json
@@ -63,7 +63,7 @@ def test_a_template_without_an_end_is_noted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["eos_token", "pad_token"])
 def test_a_token_that_is_not_there_is_refused(tmp_path: Path, key: str) -> None:
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(AlignError) as caught:
         notes(tmp_path, f"{{base: lab, {key}: '<|stop|>'}}")
     place = f"{tmp_path / 'x.yaml'}:2:"
     assert str(caught.value).startswith(place)

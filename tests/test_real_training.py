@@ -53,12 +53,8 @@ PAIRS = [
     }
     for thing, colour in zip(THINGS, COLOURS, strict=True)
 ]
-STEPS = {
-    "max_steps": 10,
-    "learning_rate": 1e-5,
-    "train_sampling_strategy": "sequential",
-    "lr_scheduler_type": "constant",
-}
+STEPS = {"max_steps": 10, "learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0}
+OURS = {**STEPS, "train_sampling_strategy": "sequential", "per_device_train_batch_size": 2, "bf16": False}
 
 
 @pytest.fixture

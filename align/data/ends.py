@@ -34,7 +34,8 @@ def notes(tokenizer: TextTokenizer, model: Path) -> list[str]:
         return []
     ends = [token for token in template.ends if tokenizer.id(token) is not None]
     if not ends:
-        return [f"the chat template writes no end after an answer: {eos} is put there, so that the model learns it"]
+        what = "the chat template writes no end token after an answer"
+        return [f"{what}: {eos} is put there, so that the model learns it"]
     known = stops(model)
     others = [token for token in ends if token != eos and tokenizer.id(token) not in known]
     if not others:
