@@ -197,9 +197,9 @@ def _stand_in(tokenizer: PreTrainedTokenizerBase, *, scores: bool) -> PreTrained
 
 def _collated(trainer: Any, rows: int) -> list[View]:
     """The views of the first of `rows` rows in a batch of the trainer's."""
-    table = trainer.train_dataset
+    table = getattr(trainer.train_dataset, "rows", trainer.train_dataset)  # without those that fill a batch up
     chosen = range(0, len(table), rows)  # a table may have all first answers before all second ones
-    batch = trainer.data_collator([table[i] for i in range(len(table))])
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(table))])
     ids, attention = batch["input_ids"], batch["attention_mask"].bool()
     if "labels" in batch:
         marks = batch["labels"] != -100
