@@ -17,6 +17,7 @@ from align.base import Base
 from align.base_modules import Kind, Modules, ending, last_parts, layer_of
 from align.errors import AlignError
 from align.parameterization import files
+from align.parameterization.lora import HEADS
 from align.recipe import Loaded, StagePlan
 from align.shelf import nearest
 from align.validation import Loc
@@ -41,7 +42,8 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
     seen = set[str]()
     for plan in loaded.stages:
         for path, settings in _settings((), plan.method_keys.model_dump(mode="json")):
-            for key, what, remedy in _Names(settings, modules, plan.method_keys.method).faults():
+            names = _Names(settings, modules, plan.method_keys.method)
+            for key, what, remedy in [*names.faults(), *_of_reward(plan, settings)]:
                 fault = loaded.document.fault((*_place(plan), *path, key), what, remedy)
                 if str(fault) not in seen:  # a default that several stages share
                     seen.add(str(fault))
@@ -51,6 +53,15 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
 def _place(plan: StagePlan) -> Loc:
     own = plan.keys.parameterization is not None
     return ("stages", plan.id, "parameterization") if own else ("parameterization",)
+
+
+def _of_reward(plan: StagePlan, settings: dict[str, Any]) -> Iterator[Fault]:
+    """A stage of its own words; of a parameterization that all stages share it takes what it can."""
+    if plan.program.stage.gives == "reward" and plan.keys.parameterization is not None:
+        for entry in settings.get("modules_to_save") or []:
+            if str(entry).rpartition(".")[2] in HEADS:
+                what = f"'modules_to_save' names '{entry}', and a reward model has no head for tokens"
+                yield "modules_to_save", what, "leave it out: its own head, `score`, is always trained"
 
 
 def _settings(path: Loc, settings: dict[str, Any]) -> Iterator[tuple[Loc, dict[str, Any]]]:
