@@ -314,7 +314,7 @@ def _figures(merge: Merge | None) -> str:
 
 def _warn_of(merge: Merge | None) -> None:
     if merge and merge.warning:
-        _errors().print(f"[yellow]warning[/yellow] {merge.warning}", highlight=False, soft_wrap=True)
+        _errors().print(line(merge.warning, "warning"), soft_wrap=True)
 
 
 @lab_app.command("build")

@@ -53,6 +53,7 @@ OPTIONS = {
     "merge": ["out", "adapter", "--rank", "--form"],
     "spectrum": ["model", "--snr-threshold", "--estimator", "--json", "--workers"],
     "lab build": ["out", "--seed"],
+    "data show": ["recipe", "stage", "--row", "--set"],
 }
 
 

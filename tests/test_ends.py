@@ -61,6 +61,15 @@ def test_a_template_without_an_end_is_noted(tmp_path: Path) -> None:
     assert what in notes(tmp_path, "{base: lab, chat_template: plain.jinja}")
 
 
+def test_a_template_that_writes_the_date_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "dated.jinja").write_text(
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    found = notes(tmp_path, "{base: lab, chat_template: dated.jinja}")
+    assert "the chat template writes the day's date: the same rows have other tokens tomorrow" in found
+
+
 @pytest.mark.parametrize("key", ["eos_token", "pad_token"])
 def test_a_token_that_is_not_there_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(AlignError) as caught:

@@ -36,7 +36,7 @@ def test_a_run_says_it_as_it_is(tmp_path: Path) -> None:
     watcher = progress.Watcher(console)
     watcher.say(STRANGE, "note")
     metrics = tmp_path / "metrics.jsonl"
-    watcher.begin("[/sft]", metrics)
+    watcher.begin("[/sft]", metrics, tmp_path / "progress.jsonl")
     metrics.write_text(json.dumps({"alarm": STRANGE, "time": 4e9}) + "\n")
     watcher.refresh()
     assert console.file.getvalue() == f"note {STRANGE}\nalarm [/sft]: {STRANGE}\n"  # type: ignore[attr-defined]
@@ -45,7 +45,7 @@ def test_a_run_says_it_as_it_is(tmp_path: Path) -> None:
 def test_the_bar_of_a_stage_is_drawn_whatever_its_name(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
     with progress.Watcher(console) as watcher:
-        watcher.begin("[/sft]", tmp_path / "metrics.jsonl")
+        watcher.begin("[/sft]", tmp_path / "metrics.jsonl", tmp_path / "progress.jsonl")
     assert "[/sft]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -112,7 +112,8 @@ def test_steps_and_reference_leave_out_what_is_masked(tmp_path: Path, kind: str)
         config, own = {"dpo": (DPOConfig, DpoTrainer), "kto": (KTOConfig, KtoTrainer)}[kind]
         args = config(**common, **given, precompute_ref_log_probs=True, train_sampling_strategy="sequential")
         tokenizer = models.lab_tokenizer()
-        columns = (tokens.preference if kind == "dpo" else tokens.unpaired)(models.preferences(8), tokenizer, args)
+        made = (tokens.preference if kind == "dpo" else tokens.unpaired)(models.preferences(8), tokenizer, args)
+        columns = tokens.together(made)
         if masked:
             for name in ("chosen", "rejected") if kind == "dpo" else ("completion",):
                 columns[f"{name}_mask"] = [[1, 1] + [0] * (len(ids) - 2) for ids in columns[f"{name}_ids"]]

@@ -201,13 +201,17 @@ def test_replayed_rows_come_by_their_number() -> None:
 
 def test_a_shared_reward_model_scores_as_one_of_its_own() -> None:
     """At the last token that is no padding, whatever row it stands beside."""
+    from align.rl import scoring
     from align.rl.scoring import Question, SharedModel, last_tokens
+    from models import lab_tokenizer
 
     model = with_adapters()
     lm, board = model.get_base_model(), Switchboard(model, ["default"])
     head = critics.new_head(lm)
     torch.nn.init.normal_(head.weight)
-    scorer = SharedModel("reward", Passes(lm, Critic(head), board), ["align_value"], head, pad=0, size=2)
+    closed = scoring.closed(lab_tokenizer(), [])
+    passes = Passes(lm, Critic(head), board)
+    scorer = SharedModel("reward", passes, ["align_value"], head, pad=0, size=2, closed=closed)
     rows = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
     found = scorer(Question(["a"] * 3, ["b"] * 3, [row[:1] for row in rows], [row[1:] for row in rows]))
     for row, value in zip(rows, found, strict=True):

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from align import export, parameterization, prepare, recipe, score
 from align import model as loading
-from align.adapters import TRAINED, merged
+from align.adapters import TRAINED
 from align.lab import MODEL_DIR
+from align.merging import merged
 from align.stage import Adapter
 from error_cases import CHATS
 from models import lab_tokenizer, settings

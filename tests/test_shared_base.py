@@ -13,7 +13,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from align import adapters, results, rundir, switch
 from align.contradictions import of_stage
 from align.recipe import load
-from align.rl import scoring
 from align.rl.scoring import OwnModel, Question, SharedModel
 from align.rundir import RunDir
 from align.stage import BaseModelIdentity, Policy, Reward
@@ -58,7 +57,7 @@ def chain(stages: Stages, base: Policy, sft: dict[str, Any], own: dict[str, Any]
 
         def call(self: Any, question: Question) -> list[float]:
             answers: list[float] = true(self, question)
-            seen.append((self, answers, scoring._joined(question)))
+            seen.append((self, answers, self.closed.rows(question)))
             return answers
 
         return mock.patch.object(kind, "__call__", call)

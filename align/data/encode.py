@@ -170,9 +170,9 @@ def _template(tokenizer: TextTokenizer) -> Any:
 def _chat(value: Record, prompt: list[Message], answer: list[Message], tokenizer: TextTokenizer, turns: Turns) -> Text:
     messages = [*prompt, *answer]
     written = _template(tokenizer).write(messages, value.get("tools"))
-    learnt = [turn for turn in written.turns if turn.message >= len(prompt)]
-    learnt = learnt[-1:] if turns == "last" else learnt
-    spans = [span for turn in learnt if messages[turn.message].get("train", True) for span in turn.spans]
+    after = [turn for turn in written.turns if turn.message >= len(prompt)]
+    learnt = [turn for turn in after if messages[turn.message].get("train", True)]
+    spans = [span for turn in (learnt[-1:] if turns == "last" else learnt) for span in turn.spans]
     return Text(written.text, spans, rendered=True, tail=len(written.tail))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from align.data.tokenizer import TextTokenizer
@@ -28,21 +29,27 @@ def check(tokenizer: TextTokenizer, model: str, replaced: dict[str, str]) -> lis
 
 
 def notes(tokenizer: TextTokenizer, model: Path) -> list[str]:
-    """What is worth knowing of how conversations end under the model's chat template."""
-    template, eos = tokenizer.template, tokenizer.eos
-    if template is None or eos is None:
+    """What is worth knowing of what the model's chat template puts around the words of a conversation."""
+    template = tokenizer.template
+    if template is None:
         return []
-    ends = [token for token in template.ends if tokenizer.id(token) is not None]
-    if not ends:
+    dated = "strftime_now" in template.text
+    found = ["the chat template writes the day's date: the same rows have other tokens tomorrow"] if dated else []
+    return found + _of_turns(tokenizer, template.ends, model)
+
+
+def _of_turns(tokenizer: TextTokenizer, ends: Sequence[str], model: Path) -> list[str]:
+    """What ends an answer, where that is not the tokenizer's end token alone."""
+    eos = tokenizer.eos
+    known = [token for token in ends if tokenizer.id(token) is not None]
+    if eos is not None and not known:
         what = "the chat template writes no end token after an answer"
         return [f"{what}: {eos} is put there, so that the model learns it"]
-    known = stops(model)
-    others = [token for token in ends if token != eos and tokenizer.id(token) not in known]
-    if not others:
+    others = [token for token in known if token != eos and tokenizer.id(token) not in stops(model)]
+    if eos is None or not others:
         return []
-    listed = " or ".join(others)
     return [
-        f"the chat template ends answers with {listed}, and the tokenizer's end token is {eos}: "
+        f"the chat template ends answers with {' or '.join(others)}, and the tokenizer's end token is {eos}: "
         "trained models stop at each of them (`model.eos_token` names another)"
     ]
 
