@@ -75,11 +75,12 @@ def adapted(run: Path, stage: str) -> Any:
 
 @pytest.mark.parametrize("evaluated", [False, True], ids=["fresh", "evaluated"])
 def test_a_merged_policy_picks_the_adapted_model_s_tokens(run: Path, tmp_path: Path, evaluated: bool) -> None:
-    said = runs.align("export", str(run), str(tmp_path / "out"), "--stage", "more").stdout
+    done = runs.align("export", str(run), str(tmp_path / "out"), "--stage", "more")
+    assert done.stderr == "", "what libraries say to each other is not told"
     found = re.fullmatch(
         r"(.*): [\d.]+ MB, merged; KL ([\d.e-]+) nats a token from the adapted model \(bfloat16 itself costs the base "
         r"([\d.e-]+)\), loss [\d.]+ -> [\d.]+, of the base [\d.]+\n",
-        said,
+        done.stdout,
     )
     assert found and 0 < float(found[2]) < 2 * float(found[3]) < 0.02
     model = adapted(run, "more")
