@@ -1,7 +1,7 @@
 """Rounding to fewer bits without losing what is smaller than half a step.
 
-A base in bfloat16 lies on the grid of bfloat16, and an update below half a step is rounded away from every weight:
-a fifth of what a LoRA gained in loss can vanish so. Rounding up or down by chance, with the distance as probability,
+A base in bfloat16 lies on the grid of bfloat16, and an update below half a step is rounded away from every weight,
+and with it a good part of what a LoRA learnt. Rounding up or down by chance, with the distance as probability,
 keeps the update on average, and the errors of single weights have nothing to do with it (Gupta et al. 2015, arXiv
 1502.02551).
 """
