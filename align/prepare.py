@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from align import base as bases
 from align import (
-    arguments,
     contradictions,
     machine,
     module_names,
+    rows_that_fit,
     run_length,
     rundir,
     saved_quantization,
     tokenizer_facts,
 )
-from align import base as bases
 from align.base import Base
 from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
-from align.data.each_turn import each_turn
-from align.data.encode import Turns
 from align.data.files import READERS, ending
 from align.data.formats import GIVEN, Example, Kind
 from align.data.hub import is_id
@@ -32,6 +29,7 @@ from align.forgetting import leaks, probes
 from align.machine import check_disk
 from align.recipe import Loaded, ModelKeys, StagePlan
 from align.rewards import Finder, RewardedKeys
+from align.rows_that_fit import StageRows
 from align.rundir import RunDir
 from align.stage import Reward, Rows
 from align.validation import Loc
@@ -41,25 +39,6 @@ __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
 LEARNT: frozenset[Kind] = frozenset(
     {"chat", "prompt_completion", "text"}
 )  # what can be replayed, as it is learnt by SFT
-
-
-@dataclass(frozen=True)
-class StageRows:
-    """The checked rows of one stage, not written yet."""
-
-    train: list[Example]
-    evaluation: list[Example]
-    replay: Table | None
-
-    @property
-    def trained(self) -> list[Example]:
-        """Every row that the model learns, replayed ones too."""
-        return [*self.train, *(self.replay.examples if self.replay else [])]
-
-    @property
-    def all(self) -> list[Example]:
-        """Every row that the model will see."""
-        return [*self.trained, *self.evaluation]
 
 
 @dataclass(frozen=True)
@@ -269,10 +248,10 @@ class _Checking:
             if plan.id in rows:
                 rows[plan.id] = self._fitting(plan, rows[plan.id], lengths)
                 if lengths is not None and base.context:
-                    answer = _answer_length(plan)
+                    answer = rows_that_fit.answer_length(plan)
                     seen = rows[plan.id].train if answer else rows[plan.id].all
                     with self.faults.collect():
-                        checks.within_context(seen, lengths, _max_length(plan), base.context, answer)
+                        checks.within_context(seen, lengths, rows_that_fit.max_length(plan), base.context, answer)
 
     def tokens(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
         """Whether the model has a row for every token that it is given."""
@@ -287,30 +266,13 @@ class _Checking:
         self.notes.extend([note] if note else [])
 
     def _fitting(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> StageRows:
-        """The rows that max_length leaves an answer of."""
-        mode, drop = plan.training.get("truncation_mode", "keep_start"), plan.keys.too_long == "drop"
-        if plan.program.stage.gives == "reward":
-            mode = "whole"  # what is scored stands at the end of an answer
-        limit = None if _packed_whole(plan) else _max_length(plan)
-        turns: Turns = "all" if getattr(plan.keys, "turns", "all") == "all" else "last"
-
-        def fitting(examples: list[Example], rows: str) -> list[Example]:
-            count = len(examples)
-            with self.faults.collect():
-                examples, warnings = checks.fitting(examples, lengths, limit, mode, drop=drop, turns=turns)
-                self.notes.extend(f"stage {plan.id}: {text}" for text in warnings)
-            gone = count - len(examples)
-            if 2 * gone > count:
-                text = f"{len(examples):,} of {count:,} {rows} are left: {gone:,} ({gone / count:.0%}) were dropped"
-                remedy = f"; raise `training.max_length` ({limit:,}), or shorten the rows" if limit and drop else ""
-                self.warnings.setdefault(plan.id, []).append(text + remedy)
-            return examples
-
-        if getattr(plan.keys, "turns", "all") == "each":
-            replayed = replace(rows.replay, examples=each_turn(rows.replay.examples)) if rows.replay else None
-            rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), replayed)
-        replay = replace(rows.replay, examples=fitting(rows.replay.examples, "replayed rows")) if rows.replay else None
-        return StageRows(fitting(rows.train, "rows"), fitting(rows.evaluation, "rows of eval_data"), replay)
+        """The rows that the chat template and max_length leave something to learn of."""
+        found = rows_that_fit.fitting(plan, rows, lengths)
+        self.faults.found.extend(found.faults)
+        self.notes.extend(f"stage {plan.id}: {text}" for text in found.notes)
+        if found.warnings:
+            self.warnings.setdefault(plan.id, []).extend(found.warnings)
+        return found.rows
 
     def against_keys(self, plan: StagePlan, rows: StageRows | None) -> None:
         """What the stage's own keys say against its rows."""
@@ -404,28 +366,6 @@ def _lengths(model: ModelKeys, folder: Path, own: str | None) -> Lengths | None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = f"the tokenizer.json of the model '{model.base}' cannot be read: {reason}"
         raise AlignError(what, "save the tokenizer again, or copy the model again") from None
-
-
-def _max_length(plan: StagePlan) -> int | None:
-    """The tokens of a row that a stage keeps: the recipe's, else the trainer's own default."""
-    config = plan.program.stage.arguments
-    argument = arguments.known(config).get("max_length") if config else None
-    limit: Any = plan.training.get("max_length", argument.default if argument else None)
-    return limit if isinstance(limit, int) else None
-
-
-def _packed_whole(plan: StagePlan) -> bool:
-    """Whether rows are packed so that none is cut: one that is longer than `max_length` goes on in the next pack."""
-    return bool(plan.training.get("packing")) and plan.training.get("packing_strategy") in ("wrapped", "bfd_split")
-
-
-def _answer_length(plan: StagePlan) -> int:
-    """The tokens that a stage samples after each row; 0 for one that samples none."""
-    if "prompt" not in plan.program.stage.rows or plan.program.stage.arguments is None:
-        return 0
-    argument = arguments.known(plan.program.stage.arguments).get("max_completion_length")
-    limit: Any = plan.training.get("max_completion_length", argument.default if argument else 0)
-    return limit if isinstance(limit, int) else 0
 
 
 def write_rows(run: RunDir, examples: list[Example]) -> Rows:

@@ -98,7 +98,9 @@ class ChatTemplate:
     def left_out(self, messages: Sequence[Message], tools: list[Any] | None = None) -> frozenset[str]:
         """What the messages have and the text has not: thoughts, words, tool calls, tools."""
         messages = [_own(message) for message in messages]
-        return _left_out(self._follow(messages, tools), messages, tools)
+        followed = self._follow(messages, tools)
+        unseen = bool(tools) and followed.text == self._follow(messages, None).text
+        return _left_out(followed, messages) | ({"tools"} if unseen else set())
 
     @cached_property
     def thinks_last(self) -> bool:
@@ -250,7 +252,7 @@ def _shared(one: str, other: str) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _left_out(followed: Followed, messages: Sequence[Message], tools: list[Any] | None) -> frozenset[str]:
+def _left_out(followed: Followed, messages: Sequence[Message]) -> frozenset[str]:
     """What the messages say and the text does not."""
     found: set[str] = set()
     for number, message in enumerate(messages):
@@ -265,8 +267,6 @@ def _left_out(followed: Followed, messages: Sequence[Message], tools: list[Any] 
             found.add("words")
         if any(_name(call) not in said for call in message.get("tool_calls") or []):
             found.add("tool calls")
-    if tools and any(_name(tool) not in followed.text for tool in tools):
-        found.add("tools")
     return frozenset(found)
 
 
@@ -287,7 +287,7 @@ def _lines(content: str) -> list[str]:
     return [line for line in map(str.strip, _THOUGHT.sub("", content).splitlines()) if line]
 
 
-def _name(tool: Any) -> str:
-    """Of a tool or of a call of one."""
-    inner = tool.get("function", tool) if isinstance(tool, dict) else {}
+def _name(call: Any) -> str:
+    """Of the tool that is called."""
+    inner = call.get("function", call) if isinstance(call, dict) else {}
     return str(inner.get("name", "")) if isinstance(inner, dict) else ""

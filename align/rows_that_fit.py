@@ -1,0 +1,112 @@
+"""The rows of a stage as far as the model can learn from them: what a chat template writes, within `max_length`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from align import arguments
+from align.data import checks
+from align.data.checks import Lengths, Table
+from align.data.each_turn import each_turn
+from align.data.encode import Turns
+from align.data.formats import Example
+from align.errors import AlignError, FaultList
+from align.recipe import StagePlan
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """The checked rows of one stage, not written yet."""
+
+    train: list[Example]
+    evaluation: list[Example]
+    replay: Table | None
+
+    @property
+    def trained(self) -> list[Example]:
+        """Every row that the model learns, replayed ones too."""
+        return [*self.train, *(self.replay.examples if self.replay else [])]
+
+    @property
+    def all(self) -> list[Example]:
+        """Every row that the model will see."""
+        return [*self.trained, *self.evaluation]
+
+
+@dataclass
+class Fitting:
+    """What was found of a stage's rows.
+
+    Attributes:
+        warnings: what must be heard before the stage spends its hours.
+    """
+
+    rows: StageRows
+    faults: list[AlignError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def fitting(plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> Fitting:
+    """The rows of which the chat template and `max_length` leave something to learn; with `turns: each` a row for every
+    turn.
+
+    Args:
+        lengths: None where the model has no tokenizer.json.
+    """
+    if getattr(plan.keys, "turns", "all") == "each":
+        replayed = replace(rows.replay, examples=each_turn(rows.replay.examples)) if rows.replay else None
+        rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), replayed)
+    found = Fitting(rows)
+    replay = rows.replay
+    if replay is not None:
+        replay = replace(replay, examples=_those(found, plan, replay.examples, lengths, "replayed rows"))
+    train = _those(found, plan, rows.train, lengths, "rows")
+    held = _those(found, plan, rows.evaluation, lengths, "rows of eval_data")
+    found.rows = StageRows(train, held, replay)
+    return found
+
+
+def _those(
+    found: Fitting, plan: StagePlan, examples: list[Example], lengths: Lengths | None, called: str
+) -> list[Example]:
+    """The examples that fit; what is wrong or worth a word goes into `found`."""
+    mode, drop = plan.training.get("truncation_mode", "keep_start"), plan.keys.too_long == "drop"
+    if plan.program.stage.gives == "reward":
+        mode = "whole"  # what is scored stands at the end of an answer
+    limit = None if _packed_whole(plan) else max_length(plan)
+    turns: Turns = "all" if getattr(plan.keys, "turns", "all") == "all" else "last"
+    faults, kept = FaultList(), examples
+    with faults.collect():
+        kept, notes = checks.fitting(examples, lengths, limit, mode, drop=drop, turns=turns)
+        found.notes += notes
+    found.faults += faults.found
+    count, gone = len(examples), len(examples) - len(kept)
+    if 2 * gone > count:
+        text = f"{len(kept):,} of {count:,} {called} are left: {gone:,} ({gone / count:.0%}) were dropped"
+        remedy = f"; raise `training.max_length` ({limit:,}), or shorten the rows" if limit and drop else ""
+        found.warnings.append(text + remedy)
+    return kept
+
+
+def max_length(plan: StagePlan) -> int | None:
+    """The tokens of a row that a stage keeps: the recipe's, else the trainer's own default."""
+    config = plan.program.stage.arguments
+    argument = arguments.known(config).get("max_length") if config else None
+    limit: Any = plan.training.get("max_length", argument.default if argument else None)
+    return limit if isinstance(limit, int) else None
+
+
+def answer_length(plan: StagePlan) -> int:
+    """The tokens that a stage samples after each row; 0 for one that samples none."""
+    if "prompt" not in plan.program.stage.rows or plan.program.stage.arguments is None:
+        return 0
+    argument = arguments.known(plan.program.stage.arguments).get("max_completion_length")
+    limit: Any = plan.training.get("max_completion_length", argument.default if argument else 0)
+    return limit if isinstance(limit, int) else 0
+
+
+def _packed_whole(plan: StagePlan) -> bool:
+    """Whether rows are packed so that none is cut: one that is longer than `max_length` goes on in the next pack."""
+    return bool(plan.training.get("packing")) and plan.training.get("packing_strategy") in ("wrapped", "bfd_split")
