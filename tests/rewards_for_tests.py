@@ -48,3 +48,8 @@ def solved(prompts, completions, solution, level=None, **columns):
 def exits(prompts, completions):
     """Gives up altogether."""
     raise SystemExit(3)
+
+
+def none_for_all(prompts, completions, **kwargs):
+    """Knows none of the answers."""
+    return [None] * len(prompts)

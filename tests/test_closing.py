@@ -89,3 +89,13 @@ def test_an_answer_that_was_cut_off_gets_no_end() -> None:
     reread = scoring.OwnModel("r", reward_model(tokenizer), tokenizer, same=False, size=1, closed=closed)
     (row,) = reread._reread(question)
     assert tokenizer.decode(row).endswith("assistant\nIt is")
+
+
+@pytest.mark.parametrize("template", [ENDS_THERE, GOES_ON, ENDS_TWICE, WITHOUT], ids=["end", "after", "twice", "none"])
+def test_an_answer_of_no_words_is_read_as_well(template: str) -> None:
+    tokenizer = tokenizer_with(template, "<pad>")
+    closed = scoring.closed(tokenizer, [tokenizer.eos_token_id])
+    question = Question([ASKED[0]], [[{"role": "assistant", "content": ""}]], [[5, 6]], [[tokenizer.eos_token_id]])
+    reread = scoring.OwnModel("r", reward_model(tokenizer), tokenizer, same=False, size=1, closed=closed)
+    (row,) = reread._reread(question)
+    assert row[-len(closed.tokenizer.closing(conversation=True)) :] == closed.rows(question)[0][2:]

@@ -25,6 +25,7 @@ TOTAL = 2 * WORDS * D + LAYERS * (MATRICES + 2 * D) + D
 LORA = LAYERS * 16 * (4 * 2 * D + 3 * (D + MLP))
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     out = tmp_path / "memory.json"
     command = [sys.executable, "-m", "benchmarks.gpu.memory", "--dry", "--cases", "qlora-7b", "--out", str(out)]

@@ -149,7 +149,7 @@ def test_an_online_stage_trains_what_it_says_and_records_it(stages: Stages, prog
     assert not any("reward" in name or "critic" in name for name in names)
 
 
-@pytest.mark.parametrize("second", ["lora", "adapter", "ia3"])
+@pytest.mark.parametrize("second", ["lora", "adapter", pytest.param("ia3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("program", ONLINE)
 def test_the_reference_of_a_continued_or_stacked_policy_is_the_one_that_came_in(
     stages: Stages, program: str, second: str
@@ -216,7 +216,7 @@ def test_without_a_coefficient_there_is_no_reference(stages: Stages, program: st
 
 
 RESUMED = [
-    pytest.param(method, at, marks=[] if at == 3 else pytest.mark.slow, id=f"{method}, {where}")
+    pytest.param(method, at, marks=[] if at == 3 and method == "lora" else pytest.mark.slow, id=f"{method}, {where}")
     for method in ("lora", "full")
     for at, where in ((4, "at a rollout's end"), (3, "inside a rollout"))
 ]
@@ -289,7 +289,7 @@ def test_the_stage_of_rewards_in_the_docs_runs_and_resumes(stages: Stages, tmp_p
 # kto
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "full", pytest.param("ia3", marks=pytest.mark.slow)])
 def test_the_reference_of_kto_is_the_policy_that_came_in(stages: Stages, method: str) -> None:
     policy = fine_tuned(stages)
     rows, held = preferences(12), preferences(20)[12:]
@@ -403,7 +403,7 @@ def test_accumulation_is_in_no_figure_of_kto(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_resumed_kto_stage_has_the_same_weights(tmp_path: Path, method: str, loss: str) -> None:
     """In its second epoch, whose batches are those of the first."""
 

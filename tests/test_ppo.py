@@ -108,7 +108,7 @@ def test_the_kl_is_exactly_0_at_the_start_and_then_is_not(
     assert second.kl not in (None, 0.0)
 
 
-@pytest.mark.parametrize("second", ["lora", "adapter", "ia3"])
+@pytest.mark.parametrize("second", ["lora", "adapter", pytest.param("ia3", marks=pytest.mark.slow)])
 def test_the_reference_of_a_continued_or_stacked_policy_is_the_one_that_came_in(stages: Stages, second: str) -> None:
     """LoRA on itself goes on with the same adapter; another method goes on top. IA3 is what TRL's own copy loses."""
     method = settings("ia3") if second == "ia3" else METHODS[second]
@@ -177,7 +177,12 @@ def test_a_ppo_stage_trains_what_it_says(stages: Stages, method: str) -> None:
 
 
 RESUMED = [
-    pytest.param(method, at, marks=[] if at == 3 or method == "lora" else pytest.mark.slow, id=f"{method}, {where}")
+    pytest.param(
+        method,
+        at,
+        marks=[] if method == "lora" or (method == "full" and at == 3) else pytest.mark.slow,
+        id=f"{method}, {where}",
+    )
     for method in METHODS
     for at, where in ((4, "at a rollout's end"), (3, "inside a rollout"))
 ]
@@ -294,6 +299,7 @@ def test_rewards_are_summed_by_their_weights(stages: Stages) -> None:
             r"the reward function 'raises' of rewards_for_tests.py raised KeyError: 'missing' \(line 21; the first",
         ),
         ("exits", "the reward function 'exits' of rewards_for_tests.py raised SystemExit: 3"),
+        ("none_for_all", "none of the 8 answers of a rollout could be scored: 'none_for_all' returned None for each"),
         ("too_few", "the reward function 'too_few' of rewards_for_tests.py returned 7 scores for 8 answers"),
         ("not_a_number", "the reward function 'not_a_number' of rewards_for_tests.py returned nan for the prompt '"),
     ],

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from rich.console import Console
 
 from align.progress import LOADING, Watcher
+from align.rundir import RunDir
+from models import BASE, LORA, Stages
 
 
 def write(path: Path, *entries: dict[str, Any]) -> None:
@@ -75,3 +79,21 @@ def test_a_torn_line_waits_for_its_end(tmp_path: Path) -> None:
         progress.write_text('{"warning": "half a line"}\n')
         watcher.refresh()
     assert said(watcher) == ["warning sft: half a line"]
+
+
+def test_rows_that_take_long_to_encode_are_told(tmp_path: Path) -> None:
+    """Every two seconds, in the file that the parent follows; memory holds no more than a batch."""
+    stages = Stages(RunDir(tmp_path))
+    stages.execute(stages.ticket("sft", "sft", BASE, LORA))
+
+    def slowly() -> Iterator[dict[str, list[Any]]]:
+        for _ in range(3):
+            clock[0] += 1.5
+            yield {"input_ids": [[1, 2]] * 10, "labels": [[1, 2]] * 10}
+
+    clock = [0.0]
+    with mock.patch("time.monotonic", lambda: clock[0]):
+        table = stages.jobs["sft"].table("slow", slowly(), 30)
+    told = [json.loads(line)["at"] for line in stages.run.stage("sft").progress.read_text().splitlines()]
+    assert told[-1] == "encoding rows, 20 of 30"
+    assert len(table) == 30 and table[29]["labels"] == [1, 2]

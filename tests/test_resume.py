@@ -73,6 +73,7 @@ def test_killed_in_sft_in_a_checkpoint_and_in_dpo(method: str, tmp_path: Path) -
     assert runs.weights(folder) == runs.weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_after_the_last_step_and_before_the_outcome(tmp_path: Path) -> None:
     """A trainer that goes on from its last checkpoint makes one step more than it should."""
     text = runs.RECIPE.replace("probes: none", "probes: lab").replace("pipeline: sft_dpo", "pipeline: sft")
@@ -90,6 +91,7 @@ def test_killed_after_the_last_step_and_before_the_outcome(tmp_path: Path) -> No
     assert killed["metrics"]["train_loss"] == pytest.approx(whole["metrics"]["train_loss"])
 
 
+@pytest.mark.slow
 def test_a_redo_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     recipe, folder = (
         runs.write(tmp_path, runs.RECIPE.replace("pipeline: sft_dpo", "pipeline: sft").split("  dpo:")[0]),

@@ -103,6 +103,7 @@ def test_the_same_command_again_runs_nothing(finished: tuple[Path, Path]) -> Non
     assert (finished[1] / "comparison.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_another_reward_model_runs_it_and_ppo_again(copy: tuple[Path, Path]) -> None:
     recipe, run = copy
     before = runs.weights(run)

@@ -136,6 +136,7 @@ def test_only_refuses_when_what_it_starts_from_has_changed_too(finished: tuple[P
     assert not (folder / "superseded").exists(), "nothing is moved before it is refused"
 
 
+@pytest.mark.slow
 def test_a_lost_base_row_is_measured_again(tmp_path: Path) -> None:
     text = runs.RECIPE.replace("pipeline: sft_dpo", "pipeline: sft").split("  dpo:")[0]
     sums = tmp_path / "sums.jsonl"
@@ -220,6 +221,7 @@ def test_other_probes_are_measured_and_nothing_is_trained(finished: tuple[Path, 
     assert runs.run(recipe, folder, "--set", probes).stderr.count("done already") == 2
 
 
+@pytest.mark.slow
 def test_another_precision_of_the_base_is_another_base_row(tmp_path: Path) -> None:
     recipe = runs.write(
         tmp_path,

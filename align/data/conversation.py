@@ -185,8 +185,8 @@ class ChatTemplate:
         leads = None if goes_on else self._leads(text[end:])
         if leads is not None and (leads in ends or self._end(text[start:end]) is None):
             end += len(leads)
-        spans[-1] = (start, end)
-        return [(a, b) for a, b in spans if a < b]
+        spans[-1] = (start, max(start, end))
+        return [(a, b) for a, b in spans if a < b] or spans[-1:]  # an answer that was sampled may be empty
 
     def _after_header(
         self, text: str, start: int, end: int, number: int, messages: Sequence[Message], tools: list[Any] | None

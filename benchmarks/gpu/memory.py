@@ -246,7 +246,7 @@ def generate(scale: Scale, model: Any) -> Row:
         assert found.shape[1] == scale.prompt + NEW_TOKENS
 
     as_adapter = timed(answer, scale.warm_up, scale.steps)
-    model = model.merge_and_unload(safe_merge=True)  # as align.adapters.merge does
+    model = model.merge_and_unload(safe_merge=True)  # as align.merging.merge does
     return {"adapter_seconds": as_adapter, "merged_seconds": timed(answer, scale.warm_up, scale.steps)}
 
 
