@@ -180,7 +180,7 @@ RESUMED = [
     pytest.param(
         method,
         at,
-        marks=[] if method == "lora" or (method == "full" and at == 3) else pytest.mark.slow,
+        marks=[] if (method, at) in (("lora", 4), ("lora", 3), ("full", 3)) else pytest.mark.slow,
         id=f"{method}, {where}",
     )
     for method in METHODS
