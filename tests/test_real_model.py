@@ -19,7 +19,7 @@ def test_it_answers_as_a_chat_model(smollm2: Path) -> None:
     assert found.config["architectures"] == ["LlamaForCausalLM"] and found.config["tie_word_embeddings"]
     assert "quantization_config" not in found.config and models.precision_of(smollm2) == torch.bfloat16
     model = models.load_weights(str(smollm2), {}, torch.float32, None)
-    tokenizer = models.load_tokenizer(str(smollm2), None)
+    tokenizer = models.load_tokenizer(str(smollm2), None, {})
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     answer = chat.reply(model, tokenizer, asked, max_new_tokens=24, temperature=0.0)
     assert answer == "The capital of France is Paris."
