@@ -124,7 +124,7 @@ def prompts(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """A prompt alone, as the text or the conversation that it is."""
-    if "prompt" not in row or "completion" in row:
-        return row
-    return {"text" if isinstance(row["prompt"], str) else "messages": row["prompt"]}
+    """A prompt that is a text, as a text: with the end after it, without which a single token has no next one."""
+    if "completion" not in row and isinstance(row.get("prompt"), str):
+        return {"text": row["prompt"]}
+    return row

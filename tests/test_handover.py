@@ -21,6 +21,7 @@ import models
 from align import merging
 from align import model as loading
 from align.errors import AlignError, Exit
+from align.handover import prompts
 from align.lab import MODEL_DIR, data
 from align.rundir import RunDir
 from align.stage import Policy
@@ -331,3 +332,22 @@ def test_a_stage_over_an_adapter_resumes_bit_for_bit(
     lines = map(json.loads, stages.run.stage(id).metrics.read_text().splitlines())
     trained = [(entry["step"], entry["time"] > began) for entry in lines if "loss" in entry]
     assert trained == [(1, False), (2, False), (3, True), (4, True)], "only the missing steps were trained again"
+
+
+def test_rows_of_every_stage_can_be_compared_on() -> None:
+    """Prompts alone too, of stages that sample the answers: as the model is asked there."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    asked = [{"role": "user", "content": "Repeat: a b"}]
+    talk = [*asked, {"role": "assistant", "content": "a b"}]
+    rows = [
+        {"prompt": asked},
+        {"prompt": "a"},
+        {"messages": talk},
+        {"prompt": asked, "completion": talk[1:]},
+        {"prompt": asked, "chosen": talk[1:], "rejected": talk[1:]},
+    ]
+    question = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"]
+    alone = tokenizer("a" + tokenizer.eos_token)["input_ids"]
+    assert prompts(rows, tokenizer) == [question, alone, whole, whole, whole]
+    assert len(alone) > 1, "a row of one token has no next one to compare"
