@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from align.data.checks import load
+from align.data.conversation import ChatTemplate
 from align.data.formats import normalise, prompt_of
 from align.data.rows import Row
 from align.data.sources import DataSource
@@ -227,3 +228,17 @@ def test_rows_that_need_more_than_text_are_refused(field: str) -> None:
     )
     assert value({**row, field: [None]}) == row  # a table in which other rows have one
     assert value(placeholder) == placeholder  # of which nothing says that it is more than text
+
+
+def test_a_noncharacter_of_a_row_is_text() -> None:
+    """Templates are followed by marks between such characters; one of a row's own takes nothing of the text with it."""
+    text = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
+    template = ChatTemplate(text, {"eos_token": "</s>"}, ["</s>"])
+    template.write([ASK, YES])  # the template is held against its plain rendering at the first of its kind alone
+    for stray in ("\ufdd0", "\ufdd1", "\ufdd1\ufdd0"):
+        ask, yes = ({**one, "content": f"{stray}1{one['content']}{stray}"} for one in (ASK, YES))
+        written = template.write([ask, yes, PLEASE, YES])
+        assert written.text == template.ask([ask, yes, PLEASE, YES])
+        ((start, end),) = written.turns[0].spans
+        assert written.text[start:end].endswith(f"{yes['content']}</s>")
+        assert template.write([ask, YES]).text == template.ask([ask, YES])

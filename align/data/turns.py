@@ -20,10 +20,11 @@ from align.data.messages import Message
 if TYPE_CHECKING:
     from jinja2 import Template, nodes
 
-# Noncharacters, which Unicode keeps out of text that is exchanged: no template and no row writes them.
+# Between noncharacters, which Unicode keeps out of text that is exchanged. A row may hold one by accident; alone it is
+# text like any other.
 _OPEN: Final = "\ufdd0"
 _CLOSE: Final = "\ufdd1"
-_MARK: Final = re.compile(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}")
+_MARK: Final = re.compile(rf"{_OPEN}([+-]|\d+(?::\d+)?){_CLOSE}")
 _GENERATED: Final = (f"{_OPEN}+{_CLOSE}", f"{_OPEN}-{_CLOSE}")
 _COMES_TO, _ASSIGNS, _LEAVES = "_align_comes_to", "_align_assigns", "_align_leaves"
 
