@@ -105,7 +105,7 @@ def _without_recipe(model: str | None, data: str | None, method: str, stage: str
 @app.command(rich_help_panel="Train")
 def check(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or a name of `align list`.")],
-    set: Set = [],  # noqa: B006
+    set: Set = [],  # noqa: B006 - as above
     offline: Annotated[bool, typer.Option("--offline", help="Take names on the Hugging Face Hub on trust.")] = False,
 ) -> None:
     """Check a recipe, its data row by row and its model's files, without loading a model."""
@@ -134,7 +134,7 @@ def show(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or a name of `align list`.")],
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the recipe.")],
     row: Annotated[int, typer.Option(min=1, help="The row, counted from 1 among those that are trained on.")] = 1,
-    set: Set = [],  # noqa: B006
+    set: Set = [],  # noqa: B006 - as above
 ) -> None:
     """A row exactly as the model sees it, special tokens and all, with what is learnt in brackets."""
     from align import recipe as recipes

@@ -314,6 +314,15 @@ def test_answers_without_a_score_are_left_out(stages: Stages) -> None:
     assert first.episodes == 4 and first.score == 1.0
 
 
+def test_a_reward_that_scored_nothing_has_no_mean(stages: Stages) -> None:
+    """Not NaN, which no strict reader of JSON takes."""
+    ticket = ppo(stages, BASE, METHODS["lora"], function("level"))
+    ticket.rewards.append(function("none_for_all"))
+    ticket.keys["reward"] = ["level", "none_for_all"]
+    assert run(stages, ticket)[0].rewards == {"level": 1.0, "none_for_all": None}
+    assert "NaN" not in (stages.run.stage("ppo").root / "rollouts.jsonl").read_text()
+
+
 def test_a_level_reward_raises_an_alarm_and_can_stop_the_stage(stages: Stages) -> None:
     training = {"max_steps": 16}
     ticket = ppo(stages, BASE, METHODS["lora"], function("level"), training=training)

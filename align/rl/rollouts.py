@@ -54,7 +54,7 @@ class Rollout:
         step: optimizer steps made before it.
         episodes: its answers.
         score: mean of the weighted rewards, without KL penalty; `score_std` their standard deviation.
-        rewards: mean of each reward by name.
+        rewards: mean of each reward by name; None for one that scored no answer.
         kl: mean over answers of log pi(y|x) - log ref(y|x), nats.
         coef: of the KL penalty in this rollout's rewards.
         length: mean tokens of an answer.
@@ -78,7 +78,7 @@ class Rollout:
     episodes: int
     score: float
     score_std: float
-    rewards: dict[str, float]
+    rewards: dict[str, float | None]
     kl: float | None = None
     coef: float | None = None
     length: float = 0.0

@@ -4,6 +4,7 @@ each rollout, and resumption inside one. Methods of TRL are overridden to be obs
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -263,7 +264,7 @@ class Online(Minibatches, OurRows):
             episodes=int(count),
             score=score,
             score_std=float(spread.sqrt()),
-            rewards={name: float(torch.nanmean(each[:, i])) for i, name in enumerate(self.reward_func_names)},
+            rewards={name: known_mean(each[:, i]) for i, name in enumerate(self.reward_func_names)},
             kl=None if kl is None else mean_kl,
             length=length,
             distinct_2=rollouts.distinct_2(every),
@@ -405,6 +406,12 @@ def changed(expected: str) -> AlignError:
 
     what = f"trl {trl.__version__} no longer makes {expected}, which this trainer observes"
     return AlignError(what, "pip install 'trl==1.16.*'", exit=Exit.MACHINE)
+
+
+def known_mean(scores: torch.Tensor) -> float | None:
+    """The mean of those that are numbers; None where a reward scored no answer."""
+    found = float(torch.nanmean(scores))
+    return None if math.isnan(found) else found
 
 
 def _unique(names: list[str]) -> list[str]:

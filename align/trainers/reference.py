@@ -198,7 +198,7 @@ def _read(file: Path, split: dict[str, str], places: Sequence[int]) -> Columns |
     with safe_open(file, "pt") as stored:
         if stored.metadata() != split or ROWS not in stored.keys():  # noqa: SIM118  it is no dict
             return None
-        found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  as above
     return found if found[ROWS].tolist() == list(places) else None
 
 
