@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from align import trl_source
 from align.data.order import STRATEGIES
-from align.declared import Argument
+from align.libraries import trl as trl_source
+from align.libraries.fields import Argument
 from align.shelf import nearest
 from align.validation import one_of, shown
 

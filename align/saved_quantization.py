@@ -6,9 +6,9 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from align import peft_source
 from align.base import Base, quantization
 from align.errors import AlignError, Exit
+from align.libraries import peft as peft_source
 from align.parameterization import files
 from align.parameterization.peft import learns_prompts
 from align.parameterization.qlora import QuantizationKeys

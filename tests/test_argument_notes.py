@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from align import other_tools, recipe, run_length, verdicts
+from align.libraries.trl import known
 from align.prepare import prepare
-from align.trl_source import known
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": f"{n + 1}"}]}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align import arguments, shelf, stage
-from align.trl_source import known, of_generation
+from align.libraries.trl import known, of_generation
 
 CONFIGS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "RLOOConfig", "GRPOConfig")
 ASK_TRL = """\

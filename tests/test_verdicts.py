@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import arguments_page
-from align import argument_values, declared, optimization, verdicts
-from align.trl_source import known
+from align import argument_values, optimization, verdicts
+from align.libraries import fields
+from align.libraries.trl import known
 
 STAGES = arguments_page.stages()
 CONFIGS = sorted({stage.arguments for stage in STAGES.values() if stage.arguments})
@@ -69,8 +70,8 @@ def test_the_page_is_this_one() -> None:
 
 # ---- against the source of TRL and transformers ----------------------------------------------------------------------
 
-TRL, TRANSFORMERS = declared.folder("trl"), declared.folder("transformers")
-ALIGN = declared.folder("align")
+TRL, TRANSFORMERS = fields.folder("trl"), fields.folder("transformers")
+ALIGN = fields.folder("align")
 OWN = {  # what reads `args` in a stage, besides what all trainers have
     "sft": ["trainers/sft.py", "data/tokens.py"],
     "dpo": ["trainers/dpo.py", "data/tokens.py"],

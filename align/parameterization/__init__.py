@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from align import peft_source, shelf
+from align import shelf
 from align.errors import AlignError
+from align.libraries import peft as peft_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

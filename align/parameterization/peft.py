@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from align import peft_source, shelf
+from align import shelf
+from align.libraries import peft as peft_source
 from align.parameterization import ParameterizationKeys, Traits
 from align.parameterization.qlora import QuantizationKeys
 from align.validation import one_of, shown

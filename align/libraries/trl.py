@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
-from align import declared
-from align.declared import Argument
 from align.errors import AlignError, Exit
+from align.libraries import fields
+from align.libraries.fields import Argument
 
 _FILES = {
     "trl": ("trainer/base_config.py", "trainer/{stem}_config.py"),
@@ -24,17 +24,17 @@ def known(config: str) -> dict[str, Argument]:
         AlignError: trl or transformers is not installed, or holds no such class.
     """
     stem = config.removesuffix("Config").lower()
-    paths = (declared.folder(package) / name.format(stem=stem) for package, names in _FILES.items() for name in names)
-    found = declared.classes(paths)
+    paths = (fields.folder(package) / name.format(stem=stem) for package, names in _FILES.items() for name in names)
+    found = fields.classes(paths)
     if config not in found:
         raise AlignError(f"the installed trl has no '{config}'", "pip install 'trl==1.16.*'", exit=Exit.MACHINE)
-    return {name: _in_a_recipe(argument) for name, argument in declared.fields(config, found).items()}
+    return {name: _in_a_recipe(argument) for name, argument in fields.fields(config, found).items()}
 
 
 @lru_cache
 def of_generation() -> frozenset[str]:
     """What transformers' GenerationConfig takes: what its `__init__` pops from its keyword arguments."""
-    file = declared.folder("transformers") / "generation" / "configuration_utils.py"
+    file = fields.folder("transformers") / "generation" / "configuration_utils.py"
     return frozenset(re.findall(r'kwargs\.pop\("(\w+)"', file.read_text(encoding="utf-8")))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from functools import lru_cache
 
-from align import declared
-from align.declared import Argument
+from align.libraries import fields
+from align.libraries.fields import Argument
 
 _SHARED = ("config.py", "tuners/lycoris_utils.py", "tuners/lora/config.py", "tuners/prompt_tuning/config.py")
 
@@ -18,7 +18,7 @@ def methods() -> tuple[str, ...]:
     Raises:
         AlignError: peft is not installed.
     """
-    types = declared.classes([declared.folder("peft") / "utils/peft_types.py"])["PeftType"]
+    types = fields.classes([fields.folder("peft") / "utils/peft_types.py"])["PeftType"]
     named = [item.targets[0] for item in types.body if isinstance(item, ast.Assign)]
     return tuple(sorted(target.id.lower() for target in named if isinstance(target, ast.Name)))
 
@@ -26,22 +26,22 @@ def methods() -> tuple[str, ...]:
 @lru_cache
 def settings(method: str) -> dict[str, Argument]:
     """The fields of a method's config class, with those it inherits; empty where the method has no config."""
-    root = declared.folder("peft")
-    found = declared.classes([*(root / name for name in _SHARED), root / f"tuners/{method}/config.py"])
+    root = fields.folder("peft")
+    found = fields.classes([*(root / name for name in _SHARED), root / f"tuners/{method}/config.py"])
     own = next((name for name, node in found.items() if f"PeftType.{method.upper()}" in _assigned(node)), None)
-    return declared.fields(own, found) if own else {}
+    return fields.fields(own, found) if own else {}
 
 
 @lru_cache
 def has_quantized(method: str) -> bool:
     """Whether a method has layers for a base in 4 or 8 bits."""
-    return (declared.folder("peft") / f"tuners/{method}/bnb.py").is_file()
+    return (fields.folder("peft") / f"tuners/{method}/bnb.py").is_file()
 
 
 @lru_cache
 def adapts_embeddings(method: str) -> bool:
     """Whether a method can go on an embedding too."""
-    source = declared.folder("peft") / f"tuners/{method}/model.py"
+    source = fields.folder("peft") / f"tuners/{method}/model.py"
     return source.is_file() and "nn.Embedding" in source.read_text(encoding="utf-8")
 
 
