@@ -27,7 +27,7 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from align import adapter_settings, adapters, combination, shelf, written
+from align import adapter_settings, adapters, combination, errors, written
 from align import model as models
 from align.combination import Combination
 from align.errors import AlignError
@@ -330,7 +330,7 @@ class Adapted:
     def _known(self, chosen: Sequence[str]) -> None:
         for number, name in enumerate(chosen):
             if name not in self._members:
-                remedy = shelf.did_you_mean(name, self.names) if self.names else "add() or load() one"
+                remedy = errors.did_you_mean(name, self.names) if self.names else "add() or load() one"
                 raise AlignError(f"there is no adapter '{name}'", remedy)
             if name in chosen[:number]:
                 raise AlignError(f"the adapter '{name}' is named twice", "name each once")

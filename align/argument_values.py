@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from align.data.order import STRATEGIES
+from align.errors import nearest, one_of, shown
 from align.libraries import trl as trl_source
 from align.libraries.fields import Argument
-from align.shelf import nearest
-from align.validation import one_of, shown
 
 
 class Fault(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 
 from align import argument_values, optimization, other_tools, verdicts
 from align.argument_values import Fault, choices
+from align.errors import nearest
 from align.libraries.fields import Argument
 from align.libraries.trl import known
-from align.shelf import nearest
 from align.verdicts import Beside, Values
 
 __all__ = [

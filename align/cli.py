@@ -189,14 +189,14 @@ def list_() -> None:
     """The recipes, pipelines, stages and parameterizations that there are."""
     from rich.table import Table
 
-    from align import parameterization, pipeline, shelf
+    from align import parameterization, pipeline, shipped
     from align.stage import load
 
     console = Console()
     sections: list[tuple[str, dict[str, str]]] = [
-        ("recipes", {name: _purpose(shelf.find("recipes", name)) for name in shelf.names("recipes")}),
-        ("pipelines", {name: pipeline.preset(name).description for name in shelf.names("pipelines")}),
-        ("stages", {name: load(name, Path()).stage.description for name in shelf.names("stages")}),
+        ("recipes", {name: _purpose(shipped.find("recipes", name)) for name in shipped.names("recipes")}),
+        ("pipelines", {name: pipeline.preset(name).description for name in shipped.names("pipelines")}),
+        ("stages", {name: load(name, Path()).stage.description for name in shipped.names("stages")}),
         ("parameterizations", {name: parameterization.load(name).DESCRIPTION for name in parameterization.files()}),
         ("parameterizations of PEFT, by its names", {"": ", ".join(parameterization.others())}),
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -90,3 +92,35 @@ class FaultList:
             raise self.found[0]
         if self.found:
             raise Faults(self.found)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word a mistyped one most likely meant."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or the list of what there is."""
+    options = list(known)
+    close = nearest(word, options)
+    return f"did you mean '{close}'?" if close else f"choose one of: {', '.join(options)}"
+
+
+def shown(value: Any) -> str:
+    """A value as its author would name it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return repr(value)
+
+
+def one_of(kinds: Sequence[str]) -> str:
+    """`text, a mapping or a list`; a whole number goes without saying where a number may stand."""
+    said = [kind for kind in kinds if kind != "a whole number" or "a number" not in kinds]
+    return " or ".join(filter(None, (", ".join(said[:-1]), said[-1])))

@@ -14,12 +14,11 @@ from typing import Any
 
 from align.base import Base
 from align.base_modules import Kind, Modules, ending, last_parts, layer_of
-from align.errors import AlignError
+from align.errors import AlignError, nearest
 from align.libraries import peft as peft_source
 from align.parameterization import files
 from align.parameterization.lora import HEADS
 from align.recipe import Loaded, StagePlan
-from align.shelf import nearest
 from align.validation import Loc
 
 _LISTS = ("target_modules", "feedforward_modules", "modules_to_save", "exclude_modules")

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from align.argument_values import Fault
-from align.shelf import nearest
-from align.validation import shown
+from align.errors import nearest, shown
 from align.verdicts import LOW_RANK
 
 _BITS: Final = ("use_kahan_summation", "momentum_dtype", "variance_dtype", "compensation_buffer_dtype")

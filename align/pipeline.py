@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align import shelf, stage
+from align import errors, shipped, stage
 from align.document import Document, read
 from align.errors import AlignError, FaultList
 from align.rewards import named
@@ -90,7 +90,7 @@ def preset(name: str, root: Path = Path()) -> Graph:
 
 
 def _read(name: str, root: Path) -> Document:
-    path = shelf.find("pipelines", name)
+    path = shipped.find("pipelines", name)
     if path is not None:
         return read(path)
     if name.endswith((".yaml", ".yml")):
@@ -99,7 +99,7 @@ def _read(name: str, root: Path) -> Document:
             remedy = "paths start from the current folder, then from the recipe's"
             raise AlignError(f"there is no pipeline file '{name}'", remedy)
         return read(found, name)
-    raise AlignError(f"there is no pipeline '{name}'", shelf.did_you_mean(name, shelf.names("pipelines")))
+    raise AlignError(f"there is no pipeline '{name}'", errors.did_you_mean(name, shipped.names("pipelines")))
 
 
 def resolve(document: Document, root: Path, faults: FaultList) -> list[Node]:
@@ -145,7 +145,7 @@ def _wiring(document: Document, root: Path, faults: FaultList) -> _Wiring:
         faults.found.append(error if error.place else document.fault(("pipeline",), error.what, error.remedy))
         return _Wiring(document, None, {id: Edge(stage=edge.stage) for id, edge in own.items()})
     for id in [id for id in own if id not in graph.stages]:
-        remedy = shelf.did_you_mean(id, graph.stages)
+        remedy = errors.did_you_mean(id, graph.stages)
         faults.found.append(document.fault(("stages", id), f"the pipeline '{name}' has no stage '{id}'", remedy))
     for id in [id for id in graph.stages if id not in own]:
         what = f"the stage '{id}' of the pipeline '{name}' has no entry"
@@ -181,7 +181,7 @@ def _check_edge(wiring: _Wiring, id: str, programs: dict[str, stage.Program]) ->
     if source not in wiring.edges:
         known = [BASE, *order[: order.index(id)]]
         what = f"stage '{id}' takes its policy from '{source}', which is no stage of this recipe"
-        raise wiring.fault(id, "policy", what, shelf.did_you_mean(source, known))
+        raise wiring.fault(id, "policy", what, errors.did_you_mean(source, known))
     if source in programs and programs[source].stage.gives != "policy":
         what = f"stage '{id}' takes its policy from '{source}', which gives a {programs[source].stage.gives}"
         raise wiring.fault(id, "policy", what, "name a stage that gives a policy, or base")

@@ -13,7 +13,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align import arguments, contradictions, document, other_tools, parameterization, pipeline, shelf, verdicts
+from align import (
+    arguments,
+    contradictions,
+    document,
+    errors,
+    other_tools,
+    parameterization,
+    pipeline,
+    shipped,
+    verdicts,
+)
 from align.base import LAB
 from align.document import Document
 from align.errors import AlignError, FaultList
@@ -49,7 +59,7 @@ class ModelKeys(_Keys):
     @classmethod
     def _attention(cls, value: str | None) -> str | None:
         if value is not None and value not in ATTENTION and "/" not in value:  # a kernel of the Hub has a slash
-            close = shelf.nearest(value, ATTENTION)
+            close = errors.nearest(value, ATTENTION)
             raise ValueError(
                 f"transformers has no attention {value!r}; "
                 + (f"did you mean '{close}'?" if close else f"known are {', '.join(ATTENTION)}")
@@ -146,10 +156,10 @@ def locate(name: str) -> Path:
     if path.is_file():
         return path
     bare = name.removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")
-    found = shelf.find("recipes", bare)
+    found = shipped.find("recipes", bare)
     if found is not None:
         return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
-    raise AlignError(f"there is no recipe '{name}'", shelf.did_you_mean(bare, shelf.names("recipes")))
+    raise AlignError(f"there is no recipe '{name}'", errors.did_you_mean(bare, shipped.names("recipes")))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from align import base as bases
-from align import rundir, shelf
+from align import errors, rundir
 from align.data.formats import GIVEN
 from align.errors import AlignError, Place
 from align.stage import Policy, Reward, StageKeys
@@ -103,7 +103,7 @@ class Finder:
             _check_whole(folder.resolve(), name)
         if folder is None and not bases.is_on_hub(name, self.root):
             what = f"there is no stage, folder or file '{name}' that could score answers"
-            raise AlignError(what, shelf.did_you_mean(name, self.stages))
+            raise AlignError(what, errors.did_you_mean(name, self.stages))
         found = bases.resolve(name, source.revision, root=self.root, offline=self.offline)
         if found.path is not None:
             _check_scores(name, found)
@@ -123,7 +123,7 @@ class Finder:
         if name is None:
             raise AlignError(f"'{file}' names no function", f"write '{file}:{next(iter(known), 'polite')}'")
         if name not in known:
-            what, remedy = f"'{file}' has no function '{name}'", shelf.did_you_mean(name, known)
+            what, remedy = f"'{file}' has no function '{name}'", errors.did_you_mean(name, known)
             raise AlignError(what, remedy if known else f"write `def {name}(prompts, completions, **kwargs)` there")
         sha256, where = rundir.file_sha256(path), str(path.resolve())
         columns = _columns(known[name])

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from align.base import Base, quantization
-from align.errors import AlignError, Exit
+from align.errors import AlignError, Exit, shown
 from align.libraries import peft as peft_source
 from align.parameterization import files
 from align.parameterization.peft import learns_prompts
 from align.parameterization.qlora import QuantizationKeys
 from align.recipe import Loaded, StagePlan
-from align.validation import Loc, shown
+from align.validation import Loc
 
 BITSANDBYTES = "bitsandbytes"
 _UNPACKED = "give the model that it was made from"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align import arguments, parameterization, shelf, stage
+from align import arguments, parameterization, shipped, stage
 from align.arguments import Argument
 from align.recipe import Recipe
 
@@ -67,7 +67,7 @@ def _stage_keys(definitions: Json) -> Json:
     """The keys of all shipped stages; a training argument is one that any of them takes."""
     merged: Json = {}
     trainer: Json = {}
-    for name in shelf.names("stages"):
+    for name in shipped.names("stages"):
         declared = stage.load(name, Path()).stage
         found = declared.keys.model_json_schema()
         definitions |= found.pop("$defs", {})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align import shelf
+from align import errors, shipped
 from align.data.formats import Example, Kind
 from align.data.sources import DataSource
 from align.errors import AlignError, Place
@@ -133,10 +133,10 @@ def load(name: str, root: Path) -> Program:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         module = _execute(f"align_user_stage_{digest[:12]}", path, name)
         return Program(name, path.resolve(), _declared(module, name), digest)
-    found = shelf.find("stages", name)
+    found = shipped.find("stages", name)
     if found is None:
         own = next((p for p in (Path(f"{name}.py"), root / f"{name}.py") if p.is_file()), None)
-        remedy = f"did you mean './{name}.py'?" if own else shelf.did_you_mean(name, shelf.names("stages"))
+        remedy = f"did you mean './{name}.py'?" if own else errors.did_you_mean(name, shipped.names("stages"))
         raise AlignError(f"there is no stage '{name}'", remedy)
     digest = hashlib.sha256(found.read_bytes()).hexdigest()
     return Program(name, found, _declared(_execute(f"align.stages.{name}", found, str(found)), name), digest)
@@ -146,7 +146,7 @@ def _near_file(name: str, root: Path) -> str:
     """A file of nearly that name; or where paths start."""
     for folder in (Path(name).parent, (root / name).parent):
         files = [path.name for path in folder.glob("*.py")] if folder.is_dir() else []
-        close = shelf.nearest(Path(name).name, files)
+        close = errors.nearest(Path(name).name, files)
         if close:
             return f"did you mean '{name.removesuffix(Path(name).name)}{close}'?"
     return "paths start from the current folder, then from the recipe's"

@@ -17,8 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from align import other_tools
-from align.errors import AlignError, FaultList
-from align.shelf import did_you_mean, nearest
+from align.errors import AlignError, FaultList, did_you_mean, nearest, one_of, shown
 
 if TYPE_CHECKING:
     from align.document import Document
@@ -94,25 +93,6 @@ def dotted(loc: Sequence[str | int]) -> str:
     """`stages.sft.data[1].source`"""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     return text.removeprefix(".")
-
-
-def shown(value: Any) -> str:
-    """A value as its author would name it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    return repr(value)
-
-
-def one_of(kinds: Sequence[str]) -> str:
-    """`text, a mapping or a list`; a whole number goes without saying where a number may stand."""
-    said = [kind for kind in kinds if kind != "a whole number" or "a number" not in kinds]
-    return " or ".join(filter(None, (", ".join(said[:-1]), said[-1])))
 
 
 def _keys_of(detail: ErrorDetails, data: Any) -> _Error:

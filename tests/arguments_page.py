@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from align import arguments, shelf, stage, verdicts
+from align import arguments, shipped, stage, verdicts
 from align.stage import Stage
 from align.verdicts import Verdict
 
@@ -41,7 +41,7 @@ This page is made from [align/verdicts.py](../align/verdicts.py) and the install
 @lru_cache
 def stages() -> dict[str, Stage]:
     """The shipped stages that train by a config of TRL, in the order in which they are mostly met."""
-    names = sorted(shelf.names("stages"), key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
+    names = sorted(shipped.names("stages"), key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
     found = {name: stage.load(name, Path()).stage for name in names}
     return {name: declared for name, declared in found.items() if declared.arguments}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align import arguments, shelf, stage
+from align import arguments, shipped, stage
 from align.libraries.trl import known, of_generation
 
 CONFIGS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "RLOOConfig", "GRPOConfig")
@@ -68,9 +68,9 @@ def test_values_are_those_of_the_enums(argument: str, enum: str, trl: dict[str, 
     assert list(known("SFTConfig")[argument].choices) == trl["enums"][enum]
 
 
-@pytest.mark.parametrize("name", shelf.names("stages"))
+@pytest.mark.parametrize("name", shipped.names("stages"))
 def test_the_defaults_of_a_shipped_stage_may_be_set(name: str) -> None:
-    declared = stage.load(name, shelf.folder("stages")).stage
+    declared = stage.load(name, shipped.folder("stages")).stage
     for family in declared.defaults.values():
         assert declared.arguments is not None
         assert arguments.check(declared.arguments, family, frozenset()) == []

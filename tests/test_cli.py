@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from align import cli, parameterization, shelf
+from align import cli, parameterization, shipped
 from align.errors import AlignError, Exit, Faults, Place
 from align.recipe import locate
 from error_cases import CHATS, RECIPE
@@ -120,7 +120,7 @@ def test_check_takes_the_hub_on_trust_when_told(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in shelf.names("recipes") if name.startswith("gpu/")])
+@pytest.mark.parametrize("name", [name for name in shipped.names("recipes") if name.startswith("gpu/")])
 def test_the_recipes_for_gpus_are_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(locate(name))
     assert guarded("check", path, "--offline") == 0
@@ -180,7 +180,12 @@ def test_a_wrong_command_line_is_bad_input(arguments: list[str], capsys: pytest.
 def test_list_names_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded("list") == 0
     said = capsys.readouterr().out
-    names = [*shelf.names("recipes"), *shelf.names("pipelines"), *shelf.names("stages"), *parameterization.names()]
+    names = [
+        *shipped.names("recipes"),
+        *shipped.names("pipelines"),
+        *shipped.names("stages"),
+        *parameterization.names(),
+    ]
     assert set(names) <= set(re.findall(r"[\w./-]+", said))
     assert "What it is for" not in said
 

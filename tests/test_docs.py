@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from align import arguments, document, parameterization, pipeline, recipe, shelf, stage
+from align import arguments, document, parameterization, pipeline, recipe, shipped, stage
 from align.cli import app
 from align.data.fields import FIELDS
 from align.data.formats import FORMATS, normalise
@@ -79,7 +79,7 @@ def expected() -> dict[str, Schema]:
     parts = {name: properties(part) for name, part in schema["$defs"].items() if name != "stage"}
     parts["Recipe"] = fields(recipe.Recipe)
     parts["StageKeys"] = fields(stage.StageKeys)
-    for name in shelf.names("stages"):
+    for name in shipped.names("stages"):
         own = stage.load(name, Path()).stage.keys.model_json_schema()["properties"]
         parts[name] = {key: value for key, value in own.items() if key not in parts["StageKeys"]}
     return parts
@@ -112,7 +112,7 @@ def test_the_training_defaults_are_as_documented() -> None:
     assert {key: YAML(typ="safe", pure=True).load(value) for key, value in written.items()} == common
 
 
-@pytest.mark.parametrize("name", shelf.names("stages"))
+@pytest.mark.parametrize("name", shipped.names("stages"))
 def test_the_defaults_of_a_stage_are_as_documented(name: str) -> None:
     """A row of the table: base weights trained, adapters trained, and what holds for either."""
     row = next(
@@ -128,9 +128,9 @@ def test_the_defaults_of_a_stage_are_as_documented(name: str) -> None:
 def test_all_that_ships_is_named() -> None:
     text = RECIPES.read_text(encoding="utf-8")
     names = [
-        *shelf.names("recipes"),
-        *shelf.names("pipelines"),
-        *shelf.names("stages"),
+        *shipped.names("recipes"),
+        *shipped.names("pipelines"),
+        *shipped.names("stages"),
         *parameterization.files(),
         *FORMATS,
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align import document, pipeline, shelf, stage
+from align import document, pipeline, shipped, stage
 from align.errors import AlignError, FaultList
 from align.pipeline import Node
 
@@ -66,7 +66,7 @@ def test_a_pipeline_file_beside_the_recipe(tmp_path: Path) -> None:
     assert edges(text, tmp_path) == [("one", "sft", "base"), ("two", "sft", "one")]
 
 
-@pytest.mark.parametrize("name", shelf.names("pipelines"))
+@pytest.mark.parametrize("name", shipped.names("pipelines"))
 def test_every_shipped_pipeline_is_right(name: str) -> None:
     graph = pipeline.preset(name)
     entries = "".join(f"  {id}: {{}}\n" for id in graph.stages)
@@ -144,4 +144,4 @@ def test_a_users_folder_called_stages_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "stages" / "sft.py").write_text("raise RuntimeError('the wrong one')")
     code = "from pathlib import Path; from align.stage import load; print(load('sft', Path()).path)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == str(shelf.folder("stages") / "sft.py"), done.stderr
+    assert done.stdout.strip() == str(shipped.folder("stages") / "sft.py"), done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from align import document, recipe, shelf
+from align import document, recipe, shipped
 from align.errors import AlignError, Place
 from align.prepare import prepare
 from align.recipe import Loaded
@@ -92,7 +92,7 @@ def test_no_recipe_wide_parameterization_is_full(tmp_path: Path) -> None:
     assert [plan.method_keys.method for plan in load(text, tmp_path).stages] == ["full", "full"]
 
 
-@pytest.mark.parametrize("name", [n for n in shelf.names("recipes") if not n.startswith("gpu/")])
+@pytest.mark.parametrize("name", [n for n in shipped.names("recipes") if not n.startswith("gpu/")])
 def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None:
     """Written out and read again nothing changes, which is what makes a run folder repeatable."""
     found = recipe.load(recipe.locate(name))
@@ -101,13 +101,13 @@ def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None
     assert recipe.resolved(recipe.load(tmp_path / "again.yaml")) == first
 
 
-@pytest.mark.parametrize("name", shelf.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_every_shipped_recipe_is_right(name: str) -> None:
     found = prepare(recipe.load(recipe.locate(name)), offline=True)
     assert set(found.rows) == {plan.id for plan in recipe.load(recipe.locate(name)).stages}
 
 
-@pytest.mark.parametrize("name", shelf.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_every_shipped_recipe_opens_with_its_manners(name: str) -> None:
     path = recipe.locate(name)
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -118,7 +118,7 @@ def test_every_shipped_recipe_opens_with_its_manners(name: str) -> None:
 @pytest.mark.parametrize("given", ["dpo_qlora", "dpo_qlora.yaml", "recipes/dpo_qlora.yaml", "./recipes/dpo_qlora.yaml"])
 def test_a_shipped_recipe_by_name(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert recipe.locate(given) == shelf.folder("recipes") / "dpo_qlora.yaml"
+    assert recipe.locate(given) == shipped.folder("recipes") / "dpo_qlora.yaml"
 
 
 def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

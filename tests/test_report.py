@@ -207,9 +207,9 @@ def test_processes_are_told_in_words(run_dir: Path, world: int, kind: str, told:
 
 
 def test_every_shipped_stage_is_described_by_its_own_file(tmp_path: Path) -> None:
-    from align import shelf, stage
+    from align import shipped, stage
 
-    for name in shelf.names("stages"):
+    for name in shipped.names("stages"):
         text = stage.load(name, Path()).stage.description
         made.write_json(
             tmp_path / "run.json",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align import shelf
+from align import shipped
 from align.document import parse
 from align.recipe import locate
 from align.schema import recipe_schema
@@ -76,7 +76,7 @@ def schema() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", shelf.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_the_schema_accepts_every_shipped_recipe(name: str, schema: dict[str, Any]) -> None:
     assert accepts(schema, parse(locate(name).read_text(encoding="utf-8"), name).data, schema)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from align import shelf
+from align import errors
 from align.errors import AlignError
 from align.libraries import peft as peft_source
 
@@ -103,6 +103,6 @@ def load(name: str) -> Method:
     known = files()
     if name not in known:
         if name not in peft_source.methods():
-            raise AlignError(f"there is no parameterization '{name}'", shelf.did_you_mean(name, names()))
+            raise AlignError(f"there is no parameterization '{name}'", errors.did_you_mean(name, names()))
         name = OTHERS
     return cast(Method, importlib.import_module(f"align.parameterization.{name}"))

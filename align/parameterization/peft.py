@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from align import shelf
+from align import errors
+from align.errors import one_of, shown
 from align.libraries import peft as peft_source
 from align.parameterization import ParameterizationKeys, Traits
 from align.parameterization.qlora import QuantizationKeys
-from align.validation import one_of, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +64,7 @@ class Keys(ParameterizationKeys):
         known = [name for name in peft_source.settings(method) if name not in (*_OWNED, "inference_mode")]
         unknown = next((name for name in value if name not in known), None)
         if unknown is not None:
-            close = shelf.nearest(unknown, known)
+            close = errors.nearest(unknown, known)
             way = f"did you mean '{close}'?" if close else f"choose from {', '.join(known)}"
             raise ValueError(f"PEFT's '{method}' has no setting '{unknown}': {way}")
         wrong = next((name for name, one in value.items() if not peft_source.settings(method)[name].fits(one)), None)

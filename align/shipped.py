@@ -5,8 +5,6 @@ They are data to the engine: nobody imports `stages` by name, because a user's f
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -39,16 +37,3 @@ def find(shelf: Shelf, name: str) -> Path | None:
         package = root / name / "__init__.py"
         return package if package.is_file() else root / f"{name}.py"
     return root / f"{name}.yaml"
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word a mistyped one most likely meant."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return close[0] if close else None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or the list of what there is."""
-    options = list(known)
-    close = nearest(word, options)
-    return f"did you mean '{close}'?" if close else f"choose one of: {', '.join(options)}"
