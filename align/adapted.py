@@ -32,7 +32,7 @@ from align import model as models
 from align.combination import Combination
 from align.errors import AlignError
 from align.places import Member, Place, built, link, refuse_bypass, refuse_overlaps
-from align.stage import Adapter
+from align.run_folder.records import Adapter
 from align.written import Written
 
 

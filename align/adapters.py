@@ -32,7 +32,7 @@ from align import model as models
 from align import score
 from align.bottleneck.layer import BottleneckLayer, detach
 from align.errors import AlignError
-from align.stage import Adapter, Gives, Policy
+from align.run_folder.records import Adapter, Gives, Policy
 
 TRAINED = "default"  # PEFT's name of the adapter that a stage trains; earlier ones are named for their stage
 

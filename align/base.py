@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import rundir
 from align.errors import AlignError, Exit
+from align.run_folder import files as run_files
 
 LAB = "lab"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -59,18 +59,18 @@ class Base:
         if self.revision:
             return f"{self.name}@{self.revision}"
         assert self.path is not None
-        record = rundir.read_json(cache, {}) if cache else {}
+        record = run_files.read_json(cache, {}) if cache else {}
         known = record.get("files", {}) if record.get("folder") == str(self.path) else {}
         found = {}
         for file in sorted(p for pattern in (*_WEIGHTS, *_SMALL) for p in self.path.glob(pattern)):
             stat = file.stat()
             old = known.get(file.name, {})
             same = old.get("bytes") == stat.st_size and old.get("mtime_ns") == stat.st_mtime_ns
-            sha256 = old["sha256"] if same else rundir.file_sha256(file)
+            sha256 = old["sha256"] if same else run_files.file_sha256(file)
             found[file.name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
         if cache and found != known:
-            rundir.write_json(cache, {"folder": str(self.path), "files": found})
-        return rundir.digest({name: record["sha256"] for name, record in found.items()})
+            run_files.write_json(cache, {"folder": str(self.path), "files": found})
+        return run_files.digest({name: record["sha256"] for name, record in found.items()})
 
 
 def is_on_hub(name: str, root: Path) -> bool:
@@ -132,7 +132,7 @@ def check_folder(name: str, folder: Path, *, weights: bool = True) -> dict[str, 
 
 def _base_of(adapter: Path) -> str:
     """The remedy for an adapter: the base that it says it was trained on."""
-    found = rundir.read_json(adapter / "adapter_config.json")
+    found = run_files.read_json(adapter / "adapter_config.json")
     base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
     return "give the base model that it was trained on" + (f", '{base}'" if base else "")
 

@@ -3,42 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from pydantic import BaseModel
-
-from align import rundir
 from align.pipeline import BASE
 from align.recipe import Loaded
-from align.rundir import RunDir
-from align.stage import Outcome, Policy, Reward, Rows, Ticket
-
-PROMPTS = 200
-
-
-class Comparison(BaseModel):
-    """What the child is asked to compare.
-
-    Attributes:
-        parent: the stage that all go on from.
-        policies: by stage, the parent's among them.
-        reward: scores the sampled answers.
-        prompts: rows that have a prompt, the first of which are asked; `of` is the stage that they come from.
-        key: hash of all this: what was compared already is not compared again.
-    """
-
-    format: int = 1
-    parent: str
-    policies: dict[str, Policy]
-    reward: Reward
-    prompts: Rows
-    of: str
-    held_out: bool
-    model: dict[str, Any]
-    chat_template: str | None
-    training: dict[str, Any]
-    seed: int
-    key: str = ""
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Comparison, Outcome, Ticket
 
 
 def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Comparison | None:
@@ -53,14 +23,14 @@ def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Co
     if parent is None:
         return None
     outcomes = {
-        id: rundir.read_json(run.stage(id).outcome) for id in [parent, *(p.id for p in giving if p.policy == parent)]
+        id: files.read_json(run.stage(id).outcome) for id in [parent, *(p.id for p in giving if p.policy == parent)]
     }
     policies = {id: Outcome.model_validate(raw).policy for id, raw in outcomes.items() if raw is not None}
     ticket, reward = tickets[scored.id], tickets[scored.id].rewards[0].model_copy()
     if len(policies) < len(outcomes) or not all(policies.values()):
         return None
     if reward.stage is not None:
-        raw = rundir.read_json(run.stage(reward.stage).outcome)
+        raw = files.read_json(run.stage(reward.stage).outcome)
         if raw is None:
             return None
         reward.model = Outcome.model_validate(raw).reward
@@ -78,5 +48,5 @@ def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Co
         seed=ticket.seed,
     )
     artifacts = {id: raw["artifacts"] for id, raw in outcomes.items()}
-    found.key = rundir.digest([found.model_dump(mode="json"), artifacts])
+    found.key = files.digest([found.model_dump(mode="json"), artifacts])
     return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align import rundir
-from align.rundir import RunDir
-from align.stage import Outcome, Ticket
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Outcome, Ticket
 
 
 def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
@@ -53,13 +53,13 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
         lines.append("- bottleneck adapters: PEFT knows them after `import align`")
     lines += _figures(run, ticket.stage)
     lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
-    rundir.write_text(folder / "README.md", "\n".join(lines) + "\n")
+    files.write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 
 def _figures(run: RunDir, stage: str) -> list[str]:
     """What the stage scored on held-out items, beside the base's scores."""
-    after = rundir.read_json(run.stage(stage).measurements / "summary.json")
-    before = rundir.read_json(run.base_measurements / "summary.json")
+    after = files.read_json(run.stage(stage).measurements / "summary.json")
+    before = files.read_json(run.base_measurements / "summary.json")
     if after is None or before is None:
         return []
     rows = ["", "| held-out items | base | this model |", "|---|---|---|"]

@@ -9,7 +9,7 @@ from typing import Any
 from align import parameterization
 from align.errors import AlignError
 from align.parameterization import Method, ParameterizationKeys, Traits
-from align.stage import Adapter
+from align.run_folder.records import Adapter
 
 
 @dataclass(frozen=True)

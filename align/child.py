@@ -9,10 +9,11 @@ import subprocess
 import time
 from typing import Any
 
-from align import launch, rundir
+from align import launch
 from align.errors import AlignError, Exit
 from align.progress import Watcher
-from align.rundir import RunDir, StageDir
+from align.run_folder import files
+from align.run_folder.paths import RunDir, StageDir
 
 POLL_SECONDS = 0.1
 
@@ -33,7 +34,7 @@ class Child:
         """
         here, process = self.dir.stage(stage), self._started()
         self._send({"ticket": self.dir.relative(here.ticket)})
-        while rundir.read_json(here.outcome) is None:
+        while files.read_json(here.outcome) is None:
             self.watcher.refresh()
             if process.poll() is not None:
                 self.watcher.end()
@@ -46,7 +47,7 @@ class Child:
         """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
         process = self._started()
         self._send({"compare": request})
-        while rundir.read_json(self.dir.comparison, {}).get("key") != request["key"]:
+        while files.read_json(self.dir.comparison, {}).get("key") != request["key"]:
             if process.poll() is not None:
                 return False
             time.sleep(POLL_SECONDS)
@@ -92,10 +93,10 @@ class Child:
     def _send(self, entry: dict[str, Any]) -> None:
         """A ticket's path, branches to compare, or nothing more."""
         self.sent += 1
-        rundir.write_json(self.dir.queue / f"{self.sent}.json", entry)
+        files.write_json(self.dir.queue / f"{self.sent}.json", entry)
 
     def _failure(self, stage: str, here: StageDir, code: int) -> AlignError:
-        error = rundir.read_json(here.error)
+        error = files.read_json(here.error)
         if error is not None:
             what, remedy = error["what"], error["remedy"]
             if error["traceback"]:
@@ -111,7 +112,7 @@ class Child:
             cause = " (out of memory, most often)" if name == "SIGKILL" else ""
             what = f"the training process was ended by the system with {name}{cause}, {at}"
             if cause:
-                known = rundir.read_json(here.ticket, {}).get("parameterization", {}).get("method")
+                known = files.read_json(here.ticket, {}).get("parameterization", {}).get("method")
                 other = "" if known == "qlora" else " or use qlora"
                 memory = f"; to need less memory lower per_device_train_batch_size{other}"
         else:

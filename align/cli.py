@@ -71,7 +71,7 @@ def run(
     """
     from align import recipe as recipes
     from align.progress import Watcher
-    from align.rundir import RunDir
+    from align.run_folder.paths import RunDir
     from align.runner import Options, Run
 
     options = Options(from_stage, only, fresh)
@@ -150,10 +150,10 @@ def status(run_dir: RunFolder) -> None:
     """What each stage of a run has done."""
     from rich.table import Table
 
-    from align import rundir
+    from align.run_folder import files, paths
 
-    record = rundir.read_json(run_dir / "run.json")
-    held = record is not None and rundir.RunDir(run_dir).is_held()
+    record = files.read_json(run_dir / "run.json")
+    held = record is not None and paths.RunDir(run_dir).is_held()
     if record is None:
         what = f"'{run_dir}' is no run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
         raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
@@ -162,7 +162,7 @@ def status(run_dir: RunFolder) -> None:
         table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
     for id in record["order"]:
         entry = record["stages"].get(id, {})
-        outcome = rundir.read_json(run_dir / "stages" / id / "outcome.json", {})
+        outcome = files.read_json(run_dir / "stages" / id / "outcome.json", {})
         cells = [
             id,
             entry.get("stage", ""),
@@ -255,7 +255,7 @@ def spectrum(
 ) -> None:
     """Signal-to-noise ratio of every weight matrix of a model, straight from its files."""
     from align import base as bases
-    from align import rundir
+    from align.run_folder import files
     from align.spectrum import scan, table
 
     folder = bases.resolve(model, None, root=Path.cwd()).path
@@ -265,7 +265,7 @@ def spectrum(
     records = scan.scan(folder, estimator, workers=workers)
     Console().print(table.snr_table(records, estimator, snr_threshold))
     if json_file is not None:
-        rundir.write_json(json_file, table.snr_json(records, estimator))
+        files.write_json(json_file, table.snr_json(records, estimator))
 
 
 @app.command(rich_help_panel="Use")

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, generation, rundir
+from align import adapters, generation
 from align import model as models
-from align.branches import PROMPTS, Comparison
 from align.data import encode
 from align.data.formats import Example, Kind, prompt_of
 from align.data.tokenizer import TextTokenizer
 from align.errors import Place
 from align.rl import scoring
 from align.rl.scoring import Question
-from align.rundir import RunDir
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import PROMPTS, Comparison
 
 BATCH = 64  # rows at a time
 
@@ -68,7 +69,7 @@ def compare(run: RunDir, asked: Comparison) -> None:
             "kl": kl[id],
             "length": sum(map(len, sampled)) / len(sampled),
         }
-    rundir.write_json(
+    files.write_json(
         run.comparison,
         {
             "format": 1,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import chain, launch, results, rundir
+from align import chain, launch, results
 from align.errors import AlignError
 from align.merge_verdict import Merge
-from align.rundir import RunDir
-from align.stage import Outcome, Policy, Ticket
+from align.run_folder import files as run_files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Outcome, Policy, Ticket
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +44,7 @@ def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "aut
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise AlignError(f"'{out}' is there already", "give a new folder, or remove it")
     merge = None
-    with rundir.whole_folder(out) as folder:
+    with run_files.whole_folder(out) as folder:
         if form == "adapter":
             _adapters(run, outcome.stage, model, folder)
         else:
@@ -116,4 +117,4 @@ def _card(card: Path, out: Path, form: str, merge: Merge | None) -> None:
         if merge is not None:
             text += f"- merged into the weights of the base: {merge.figures}\n"
             text += f"- **{merge.warning}**\n" if merge.warning else ""
-    rundir.write_text(out / "README.md", text)
+    run_files.write_text(out / "README.md", text)

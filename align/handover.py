@@ -14,8 +14,8 @@ from align import model as models
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.merge_verdict import Merge
-from align.rundir import RunDir
-from align.stage import Adapter, Gives, Ticket
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Adapter, Gives, Ticket
 
 
 @dataclass

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align import rundir
 from align.errors import AlignError, Exit
-from align.rundir import RunDir, StageDir
-from align.stage import StageKeys, Ticket
+from align.run_folder import checkpoints, files
+from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.records import Ticket
+from align.stage import StageKeys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,12 +104,12 @@ class Job:
 
         from align.model import native_bf16
 
-        begun = rundir.read_json(self.dir.precision) if self.ticket.resume_from else None
+        begun = files.read_json(self.dir.precision) if self.ticket.resume_from else None
         if begun is not None:
             return bool(begun["bf16"])
         chosen = native_bf16()
         if PartialState().is_main_process:
-            rundir.write_json(self.dir.precision, {"bf16": chosen})
+            files.write_json(self.dir.precision, {"bf16": chosen})
         return chosen
 
     def dataset(self, columns: dict[str, list[Any]]) -> Dataset:
@@ -285,7 +286,7 @@ class Watch(TrainerCallback):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         kept = [line for line in lines if self.resumed and _step(line) <= state.global_step]
-        rundir.write_text(self.path, "".join(line + "\n" for line in kept))
+        files.write_text(self.path, "".join(line + "\n" for line in kept))
         self._write({"step": state.global_step, "max_steps": state.max_steps, "time": time.time()})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -332,7 +333,7 @@ class Seal(TrainerCallback):
 
         PartialState().wait_for_everyone()
         if state.is_world_process_zero and args.output_dir:
-            rundir.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class Stop(TrainerCallback):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapter_settings, launch, merge_card, rundir, saved_lora
+from align import adapter_settings, launch, merge_card, saved_lora
 from align import base as bases
 from align.base import Base
 from align.errors import AlignError, FaultList
@@ -20,6 +20,7 @@ from align.export import FORMS
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
 from align.merge_verdict import Merge
+from align.run_folder import files
 from align.saved_lora import SavedLora
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def merge(out: Path, given: Sequence[str], *, rank: int | None, form: str) -> Me
         written = whole if form == "merged" else adapter
         _copy_tokenizer(plan, written, form)
         sources = list(zip(plan.adapters, plan.weights, strict=True))
-        rundir.write_text(written / "README.md", merge_card.text(sources, made.rank, made.error, cost))
+        files.write_text(written / "README.md", merge_card.text(sources, made.rank, made.error, cost))
         out.parent.mkdir(parents=True, exist_ok=True)
         written.replace(out.resolve())
     return Merged(out, made.rank, made.error, cost, merge_card.origin(plan.adapters[0])[0])
@@ -223,7 +224,7 @@ def _write_whole(plan: Plan, adapter: Path, folder: Path) -> Merge:
 
     from align import merging
     from align import model as models
-    from align.stage import Adapter
+    from align.run_folder.records import Adapter
 
     assert plan.base.path is not None
     base = models.load_weights(str(plan.base.path), {}, torch.float32, None)

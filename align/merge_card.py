@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from align import base, rundir
+from align import base
 from align.merge_verdict import Merge
+from align.run_folder import files
 from align.saved_lora import WEIGHTS, SavedLora
 
 _SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})")
@@ -60,4 +61,4 @@ def _shown(adapter: SavedLora) -> str:
 
 
 def _identity(adapter: SavedLora) -> str:
-    return f"sha256 `{rundir.file_sha256(adapter.folder / WEIGHTS)[:12]}`"
+    return f"sha256 `{files.file_sha256(adapter.folder / WEIGHTS)[:12]}`"

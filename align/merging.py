@@ -19,7 +19,7 @@ from align.dither import dithered
 from align.errors import AlignError, Exit
 from align.fidelity import Text
 from align.merge_verdict import Merge
-from align.stage import Adapter
+from align.run_folder.records import Adapter
 
 ROWS = 16  # of a stage, on which the merged model is held against the adapted one
 

@@ -21,8 +21,8 @@ from transformers import (
 from align import base, score
 from align.base import heads, replaced_tokens
 from align.errors import AlignError, Exit
+from align.run_folder.records import Gives
 from align.score import SCORE
-from align.stage import Gives
 
 
 def device() -> torch.device:

@@ -7,16 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from align import base as bases
-from align import (
-    contradictions,
-    machine,
-    module_names,
-    rows_that_fit,
-    run_length,
-    rundir,
-    saved_quantization,
-    tokenizer_facts,
-)
+from align import contradictions, machine, module_names, rows_that_fit, run_length, saved_quantization, tokenizer_facts
 from align.base import Base
 from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
@@ -30,8 +21,9 @@ from align.machine import check_disk
 from align.recipe import Loaded, ModelKeys, StagePlan
 from align.rewards import Finder, RewardedKeys
 from align.rows_that_fit import StageRows
-from align.rundir import RunDir
-from align.stage import Reward, Rows
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Reward, Rows
 from align.validation import Loc
 
 __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
@@ -318,15 +310,15 @@ class _Checking:
         """Hash of what is measured; the user's own probes are read, the shipped ones take a while and are right."""
         keys = self.loaded.recipe.forgetting
         if keys.probes == "none":
-            return rundir.digest(keys.probes)
+            return files.digest(keys.probes)
         if not isinstance(keys.probes, dict):
-            return rundir.digest([probes.VERSION, keys.probes])
+            return files.digest([probes.VERSION, keys.probes])
         try:
             self.own_probes = probes.load(keys, self.loaded.root)
         except AlignError as error:
             self._add(error, ("forgetting", "probes"))
             return ""
-        return rundir.digest([probes.VERSION, [asdict(probe) for probe in self.own_probes]])
+        return files.digest([probes.VERSION, [asdict(probe) for probe in self.own_probes]])
 
     def _add(self, error: AlignError, at: Loc, sources: list[DataSource] | None = None) -> None:
         """Take a fault at its own place, where it has one, else at the key of the recipe that led to it."""
@@ -371,10 +363,10 @@ def _lengths(model: ModelKeys, folder: Path, own: str | None) -> Lengths | None:
 def write_rows(run: RunDir, examples: list[Example]) -> Rows:
     """Write checked rows into the run folder, under the hash of their content; equal tables are one file."""
     lines = [json.dumps(example.value, ensure_ascii=False, default=str) for example in examples]
-    sha256 = rundir.digest(lines)
+    sha256 = files.digest(lines)
     path = run.data / f"{sha256[:16]}.jsonl"
     content = "".join(line + "\n" for line in lines)
     if not path.is_file() or path.read_text(encoding="utf-8") != content:
-        rundir.write_text(path, content)
+        files.write_text(path, content)
     kinds = sorted({example.kind for example in examples})
     return Rows(path=run.relative(path), sha256=sha256, count=len(examples), kinds=kinds)

@@ -20,9 +20,9 @@ from rich.progress import (
 )
 
 from align.lines import line
+from align.run_folder.records import LOADING
 
 PLAIN_EVERY = 0.25  # share of a stage between two plain lines
-LOADING = "loading"  # what a stage is at until it says otherwise
 
 
 class Watcher:

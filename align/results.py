@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align import rundir
 from align.errors import AlignError
-from align.rundir import RunDir
-from align.stage import Outcome, Policy, Ticket
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Outcome, Policy, Ticket
 
 
 def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
@@ -43,7 +43,7 @@ def find(folder: Path, stage: str | None, *, rewards: bool = False) -> tuple[Tic
         if chosen in _done(folder):
             raise _no_policy(folder, chosen, done)
         raise AlignError(f"'{folder}' has no finished stage '{chosen}'", f"choose one of: {', '.join(done)}")
-    return Ticket.model_validate(rundir.read_json(RunDir(folder).stage(chosen).ticket)), done[chosen]
+    return Ticket.model_validate(files.read_json(RunDir(folder).stage(chosen).ticket)), done[chosen]
 
 
 def model(outcome: Outcome) -> Policy:
@@ -55,10 +55,10 @@ def model(outcome: Outcome) -> Policy:
 
 def _done(folder: Path) -> dict[str, Outcome]:
     run = RunDir(folder)
-    record = rundir.read_json(run.record)
+    record = files.read_json(run.record)
     if record is None:
         raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
-    read = {id: rundir.read_json(run.stage(id).outcome) for id in record["order"]}
+    read = {id: files.read_json(run.stage(id).outcome) for id in record["order"]}
     return {
         id: Outcome.model_validate(raw) for id, raw in read.items() if raw and (raw.get("policy") or raw.get("reward"))
     }

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from align import base as bases
-from align import errors, rundir
+from align import errors
 from align.data.formats import GIVEN
 from align.errors import AlignError, Place
-from align.stage import Policy, Reward, StageKeys
+from align.run_folder import files, paths
+from align.run_folder.records import Policy, Reward
+from align.stage import StageKeys
 
 _FUNCTION = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
@@ -125,7 +127,7 @@ class Finder:
         if name not in known:
             what, remedy = f"'{file}' has no function '{name}'", errors.did_you_mean(name, known)
             raise AlignError(what, remedy if known else f"write `def {name}(prompts, completions, **kwargs)` there")
-        sha256, where = rundir.file_sha256(path), str(path.resolve())
+        sha256, where = files.file_sha256(path), str(path.resolve())
         columns = _columns(known[name])
         return Reward(
             name=name, kind="function", weight=weight, path=where, function=name, columns=columns, identity=sha256
@@ -142,7 +144,7 @@ def _columns(function: ast.FunctionDef) -> list[str]:
 
 def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
     """The reward model that a stage of another run trained."""
-    outcome = rundir.read_json(folder / "outcome.json", {})
+    outcome = files.read_json(folder / "outcome.json", {})
     if not outcome.get("reward"):
         raise AlignError(f"the stage in '{name}' gave no reward model", "name the folder of a stage that trained one")
     try:
@@ -154,17 +156,17 @@ def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
         if not (run / path).is_dir():
             what = f"the reward model in '{name}' needs '{run / path}', which is not there"
             raise AlignError(what, _written_out(outcome.get("stage")))
-    identity = rundir.digest([model.base.identity, outcome.get("artifacts")])
+    identity = files.digest([model.base.identity, outcome.get("artifacts")])
     return Reward(name=folder.name, kind="stage", weight=weight, model=model, root=str(run), identity=identity)
 
 
 def _check_whole(folder: Path, name: str) -> None:
     """Raises AlignError where a folder is a part of a reward model: its adapter, or weights that adapters act on."""
-    outcome = rundir.read_json(folder.parent / "outcome.json", {})
+    outcome = files.read_json(folder.parent / "outcome.json", {})
     under = (outcome.get("reward") or {}).get("adapters")
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
         what = f"'{name}' is an adapter, which scores no answers without the model that it acts in"
-    elif under and rundir.StageDir(folder.parent).model == folder:
+    elif under and paths.StageDir(folder.parent).model == folder:
         what = f"the weights in '{name}' were trained under adapters, and score no answers without them"
     else:
         return

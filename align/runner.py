@@ -10,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from align import __version__, branches, recipe, rundir
+from align import __version__, branches, recipe
 from align.child import Child
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
@@ -18,8 +18,9 @@ from align.pipeline import BASE
 from align.prepare import Prepared, check_disk, prepare
 from align.progress import Watcher
 from align.recipe import Loaded, StagePlan
-from align.rundir import RunDir
-from align.stage import Outcome, Ticket
+from align.run_folder import checkpoints, files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Outcome, Ticket
 from align.tickets import build
 
 
@@ -68,7 +69,7 @@ class Run:
         """
         _check_names(self.loaded, self.options)
         hub = self.loaded.recipe.model
-        pinned = rundir.read_json(self.dir.record, {}).get("hub", {})
+        pinned = files.read_json(self.dir.record, {}).get("hub", {})
         known = pinned.get("commit") if pinned.get("base") == [hub.base, hub.revision] else None
         prepared = prepare(self.loaded, commit=None if self.options.fresh else known)
         check_disk(self.loaded, prepared.base, self.dir.root)
@@ -87,7 +88,7 @@ class Run:
             return code
 
     def _open(self, prepared: Prepared) -> None:
-        old = rundir.read_json(self.dir.record)
+        old = files.read_json(self.dir.record)
         name, hub = self.loaded.recipe.name, self.loaded.recipe.model
         if old is not None and old["name"] != name:
             raise AlignError(
@@ -121,7 +122,7 @@ class Run:
         precision = ["trained" if plan.trains_base else "frozen"] if model.dtype == "auto" else [model.dtype]
         quantization = plan.method.quantization(plan.method_keys)
         asked = [first.measured, prepared.chat_template, first.replays]
-        known = rundir.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])
+        known = files.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])
         if self.record.get("base", known) != known:
             self.dir.supersede(self.dir.base_measurements)
         self.record["base"] = known
@@ -194,7 +195,7 @@ class Run:
             if self.options.only is None:
                 self.dir.comparison.unlink(missing_ok=True)
             return
-        if rundir.read_json(self.dir.comparison, {}).get("key") == request.key:
+        if files.read_json(self.dir.comparison, {}).get("key") == request.key:
             return
         self.changed = True
         self.watcher.say(f"comparing {', '.join(id for id in request.policies if id != request.parent)}")
@@ -204,15 +205,15 @@ class Run:
     def _bring_up(self, plan: StagePlan, child: Child) -> None:
         """Skip a stage, measure it again, or run it. Cheapest test first."""
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
-        raw = rundir.read_json(here.outcome)
+        raw = files.read_json(here.outcome)
         file = here.outcome if raw and raw["measured"] == ticket.measured else here.trained
         file = file if file.is_file() else here.outcome
-        raw = rundir.read_json(file)
+        raw = files.read_json(file)
         if raw is None:
             self._execute(plan, child)
             return
         outcome = Outcome.model_validate(raw)
-        name = rundir.damaged(outcome.artifacts, here.root, since=file.stat().st_mtime)
+        name = files.damaged(outcome.artifacts, here.root, since=file.stat().st_mtime)
         if name is not None or outcome.fingerprint != ticket.fingerprint:
             bad = f"has a damaged file, {name}" if name else "belongs to another recipe"
             self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
@@ -244,11 +245,11 @@ class Run:
         self._take_inputs(plan)
         self.changed = True
         ticket.measure_base = self._base_is_missing()
-        checkpoint = rundir.whole_checkpoint(here.checkpoints)
+        checkpoint = checkpoints.whole_checkpoint(here.checkpoints)
         ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
         here.error.unlink(missing_ok=True)
         here.progress.unlink(missing_ok=True)
-        rundir.write_json(here.ticket, ticket.model_dump(mode="json"))
+        files.write_json(here.ticket, ticket.model_dump(mode="json"))
         self._note(
             plan,
             status="running",
@@ -265,7 +266,7 @@ class Run:
         except AlignError:
             self._note(plan, status="failed")
             raise
-        outcome = rundir.read_json(here.outcome)
+        outcome = files.read_json(here.outcome)
         alarms = {f"{name.replace('_', ' ')} " for name in outcome["metrics"].get("alarms", ())}
         for text in outcome["warnings"]:
             if not text.startswith(tuple(alarms)) and text not in ticket.warnings:  # which were told before
@@ -285,7 +286,7 @@ class Run:
                 reward.model = self._result(plan, reward.stage).reward
 
     def _result(self, plan: StagePlan, source: str) -> Outcome:
-        raw = rundir.read_json(self.dir.stage(source).outcome)
+        raw = files.read_json(self.dir.stage(source).outcome)
         if raw is None:
             raise AlignError(
                 f"stage '{plan.id}' starts from '{source}', which has not run in '{self.dir.root}'",
@@ -298,13 +299,13 @@ class Run:
         here, keys = self.dir.stage(plan.id), self.loaded.recipe.forgetting
         if not (here.measurements / "summary.json").is_file():
             return "continue"
-        old = rundir.read_json(here.decision)
+        old = files.read_json(here.decision)
         if old is None or old["thresholds"] != keys.thresholds():
             base = measurements.load(self.dir.base_measurements)
             keys.check_names(base.probes)
             decision = gate.decide(plan.id, base, measurements.load(here.measurements), keys)
             old = decision.model_dump(mode="json")
-            rundir.write_json(here.decision, old)
+            files.write_json(here.decision, old)
             self.changed = True
             for reason in decision.reasons[: len(decision.violations)]:
                 self.watcher.say(f"{plan.id}: {reason}", "gate")
@@ -316,7 +317,7 @@ class Run:
 
         self._save()
         measured = (self.dir.base_measurements / "summary.json").is_file()
-        lost = measured and rundir.read_json(self.dir.forgetting) is None
+        lost = measured and files.read_json(self.dir.forgetting) is None
         if not (self.changed or lost) and (self.dir.root / "report.html").is_file():
             return
         order = [id for id in self.record["order"] if self._measured(id)]
@@ -325,7 +326,7 @@ class Run:
             parents = {plan.id: plan.policy for plan in self.loaded.stages}
             base = measurements.load(self.dir.base_measurements)
             table = matrix.build([BASE, *order], parents, {BASE: base, **found}, self.loaded.recipe.forgetting)
-            rundir.write_json(self.dir.forgetting, table)
+            files.write_json(self.dir.forgetting, table)
         else:  # what an older recipe had measured
             self.dir.forgetting.unlink(missing_ok=True)
         report.write(self.dir.root)
@@ -333,7 +334,7 @@ class Run:
     def _measured(self, id: str) -> bool:
         """Whether a stage's row can stand beside the base's: it was asked the same."""
         here = self.dir.stage(id)
-        measured = rundir.read_json(here.outcome, {}).get("measured") == self.tickets[id].measured
+        measured = files.read_json(here.outcome, {}).get("measured") == self.tickets[id].measured
         return measured and (here.measurements / "summary.json").is_file()
 
     def _note(self, plan: StagePlan, **entry: Any) -> None:
@@ -352,8 +353,8 @@ class Run:
         self._save()
 
     def _save(self) -> None:
-        if rundir.read_json(self.dir.record) != self.record:
-            rundir.write_json(self.dir.record, self.record)
+        if files.read_json(self.dir.record) != self.record:
+            files.write_json(self.dir.record, self.record)
             self.changed = True
 
 
@@ -379,7 +380,7 @@ def write_recipe(path: Path, loaded: Loaded) -> None:
     yaml.dump(recipe.resolved(loaded), out)
     text = "# written by align: the recipe with every default and inherited value\n" + out.getvalue()
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        rundir.write_text(path, text)
+        files.write_text(path, text)
 
 
 def _now() -> str:

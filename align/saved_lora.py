@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import adapter_settings, base, rundir
+from align import adapter_settings, base
 from align.errors import AlignError
-from align.rundir import StageDir
-from align.stage import Policy
+from align.run_folder import files
+from align.run_folder.paths import StageDir
+from align.run_folder.records import Policy
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ class SavedLora:
     def policy(self) -> Policy | None:
         """The policy of the run that wrote it; None for an adapter from elsewhere."""
         stage = StageDir(self.folder.resolve().parent)
-        record = rundir.read_json(stage.outcome) if stage.model == self.folder.resolve() else None
+        record = files.read_json(stage.outcome) if stage.model == self.folder.resolve() else None
         return Policy.model_validate(record["policy"]) if record and record.get("policy") else None
 
     def beneath(self) -> list[Path]:
@@ -111,7 +112,7 @@ def read(name: str) -> SavedLora:
     folder = Path(name).expanduser()
     if not (folder / SETTINGS).is_file():
         raise _no_adapter(name, folder)
-    settings = rundir.read_json(folder / SETTINGS)
+    settings = files.read_json(folder / SETTINGS)
     if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
         raise AlignError(f"the {SETTINGS} of '{name}' is broken", _COPY_AGAIN)
     kind = settings["peft_type"].lower()

@@ -19,8 +19,8 @@ from align.data.formats import Example
 from align.errors import AlignError
 from align.prepare import Prepared, prepare
 from align.recipe import Loaded, StagePlan
-from align.rundir import RunDir
-from align.stage import BaseModelIdentity
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -21,11 +21,10 @@ from align import errors, shipped
 from align.data.formats import Example, Kind
 from align.data.sources import DataSource
 from align.errors import AlignError, Place
+from align.run_folder.records import Gives, Ticket
 
 if TYPE_CHECKING:
     from align.job import Job
-
-Gives = Literal["policy", "reward"]
 
 
 class Replay(BaseModel):
@@ -191,132 +190,3 @@ def _declared(module: ModuleType, name: str) -> Stage:
         what = "the stage file declares no STAGE"
         raise AlignError(what, "end it with `STAGE = align.stage.Stage(...)`", place=Place(name))
     return stage
-
-
-class Adapter(BaseModel):
-    """One adapter of a policy, in the order in which they were stacked."""
-
-    name: str
-    path: str  # relative to the run folder
-    method: str
-    settings: dict[str, Any]  # the parameterization that made it
-
-
-class BaseModelIdentity(BaseModel):
-    """The base that a policy stands on."""
-
-    name: str  # as the recipe names it: lab, a folder, a Hub id
-    path: str  # where its files are on this machine
-    identity: str  # hash of its files, or the Hub revision
-    revision: str | None = None
-
-
-class Policy(BaseModel):
-    """What a stage hands on: a base with ordered adapters, or full weights in place of the base's own."""
-
-    base: BaseModelIdentity
-    quantization: dict[str, Any] | None = None
-    weights: str | None = None  # a model folder relative to the run folder, when base weights were trained
-    adapters: list[Adapter] = []
-
-
-class Reward(BaseModel):
-    """One thing that scores answers, as found.
-
-    Attributes:
-        name: of its figures.
-        kind: a reward model that a stage trained, one as files, or a Python function.
-        model: of a stage (of this run or another), filled in when it is there.
-        root: the run folder that the paths of `model` are relative to; None for this run.
-        path: of a model's folder or a function's file.
-        function: its name in that file.
-        columns: of the rows, which the function cannot do without.
-        identity: hash of the content.
-    """
-
-    name: str
-    kind: Literal["stage", "model", "function"]
-    weight: float
-    stage: str | None = None
-    model: Policy | None = None
-    root: str | None = None
-    path: str | None = None
-    function: str | None = None
-    columns: list[str] = []
-    identity: str = ""
-
-
-class Rows(BaseModel):
-    """A table of checked rows in the run folder."""
-
-    path: str
-    sha256: str
-    count: int
-    kinds: list[str]
-
-
-class Ticket(BaseModel):
-    """What one stage is asked to do. Written by the parent, read by the child."""
-
-    format: int = 1
-    stage: str
-    program: str
-    program_path: str
-    gives: Gives
-    fingerprint: str
-    seed: int
-    policy: Policy  # what comes in
-    rewards: list[Reward] = []  # what scores the answers of a stage that samples some
-    model: dict[str, Any]  # the recipe's `model`
-    parameterization: dict[str, Any]
-    keys: dict[str, Any]  # the stage's resolved recipe entry
-    training: dict[str, Any]  # with this stage's defaults filled in
-    train: Rows
-    evaluation: Rows | None
-    replay: Rows | None
-    replay_ratio: float
-    probes: Any
-    program_sha256: str
-    chat_template: str | None  # the recipe's own, as text
-    replays: bool  # whether a stage of the recipe replays rows
-    warnings: list[str] = []  # of checking the rows; they stand in the outcome too
-    measured: str  # hash of the probes by content: other probes are measured again, nothing is trained
-    measure_base: bool
-    measure_only: bool = False
-    processes: int
-    trackers: list[str]
-    run_name: str
-    resume_from: str | None = None
-
-
-class Outcome(BaseModel):
-    """What a stage did. Written last: its presence means that training and measuring are whole."""
-
-    model_config = ConfigDict(extra="allow")
-    format: int = 1
-    stage: str
-    program: str
-    status: Literal["done"] = "done"
-    fingerprint: str
-    seconds: float
-    cpu_seconds: float
-    measure_seconds: float
-    measure_cpu_seconds: float
-    measured: str
-    world_size: int
-    distributed_type: str
-    global_batch_size: int
-    steps: int
-    parameters: dict[str, int]
-    parameterization: dict[str, Any]
-    trained: list[str] = []  # the modules that hold trainable weights
-    metrics: dict[str, Any]
-    data: dict[str, Any]
-    policy: Policy | None = None
-    reward: Policy | None = None  # a reward model, its last adapter or its weights with the head `score`
-    merge: dict[str, Any] | None = None
-    peak_memory_bytes: int | None = None
-    resumed_from: str | None = None
-    warnings: list[str] = []
-    versions: dict[str, str] = {}
-    artifacts: dict[str, dict[str, Any]]

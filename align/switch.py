@@ -10,7 +10,7 @@ from align import adapters, chain, results
 from align import model as models
 from align.errors import AlignError
 from align.pipeline import BASE
-from align.stage import Adapter, Outcome, Policy, Ticket
+from align.run_folder.records import Adapter, Outcome, Policy, Ticket
 
 
 class Switch:

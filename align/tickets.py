@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align import rundir
 from align.base import replaced_tokens
 from align.pipeline import BASE
 from align.prepare import Prepared, write_rows
 from align.recipe import Loaded, StagePlan
-from align.rundir import RunDir
-from align.stage import BaseModelIdentity, Policy, Rows, Ticket
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity, Policy, Rows, Ticket
 
 ENGINE = 2  # raised when align itself begins to train the same recipe differently
 # Training arguments that change what is written or shown, never the weights.
@@ -107,7 +107,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
     passes = ticket.training.get("steps_per_generation")  # which say how many answers a rollout has
     rollout = {"rollout": per_device * passes * ticket.processes} if isinstance(passes, int) else {}
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
-    return rundir.digest(
+    return files.digest(
         {
             "format": 1,
             "engine": ENGINE,
@@ -129,7 +129,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
 
 def _kept(run: RunDir, stage: str) -> str:
     """What goes on from an input: as trained, unless a decision says otherwise."""
-    return str(rundir.read_json(run.stage(stage).decision, {}).get("policy", "as_trained"))
+    return str(files.read_json(run.stage(stage).decision, {}).get("policy", "as_trained"))
 
 
 def _absolute(name: str, root: Path) -> Path:

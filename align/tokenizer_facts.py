@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align import rundir
 from align.base import Base, heads
 from align.errors import AlignError
+from align.run_folder import files
 
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embedding", "embeddings")
 _ROLES = ("pad_token", "eos_token", "bos_token", "unk_token")  # those that get into a row without being in its text
@@ -125,5 +125,5 @@ def _text(token: Any) -> str:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    found = rundir.read_json(path, {}) if path.is_file() else {}
+    found = files.read_json(path, {}) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, card, chain, generation, merging, parameterization, rundir, targets, verdicts
+from align import adapters, card, chain, generation, merging, parameterization, targets, verdicts
 from align import model as models
 from align import stage as stages
 from align.data import mixing
@@ -32,9 +32,9 @@ from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
 from align.handover import Builder
 from align.job import Job
-from align.progress import LOADING
-from align.rundir import RunDir
-from align.stage import Adapter, Outcome, Policy, Rows, Ticket
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import LOADING, Adapter, Outcome, Policy, Rows, Ticket
 
 ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
 PACKAGES = ("align-suite", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -127,11 +127,11 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
             resumed_from=ticket.resume_from,
             warnings=job.warnings,
             versions=_versions(),
-            artifacts=rundir.artifacts(here.model, here.root),
+            artifacts=files.artifacts(here.model, here.root),
         )
         card.write(here.model, run, ticket, outcome)
-        outcome.artifacts = rundir.artifacts(here.model, here.root)
-        rundir.write_json(here.outcome, outcome.model_dump(mode="json"))
+        outcome.artifacts = files.artifacts(here.model, here.root)
+        files.write_json(here.outcome, outcome.model_dump(mode="json"))
     world.wait_for_everyone()
     return outcome
 
@@ -249,7 +249,7 @@ def _measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pr
     measure(bench, bench_probes, run.base_measurements, base=None)
     if own:
         found = quantization.compare(own, quantization.measured(bench, texts))
-        rundir.write_json(run.quantization, found)
+        files.write_json(run.quantization, found)
         text = quantization.warning(found)
         if text:
             job.warn(text)
@@ -264,7 +264,7 @@ def _measure(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[st
 
 def _measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
     """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
-    outcome = Outcome.model_validate(rundir.read_json(job.dir.trained))
+    outcome = Outcome.model_validate(files.read_json(job.dir.trained))
     if outcome.policy is not None and bench_probes:
         job.model = adapters.load_policy(outcome.policy, ticket.model, run.root)
         measured = _measure(job, run, bench_probes)
@@ -272,8 +272,8 @@ def _measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[pro
     outcome.measured = ticket.measured
     outcome.warnings += [text for text in job.warnings if text not in outcome.warnings]
     card.write(job.dir.model, run, ticket, outcome)  # it shows what was measured
-    outcome.artifacts = rundir.artifacts(job.dir.model, job.dir.root)
-    rundir.write_json(job.dir.outcome, outcome.model_dump(mode="json"))
+    outcome.artifacts = files.artifacts(job.dir.model, job.dir.root)
+    files.write_json(job.dir.outcome, outcome.model_dump(mode="json"))
     return outcome
 
 
@@ -292,9 +292,9 @@ def _save(job: Job, run: RunDir) -> Policy:
     else:
         job.model.save_pretrained(folder, selected_adapters=[adapters.TRAINED])
         if came_in.base.revision and came_in.weights is None:  # loads anywhere, not only where the cache has it
-            config = rundir.read_json(folder / "adapter_config.json")
+            config = files.read_json(folder / "adapter_config.json")
             config |= {"base_model_name_or_path": came_in.base.name, "revision": came_in.base.revision}
-            rundir.write_json(folder / "adapter_config.json", config)
+            files.write_json(folder / "adapter_config.json", config)
         own = Adapter(
             name=ticket.stage,
             path=run.relative(folder),

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from align import rundir
 from align.errors import AlignError, Exit
-from align.rundir import RunDir, StageDir
-from align.stage import Ticket
+from align.run_folder import files
+from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.records import Ticket
 
 POLL_SECONDS = 0.05
 _asked = threading.Event()
@@ -39,7 +39,7 @@ def main() -> None:
         if "compare" in entry:
             _compare(run, entry["compare"])
             continue
-        code = _execute(run, Ticket.model_validate(rundir.read_json(run.root / entry["ticket"])))
+        code = _execute(run, Ticket.model_validate(files.read_json(run.root / entry["ticket"])))
         if code != Exit.DONE:
             break
     _leave(code)
@@ -62,7 +62,7 @@ def _entries(run: RunDir) -> Iterator[dict[str, Any]]:
     """What the parent decides on: 1.json, 2.json, … in the queue; an empty one ends it."""
     number = 1
     while True:
-        entry = rundir.read_json(run.queue / f"{number}.json")
+        entry = files.read_json(run.queue / f"{number}.json")
         if entry is None:
             if _asked.is_set() or run.stop.is_file():
                 _leave(Exit.INTERRUPTED)
@@ -76,8 +76,8 @@ def _entries(run: RunDir) -> Iterator[dict[str, Any]]:
 
 def _compare(run: RunDir, request: dict[str, Any]) -> None:
     """Compare the branches; only the first process does."""
-    from align.branches import Comparison
     from align.compare import compare
+    from align.run_folder.records import Comparison
 
     gc.collect()  # the last stage's model and optimizer are held by cycles
     if _rank() == 0:
@@ -142,7 +142,7 @@ def _unexpected(error: Exception, ticket: Ticket) -> AlignError:
 
 def _failed(here: StageDir, error: AlignError, trace: str | None = None) -> Exit:
     if not here.error.is_file():  # of several processes, the first that failed knows why
-        rundir.write_json(
+        files.write_json(
             here.error,
             {"what": error.what, "remedy": error.remedy, "exit": int(error.exit), "traceback": trace, "rank": _rank()},
         )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.rl import declared
 from align.rl.keys import PpoKeys
-from align.stage import Stage, Ticket
+from align.run_folder.records import Ticket
+from align.stage import Stage
 
 if TYPE_CHECKING:
     from align.job import Job

@@ -24,11 +24,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align import merging, parameterization, rundir, stage, work
+from align import merging, parameterization, stage, work
 from align.job import Job
 from align.lab import MODEL_DIR, data
-from align.rundir import RunDir
-from align.stage import BaseModelIdentity, Outcome, Policy, Reward, Rows, Ticket
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity, Outcome, Policy, Reward, Rows, Ticket
 
 LAB = BaseModelIdentity(name="lab", path=str(MODEL_DIR), identity="0" * 64)
 BASE = Policy(base=LAB)
@@ -118,8 +119,8 @@ class Stages:
 
     def rows(self, name: str, rows: list[dict[str, Any]]) -> Rows:
         path = self.run.data / f"{name}.jsonl"
-        rundir.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        return Rows(path=self.run.relative(path), sha256=rundir.digest(rows), count=len(rows), kinds=[])
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return Rows(path=self.run.relative(path), sha256=files.digest(rows), count=len(rows), kinds=[])
 
     def ticket(
         self,

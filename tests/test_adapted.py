@@ -18,7 +18,7 @@ from align import adapters
 from align.adapted import Adapted, Counts
 from align.errors import AlignError
 from align.lab import MODEL_DIR
-from align.stage import Adapter
+from align.run_folder.records import Adapter
 from models import tensors, tiny_llama
 
 IDS = torch.arange(5, 29).view(2, 12)

@@ -16,7 +16,7 @@ from align import arguments, stage, work
 from align.errors import AlignError
 from align.job import Job
 from align.lab import data
-from align.rundir import RunDir
+from align.run_folder.paths import RunDir
 from models import BASE, Stages, preferences, settings, tensors
 from test_ppo import function
 

@@ -146,7 +146,7 @@ def test_files_are_hashed_once(model: Path, tmp_path: Path, monkeypatch: pytest.
     found, cache = base.resolve(str(model), None, root=tmp_path), tmp_path / "identity.json"
     first = found.identity(cache)
     with monkeypatch.context() as patch:
-        patch.setattr("align.rundir.file_sha256", lambda path: pytest.fail(f"{path} is hashed again"))
+        patch.setattr("align.run_folder.files.file_sha256", lambda path: pytest.fail(f"{path} is hashed again"))
         assert found.identity(cache) == first
     (model / "config.json").write_text('{"model_type": "qwen3"}')
     assert found.identity(cache) != first

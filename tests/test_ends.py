@@ -15,8 +15,9 @@ from align import model as loading
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.prepare import prepare
-from align.rundir import RunDir, read_json
-from align.stage import BaseModelIdentity, Policy
+from align.run_folder.files import read_json
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity, Policy
 from models import FULL, LORA, Stages
 
 TALK = [{"role": "user", "content": "What is 7 plus 2?"}, {"role": "assistant", "content": "It is 9."}]

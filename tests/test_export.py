@@ -17,7 +17,7 @@ from align import export, results, switch
 from align.adapters import load_policy
 from align.errors import AlignError
 from align.lab import data
-from align.stage import Adapter
+from align.run_folder.records import Adapter
 from align.switch import Switch
 from models import lab_tokenizer
 

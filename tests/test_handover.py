@@ -23,8 +23,8 @@ from align import model as loading
 from align.errors import AlignError, Exit
 from align.handover import prompts
 from align.lab import MODEL_DIR, data
-from align.rundir import RunDir
-from align.stage import Policy
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Policy
 from models import BASE, FULL, LORA, OTHER_LORA, QLORA, Stages, at_strength
 
 EXACT = {"bf16": False, "dtype": "float32"}  # arithmetic fine enough to be compared digit by digit

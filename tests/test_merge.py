@@ -16,12 +16,13 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from align import adapters, merging, rundir
+from align import adapters, merging
 from align.adapted import Adapted
 from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR
 from align.merge import merge
-from align.stage import Adapter, Policy
+from align.run_folder import files
+from align.run_folder.records import Adapter, Policy
 from models import LAB, at_strength, tiny_llama
 
 Tensors = dict[str, torch.Tensor]
@@ -239,7 +240,7 @@ def stage(adapter: str, run: Path, name: str, *beneath: str) -> str:
     shutil.copytree(adapter, folder)
     made = [Adapter(name=each, path=f"stages/{each}/model", method="lora", settings={}) for each in (*beneath, name)]
     outcome = {"policy": Policy(base=LAB, adapters=made).model_dump(mode="json")}
-    rundir.write_json(folder.parent / "outcome.json", outcome)
+    files.write_json(folder.parent / "outcome.json", outcome)
     return str(folder)
 
 
@@ -255,7 +256,7 @@ def test_an_adapter_on_top_of_another_is_merged_with_it_alone() -> None:
     theirs = adapters.put(AutoModelForCausalLM.from_pretrained("base"), policy, Path())
     merged = AutoModelForCausalLM.from_pretrained("out")
     torch.testing.assert_close(logits(merged), logits(theirs), rtol=1e-4, atol=1e-5)
-    sha = [rundir.file_sha256(Path(each) / "adapter_model.safetensors")[:12] for each in "ab"]
+    sha = [files.file_sha256(Path(each) / "adapter_model.safetensors")[:12] for each in "ab"]
     assert done.merge is not None and done.merge.kl < 1e-9
     assert done.base == "lab" and Path("out/README.md").read_text() == (
         "---\nlibrary_name: transformers\ntags: [align, merge]\n---\n\n# A merge of adapters\n\n"

@@ -18,8 +18,8 @@ from align.dither import dithered
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.merge_verdict import Merge
-from align.rundir import RunDir
-from align.stage import Policy
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Policy
 from models import BASE, LORA, QLORA, Stages, at_strength, lab_tokenizer, settings, tensors, tiny_llama
 
 DORA = settings("lora", lora={"r": 8, "alpha": 16, "use_dora": True})

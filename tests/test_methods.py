@@ -16,8 +16,8 @@ from align import adapters, parameterization, targets
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.model import counts
-from align.rundir import RunDir
-from align.stage import BaseModelIdentity, Policy
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity, Policy
 from models import BASE, Stages, settings
 from tests.test_bottleneck import FAMILIES as SHAPES
 from tests.test_pairs import plain

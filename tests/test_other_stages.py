@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer, KTOConfig, KTOTrainer, RLOOTrainer
 
-from align import adapters, arguments, recipe, rundir, stage
+from align import adapters, arguments, recipe, stage
 from align.data import tokens
 from align.data.order import RowOrder
 from align.errors import AlignError, Faults
@@ -24,8 +24,9 @@ from align.rl import reference, rollouts
 from align.rl.health import REMEDIES
 from align.rl.recorder import WITHOUT_A_CRITIC
 from align.rl.rollouts import Rollout
-from align.rundir import RunDir
-from align.stage import Policy, Reward, Ticket
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Policy, Reward, Ticket
 from align.trainers.grpo import GrpoTrainer
 from align.trainers.kto import KL_REFERENCE, REFERENCE, KtoTrainer, other_answers
 from align.trainers.online import Online
@@ -239,7 +240,7 @@ def test_a_resumed_online_stage_has_the_same_weights_and_record(
             here.outcome.unlink()
             ticket.resume_from = f"checkpoints/checkpoint-{at}"
             stages.execute(ticket)
-        return {path.name: rundir.file_sha256(path) for path in [*here.model.glob("*.safetensors"), here.rollouts]}
+        return {path.name: files.file_sha256(path) for path in [*here.model.glob("*.safetensors"), here.rollouts]}
 
     whole = hashes("whole", resume=False)
     assert len(whole) == 2 and hashes("resumed", resume=True) == whole
@@ -279,11 +280,11 @@ def test_the_stage_of_rewards_in_the_docs_runs_and_resumes(stages: Stages, tmp_p
     ticket = stages.ticket("own", str(file), BASE, LORA, rewards=[function("short")], rows=rows, **training)
     stages.execute(ticket)
     weights = stages.run.stage("own").model / "adapter_model.safetensors"
-    whole = rundir.file_sha256(weights)
+    whole = files.file_sha256(weights)
     stages.run.stage("own").outcome.unlink()
     ticket.resume_from = "checkpoints/checkpoint-3"
     stages.execute(ticket)
-    assert rundir.file_sha256(weights) == whole
+    assert files.file_sha256(weights) == whole
 
 
 # kto
@@ -419,7 +420,7 @@ def test_a_resumed_kto_stage_has_the_same_weights(tmp_path: Path, method: str, l
             here.reference.with_name("reference-train.safetensors").unlink()
             ticket.resume_from = "checkpoints/checkpoint-7"
             stages.execute(ticket)
-        return {path.name: rundir.file_sha256(path) for path in here.model.glob("*.safetensors")}
+        return {path.name: files.file_sha256(path) for path in here.model.glob("*.safetensors")}
 
     whole = hashes("whole", resume=False)
     assert whole and hashes("resumed", resume=True) == whole

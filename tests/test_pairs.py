@@ -19,8 +19,8 @@ from align import adapters, recipe
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.model import native_bf16, pin_4bit_layout
-from align.rundir import RunDir
-from align.stage import Policy
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Policy
 from models import BASE, FULL, LORA, QLORA, Stages, settings
 
 METHODS = {

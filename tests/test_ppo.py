@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
-from align import rundir, work
+from align import work
 from align.errors import AlignError
 from align.lab import data
 from align.rl import rollouts
 from align.rl.rollouts import Rollout
-from align.rundir import RunDir
-from align.stage import BaseModelIdentity, Policy, Reward, Ticket
+from align.run_folder import files as run_files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity, Policy, Reward, Ticket
 from align.trainers.ppo import PpoTrainer
 from models import BASE, FULL, LORA, QLORA, Stages, changed, lab_tokenizer, preferences, settings
 
@@ -204,7 +205,7 @@ def test_a_resumed_run_has_the_same_weights_critic_and_coefficient(tmp_path: Pat
             ticket.resume_from = f"checkpoints/checkpoint-{at}"
             stages.execute(ticket)
         files = [*here.model.glob("*.safetensors"), here.critic / "critic.safetensors", here.rollouts]
-        return {path.name: rundir.file_sha256(path) for path in files}
+        return {path.name: run_files.file_sha256(path) for path in files}
 
     whole = hashes("whole", resume=False)
     assert hashes("resumed", resume=True) == whole

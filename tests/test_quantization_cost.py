@@ -18,7 +18,7 @@ from align.lab import MODEL_DIR
 from align.lab import probes as lab
 from align.report.page import build
 from align.report.records import load
-from align.rundir import RunDir
+from align.run_folder.paths import RunDir
 from models import BASE, QLORA, Stages, lab_tokenizer
 
 COST = {"before": 22.11, "after": 28.74, "ratio": 1.30, "ci95": [1.2481, 1.3549], "n": 40}

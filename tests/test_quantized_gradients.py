@@ -20,7 +20,7 @@ from align.data import tokens
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.parameterization import qlora
-from align.rundir import RunDir
+from align.run_folder.paths import RunDir
 from align.trainers.dpo import DpoTrainer
 from align.trainers.sft import SftTrainer
 

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 import runs
-from align.rundir import RunDir, read_json
-from align.stage import BaseModelIdentity, Policy
+from align.run_folder.files import read_json
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity, Policy
 from align.trainers.sft import SftTrainer
 from models import FULL, Stages
 

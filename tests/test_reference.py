@@ -20,8 +20,8 @@ from align import model as loading
 from align import parameterization
 from align.data import tokens
 from align.lab import MODEL_DIR
-from align.rundir import RunDir
-from align.stage import Policy
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Policy
 from align.trainers import reference
 from align.trainers.dpo import DpoTrainer
 from align.trainers.reference import KeptReference

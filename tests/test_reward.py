@@ -11,11 +11,12 @@ import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification
 
-from align import adapters, rundir
+from align import adapters
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
-from align.rundir import RunDir
-from align.stage import Policy
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Policy
 from align.trainers.reward import doubt, figures
 from models import BASE, FULL, LORA, QLORA, Stages, changed, lab_tokenizer, preferences, settings
 
@@ -95,7 +96,7 @@ def test_a_resumed_reward_model_has_the_same_weights(tmp_path: Path, method: str
             (here.outcome).unlink()
             ticket.resume_from = "checkpoints/checkpoint-2"
             stages.execute(ticket)
-        return {path.name: rundir.file_sha256(path) for path in stages.run.stage("reward").model.glob("*.safetensors")}
+        return {path.name: files.file_sha256(path) for path in stages.run.stage("reward").model.glob("*.safetensors")}
 
     assert run("whole", resume=False) == run("resumed", resume=True)
 

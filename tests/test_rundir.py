@@ -12,23 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from align import rundir
 from align.errors import AlignError
-from align.rundir import RunDir
+from align.run_folder import checkpoints, files, paths
+from align.run_folder.paths import RunDir
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.json"
-    rundir.write_json(path, {"status": "old"})
+    files.write_json(path, {"status": "old"})
     for name in ("fsync", "replace"):  # while the content is written, and when it takes the old one's place
         with monkeypatch.context() as broken:
             broken.setattr(os, name, _no_space)
             with pytest.raises(OSError, match="No space left"):
-                rundir.write_json(path, {"status": "new"})
+                files.write_json(path, {"status": "new"})
         assert json.loads(path.read_text()) == {"status": "old"}
         assert [p.name for p in tmp_path.iterdir()] == ["run.json"], "nothing is left beside it"
     with pytest.raises(TypeError):
-        rundir.write_json(path, {"status": object()})
+        files.write_json(path, {"status": object()})
     assert json.loads(path.read_text()) == {"status": "old"}
 
 
@@ -46,7 +46,7 @@ def test_a_write_is_whole_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", watched)
-    rundir.write_text(path, "naïve\n")
+    files.write_text(path, "naïve\n")
     assert seen == [("naïve\n", False)]
     assert path.read_bytes() == "naïve\n".encode()
     assert path.stat().st_mode & 0o777 == 0o644, "others may read a run"
@@ -55,15 +55,15 @@ def test_a_write_is_whole_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.
 def test_a_torn_file_reads_as_if_it_were_not_there(tmp_path: Path) -> None:
     for text in ("", '{"status": "do', "\x80"):
         (tmp_path / "torn.json").write_bytes(text.encode("latin-1"))
-        assert rundir.read_json(tmp_path / "torn.json", {"none": 1}) == {"none": 1}
-    assert rundir.read_json(tmp_path / "missing.json") is None
+        assert files.read_json(tmp_path / "torn.json", {"none": 1}) == {"none": 1}
+    assert files.read_json(tmp_path / "missing.json") is None
 
 
 def test_a_digest_does_not_hang_on_the_order_of_keys() -> None:
     one, two = {"a": 1, "b": [1, {"c": 2, "d": 3}]}, {"b": [1, {"d": 3, "c": 2}], "a": 1}
-    assert rundir.digest(one) == rundir.digest(two)
-    assert rundir.digest(one) != rundir.digest({"a": 1, "b": [{"c": 2, "d": 3}, 1]})
-    assert rundir.digest("é") == hashlib.sha256('"é"'.encode()).hexdigest()
+    assert files.digest(one) == files.digest(two)
+    assert files.digest(one) != files.digest({"a": 1, "b": [{"c": 2, "d": 3}, 1]})
+    assert files.digest("é") == hashlib.sha256('"é"'.encode()).hexdigest()
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -72,7 +72,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     (path / "adapter_model.safetensors").write_bytes(bytes(range(256)) * step)
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     (path / "global" / "rng_state_0.pth").write_bytes(b"rng")
-    rundir.seal(path)
+    checkpoints.seal(path)
     return path
 
 
@@ -91,9 +91,9 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-best").mkdir()
-    assert rundir.whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by number, not by name"
+    assert checkpoints.whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by number, not by name"
     assert len(list(tmp_path.iterdir())) == 4, "whole ones stay"
-    assert rundir.whole_checkpoint(tmp_path / "none") is None
+    assert checkpoints.whole_checkpoint(tmp_path / "none") is None
 
 
 def unsealed(path: Path) -> None:
@@ -128,11 +128,11 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tear: Callable[[Path], No
     checkpoint(tmp_path, 3)
     checkpoint(tmp_path, 6)
     tear(checkpoint(tmp_path, 9))
-    assert rundir.whole_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    assert checkpoints.whole_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
     tear(tmp_path / "checkpoint-6")
     tear(tmp_path / "checkpoint-3")
-    assert rundir.whole_checkpoint(tmp_path) is None
+    assert checkpoints.whole_checkpoint(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,30 +141,30 @@ def test_damage_is_looked_for_cheapest_first(tmp_path: Path, monkeypatch: pytest
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(b"12345")
         os.utime(tmp_path / name, (1000, 1000))
-    recorded = rundir.artifacts(tmp_path, tmp_path)
+    recorded = files.artifacts(tmp_path, tmp_path)
     hashed: list[str] = []
-    sha256 = rundir.file_sha256
-    monkeypatch.setattr(rundir, "file_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = files.file_sha256
+    monkeypatch.setattr(paths, "file_sha256", lambda path: hashed.append(path.name) or sha256(path))
 
-    assert rundir.damaged(recorded, tmp_path, since=2000) is None
+    assert files.damaged(recorded, tmp_path, since=2000) is None
     assert hashed == []
     os.utime(tmp_path / "b", (3000, 3000))
-    assert rundir.damaged(recorded, tmp_path, since=2000) is None, "touched, and still the same"
+    assert files.damaged(recorded, tmp_path, since=2000) is None, "touched, and still the same"
     assert hashed == ["b"]
     (tmp_path / "b").write_bytes(b"54321")
-    assert rundir.damaged(recorded, tmp_path, since=2000) == "b"
+    assert files.damaged(recorded, tmp_path, since=2000) == "b"
     hashed.clear()
     (tmp_path / "b").write_bytes(b"1234")
-    assert rundir.damaged(recorded, tmp_path, since=2000) == "b"
+    assert files.damaged(recorded, tmp_path, since=2000) == "b"
     assert hashed == [], "the size told"
     (tmp_path / "a").unlink()
-    assert rundir.damaged(recorded, tmp_path, since=2000) == "a"
+    assert files.damaged(recorded, tmp_path, since=2000) == "a"
 
 
 HOLD = """
 import sys
 from pathlib import Path
-from align.rundir import RunDir
+from align.run_folder.paths import RunDir
 with RunDir(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()
@@ -202,7 +202,7 @@ def test_nothing_superseded_is_overwritten(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for content in ("first", "second", "third"):
         stage = run.stage("sft")
-        rundir.write_text(stage.outcome, content)
+        files.write_text(stage.outcome, content)
         run.supersede(stage.root)
         assert not stage.root.exists()
     kept = sorted((tmp_path / "superseded").iterdir())

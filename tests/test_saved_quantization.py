@@ -16,7 +16,7 @@ from align import model as loading
 from align.adapters import TRAINED
 from align.lab import MODEL_DIR
 from align.merging import merged
-from align.stage import Adapter
+from align.run_folder.records import Adapter
 from error_cases import CHATS
 from models import lab_tokenizer, settings
 from runs import run, write

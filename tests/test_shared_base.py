@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align import adapters, results, rundir, switch
+from align import adapters, results, switch
 from align.contradictions import of_stage
 from align.recipe import load
 from align.rl.scoring import OwnModel, Question, SharedModel
-from align.rundir import RunDir
-from align.stage import BaseModelIdentity, Policy, Reward
+from align.run_folder import files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import BaseModelIdentity, Policy, Reward
 from models import BASE, Stages, lab_tokenizer, preferences, settings
 
 QUICK: dict[str, Any] = {"max_steps": 3, "learning_rate": 2e-2, "bf16": False}
@@ -87,7 +88,7 @@ def test_modules_that_are_trained_whole(whole: list[str], stages: Stages) -> Non
     method = settings("lora", lora={"r": 4, "modules_to_save": whole})
     seen = chain(stages, BASE, method, method, beside=False)
     assert {type(scorer) for scorer, _, _ in seen} == {SharedModel}
-    config = rundir.read_json(stages.run.stage("reward").model / "adapter_config.json")
+    config = files.read_json(stages.run.stage("reward").model / "adapter_config.json")
     assert sorted({*config["modules_to_save"]} - {"classifier", "score"}) == [n for n in whole if n != "lm_head"]
     assert stages.logged("ppo", "kl")[0] == 0.0
     before, after = stages.before["ppo"], stages.jobs["ppo"].model

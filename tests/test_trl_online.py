@@ -19,7 +19,7 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
 
 from align.errors import AlignError
-from align.rundir import RunDir
+from align.run_folder.paths import RunDir
 from align.trainers.minibatches import Minibatches
 from align.trainers.online import Online, fitting_tiles
 from align.trainers.ppo import PpoTrainer

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import models
-from align import launch, rundir, work, worker
+from align import launch, work, worker
 from align.errors import AlignError, Exit
 from align.job import Interrupted
-from align.rundir import RunDir
+from align.run_folder import files
+from align.run_folder.paths import RunDir
 from models import BASE, LORA, Stages
 
 STAGE = """
@@ -62,9 +63,9 @@ def send(stages: Stages, number: int, id: str | None) -> None:
     path = None
     if id is not None:
         ticket = stages.ticket(id, str(stages.run.root.parent / "stage.py"), BASE, LORA)
-        rundir.write_json(stages.run.stage(id).ticket, ticket.model_dump(mode="json"))
+        files.write_json(stages.run.stage(id).ticket, ticket.model_dump(mode="json"))
         path = stages.run.relative(stages.run.stage(id).ticket)
-    rundir.write_json(stages.run.queue / f"{number}.json", {} if path is None else {"ticket": path})
+    files.write_json(stages.run.queue / f"{number}.json", {} if path is None else {"ticket": path})
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 90) -> None:
@@ -143,7 +144,7 @@ def _caught(pid: int) -> int:
 
 def test_a_stack_that_cannot_be_imported(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = stages.run.root.parent / "broken" / "torch.py"
-    rundir.write_text(broken, 'raise ImportError("libcudart.so.13: cannot open shared object file")\n')
+    files.write_text(broken, 'raise ImportError("libcudart.so.13: cannot open shared object file")\n')
     monkeypatch.setenv("PYTHONPATH", str(broken.parent))
     stages.run.root.mkdir()
     send(stages, 1, "first")
@@ -166,7 +167,7 @@ def execute(stages: Stages, monkeypatch: pytest.MonkeyPatch, raising: Callable[[
     monkeypatch.setattr(worker, "_redirect", lambda here: here.root.mkdir(parents=True))
     monkeypatch.setattr(work, "do", lambda *_: raising())
     code = worker._execute(stages.run, stages.ticket("sft", "sft", BASE, models.FULL))
-    return code, rundir.read_json(stages.run.stage("sft").error)
+    return code, files.read_json(stages.run.stage("sft").error)
 
 
 def full_gpu() -> None:

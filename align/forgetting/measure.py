@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align import generation, rundir
+from align import generation
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.forgetting.measurements import Split
 from align.forgetting.probes import SPLITS, Agreement, Exact, Graded, Probe, Question, Texts
+from align.run_folder import files
 
 ANSWER_TOKENS = 32  # of a graded answer
 AGREEMENT_TOKENS = 24  # of the base's own answer
@@ -87,7 +88,7 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     was_training = bench.model.training
     bench.model.eval()
     if base is not None:
-        bench.own_answers = rundir.read_json(base / "own_answers.json", {})
+        bench.own_answers = files.read_json(base / "own_answers.json", {})
     with torch.inference_mode():
         right = _answered(bench, [probe for probe in probes if isinstance(probe, Exact)])
         for probe in probes:
@@ -95,7 +96,7 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
         broken = _broken(bench, probes, base) if base is not None else []
     bench.model.train(was_training)
     if base is None and bench.own_answers:
-        rundir.write_json(folder / "own_answers.json", bench.own_answers)
+        files.write_json(folder / "own_answers.json", bench.own_answers)
     _write_lines(folder / "items.jsonl", bench.items)
     _write_lines(folder / "samples.jsonl", bench.samples)
     _write_lines(folder / "broken.jsonl", broken)
@@ -105,7 +106,7 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
         "seconds": time.monotonic() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
-    rundir.write_json(folder / "summary.json", summary)
+    files.write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -358,7 +359,7 @@ def _score(rows: list[Record]) -> float:
 
 
 def _write_lines(path: Path, records: Sequence[Record]) -> None:
-    rundir.write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    files.write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _read_lines(path: Path) -> list[Record]:

@@ -91,14 +91,15 @@ def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreT
     Raises:
         AlignError: a layer that does not exist, or weights without a spectrum.
     """
-    from align import adapters, rundir
+    from align import adapters
+    from align.run_folder import files, paths
     from align.spectrum.table import snr_json
 
     base = adapters.bare(model)
     choice, records = _choose(base, keys.spectrum)
     if folder is not None:
         found = snr_json(records, keys.spectrum.estimator) | {"chosen": choice.names}
-        rundir.write_json(rundir.StageDir(folder).spectrum, found | {"snr_threshold": keys.spectrum.snr_threshold})
+        files.write_json(paths.StageDir(folder).spectrum, found | {"snr_threshold": keys.spectrum.snr_threshold})
     modules = [each for each in choice.names if "[" not in each]
     experts = sorted({each.partition("[")[0] for each in choice.names if "[" in each})
     if keys.lora is not None:

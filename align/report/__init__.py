@@ -13,7 +13,7 @@ def write(run_dir: str | Path) -> tuple[Path, Path]:
     # jinja2 and matplotlib come with these: whoever only wants the records or the table does not pay for them
     from align.report import html, markdown
     from align.report.records import load
-    from align.rundir import write_text
+    from align.run_folder.files import write_text
 
     report = load(run_dir)
     page, text = Path(run_dir) / "report.html", Path(run_dir) / "report.md"

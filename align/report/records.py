@@ -27,7 +27,7 @@ from align.report.schema import (
     Step,
 )
 from align.rl import rollouts
-from align.rundir import RunDir, StageDir
+from align.run_folder.paths import RunDir, StageDir
 
 __all__ = ["Report", "load"]
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from align import verdicts
 from align.data.formats import Kind
-from align.stage import Ticket
+from align.run_folder.records import Ticket
 
 ROWS: Final[frozenset[Kind]] = frozenset({"prompt", "chat", "prompt_completion", "preference"})
 """Of each the prompt is taken."""

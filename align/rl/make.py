@@ -19,7 +19,7 @@ from align.rl import critic as critics
 from align.rl import scoring, shared
 from align.rl.critic import Critic
 from align.rl.replay import Stream, rows_of_update
-from align.stage import Policy, Reward, Ticket
+from align.run_folder.records import Policy, Reward, Ticket
 
 if TYPE_CHECKING:
     from datasets import Dataset

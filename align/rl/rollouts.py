@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from align import rundir
+from align.run_folder import files
 
 SAMPLES = 3  # answers kept of each rollout
 
@@ -165,5 +165,5 @@ def keep(path: Path, numbers: int) -> list[Rollout]:
     """Drop what comes after rollout `numbers`, as a resumed run does again; returns what is left."""
     kept = [rollout for rollout in read(path) if rollout.number <= numbers]
     if path.is_file():
-        rundir.write_text(path, "".join(json.dumps(asdict(one)) + "\n" for one in kept))
+        files.write_text(path, "".join(json.dumps(asdict(one)) + "\n" for one in kept))
     return kept

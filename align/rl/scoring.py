@@ -20,8 +20,8 @@ from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError, Exit
 from align.rl.critic import Passes
+from align.run_folder.records import Reward
 from align.score import Score
-from align.stage import Reward
 
 COLUMNS = "align_columns"  # of a data set of prompts: the other columns of each row, as JSON
 

@@ -14,7 +14,7 @@ from typing import Any
 from align import adapters, chain, parameterization
 from align.chain import Layer
 from align.errors import AlignError
-from align.stage import Adapter, Policy, Reward, Ticket
+from align.run_folder.records import Adapter, Policy, Reward, Ticket
 from align.switch import beside
 
 VALUE = "align_value"  # PEFT's name of the value adapter

@@ -20,8 +20,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import rundir
 from align.errors import AlignError
+from align.run_folder import files as run_files
 from align.spectrum import choose, noise
 from align.spectrum.choose import Matrix, Record
 from align.spectrum.noise import Measure
@@ -150,7 +150,7 @@ def _tensors(folder: Path) -> list[Tensor]:
     """The weights of layers in a folder's files; all tensors of a quantised model are reported at once."""
     index = folder / _INDEX
     if index.is_file():
-        record = rundir.read_json(index, {})
+        record = run_files.read_json(index, {})
         files = record.get("weight_map") if isinstance(record, dict) else None
         if not isinstance(files, dict):
             raise AlignError(f"'{index}' is damaged: it has no weight_map", _COPY_AGAIN)
@@ -314,19 +314,19 @@ def _cache() -> Path:
 
 def _entry(tensor: Tensor, estimator: str) -> Path:
     """Where a tensor's figures are kept: by the content of its file, its name, the estimator and its version."""
-    key = rundir.digest([_content(tensor.path), tensor.name, estimator, noise.VERSION])
+    key = run_files.digest([_content(tensor.path), tensor.name, estimator, noise.VERSION])
     return _cache() / "tensors" / key[:2] / f"{key}.json"
 
 
 def _content(path: Path) -> str:
     """The hash of a file's bytes, itself kept by size and time of change."""
     stat = path.stat()
-    kept = _cache() / "files" / f"{rundir.digest(str(path.resolve()))}.json"
+    kept = _cache() / "files" / f"{run_files.digest(str(path.resolve()))}.json"
     facts = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     record = _read(kept)
     if isinstance(record, dict) and isinstance(record.get("sha256"), str) and record == {**record, **facts}:
         return str(record["sha256"])
-    sha256 = rundir.file_sha256(path)
+    sha256 = run_files.file_sha256(path)
     _write(kept, {**facts, "sha256": sha256})
     return sha256
 
@@ -335,7 +335,7 @@ def _cached(entry: Path, tensor: Tensor) -> list[Record]:
     """A tensor's records; none if there is no entry or it is not as it was written, and then it goes."""
     kept = _read(entry)
     with suppress(KeyError, TypeError):
-        if kept["sha256"] == rundir.digest(kept["measures"]):
+        if kept["sha256"] == run_files.digest(kept["measures"]):
             return [_record(m, Measure(**k)) for m, k in zip(tensor.matrices(), kept["measures"], strict=True)]
     with suppress(OSError):
         entry.unlink(missing_ok=True)
@@ -344,15 +344,15 @@ def _cached(entry: Path, tensor: Tensor) -> list[Record]:
 
 def _keep(entry: Path, records: list[Record]) -> None:
     measures = [{"snr": r.snr, "threshold": r.threshold, "degenerate": r.degenerate} for r in records]
-    _write(entry, {"sha256": rundir.digest(measures), "measures": measures})
+    _write(entry, {"sha256": run_files.digest(measures), "measures": measures})
 
 
 def _read(path: Path) -> Any:
     with suppress(OSError):
-        return rundir.read_json(path)
+        return run_files.read_json(path)
     return None
 
 
 def _write(path: Path, value: Any) -> None:
     with suppress(OSError):  # a home that cannot be written makes the next scan slow, not this one wrong
-        rundir.write_json(path, value)
+        run_files.write_json(path, value)

@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 
-from align import generation, rundir
+from align import generation
 from align.adapters import TRAINED
 from align.errors import AlignError, Exit
 from align.rl import critic, reference, rollouts, scoring, shared
@@ -31,6 +31,7 @@ from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
 from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
 from align.rl.sets import Switchboard, checkpointing
+from align.run_folder import files
 from align.trainers.minibatches import Minibatches
 from align.trainers.rows import OurRows
 
@@ -358,7 +359,7 @@ class Online(Minibatches, OurRows):
             folder.mkdir(exist_ok=True)
             save_file({name: t.clone() for name, t in tensors.items()}, folder / f"{rank}-{ROLLOUT}")
         if self.accelerator.is_main_process:
-            rundir.write_text(folder / STATE, json.dumps(self.progress()))
+            files.write_text(folder / STATE, json.dumps(self.progress()))
 
     def _checkpoint(self, trial: Any) -> Path:
         """Our folder in the checkpoint that is being written."""
@@ -379,7 +380,7 @@ class Online(Minibatches, OurRows):
 
     def restored(self, checkpoint: Path) -> None:
         """Put back what a checkpoint holds of ours besides a rollout under way."""
-        self.restore(rundir.read_json(checkpoint / OWN / STATE))
+        self.restore(files.read_json(checkpoint / OWN / STATE))
 
     @property
     def each(self) -> int:

@@ -1,24 +1,18 @@
-"""The run folder: the only file that knows its paths. Atomic writes, hashes, and the lock."""
+"""The paths of a run, what is replaced in it, and its lock."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from align.errors import AlignError
-
-COMPLETE = "complete.json"  # written into a checkpoint after everything else of it
+from align.run_folder.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -208,102 +202,3 @@ class RunDir:
             yield
         finally:
             lock.release()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` to write into, which becomes `path` at the end; after a failure nothing is left."""
-    near = next(parent for parent in path.absolute().parents if parent.is_dir())
-    try:
-        beside = tempfile.TemporaryDirectory(dir=near, prefix=".writing-")
-    except OSError as error:
-        raise AlignError(f"'{path}' cannot be written: {error.strerror}", "give another folder") from None
-    with beside:
-        made = Path(beside.name) / path.name
-        made.mkdir()
-        made.chmod(0o755)
-        yield made
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, default: Any = None) -> Any:
-    """Read JSON; `default` when the file is missing or torn, as if it had never been written."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return default
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def artifacts(folder: Path, root: Path) -> dict[str, dict[str, Any]]:
-    """Every file below `folder`, by its path relative to `root`: its hash and size."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(root).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
-
-
-def damaged(recorded: dict[str, dict[str, Any]], root: Path, since: float) -> str | None:
-    """The first recorded file that is not as recorded. Cheapest test first.
-
-    A file of the recorded size that was not changed after `since` (seconds, as `st_mtime`) is believed;
-    others are hashed.
-    """
-    for name, record in recorded.items():
-        path = root / name
-        try:
-            stat = path.stat()
-        except OSError:
-            return name
-        if stat.st_size != record["bytes"]:
-            return name
-        if stat.st_mtime > since and file_sha256(path) != record["sha256"]:
-            return name
-    return None
-
-
-def seal(checkpoint: Path) -> None:
-    """Say that a checkpoint is whole: names, sizes and hashes of its files, written last."""
-    write_json(checkpoint / COMPLETE, {"files": artifacts(checkpoint, checkpoint)})
-
-
-def whole_checkpoint(checkpoints: Path) -> Path | None:
-    """The last whole checkpoint; torn ones after it are removed."""
-    found = [p for p in checkpoints.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
-        record = read_json(path / COMPLETE)
-        if record is not None and damaged(record["files"], path, since=0.0) is None:
-            return path
-        shutil.rmtree(path)
-    return None

@@ -1,0 +1,1 @@
+"""A run's folder: its paths, its records and its files; the only room that knows them."""

@@ -1,0 +1,165 @@
+"""The records of a run: what a stage is asked to do, what it did, and what it hands on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+PROMPTS = 200  # that stages which go on from one policy are compared on
+LOADING = "loading"  # what a stage is at until it says otherwise
+Gives = Literal["policy", "reward"]
+
+
+class Adapter(BaseModel):
+    """One adapter of a policy, in the order in which they were stacked."""
+
+    name: str
+    path: str  # relative to the run folder
+    method: str
+    settings: dict[str, Any]  # the parameterization that made it
+
+
+class BaseModelIdentity(BaseModel):
+    """The base that a policy stands on."""
+
+    name: str  # as the recipe names it: lab, a folder, a Hub id
+    path: str  # where its files are on this machine
+    identity: str  # hash of its files, or the Hub revision
+    revision: str | None = None
+
+
+class Policy(BaseModel):
+    """What a stage hands on: a base with ordered adapters, or full weights in place of the base's own."""
+
+    base: BaseModelIdentity
+    quantization: dict[str, Any] | None = None
+    weights: str | None = None  # a model folder relative to the run folder, when base weights were trained
+    adapters: list[Adapter] = []
+
+
+class Reward(BaseModel):
+    """One thing that scores answers, as found.
+
+    Attributes:
+        name: of its figures.
+        kind: a reward model that a stage trained, one as files, or a Python function.
+        model: of a stage (of this run or another), filled in when it is there.
+        root: the run folder that the paths of `model` are relative to; None for this run.
+        path: of a model's folder or a function's file.
+        function: its name in that file.
+        columns: of the rows, which the function cannot do without.
+        identity: hash of the content.
+    """
+
+    name: str
+    kind: Literal["stage", "model", "function"]
+    weight: float
+    stage: str | None = None
+    model: Policy | None = None
+    root: str | None = None
+    path: str | None = None
+    function: str | None = None
+    columns: list[str] = []
+    identity: str = ""
+
+
+class Rows(BaseModel):
+    """A table of checked rows in the run folder."""
+
+    path: str
+    sha256: str
+    count: int
+    kinds: list[str]
+
+
+class Ticket(BaseModel):
+    """What one stage is asked to do. Written by the parent, read by the child."""
+
+    format: int = 1
+    stage: str
+    program: str
+    program_path: str
+    gives: Gives
+    fingerprint: str
+    seed: int
+    policy: Policy  # what comes in
+    rewards: list[Reward] = []  # what scores the answers of a stage that samples some
+    model: dict[str, Any]  # the recipe's `model`
+    parameterization: dict[str, Any]
+    keys: dict[str, Any]  # the stage's resolved recipe entry
+    training: dict[str, Any]  # with this stage's defaults filled in
+    train: Rows
+    evaluation: Rows | None
+    replay: Rows | None
+    replay_ratio: float
+    probes: Any
+    program_sha256: str
+    chat_template: str | None  # the recipe's own, as text
+    replays: bool  # whether a stage of the recipe replays rows
+    warnings: list[str] = []  # of checking the rows; they stand in the outcome too
+    measured: str  # hash of the probes by content: other probes are measured again, nothing is trained
+    measure_base: bool
+    measure_only: bool = False
+    processes: int
+    trackers: list[str]
+    run_name: str
+    resume_from: str | None = None
+
+
+class Outcome(BaseModel):
+    """What a stage did. Written last: its presence means that training and measuring are whole."""
+
+    model_config = ConfigDict(extra="allow")
+    format: int = 1
+    stage: str
+    program: str
+    status: Literal["done"] = "done"
+    fingerprint: str
+    seconds: float
+    cpu_seconds: float
+    measure_seconds: float
+    measure_cpu_seconds: float
+    measured: str
+    world_size: int
+    distributed_type: str
+    global_batch_size: int
+    steps: int
+    parameters: dict[str, int]
+    parameterization: dict[str, Any]
+    trained: list[str] = []  # the modules that hold trainable weights
+    metrics: dict[str, Any]
+    data: dict[str, Any]
+    policy: Policy | None = None
+    reward: Policy | None = None  # a reward model, its last adapter or its weights with the head `score`
+    merge: dict[str, Any] | None = None
+    peak_memory_bytes: int | None = None
+    resumed_from: str | None = None
+    warnings: list[str] = []
+    versions: dict[str, str] = {}
+    artifacts: dict[str, dict[str, Any]]
+
+
+class Comparison(BaseModel):
+    """What the child is asked to compare.
+
+    Attributes:
+        parent: the stage that all go on from.
+        policies: by stage, the parent's among them.
+        reward: scores the sampled answers.
+        prompts: rows that have a prompt, the first of which are asked; `of` is the stage that they come from.
+        key: hash of all this: what was compared already is not compared again.
+    """
+
+    format: int = 1
+    parent: str
+    policies: dict[str, Policy]
+    reward: Reward
+    prompts: Rows
+    of: str
+    held_out: bool
+    model: dict[str, Any]
+    chat_template: str | None
+    training: dict[str, Any]
+    seed: int
+    key: str = ""
