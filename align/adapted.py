@@ -6,7 +6,8 @@
     >>> model.switch("sft", "dpo")                               # exactly these act, dpo over sft
     >>> model.combine("mixed", {"sft": 0.7, "dpo": 0.3}, rank=8)
 
-Every adapter is put on the bare base by `align.adapters`, in a PeftModel of its own, and its layers are then taken off.
+Every adapter is put on the bare base by `align.policy.stack`, in a PeftModel of its own, and its layers are then
+taken off.
 What acts is what lies in the base: to switch is to put layers back, each around what is there already. So the base
 without adapters is the base's own modules and no other, a switch rewrites no `requires_grad` (PEFT's `set_adapter` and
 `disable_adapter` do), and an adapter is saved as if it were alone.
@@ -27,11 +28,12 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from align import adapter_settings, adapters, combination, errors, written
-from align import model as models
+from align import adapter_settings, combination, errors, written
 from align.combination import Combination
 from align.errors import AlignError
 from align.places import Member, Place, built, link, refuse_bypass, refuse_overlaps
+from align.policy import load as models
+from align.policy import stack
 from align.run_folder.records import Adapter
 from align.written import Written
 
@@ -147,7 +149,7 @@ class Adapted:
         called = _peft_name(name)
         adapter = Adapter(name=name, path=str(Path(folder).resolve()), method="", settings={})
         try:
-            member = self._inject(name, lambda: adapters.put(self.base, [adapter], Path(), last=called))
+            member = self._inject(name, lambda: stack.put(self.base, [adapter], Path(), last=called))
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise AlignError(
@@ -182,7 +184,7 @@ class Adapted:
     def switch(self, *chosen: str) -> None:
         """Let exactly these act, each over those before it; none of them is the base alone. No flag changes.
 
-        The result is that of `align.adapters.put` with the same adapters in this order. Learnt prompts stand before
+        The result is that of `align.policy.stack.put` with the same adapters in this order. Learnt prompts stand before
         the input wherever they are named.
 
         Raises:
@@ -283,7 +285,7 @@ class Adapted:
         terms = [(weight, combination.factors(source, self._members[source])) for source, weight in weights.items()]
         found, made = combination.combine(terms, rank)
         config = combination.config_of(found)
-        self._members[name] = member = self._inject(name, lambda: adapters.add(self.base, config, _peft_name(name)))
+        self._members[name] = member = self._inject(name, lambda: stack.add(self.base, config, _peft_name(name)))
         combination.fill(member, found)
         for parameter in self.parameters(name).values():
             parameter.requires_grad_(False)
@@ -341,5 +343,5 @@ class Adapted:
 
 
 def _peft_name(name: str) -> str:
-    """PEFT's name of an adapter, as `align.adapters` gives it: `train` or `lora` themselves PEFT cannot take."""
-    return adapters.names([Adapter(name=name, path="", method="", settings={})])[0]
+    """PEFT's name of an adapter, as `align.policy.stack` gives it: `train` or `lora` themselves PEFT cannot take."""
+    return stack.names([Adapter(name=name, path="", method="", settings={})])[0]

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from align.base import Base, heads, quantization
 from align.parameterization.lora import HEADS
+from align.policy.base import Base, heads, quantization
 from align.spectrum.choose import is_router
 
 Kind = Literal["linear", "embedding", "vector", "convolution", "block"]

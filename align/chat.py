@@ -25,7 +25,7 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     """
     ticket, outcome = results.find(folder, stage)
     launch.quiet()
-    from align import model as models
+    from align.policy import load as models
     from align.switch import Switch
 
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
@@ -72,9 +72,9 @@ def reply(
     """The model's next answer in a conversation."""
     import torch
 
-    from align import generation
     from align.data import encode
     from align.data.tokenizer import TextTokenizer
+    from align.policy import generation
 
     asked = messages if tokenizer.chat_template else messages[-1]["content"]
     ids = torch.tensor(encode.prompt_ids([asked], TextTokenizer.of(tokenizer)), device=model.device)

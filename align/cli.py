@@ -254,7 +254,7 @@ def spectrum(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
 ) -> None:
     """Signal-to-noise ratio of every weight matrix of a model, straight from its files."""
-    from align import base as bases
+    from align.policy import base as bases
     from align.run_folder import files
     from align.spectrum import scan, table
 

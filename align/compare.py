@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, generation
-from align import model as models
 from align.data import encode
 from align.data.formats import Example, Kind, prompt_of
 from align.data.tokenizer import TextTokenizer
 from align.errors import Place
+from align.policy import generation, stack
+from align.policy import load as models
 from align.rl import scoring
 from align.rl.scoring import Question
 from align.run_folder import files
@@ -37,7 +37,7 @@ def compare(run: RunDir, asked: Comparison) -> None:
     answers: dict[str, list[list[int]]] = {}
     own: dict[str, torch.Tensor] = {}
     for id, policy in asked.policies.items():
-        model = adapters.load_policy(policy, asked.model, run.root)
+        model = stack.load_policy(policy, asked.model, run.root)
         set_seed(asked.seed)
         ends = generation.ends(model, tokenizer)
         with _autocast(asked):

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from align import arguments, chain, pipeline
-from align.base import Base
 from align.document import Document
 from align.errors import AlignError, FaultList
+from align.policy.base import Base
 from align.validation import dotted
 
 if TYPE_CHECKING:

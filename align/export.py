@@ -79,14 +79,15 @@ def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str
     launch.quiet()
     import torch
 
-    from align import adapters, merging
-    from align import model as models
+    from align import merging
     from align.handover import prompts
+    from align.policy import load as models
+    from align.policy import stack
     from align.work import read_rows
 
     model = results.model(outcome)
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
-    whole = adapters.load_base(model, ticket.model, run.root, ticket.gives)
+    whole = stack.load_base(model, ticket.model, run.root, ticket.gives)
     asked = ticket.model.get("dtype", "auto") if dtype == "auto" else dtype
     files = Path(run.root / model.weights if model.weights else model.base.path)
     target = models.precision_of(files) if asked == "auto" else getattr(torch, asked)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from align import model as models
-from align import score
+from align.policy import load as models
+from align.policy import score_head
 
 CONTEXT = 256  # tokens of a row that are read
 SCORED = 96  # of a row, its last
@@ -43,7 +43,7 @@ def read(model: Any, text: Text) -> torch.Tensor:
     found = []
     for ids in text.rows:
         logits = model(input_ids=torch.tensor([ids], device=models.device()), use_cache=False).logits
-        found.append((logits if score.has(model) else logits[0, :-1][-text.scored :]).float().cpu())
+        found.append((logits if score_head.has(model) else logits[0, :-1][-text.scored :]).float().cpu())
     return torch.cat(found)
 
 

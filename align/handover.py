@@ -9,11 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align import adapters, chain, merging, parameterization, score
-from align import model as models
+from align import chain, merging, parameterization
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.merge_verdict import Merge
+from align.policy import load as models
+from align.policy import score_head, stack
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Adapter, Gives, Ticket
 
@@ -65,16 +66,16 @@ class Builder:
                 model, report = merging.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
             else:
                 model = models.cast(models.dequantized(model, self.dtype), self.dtype)
-            model = score.from_policy(model) if scores else model
+            model = score_head.from_policy(model) if scores else model
         else:
             model = self._base()
-        model = self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
+        model = self.method.apply(model, self.keys, stack.TRAINED, self.folder)
         if scores:
             model.score.requires_grad_(True)
         kept = policy.adapters[len(merged) :]
         if kept:
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-            model = adapters.bare(adapters.put(model, kept, run))  # the trainer must save the weights, not the adapters
+            model = stack.bare(stack.put(model, kept, run))  # the trainer must save the weights, not the adapters
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.replace(".base_layer.", ".") in trained)
         return model, report
@@ -83,12 +84,12 @@ class Builder:
         """This stage's adapter on the base, over the earlier ones; or the last of them, trained further."""
         policy, model, run = self.ticket.policy, self._base(), self.run.root
         continues = chain.continues(self.layers, chain.Layer(self.method, self.keys, self.ticket.stage))
-        model = adapters.put(model, policy.adapters[:-1] if continues else policy.adapters, run)
+        model = stack.put(model, policy.adapters[:-1] if continues else policy.adapters, run)
         if self.beneath is not None:
             model = self.beneath(self.ticket, model, run)
         if continues:
-            return adapters.resume(model, policy.adapters[-1], run)
-        return self.method.apply(model, self.keys, adapters.TRAINED, self.folder)
+            return stack.resume(model, policy.adapters[-1], run)
+        return self.method.apply(model, self.keys, stack.TRAINED, self.folder)
 
     def _merged(self) -> list[Adapter]:
         """The first adapters of the policy, as far as they can be merged."""

@@ -102,7 +102,7 @@ class Job:
         own, or it would end with other weights."""
         from accelerate import PartialState
 
-        from align.model import native_bf16
+        from align.policy.load import native_bf16
 
         begun = files.read_json(self.dir.precision) if self.ticket.resume_from else None
         if begun is not None:
@@ -147,7 +147,7 @@ class Job:
         Raises:
             Interrupted: the run was asked to stop.
         """
-        from align.trainers import adalora
+        from align.policy import adalora
 
         stop = Stop(self.interrupted)
         checkpoint = self.dir.root / self.ticket.resume_from if self.ticket.resume_from else None

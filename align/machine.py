@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from align.base import Base
 from align.errors import AlignError, Exit, FaultList
+from align.policy.base import Base
 from align.recipe import Loaded, StagePlan
 from align.validation import Loc, dotted
 
@@ -131,16 +131,3 @@ def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
     if needed > free:
         what = f"the run needs about {needed / 1e9:.1f} GB of disk, and '{folder}' has {free / 1e9:.1f} GB"
         raise AlignError(what, "free some, or give a --run-dir on another disk", exit=Exit.MACHINE)
-
-
-def free_memory() -> int:
-    """Bytes of memory that a process may still take: of the machine, and of the container that it runs in."""
-    import psutil  # type: ignore[import-untyped]  # accelerate needs it
-
-    free: int = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except (OSError, ValueError):
-        return free

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import adapter_settings, launch, merge_card, saved_lora
-from align import base as bases
-from align.base import Base
 from align.errors import AlignError, FaultList
 from align.export import FORMS
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
 from align.merge_verdict import Merge
+from align.policy import base as bases
+from align.policy.base import Base
 from align.run_folder import files
 from align.saved_lora import SavedLora
 
@@ -223,7 +223,7 @@ def _write_whole(plan: Plan, adapter: Path, folder: Path) -> Merge:
     import torch
 
     from align import merging
-    from align import model as models
+    from align.policy import load as models
     from align.run_folder.records import Adapter
 
     assert plan.base.path is not None

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from align import base
 from align.merge_verdict import Merge
+from align.policy import base
 from align.run_folder import files
 from align.saved_lora import WEIGHTS, SavedLora
 

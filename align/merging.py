@@ -12,13 +12,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from align import adapters as put_on
-from align import fidelity, score
-from align import model as models
+from align import fidelity
 from align.dither import dithered
 from align.errors import AlignError, Exit
 from align.fidelity import Text
 from align.merge_verdict import Merge
+from align.policy import load as models
+from align.policy import score_head
+from align.policy import stack as put_on
 from align.run_folder.records import Adapter
 
 ROWS = 16  # of a stage, on which the merged model is held against the adapted one
@@ -43,7 +44,7 @@ def merge(
         AlignError: the merged model is not the adapted one.
     """
     text = fidelity.Text.of(base, prompts)
-    if score.has(base):
+    if score_head.has(base):
         _take_head(base, adapters, run)
     plain, own = _of_base(base, text, dtype)
     model = put_on.put(base, adapters, run).eval()
@@ -53,7 +54,7 @@ def merge(
     whole = merged(put_on.strip(model), adapters, run, dtype).eval()
     fidelity.compute_in(whole, torch.float32)  # its weights are rounded already
     after = fidelity.read(whole, text)
-    policy = not score.has(whole)
+    policy = not score_head.has(whole)
     result = Merge(
         adapters=[adapter.name for adapter in adapters],
         dtype=str(dtype).removeprefix("torch."),
@@ -80,7 +81,7 @@ def _of_base(base: PreTrainedModel, text: Text, dtype: torch.dtype) -> tuple[tor
         what = f"in {str(dtype).removeprefix('torch.')} the base itself gives no finite numbers"
         raise AlignError(what, "use another precision", exit=Exit.STAGE_FAILED)
     own: dict[str, Any] = {"precision_kl": fidelity.divergence(plain, narrow)}
-    if score.has(base):
+    if score_head.has(base):
         return plain, {**own, "precision_loss": None, "base_loss": None}
     losses = [fidelity.loss(one, text) for one in (plain, narrow)]
     return plain, {**own, "precision_loss": abs(losses[1] - losses[0]), "base_loss": losses[0]}
@@ -121,7 +122,7 @@ def _round(model: PreTrainedModel, dtype: torch.dtype, held: set[str]) -> PreTra
     """Round merged weights: those that were on the grid of the precision by chance, which is the same each time."""
     generator = torch.Generator(models.device()).manual_seed(0)
     for name, parameter in model.named_parameters():
-        if name in held and not score.is_head(name):
+        if name in held and not score_head.is_head(name):
             parameter.data = dithered(parameter.data, dtype, generator).float()
     return cast(model, dtype)
 
@@ -159,7 +160,7 @@ def _tie_again_or_never(model: PreTrainedModel) -> None:
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model in another precision, but for the head of a reward model, which stays as exact as it is."""
-    head = getattr(model, score.SCORE, None)
+    head = getattr(model, score_head.SCORE, None)
     exact = {name: tensor.clone() for name, tensor in head.state_dict().items()} if head is not None else {}
     model = models.cast(model, dtype)
     for name, tensor in exact.items():
@@ -169,8 +170,8 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def _take_head(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path) -> None:
     """Let a reward model score by the head that was trained, with its adapters or without."""
-    head = score.of_adapter(run / adapters[-1].path, models.device())
-    getattr(base, score.SCORE).load_state_dict(head.state_dict())
+    head = score_head.of_adapter(run / adapters[-1].path, models.device())
+    getattr(base, score_head.SCORE).load_state_dict(head.state_dict())
 
 
 def _check(result: Merge) -> None:

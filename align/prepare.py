@@ -6,9 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from align import base as bases
 from align import contradictions, machine, module_names, rows_that_fit, run_length, saved_quantization, tokenizer_facts
-from align.base import Base
 from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
 from align.data.files import READERS, ending
@@ -18,6 +16,8 @@ from align.data.sources import LAB, DataSource
 from align.errors import AlignError, FaultList, Faults
 from align.forgetting import leaks, probes
 from align.machine import check_disk
+from align.policy import base as bases
+from align.policy.base import Base
 from align.recipe import Loaded, ModelKeys, StagePlan
 from align.rewards import Finder, RewardedKeys
 from align.rows_that_fit import StageRows

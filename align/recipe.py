@@ -24,11 +24,11 @@ from align import (
     shipped,
     verdicts,
 )
-from align.base import LAB
 from align.document import Document
 from align.errors import AlignError, FaultList
 from align.forgetting.gate import ForgettingKeys
 from align.parameterization import Method, ParameterizationKeys
+from align.policy.base import LAB
 from align.rewards import RewardedKeys
 from align.stage import Program, Replay, StageKeys
 from align.validation import dotted, validate

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from align import base as bases
 from align import errors
 from align.data.formats import GIVEN
 from align.errors import AlignError, Place
+from align.policy import base as bases
 from align.run_folder import files, paths
 from align.run_folder.records import Policy, Reward
 from align.stage import StageKeys

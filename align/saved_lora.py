@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import adapter_settings, base
+from align import adapter_settings
 from align.errors import AlignError
+from align.policy import base
 from align.run_folder import files
 from align.run_folder.paths import StageDir
 from align.run_folder.records import Policy

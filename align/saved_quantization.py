@@ -6,12 +6,12 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from align.base import Base, quantization
 from align.errors import AlignError, Exit, shown
 from align.libraries import peft as peft_source
 from align.parameterization import files
 from align.parameterization.peft import learns_prompts
 from align.parameterization.qlora import QuantizationKeys
+from align.policy.base import Base, quantization
 from align.recipe import Loaded, StagePlan
 from align.validation import Loc
 

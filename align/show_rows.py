@@ -81,7 +81,7 @@ def show(loaded: Loaded, stage: str, number: int) -> Iterator[Text]:
         raise AlignError(f"there is no row {number}: stage '{stage}' has {len(rows):,}", "count from 1")
     example = rows[number - 1]
     launch.quiet()
-    from align import model as models
+    from align.policy import load as models
 
     base = prepared.base.path
     assert base is not None

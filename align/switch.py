@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align import adapters, chain, results
-from align import model as models
+from align import chain, results
 from align.errors import AlignError
 from align.pipeline import BASE
+from align.policy import load as models
+from align.policy import stack
 from align.run_folder.records import Adapter, Outcome, Policy, Ticket
 
 
@@ -32,7 +33,7 @@ class Switch:
         weights = str(folder / policy.weights) if policy.weights else policy.base.path
         base = models.load_weights(weights, ticket.model, dtype, policy.quantization)
         renamed = [adapter.model_copy(update={"name": str(number)}) for number, adapter in enumerate(found.values())]
-        self.model: Any = adapters.put(base, renamed, folder).eval()
+        self.model: Any = stack.put(base, renamed, folder).eval()
         self.use(self.name)
 
     @property
@@ -50,7 +51,7 @@ class Switch:
             what = f"there is no '{name}' on these weights"
             raise AlignError(what, f"choose one of: {', '.join(self.policies)}")
         began = time.perf_counter()
-        adapters.activate(self.model, [self._called[adapter.path] for adapter in self.policies[name].adapters])
+        stack.activate(self.model, [self._called[adapter.path] for adapter in self.policies[name].adapters])
         self.name = name
         return time.perf_counter() - began
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.base import replaced_tokens
 from align.pipeline import BASE
+from align.policy.base import replaced_tokens
 from align.prepare import Prepared, write_rows
 from align.recipe import Loaded, StagePlan
 from align.run_folder import files

@@ -21,8 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import adapters, card, chain, generation, merging, parameterization, targets, verdicts
-from align import model as models
+from align import card, chain, merging, parameterization, verdicts
 from align import stage as stages
 from align.data import mixing
 from align.errors import AlignError, Exit
@@ -32,6 +31,8 @@ from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
 from align.handover import Builder
 from align.job import Job
+from align.policy import generation, stack, targets
+from align.policy import load as models
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Adapter, Outcome, Policy, Rows, Ticket
@@ -266,7 +267,7 @@ def _measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[pro
     """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
     outcome = Outcome.model_validate(files.read_json(job.dir.trained))
     if outcome.policy is not None and bench_probes:
-        job.model = adapters.load_policy(outcome.policy, ticket.model, run.root)
+        job.model = stack.load_policy(outcome.policy, ticket.model, run.root)
         measured = _measure(job, run, bench_probes)
         outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
     outcome.measured = ticket.measured
@@ -287,10 +288,10 @@ def _save(job: Job, run: RunDir) -> Policy:
     stages = {layer.stage for layer in kept}
     adapters_kept = [adapter for adapter in came_in.adapters if adapter.name in stages]
     if method.traits(keys).trains_base:
-        job.model.save_pretrained(folder, state_dict=adapters.base_weights(job.model) if kept else None)
+        job.model.save_pretrained(folder, state_dict=stack.base_weights(job.model) if kept else None)
         policy = Policy(base=came_in.base, weights=run.relative(folder), adapters=adapters_kept)
     else:
-        job.model.save_pretrained(folder, selected_adapters=[adapters.TRAINED])
+        job.model.save_pretrained(folder, selected_adapters=[stack.TRAINED])
         if came_in.base.revision and came_in.weights is None:  # loads anywhere, not only where the cache has it
             config = files.read_json(folder / "adapter_config.json")
             config |= {"base_model_name_or_path": came_in.base.name, "revision": came_in.base.revision}

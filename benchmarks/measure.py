@@ -28,18 +28,19 @@ def bench(precision: str, noise: float) -> Bench:
     """The lab's base as `align` loads it in a precision, with noise of that share of its embeddings' own spread."""
     import torch
 
-    from align import lab, model, parameterization
+    from align import lab, parameterization
     from align.forgetting.measure import Bench
+    from align.policy import load as models
 
     qlora = parameterization.load("qlora")
     quantization = qlora.quantization(qlora.Keys()) if precision == "4bit" else None
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    loaded = model.load_weights(str(lab.MODEL_DIR), {}, dtype, quantization)
+    loaded = models.load_weights(str(lab.MODEL_DIR), {}, dtype, quantization)
     torch.manual_seed(0)
     weight = loaded.get_input_embeddings().weight.data
     weight += torch.randn_like(weight) * weight.std() * noise
-    tokenizer = model.load_tokenizer(str(lab.MODEL_DIR), None, {})
-    return Bench(loaded, tokenizer, autocast=precision != "float32" and model.native_bf16())
+    tokenizer = models.load_tokenizer(str(lab.MODEL_DIR), None, {})
+    return Bench(loaded, tokenizer, autocast=precision != "float32" and models.native_bf16())
 
 
 def generated(on: Bench, questions: list[Question]) -> list[bool]:

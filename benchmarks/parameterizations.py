@@ -5,7 +5,8 @@
 lora, adapter: a training step (forward, backward, AdamW) of the Llama of benchmarks/synthetic.py in float32. One side
 is loaded and given its adapter as the worker does, the other by transformers and `get_peft_model` with the same
 settings.
-guard: the same Llama in 4 bits under LoRA, as the worker computes it, with align.model.pin_4bit_layout and without;
+guard: the same Llama in 4 bits under LoRA, as the worker computes it, with pin_4bit_layout of align/policy/load.py and
+without;
 nothing was evaluated before, for without the guard gradients would be wrong afterwards.
 A pair is a new model of each side; both take each batch, in turn. The losses of both sides show that the work is the
 same. Taken is the median ratio of all steps, after two.
@@ -58,7 +59,7 @@ class Side:
     def __init__(self, model: Any, autocast: bool) -> None:
         import torch
 
-        from align import model as models
+        from align.policy import load as models
 
         self.model = model.train()
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -140,8 +141,8 @@ class Bench:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-        from align import model as models
         from align.parameterization import qlora
+        from align.policy import load as models
 
         keys = qlora.Keys.model_validate({"lora": LORA})
         four_bits = keys.quantization.arguments()
@@ -161,7 +162,7 @@ class Bench:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from align import model as models
+        from align.policy import load as models
 
         if ours:
             return models.load_weights(str(self.folder), {}, torch.float32, None)
@@ -215,10 +216,10 @@ def switch() -> None:
     """Switch between two adapters of the lab model, both in memory."""
     import torch
 
-    from align import adapters
-    from align import model as models
     from align.lab import MODEL_DIR
     from align.parameterization import lora
+    from align.policy import load as models
+    from align.policy import stack
 
     model: Any = models.load_weights(str(MODEL_DIR), {}, torch.bfloat16, None)
     keys = lora.Keys(lora=lora.LoraKeys(**LORA))
@@ -231,19 +232,19 @@ def switch() -> None:
             if "lora_B" in name:
                 parameter.normal_(std=0.02)
     ids = torch.arange(5, 25)[None]
-    before = _storage(adapters.base_weights(model))
+    before = _storage(stack.base_weights(model))
     answers: dict[str, torch.Tensor] = {}
     spent = []
     for number in range(SWITCHES):
         name = names[number % 2]
         start = time.perf_counter()
-        adapters.activate(model, [name])
+        stack.activate(model, [name])
         spent.append((time.perf_counter() - start) * 1000)
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits
         assert torch.equal(logits, answers.setdefault(name, logits)), f"adapter {name!r} gives another answer"
     assert not torch.equal(answers["one"], answers["two"]), "the adapters give the same answer"
-    assert before == _storage(adapters.base_weights(model)), "weights of the base moved"
+    assert before == _storage(stack.base_weights(model)), "weights of the base moved"
     print(f"switch of an adapter   {clock.spread(spent, 2)} ms; {len(before)} base weights stayed where they were")
     clock.verdict("milliseconds of a switch", median(spent), SWITCH_TARGET)
 

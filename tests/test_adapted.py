@@ -14,10 +14,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
-from align import adapters
 from align.adapted import Adapted, Counts
 from align.errors import AlignError
 from align.lab import MODEL_DIR
+from align.policy import stack
 from align.run_folder.records import Adapter
 from models import tensors, tiny_llama
 
@@ -162,7 +162,7 @@ def test_mixed_methods_act_as_put_would_stack_them_in_any_order(base: LlamaForCa
         policy = [Adapter(name=name, path=name, method="", settings={}) for name in order]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are trying to modify a model with PEFT for a second time")
-            theirs = adapters.put(tiny_llama().eval(), policy, tmp_path).eval()
+            theirs = stack.put(tiny_llama().eval(), policy, tmp_path).eval()
         close(logits(model), logits(theirs))
         assert not any(torch.allclose(logits(model), other, atol=1e-3) for other in seen), order
         seen.append(logits(model))

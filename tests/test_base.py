@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from align import base
 from align.errors import AlignError
 from align.lab import MODEL_DIR
+from align.policy import base
 
 
 def tensors(values: int) -> bytes:

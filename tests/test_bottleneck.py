@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, M
 from align.bottleneck.config import BottleneckConfig
 from align.bottleneck.layer import BottleneckLayer
 from align.bottleneck.model import find_blocks
-from align.model import pin_4bit_layout
+from align.policy.load import pin_4bit_layout
 from tests.models import changed, tensors
 
 D, R, LAYERS = 16, 4, 2

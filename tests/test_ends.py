@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import adapters, chat, recipe
-from align import model as loading
+from align import chat, recipe
 from align.errors import AlignError
 from align.lab import MODEL_DIR
+from align.policy import load as loading
+from align.policy import stack
 from align.prepare import prepare
 from align.run_folder.files import read_json
 from align.run_folder.paths import RunDir
@@ -90,7 +91,7 @@ def test_what_is_trained_stops_at_either_end(base: Path, tmp_path: Path, method:
     ends = {tokenizer.convert_tokens_to_ids(token) for token in (END, OTHER)}
     assert set(read_json(folder / "generation_config.json")["eos_token_id"]) == ends
     ours = loading.load_tokenizer(str(base), None, {})
-    model = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
+    model = stack.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
     asked = [{"role": "user", "content": "Hello, the ladder arrived broken."}]
     said = chat.reply(model, ours, asked, max_new_tokens=60, temperature=0)
     if method == FULL:  # by transformers alone

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import runs
 from align import export, results, switch
-from align.adapters import load_policy
 from align.errors import AlignError
 from align.lab import data
+from align.policy.stack import load_policy
 from align.run_folder.records import Adapter
 from align.switch import Switch
 from models import lab_tokenizer

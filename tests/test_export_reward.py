@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import runs
-from align import adapters, export, results, score
+from align import export, results
 from align.errors import AlignError
+from align.policy import score_head, stack
 from models import preferences
 
 RECIPE = """\
@@ -55,7 +56,7 @@ def scores(model: Any, folder: Path) -> torch.Tensor:
 def trained(run: Path) -> Any:
     ticket, outcome = results.find(run, "judge", rewards=True)
     assert outcome.reward is not None
-    model = adapters.load_reward(outcome.reward, ticket.model, run)
+    model = stack.load_reward(outcome.reward, ticket.model, run)
     model.config.pad_token_id = AutoTokenizer.from_pretrained(run / "stages/judge/model").pad_token_id
     return model
 
@@ -94,7 +95,7 @@ def test_the_head_stays_exact_in_weights_of_few_bits(run: Path, tmp_path: Path) 
     assert made is not None and made.verdict == "fine" and made.kl < 1e-4 < 1e-2 < made.moved_kl
     tensors = load_file(tmp_path / "out/model.safetensors")
     own = load_file(run / "stages/judge/model/adapter_model.safetensors")
-    [head] = [tensor for name, tensor in own.items() if score.is_head(name)]
+    [head] = [tensor for name, tensor in own.items() if score_head.is_head(name)]
     assert torch.equal(tensors["score.weight"], head) and head.dtype == torch.float32
     assert {tensor.dtype for name, tensor in tensors.items() if name != "score.weight"} == {torch.bfloat16}
 

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import models
 from align import merging
-from align import model as loading
 from align.errors import AlignError, Exit
 from align.handover import prompts
 from align.lab import MODEL_DIR, data
+from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
 from models import BASE, FULL, LORA, OTHER_LORA, QLORA, Stages, at_strength

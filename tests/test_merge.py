@@ -16,11 +16,12 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from align import adapters, merging
+from align import merging
 from align.adapted import Adapted
 from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR
 from align.merge import merge
+from align.policy import stack
 from align.run_folder import files
 from align.run_folder.records import Adapter, Policy
 from models import LAB, at_strength, tiny_llama
@@ -253,7 +254,7 @@ def test_an_adapter_on_top_of_another_is_merged_with_it_alone() -> None:
     )
     done = merge(Path("out"), [f"{sft}=1", f"{dpo}=1"], rank=None, form="merged")
     policy = [Adapter(name=each, path=f"run/stages/{each}/model", method="", settings={}) for each in ("sft", "dpo")]
-    theirs = adapters.put(AutoModelForCausalLM.from_pretrained("base"), policy, Path())
+    theirs = stack.put(AutoModelForCausalLM.from_pretrained("base"), policy, Path())
     merged = AutoModelForCausalLM.from_pretrained("out")
     torch.testing.assert_close(logits(merged), logits(theirs), rtol=1e-4, atol=1e-5)
     sha = [files.file_sha256(Path(each) / "adapter_model.safetensors")[:12] for each in "ab"]

@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from align import adapters, fidelity, merging
-from align import model as loading
+from align import fidelity, merging
 from align.dither import dithered
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.merge_verdict import Merge
+from align.policy import load as loading
+from align.policy import stack
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
 from models import BASE, LORA, QLORA, Stages, at_strength, lab_tokenizer, settings, tensors, tiny_llama
@@ -75,7 +76,7 @@ def test_the_figures_are_those_of_the_two_models(trained: tuple[Stages, dict[str
     """Beside the definition, written out over the whole rows."""
     at, policies = trained
     whole, made = merge(at, policies["lora"], torch.bfloat16)
-    model = adapters.put(held(policies["lora"], torch.float32), policies["lora"].adapters, at.run.root).eval()
+    model = stack.put(held(policies["lora"], torch.float32), policies["lora"].adapters, at.run.root).eval()
     base, low = held(BASE, torch.float32), held(BASE, torch.bfloat16)
     sums: dict[str, list[torch.Tensor]] = {}
     with torch.no_grad():
@@ -218,7 +219,7 @@ def test_a_head_stays_tied_where_no_adapter_acts_on_it(
 
 
 def adapted(at: Stages, policy: Policy) -> Any:
-    return adapters.put(held(policy, torch.float32), policy.adapters, at.run.root).eval()
+    return stack.put(held(policy, torch.float32), policy.adapters, at.run.root).eval()
 
 
 @torch.no_grad()

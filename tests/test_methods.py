@@ -12,10 +12,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import models
-from align import adapters, parameterization, targets
+from align import parameterization
 from align.errors import AlignError
 from align.lab import MODEL_DIR
-from align.model import counts
+from align.policy import stack, targets
+from align.policy.load import counts
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy
 from models import BASE, Stages, settings
@@ -88,7 +89,7 @@ def test_a_method_through_sft_and_dpo(name: str, tmp_path: Path) -> None:
     dpo = stages.execute(stages.ticket("dpo", "dpo", policy, method, **given))
     if name != "pvera":  # which draws its updates at random while it trains
         assert stages.logged("dpo", "loss")[0] == pytest.approx(0.6931, abs=1e-3), "log 2"
-    loaded = adapters.load_policy(dpo, {"dtype": "float32"}, tmp_path)
+    loaded = stack.load_policy(dpo, {"dtype": "float32"}, tmp_path)
     ids = torch.arange(5, 45).view(2, 20)
     with torch.no_grad():
         expected = stages.jobs["dpo"].model.eval()(input_ids=ids).logits
@@ -100,9 +101,7 @@ def test_no_method_on_top_leaves_out_what_is_beneath() -> None:
     ids, silent = torch.arange(5, 45).view(2, 20), []
     for name in OTHERS:
         torch.manual_seed(0)
-        below = adapters.add(
-            models.tiny_llama(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]), "below"
-        ).eval()
+        below = stack.add(models.tiny_llama(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]), "below").eval()
         for key, parameter in below.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.3)

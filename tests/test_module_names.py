@@ -20,10 +20,11 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from align import module_names, recipe, targets
-from align.base import Base
+from align import module_names, recipe
 from align.base_modules import Modules, ending
 from align.errors import AlignError, Faults
+from align.policy import targets
+from align.policy.base import Base
 from models import tiny_llama
 
 NAMES = ["q_proj", "proj", "mlp", "attn", "c_proj", "attn.c_proj", "layers.0.mlp.up_proj", "embed_tokens", "ln_1"]
@@ -94,7 +95,7 @@ def test_auto_is_known_before_the_model_is_loaded(kind: str, tmp_path: Path) -> 
 
 def said(method: str, folder: Path, base: Base | None = None) -> list[str]:
     """What is wrong with a parameterization, on the lab model or on another."""
-    from align.base import resolve
+    from align.policy.base import resolve
 
     path = folder / "r.yaml"
     path.write_text(RECIPE.replace("METHOD", method))

@@ -6,8 +6,8 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 
-from align import nf4
 from align.errors import AlignError
+from align.policy import nf4
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WIDE = [(64,), (7,), (1,), (1000,), (3, 128), (33, 65), (5, 3), (2, 3, 64), (128, 192)]

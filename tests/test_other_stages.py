@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer, KTOConfig, KTOTrainer, RLOOTrainer
 
-from align import adapters, arguments, recipe, stage
+from align import arguments, recipe, stage
 from align.data import tokens
 from align.data.order import RowOrder
 from align.errors import AlignError, Faults
 from align.lab import data
+from align.policy import stack
 from align.rl import reference, rollouts
 from align.rl.health import REMEDIES
 from align.rl.recorder import WITHOUT_A_CRITIC
@@ -164,7 +165,7 @@ def test_the_reference_of_a_continued_or_stacked_policy_is_the_one_that_came_in(
     with spying("_generate_and_score_completions", see):
         first, last = run(stages, online(stages, program, policy, second))
     assert first.kl == 0.0 and last.kl not in (None, 0.0)
-    plain = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
+    plain = stack.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
     for theirs, out in seen:  # also after the policy has moved
         torch.testing.assert_close(theirs * out["completion_mask"], of_answers(plain, out), atol=2e-4, rtol=1e-4)
     if second == "ia3":  # onto a policy of the same kind: continued
@@ -299,7 +300,7 @@ def test_the_reference_of_kto_is_the_policy_that_came_in(stages: Stages, method:
     assert stages.logged("kto", "kl")[0] == pytest.approx(0.0, abs=1e-4)
     assert stages.logged("kto", "loss")[0] == pytest.approx(0.5, abs=1e-3)
     assert stages.logged("kto", "loss")[-1] < 0.5 and stages.logged("kto", "eval_loss")
-    plain = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
+    plain = stack.load_policy(policy, {"dtype": "float32"}, stages.run.root).eval()
     for name, batch, asked in (("train", 4, rows), ("eval", 16, held)):
         columns = tokens.together(
             tokens.unpaired(asked, lab_tokenizer(), KTOConfig(output_dir="", use_cpu=True, bf16=False))

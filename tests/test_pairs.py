@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import models
-from align import adapters, recipe
+from align import recipe
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
-from align.model import native_bf16, pin_4bit_layout
+from align.policy import stack
+from align.policy.load import native_bf16, pin_4bit_layout
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
 from models import BASE, FULL, LORA, QLORA, Stages, settings
@@ -232,7 +233,7 @@ def test_whole_modules_of_a_second_adapter_are_trained(firsts: Stages) -> None:
     own = load_file(firsts.run.stage("norm").model / "adapter_model.safetensors")
     [name] = [name for name in own if "norm" in name]
     assert not torch.equal(own[name].float(), before)
-    loaded = adapters.load_policy(policy, {"dtype": "float32"}, firsts.run.root)
+    loaded = stack.load_policy(policy, {"dtype": "float32"}, firsts.run.root)
     for found, expected in zip(
         logits(loaded, rows_of_ids()), logits(firsts.jobs["norm"].model.eval(), rows_of_ids()), strict=True
     ):

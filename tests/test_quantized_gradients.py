@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
 import models
-from align import model as loading
 from align.data import tokens
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.parameterization import qlora
+from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.trainers.dpo import DpoTrainer
 from align.trainers.sft import SftTrainer

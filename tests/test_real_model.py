@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import real_model
-from align import base, chat
-from align import model as models
+from align import chat
+from align.policy import base
+from align.policy import load as models
 
 pytestmark = pytest.mark.real
 

@@ -16,10 +16,10 @@ from torch import nn
 from trl import DPOConfig, DPOTrainer
 
 import models
-from align import model as loading
 from align import parameterization
 from align.data import tokens
 from align.lab import MODEL_DIR
+from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
 from align.trainers import reference

@@ -11,9 +11,9 @@ import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification
 
-from align import adapters
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
+from align.policy import stack
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
@@ -56,7 +56,7 @@ def test_a_reward_stage_trains_what_it_says_and_loads_again(stages: Stages, meth
     losses = stages.logged("reward", "loss")
     assert losses[-1] < losses[0]
     row = preferences(1)[0]
-    again = adapters.load_reward(model, ticket.model, stages.run.root)
+    again = stack.load_reward(model, ticket.model, stages.run.root)
     assert score_of(again, row) == pytest.approx(score_of(job.model.eval(), row), abs=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_plain_transformers_and_peft_load_a_reward_model(stages: Stages, method:
     kind: Any = AutoModelForSequenceClassification if method == "full" else AutoPeftModelForSequenceClassification
     plain = kind.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
     row = preferences(1)[0]
-    ours = adapters.load_reward(model, {"dtype": "float32"}, stages.run.root)
+    ours = stack.load_reward(model, {"dtype": "float32"}, stages.run.root)
     assert score_of(plain, row) == pytest.approx(score_of(ours, row), abs=1e-5)
 
 
@@ -78,8 +78,8 @@ def test_a_reward_model_starts_from_a_policy(stages: Stages, second: str) -> Non
     ticket = stages.ticket("reward", "reward", policy, METHODS[second], dtype="float32", learning_rate=0.0)
     model = stages.execute(ticket)
     ids = torch.tensor(encode.prompt_ids([preferences(1)[0]["prompt"]], TextTokenizer.of(lab_tokenizer())))
-    plain = adapters.load_policy(policy, {"dtype": "float32"}, stages.run.root)
-    reward = adapters.load_reward(model, {"dtype": "float32"}, stages.run.root)
+    plain = stack.load_policy(policy, {"dtype": "float32"}, stages.run.root)
+    reward = stack.load_reward(model, {"dtype": "float32"}, stages.run.root)
     expected = plain.get_base_model().model(input_ids=ids).last_hidden_state
     base = reward.get_base_model() if hasattr(reward, "get_base_model") else reward
     torch.testing.assert_close(base.model(input_ids=ids).last_hidden_state, expected, atol=2e-5, rtol=1e-4)

@@ -11,11 +11,11 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
+from align.policy.switchboard import Switchboard, checkpointing
 from align.rl import critic as critics
 from align.rl.critic import Critic, Passes
 from align.rl.prompts import PromptOrder
 from align.rl.replay import Stream, rows_of_update
-from align.rl.sets import Switchboard, checkpointing
 from models import tiny_llama
 
 IDS = torch.randint(5, 800, (3, 12), generator=torch.Generator().manual_seed(1))

@@ -144,7 +144,7 @@ def test_damage_is_looked_for_cheapest_first(tmp_path: Path, monkeypatch: pytest
     recorded = files.artifacts(tmp_path, tmp_path)
     hashed: list[str] = []
     sha256 = files.file_sha256
-    monkeypatch.setattr(paths, "file_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(path.name) or sha256(path))
 
     assert files.damaged(recorded, tmp_path, since=2000) is None
     assert hashed == []

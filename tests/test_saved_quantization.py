@@ -11,11 +11,12 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from align import export, parameterization, prepare, recipe, score
-from align import model as loading
-from align.adapters import TRAINED
+from align import export, parameterization, prepare, recipe
 from align.lab import MODEL_DIR
 from align.merging import merged
+from align.policy import load as loading
+from align.policy import score_head
+from align.policy.stack import TRAINED
 from align.run_folder.records import Adapter
 from error_cases import CHATS
 from models import lab_tokenizer, settings
@@ -72,7 +73,7 @@ def test_it_is_loaded_as_it_is_saved(bases: dict[int, Path], bits: int, asked: b
 def test_the_head_of_a_reward_model_is_not_packed(bases: dict[int, Path]) -> None:
     for base in bases.values():
         model = loading.load_weights(str(base), {}, torch.bfloat16, None, "reward")
-        assert getattr(model, score.SCORE).weight.is_floating_point()
+        assert getattr(model, score_head.SCORE).weight.is_floating_point()
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align import adapters, results, switch
+from align import results, switch
 from align.contradictions import of_stage
+from align.policy import stack
 from align.recipe import load
 from align.rl.scoring import OwnModel, Question, SharedModel
 from align.run_folder import files
@@ -66,7 +67,7 @@ def chain(stages: Stages, base: Policy, sft: dict[str, Any], own: dict[str, Any]
     with watched(SharedModel), watched(OwnModel):
         keys = {"critic": "head"}
         stages.execute(stages.ticket("ppo", "ppo", policy, own, dtype="float32", rewards=[reward], keys=keys, **PPO))
-    alone = adapters.load_reward(found, {"dtype": "float32"}, stages.run.root)
+    alone = stack.load_reward(found, {"dtype": "float32"}, stages.run.root)
     for _, answers, rows in seen:
         for answer, ids in zip(answers, rows, strict=True):
             with torch.no_grad():

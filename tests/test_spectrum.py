@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import JetMoeConfig, JetMoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from align import parameterization, targets
+from align import parameterization
 from align.errors import AlignError
+from align.policy import targets
 from align.spectrum import choose, noise, scan, table
 from align.spectrum.analyzer import SpectrumAnalyzer
 from align.spectrum.choose import Matrix, Record

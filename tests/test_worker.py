@@ -248,7 +248,7 @@ def test_a_stage_goes_on_in_the_precision_it_began_in(stages: Stages, monkeypatc
     """On a machine of another kind too, where a new stage would be trained in the other one."""
 
     def execute(id: str, here: bool, resume_from: str | None = None) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr("align.model.native_bf16", lambda: here)
+        monkeypatch.setattr("align.policy.load.native_bf16", lambda: here)
         ticket = stages.ticket(id, "sft", BASE, LORA, save_strategy="steps", save_steps=2)
         ticket.resume_from = resume_from
         stages.execute(ticket)

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align import generation
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.forgetting.measurements import Split
 from align.forgetting.probes import SPLITS, Agreement, Exact, Graded, Probe, Question, Texts
+from align.policy import generation
 from align.run_folder import files
 
 ANSWER_TOKENS = 32  # of a graded answer

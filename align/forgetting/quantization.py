@@ -31,7 +31,7 @@ def has_room(folder: Path) -> bool:
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
     else:
-        from align.machine import free_memory
+        from align.policy.memory import free_memory
 
         free = free_memory()
     return free > ROOM * size

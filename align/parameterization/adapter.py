@@ -59,10 +59,10 @@ def quantization(keys: Keys) -> dict[str, Any] | None:
 
 def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreTrainedModel:
     """Add a trainable adapter called `name`; the weights of the base are frozen."""
-    from align import adapters
     from align.bottleneck.config import BottleneckConfig
+    from align.policy import stack
 
     settings = keys.adapter.model_dump()
     if settings["target_modules"] == "auto":
         settings["target_modules"] = None
-    return adapters.add(model, BottleneckConfig(task_type="CAUSAL_LM", **settings), name)
+    return stack.add(model, BottleneckConfig(task_type="CAUSAL_LM", **settings), name)

@@ -86,9 +86,9 @@ def quantization(keys: Keys) -> dict[str, Any] | None:
 
 def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreTrainedModel:
     """Add a trainable adapter called `name`; the weights of the base are frozen."""
-    from align import adapters, targets
+    from align.policy import stack, targets
 
-    found = targets.find(adapters.bare(model))
+    found = targets.find(stack.bare(model))
     return add(model, keys.lora, name, found.modules, found.parameters)
 
 
@@ -96,7 +96,7 @@ def add(model: Any, keys: LoraKeys, name: str, modules: list[str], parameters: l
     """Add a trainable adapter on modules and 3-D expert tensors, unless the keys name others."""
     from peft import LoraConfig
 
-    from align import adapters
+    from align.policy import stack
 
     settings = keys.model_dump(exclude_none=True)
     if settings["target_modules"] == "auto":
@@ -106,4 +106,4 @@ def add(model: Any, keys: LoraKeys, name: str, modules: list[str], parameters: l
     config = LoraConfig(
         task_type="CAUSAL_LM", lora_alpha=settings.pop("alpha"), lora_dropout=settings.pop("dropout"), **settings
     )
-    return adapters.add(model, config, name)
+    return stack.add(model, config, name)

@@ -133,26 +133,26 @@ def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreT
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    from align import adapters
+    from align.policy import stack
 
     settings = {**_targets(model, keys.method), **keys.peft}
     if keys.method == "adalora":
         settings.setdefault("total_step", 10**9)  # the true number is set when training begins
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[keys.method.upper()]]
-    with adapters.refusal(keys.method):
+    with stack.refusal(keys.method):
         config = config_class(task_type="CAUSAL_LM", **settings)
-    return adapters.add(model, config, name)
+    return stack.add(model, config, name)
 
 
 def _targets(model: Any, method: str) -> dict[str, Any]:
     """The modules that a method goes on where the recipe names none."""
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_FAMILIES
 
-    from align import adapters, targets
+    from align.policy import stack, targets
 
     if "target_modules" not in peft_source.settings(method) or method == "trainable_tokens":
         return {}
-    base = adapters.bare(model)
+    base = stack.bare(model)
     if method == "ln_tuning":
         return {"target_modules": targets.norms(base)}
     if method == "ia3" and base.config.model_type in IA3_FAMILIES:

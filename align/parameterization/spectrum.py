@@ -91,11 +91,11 @@ def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreT
     Raises:
         AlignError: a layer that does not exist, or weights without a spectrum.
     """
-    from align import adapters
+    from align.policy import stack
     from align.run_folder import files, paths
     from align.spectrum.table import snr_json
 
-    base = adapters.bare(model)
+    base = stack.bare(model)
     choice, records = _choose(base, keys.spectrum)
     if folder is not None:
         found = snr_json(records, keys.spectrum.estimator) | {"chosen": choice.names}
@@ -127,7 +127,7 @@ def _weights(base: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of linear layers and experts by the names they have without adapters, dequantised one at a time."""
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 
-    from align import targets
+    from align.policy import targets
 
     for name, module in targets.own_modules(base):
         for key, parameter in module.named_parameters(recurse=False):

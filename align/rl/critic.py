@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from align import score
-from align.rl.sets import Switchboard
-from align.score import Score
+from align.policy import score_head
+from align.policy.score_head import Score
+from align.policy.switchboard import Switchboard
 
 NAME = "align_critic"  # the attribute of the policy's module
 FILE = "critic.safetensors"
@@ -59,7 +59,7 @@ class Critic(nn.Module):
 def new_head(model: PreTrainedModel, start: Score | None = None) -> Score:
     """A value head for a model: as the reward model's, from which values start (Ouyang et al. 2022, appendix C.4), or
     one that says 0 everywhere."""
-    head = Score(score.width(model), 1, device=model.device)
+    head = Score(score_head.width(model), 1, device=model.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     if start is not None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from align import adapters, chain, merging, score
-from align import model as models
+from align import chain, merging
 from align.chain import Layer
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
+from align.policy import load as models
+from align.policy import score_head, stack
 from align.rl import critic as critics
 from align.rl import scoring, shared
 from align.rl.critic import Critic
@@ -63,7 +64,7 @@ def critic(job: Job, lm: PreTrainedModel, kind: Literal["adapter", "head", "mode
     if kind == "model":
         start = _reward_model(ticket)
         whole = _merged(start, ticket, run, gives="reward") if start else _merged(_policy(ticket), ticket, run)
-        head = critics.new_head(whole, getattr(whole, score.SCORE, None))
+        head = critics.new_head(whole, getattr(whole, score_head.SCORE, None))
         trunk = getattr(whole, whole.base_model_prefix)
         return Critic(head, backbone=trunk.requires_grad_(True)).to(models.device())
     sets = shared.plan(ticket, run, value=kind == "adapter")
@@ -72,12 +73,12 @@ def critic(job: Job, lm: PreTrainedModel, kind: Literal["adapter", "head", "mode
     if sets is None or sets.value is None:
         what = f"the critic `adapter` of stage '{ticket.stage}' needs a frozen base, and its policy trains the base"
         raise AlignError(what, "use `critic: head` or `critic: model`")
-    start_head: score.Score | None = None
+    start_head: score_head.Score | None = None
     if sets.value_from is not None:
         reward = ticket.rewards[sets.value_from]
         assert reward.model is not None
         root = Path(reward.root) if reward.root else run
-        start_head = score.of_adapter(root / reward.model.adapters[-1].path, lm.device)
+        start_head = score_head.of_adapter(root / reward.model.adapters[-1].path, lm.device)
     return Critic(critics.new_head(lm, start_head), names=sets.value)
 
 
@@ -90,7 +91,7 @@ def own_reference(job: Job) -> PreTrainedModel:
         dtype = models.dtype_of(ticket.model.get("dtype", "auto"), trains_base=True)
         base: Any = _merged(_policy(ticket), ticket, job.run.root, dtype=dtype)
     else:
-        base = adapters.load_policy(ticket.policy, ticket.model, job.run.root)
+        base = stack.load_policy(ticket.policy, ticket.model, job.run.root)
     lm: PreTrainedModel = base.get_base_model() if hasattr(base, "get_base_model") else base
     add_fused_lm_head(lm, temperature=float(ticket.training.get("temperature", 1.0)))
     lm.config.get_text_config().pad_token_id = scoring.padding(job.tokenizer)
@@ -130,5 +131,5 @@ def _merged(
     if stuck is not None:
         what = f"a model of its own would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
         raise AlignError(what, "use `critic: adapter` or `critic: head`, and `reference: auto`")
-    base = adapters.load_base(policy, ticket.model, root, gives=gives)
+    base = stack.load_base(policy, ticket.model, root, gives=gives)
     return merging.merged(base, policy.adapters, root, dtype)

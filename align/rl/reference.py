@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from align.policy.switchboard import Switchboard
 from align.rl.critic import is_critic
-from align.rl.sets import Switchboard
 
 Kind = Literal["auto", "model"]
 Pass = Callable[..., Any]

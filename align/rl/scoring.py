@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from align import adapters, score
-from align import model as models
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError, Exit
+from align.policy import load as models
+from align.policy import score_head, stack
+from align.policy.score_head import Score
 from align.rl.critic import Passes
 from align.run_folder.records import Reward
-from align.score import Score
 
 COLUMNS = "align_columns"  # of a data set of prompts: the other columns of each row, as JSON
 
@@ -210,7 +210,7 @@ def own_model(
     """
     if reward.model is not None:
         root = Path(reward.root) if reward.root else run
-        loaded = adapters.load_reward(reward.model, keys, root)
+        loaded = stack.load_reward(reward.model, keys, root)
         saved = reward.model.adapters[-1].path if reward.model.adapters else reward.model.weights
         own = AutoTokenizer.from_pretrained(root / str(saved)) if reward.root else tokenizer
     else:
@@ -237,7 +237,7 @@ def shared_model(
     """A reward model whose adapters lie on the policy's base already, by the names in `names`."""
     assert reward.model is not None
     root = Path(reward.root) if reward.root else run
-    head = score.of_adapter(root / reward.model.adapters[-1].path, passes.lm.device)
+    head = score_head.of_adapter(root / reward.model.adapters[-1].path, passes.lm.device)
     return SharedModel(reward.name, passes, names, head, padding(tokenizer), size, closed(tokenizer, ends))
 
 

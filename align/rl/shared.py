@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align import adapters, chain, parameterization
+from align import chain, parameterization
 from align.chain import Layer
 from align.errors import AlignError
+from align.policy import stack
 from align.run_folder.records import Adapter, Policy, Reward, Ticket
 from align.switch import beside
 
@@ -61,9 +62,9 @@ def plan(ticket: Ticket, run: Path, *, value: bool = False) -> Sets | None:
     if own.traits.trains_base:
         return None
     incoming, quantization = ticket.policy.adapters, own.method.quantization(own.keys)
-    called = adapters.names(incoming)
+    called = stack.names(incoming)
     continues = chain.continues(chain.layers(incoming), own)
-    sets = Sets(policy=[*(called[:-1] if continues else called), adapters.TRAINED], reference=called)
+    sets = Sets(policy=[*(called[:-1] if continues else called), stack.TRAINED], reference=called)
     if continues:
         sets.loads.append(Loading(incoming[-1], run, called[-1]))
     on_it = list(incoming)
@@ -116,7 +117,7 @@ def _names(sets: Sets, reward: Reward, number: int, incoming: Sequence[Adapter],
     """The names of a reward model's adapters on the base; those that the policy has are not loaded again."""
     assert reward.model is not None
     root = Path(reward.root) if reward.root else run
-    at = {run / adapter.path: name for adapter, name in zip(incoming, adapters.names(incoming), strict=True)}
+    at = {run / adapter.path: name for adapter, name in zip(incoming, stack.names(incoming), strict=True)}
     at |= {load.run / load.adapter.path: load.name for load in sets.loads}
     names = []
     for adapter in reward.model.adapters:
@@ -134,7 +135,7 @@ def put(ticket: Ticket, model: Any, run: Path, *, value: bool = False) -> Any:
     if sets is None:
         return model
     for load in sets.loads:
-        model = adapters.put(model, [load.adapter], load.run, last=load.name)
+        model = stack.put(model, [load.adapter], load.run, last=load.name)
     if sets.value is None:
         return model
     if sets.value_from is None:
@@ -144,4 +145,4 @@ def put(ticket: Ticket, model: Any, run: Path, *, value: bool = False) -> Any:
     reward = ticket.rewards[sets.value_from]
     assert reward.model is not None
     root = Path(reward.root) if reward.root else run
-    return adapters.put(model, reward.model.adapters[-1:], root, last=VALUE)
+    return stack.put(model, reward.model.adapters[-1:], root, last=VALUE)

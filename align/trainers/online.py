@@ -20,9 +20,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 
-from align import generation
-from align.adapters import TRAINED
 from align.errors import AlignError, Exit
+from align.policy import generation
+from align.policy.stack import TRAINED
+from align.policy.switchboard import Switchboard, checkpointing
 from align.rl import critic, reference, rollouts, scoring, shared
 from align.rl.critic import Passes
 from align.rl.health import Health
@@ -30,7 +31,6 @@ from align.rl.prompts import PromptOrder
 from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
 from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
-from align.rl.sets import Switchboard, checkpointing
 from align.run_folder import files
 from align.trainers.minibatches import Minibatches
 from align.trainers.rows import OurRows

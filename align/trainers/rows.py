@@ -12,9 +12,9 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from torch.utils.data import SequentialSampler
 
-from align.adapters import TRAINED
-from align.base import heads
 from align.data.order import RowOrder
+from align.policy.base import heads
+from align.policy.stack import TRAINED
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -119,7 +119,7 @@ def build(shape: Shape, quantization: dict[str, Any] | None, device: torch.devic
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-    from align import model as models
+    from align.policy import load as models
 
     config = LlamaConfig(**asdict(shape), max_position_embeddings=4096, bos_token_id=None, eos_token_id=None)
     with torch.device("meta"):
@@ -153,7 +153,8 @@ def _weight(module: torch.nn.Module, meta: torch.nn.Parameter, device: torch.dev
 
 def apply(case: Case, scale: Scale, device: torch.device) -> Any:
     """The model with what the case trains, as align's worker has it."""
-    from align import adapters, parameterization
+    from align import parameterization
+    from align.policy import stack
 
     method = parameterization.load(case.keys["method"])
     settings = dict(case.keys)
@@ -163,7 +164,7 @@ def apply(case: Case, scale: Scale, device: torch.device) -> Any:
         layers = list(range(0, shape.num_hidden_layers, step))
         settings["spectrum"] = {**settings["spectrum"], "layers_to_finetune": layers}
     keys = method.Keys.model_validate(settings)
-    return method.apply(build(shape, method.quantization(keys), device), keys, adapters.TRAINED)
+    return method.apply(build(shape, method.quantization(keys), device), keys, stack.TRAINED)
 
 
 class Training:
@@ -219,7 +220,7 @@ def timed(action: Callable[[], Any], warm_up: int, times: int) -> list[float]:
 
 def train(case: Case, scale: Scale, model: Any) -> Row:
     """Memory and speed of a training step."""
-    from align import model as models
+    from align.policy import load as models
 
     parameters = models.counts(model)
     training = Training(model, case.optimizer, scale.tokens)

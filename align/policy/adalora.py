@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.adapters import TRAINED
 from align.errors import AlignError, Exit
+from align.policy.stack import TRAINED
 
 FILE = "rank_allocator.safetensors"
 _ESTIMATES = ("ipt", "exp_avg_ipt", "exp_avg_unc")

@@ -28,10 +28,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
-from align import model as models
-from align import score
 from align.bottleneck.layer import BottleneckLayer, detach
 from align.errors import AlignError
+from align.policy import load as models
+from align.policy import score_head
 from align.run_folder.records import Adapter, Gives, Policy
 
 TRAINED = "default"  # PEFT's name of the adapter that a stage trains; earlier ones are named for their stage
@@ -79,7 +79,7 @@ def put(model: Any, adapters: Sequence[Adapter], run: Path, *, last: str | None 
 def _weights(folder: str, model: Any) -> dict[str, torch.Tensor]:
     """The tensors of a saved adapter, without a reward model's head where the model has none."""
     stored: dict[str, torch.Tensor] = load_peft_weights(folder, device=str(models.device()))
-    return stored if score.has(model) else {name: t for name, t in stored.items() if not score.is_head(name)}
+    return stored if score_head.has(model) else {name: t for name, t in stored.items() if not score_head.is_head(name)}
 
 
 def resume(model: Any, adapter: Adapter, run: Path) -> PeftModel:
@@ -87,7 +87,7 @@ def resume(model: Any, adapter: Adapter, run: Path) -> PeftModel:
     earlier = _settings(model)
     folder = str(run / adapter.path)
     config = PeftConfig.from_pretrained(folder)
-    if config.is_prompt_learning or score.has(model):
+    if config.is_prompt_learning or score_head.has(model):
         # PEFT loads a learnt prompt only to be used, and a policy's adapter has no head for its scores yet: the adapter
         # is made anew, and its weights then loaded
         config.inference_mode = False
@@ -116,7 +116,7 @@ def add(model: Any, config: PeftConfig, name: str) -> PeftModel:
         AlignError: PEFT cannot put such an adapter on this model.
     """
     earlier = _settings(model)
-    if score.has(model):
+    if score_head.has(model):
         config = _with_head(config, model)
     with refusal(str(config.peft_type.value).lower()):
         if _takes(model, config):
@@ -155,11 +155,13 @@ def _takes(model: Any, config: PeftConfig) -> bool:
 def fitting(config: PeftConfig, model: Any) -> PeftConfig:
     """The settings of a finished adapter for this model: one of a language model may go on a reward model, and the
     other way round, where it comes without the head."""
-    if score.has(model) and config.task_type == TaskType.CAUSAL_LM:
+    if score_head.has(model) and config.task_type == TaskType.CAUSAL_LM:
         config.task_type = None
-    elif not score.has(model) and config.task_type == TaskType.SEQ_CLS:
+    elif not score_head.has(model) and config.task_type == TaskType.SEQ_CLS:
         config.task_type = TaskType.CAUSAL_LM
-        kept = [name for name in config.modules_to_save or [] if name not in (score.SCORE, "classifier")]  # PEFT's name
+        kept = [
+            name for name in config.modules_to_save or [] if name not in (score_head.SCORE, "classifier")
+        ]  # PEFT's name
         config.modules_to_save = kept or None
     return config
 
@@ -177,7 +179,7 @@ def _with_head(config: PeftConfig, model: Any) -> PeftConfig:
     config.task_type = TaskType.SEQ_CLS
     there = [name for name, _ in model.named_modules()]
     kept = [entry for entry in config.modules_to_save or [] if any(f".{name}".endswith(f".{entry}") for name in there)]
-    config.modules_to_save = [*(entry for entry in kept if entry != score.SCORE), score.SCORE]
+    config.modules_to_save = [*(entry for entry in kept if entry != score_head.SCORE), score_head.SCORE]
     return config
 
 

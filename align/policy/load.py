@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align import base, score
-from align.base import heads, replaced_tokens
 from align.errors import AlignError, Exit
+from align.policy import base, score_head
+from align.policy.base import heads, replaced_tokens
+from align.policy.score_head import SCORE
 from align.run_folder.records import Gives
-from align.score import SCORE
 
 
 def device() -> torch.device:
@@ -108,7 +108,7 @@ def load_weights(
     pin_4bit_layout(model)
     _check_4bit_rows(model)
     if scores:
-        score.prepare(model, Path(folder))
+        score_head.prepare(model, Path(folder))
     return model.eval()
 
 

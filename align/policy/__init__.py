@@ -1,0 +1,1 @@
+"""The model in memory and what is put on it."""
