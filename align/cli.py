@@ -18,7 +18,7 @@ from align.errors import AlignError, Exit, Faults
 from align.lines import line
 
 if TYPE_CHECKING:
-    from align.merge_verdict import Merge
+    from align.merging.verdict import Merge
 
 app = typer.Typer(
     name="align",

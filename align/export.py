@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from align import chain, launch, results
 from align.errors import AlignError
-from align.merge_verdict import Merge
+from align.merging.verdict import Merge
 from align.run_folder import files as run_files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
@@ -79,8 +79,8 @@ def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str
     launch.quiet()
     import torch
 
-    from align import merging
     from align.handover import prompts
+    from align.merging import into_base
     from align.policy import load as models
     from align.policy import stack
     from align.work import read_rows
@@ -93,12 +93,12 @@ def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str
     target = models.precision_of(files) if asked == "auto" else getattr(torch, asked)
     merge = None
     if model.adapters:
-        rows = prompts(read_rows(run, ticket.train)[: merging.ROWS], tokenizer)
+        rows = prompts(read_rows(run, ticket.train)[: into_base.ROWS], tokenizer)
         try:
-            whole, merge = merging.merge(whole, model.adapters, run.root, rows, target)
+            whole, merge = into_base.merge(whole, model.adapters, run.root, rows, target)
         except AlignError as error:
             raise AlignError(error.what, "--dtype float32, or --form adapter", exit=error.exit) from error
-    _save(merging.cast(whole, target), tokenizer, ticket, out)
+    _save(into_base.cast(whole, target), tokenizer, ticket, out)
     return merge
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align import chain, merging, parameterization
+from align import chain, parameterization
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
-from align.merge_verdict import Merge
+from align.merging import into_base
+from align.merging.verdict import Merge
 from align.policy import load as models
 from align.policy import score_head, stack
 from align.run_folder.paths import RunDir
@@ -63,7 +64,7 @@ class Builder:
         if self._unquantized():
             model = self._load(self._folder(), policy.quantization)
             if merged:
-                model, report = merging.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
+                model, report = into_base.merge(model, merged, run, prompts(self.sample, self.tokenizer), self.dtype)
             else:
                 model = models.cast(models.dequantized(model, self.dtype), self.dtype)
             model = score_head.from_policy(model) if scores else model

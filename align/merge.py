@@ -17,7 +17,7 @@ from align.errors import AlignError, FaultList
 from align.export import FORMS
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
-from align.merge_verdict import Merge
+from align.merging.verdict import Merge
 from align.policy import base as bases
 from align.policy.base import Base
 from align.run_folder import files
@@ -222,7 +222,7 @@ def _write_whole(plan: Plan, adapter: Path, folder: Path) -> Merge:
     """The base with the adapter in its weights, merged in float32; returns what that cost."""
     import torch
 
-    from align import merging
+    from align.merging import into_base
     from align.policy import load as models
     from align.run_folder.records import Adapter
 
@@ -235,8 +235,8 @@ def _write_whole(plan: Plan, adapter: Path, folder: Path) -> Merge:
         raise AlignError(what, "its base is another one now: give the one that they were trained on")
     one = Adapter(name="merged", path=adapter.name, method="lora", settings={})
     try:
-        prompts, target = _prompts(plan)[: merging.ROWS], models.precision_of(plan.base.path)
-        merged, report = merging.merge(base, [one], adapter.parent, prompts, target)
+        prompts, target = _prompts(plan)[: into_base.ROWS], models.precision_of(plan.base.path)
+        merged, report = into_base.merge(base, [one], adapter.parent, prompts, target)
     except AlignError as error:
         raise AlignError(error.what, "write the combination alone: --form adapter", exit=error.exit) from error
     merged.save_pretrained(folder)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.merge_verdict import Merge
+from align.merging.verdict import Merge
 from align.policy import base
 from align.run_folder import files
 from align.saved_lora import WEIGHTS, SavedLora

@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import card, chain, merging, parameterization, verdicts
+from align import card, chain, parameterization, verdicts
 from align import stage as stages
 from align.data import mixing
 from align.errors import AlignError, Exit
@@ -31,6 +31,7 @@ from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
 from align.handover import Builder
 from align.job import Job
+from align.merging import into_base
 from align.policy import generation, stack, targets
 from align.policy import load as models
 from align.run_folder import files
@@ -75,7 +76,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     bench_probes = _probes(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
     program = _program(ticket)
     _assert_device(ticket)
-    builder = Builder(run, ticket, tokenizer, list(job.rows[: merging.ROWS]), program.stage.beneath)
+    builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.beneath)
     if ticket.measure_base and world.is_main_process and bench_probes:
         _measure_base(run, job, builder, bench_probes)
     world.wait_for_everyone()

@@ -24,9 +24,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align import merging, parameterization, stage, work
+from align import parameterization, stage, work
 from align.job import Job
 from align.lab import MODEL_DIR, data
+from align.merging import into_base
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Outcome, Policy, Reward, Rows, Ticket
@@ -217,14 +218,14 @@ class Stages:
 
 def at_strength(strength: float) -> Callable[..., PreTrainedModel]:
     """As `merging.merged`, but with the update of all adapters at another strength."""
-    exact = merging.merged
+    exact = into_base.merged
 
     def merged(base: Any, adapters: Any, run: Path, dtype: torch.dtype) -> PreTrainedModel:
         whole = exact(copy.deepcopy(base), adapters, run, torch.float32)
         plain = exact(base, [], run, torch.float32).state_dict()
         for name, parameter in whole.named_parameters():
             parameter.data = plain[name] + strength * (parameter.data - plain[name])
-        return merging.cast(whole, dtype)
+        return into_base.cast(whole, dtype)
 
     return merged
 

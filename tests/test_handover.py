@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import models
-from align import merging
 from align.errors import AlignError, Exit
 from align.handover import prompts
 from align.lab import MODEL_DIR, data
+from align.merging import into_base
 from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
@@ -187,7 +187,7 @@ def test_a_quantised_policy_is_merged_through_the_dequantised_base(stages: Stage
 
 
 def test_a_merge_that_loses_the_policy_fails(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "merged", at_strength(0.5))
+    monkeypatch.setattr(into_base, "merged", at_strength(0.5))
     ticket = stages.ticket("refused", "sft", policy_of(stages, "lora"), FULL, rows=data.rows("lab/helpdesk", n=3))
     with pytest.raises(AlignError) as caught:
         stages.execute(ticket)

@@ -16,11 +16,11 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from align import merging
 from align.adapted import Adapted
 from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR
 from align.merge import merge
+from align.merging import into_base
 from align.policy import stack
 from align.run_folder import files
 from align.run_folder.records import Adapter, Policy
@@ -465,7 +465,7 @@ def test_whole_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> No
         "  -> write the combination alone: --form adapter"
     )
     config.write_text(whole)
-    monkeypatch.setattr(merging, "merged", at_strength(2.0))
+    monkeypatch.setattr(into_base, "merged", at_strength(2.0))
     with pytest.raises(AlignError) as caught:
         merge(Path("new/out"), ["a"], rank=None, form="merged")
     says = caught.value

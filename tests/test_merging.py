@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from align import fidelity, merging
-from align.dither import dithered
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
-from align.merge_verdict import Merge
+from align.merging import fidelity, into_base
+from align.merging.dither import dithered
+from align.merging.verdict import Merge
 from align.policy import load as loading
 from align.policy import stack
 from align.run_folder.paths import RunDir
@@ -53,7 +53,7 @@ def held(policy: Policy, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel
 
 
 def merge(at: Stages, policy: Policy, dtype: torch.dtype) -> tuple[PreTrainedModel, Merge]:
-    return merging.merge(held(policy), policy.adapters, at.run.root, prompts(), dtype)
+    return into_base.merge(held(policy), policy.adapters, at.run.root, prompts(), dtype)
 
 
 # Fine ------------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_the_figures_are_those_of_the_two_models(trained: tuple[Stages, dict[str
 def test_a_wrong_scale_is_refused(
     trained: tuple[Stages, dict[str, Policy]], monkeypatch: pytest.MonkeyPatch, strength: float, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(merging, "merged", at_strength(strength))
+    monkeypatch.setattr(into_base, "merged", at_strength(strength))
     with pytest.raises(AlignError, match=r"^the merged model is not the adapted one: KL "):
         merge(trained[0], trained[1]["lora"], dtype)
 
@@ -112,7 +112,7 @@ def test_a_wrong_scale_is_refused(
 def test_a_wrong_base_is_refused(
     trained: tuple[Stages, dict[str, Policy]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    exact = merging.merged
+    exact = into_base.merged
 
     def elsewhere(base: Any, *rest: Any) -> PreTrainedModel:
         other = held(BASE, torch.float32)
@@ -120,7 +120,7 @@ def test_a_wrong_base_is_refused(
         layers[0].mlp, layers[1].mlp = layers[1].mlp, layers[0].mlp
         return exact(other, *rest)
 
-    monkeypatch.setattr(merging, "merged", elsewhere)
+    monkeypatch.setattr(into_base, "merged", elsewhere)
     with pytest.raises(AlignError, match=r"^the merged model is not the adapted one: KL "):
         merge(trained[0], trained[1][name], torch.bfloat16)
 
@@ -258,14 +258,14 @@ def test_a_small_update_outlives_a_merge_into_bfloat16(
     small = at_strength(0.02)
     exact = small(held(policies["lora"]), policies["lora"].adapters, at.run.root, torch.float32)
     made = {True: copy.deepcopy(exact), False: copy.deepcopy(exact)}
-    on_grid = merging._held_by(loading.cast(held(BASE), torch.float32), torch.bfloat16)
+    on_grid = into_base._held_by(loading.cast(held(BASE), torch.float32), torch.bfloat16)
     found = {
-        chance: merging._round(model, torch.bfloat16, on_grid if chance else set()).float()
+        chance: into_base._round(model, torch.bfloat16, on_grid if chance else set()).float()
         for chance, model in made.items()
     }
     text = fidelity.Text.of(exact, prompts())
     wanted, base = fidelity.read(exact, text), fidelity.read(held(BASE, torch.float32), text)
     lost = {chance: fidelity.divergence(wanted, fidelity.read(model, text)) for chance, model in found.items()}
     assert lost[True] < lost[False] / 2 and lost[True] < fidelity.divergence(wanted, base) / 2
-    again = merging._round(copy.deepcopy(exact), torch.bfloat16, on_grid).float()
+    again = into_base._round(copy.deepcopy(exact), torch.bfloat16, on_grid).float()
     assert all(torch.equal(one, other) for one, other in zip(again.parameters(), found[True].parameters(), strict=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import AlignError
-from align.run_folder import checkpoints, files, paths
+from align.run_folder import checkpoints, files
 from align.run_folder.paths import RunDir
 
 

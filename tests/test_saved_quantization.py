@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from align import export, parameterization, prepare, recipe
 from align.lab import MODEL_DIR
-from align.merging import merged
+from align.merging.into_base import merged
 from align.policy import load as loading
 from align.policy import score_head
 from align.policy.stack import TRAINED

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from align import chain, merging
+from align import chain
 from align.chain import Layer
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
+from align.merging import into_base
 from align.policy import load as models
 from align.policy import score_head, stack
 from align.rl import critic as critics
@@ -132,4 +133,4 @@ def _merged(
         what = f"a model of its own would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
         raise AlignError(what, "use `critic: adapter` or `critic: head`, and `reference: auto`")
     base = stack.load_base(policy, ticket.model, root, gives=gives)
-    return merging.merged(base, policy.adapters, root, dtype)
+    return into_base.merged(base, policy.adapters, root, dtype)

@@ -12,11 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from align import fidelity
-from align.dither import dithered
 from align.errors import AlignError, Exit
-from align.fidelity import Text
-from align.merge_verdict import Merge
+from align.merging import fidelity
+from align.merging.dither import dithered
+from align.merging.fidelity import Text
+from align.merging.verdict import Merge
 from align.policy import load as models
 from align.policy import score_head
 from align.policy import stack as put_on

@@ -1,0 +1,1 @@
+"""Adapters become base weights, held against the adapted model."""
