@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align import document, parameterization, validation
+from align import document, validation
 from align.errors import AlignError, Faults
-from align.parameterization import Method, ParameterizationKeys
+from align.parameterization import method as methods
+from align.parameterization.method import Method
+from align.parameterization.traits import ParameterizationKeys
 
 STARTS = ("gaussian", "eva", "orthogonal", "mica")  # what LoRA may begin with by name, and leave the base as it is
 
@@ -23,7 +25,7 @@ def checked(method: str, keys: Mapping[str, Any], bits: int | None) -> tuple[Met
     Raises:
         AlignError, Faults: the method is unknown or trains the base, or a key is wrong or would change the base.
     """
-    own = parameterization.load(method)
+    own = methods.load(method)
     if keys.get("quantization") is not None:
         raise AlignError("the base is in memory already", "leave `quantization` out, and load the base quantised")
     if method == "qlora" and bits is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from align.parameterization.lora import HEADS
+from align.parameterization.methods.lora import HEADS
 from align.policy.base import Base, heads, quantization
 from align.spectrum.choose import is_router
 

@@ -189,7 +189,8 @@ def list_() -> None:
     """The recipes, pipelines, stages and parameterizations that there are."""
     from rich.table import Table
 
-    from align import parameterization, pipeline, shipped
+    from align import pipeline, shipped
+    from align.parameterization import method as methods
     from align.stage import load
 
     console = Console()
@@ -197,8 +198,8 @@ def list_() -> None:
         ("recipes", {name: _purpose(shipped.find("recipes", name)) for name in shipped.names("recipes")}),
         ("pipelines", {name: pipeline.preset(name).description for name in shipped.names("pipelines")}),
         ("stages", {name: load(name, Path()).stage.description for name in shipped.names("stages")}),
-        ("parameterizations", {name: parameterization.load(name).DESCRIPTION for name in parameterization.files()}),
-        ("parameterizations of PEFT, by its names", {"": ", ".join(parameterization.others())}),
+        ("parameterizations", {name: methods.load(name).DESCRIPTION for name in methods.files()}),
+        ("parameterizations of PEFT, by its names", {"": ", ".join(methods.others())}),
     ]
     for title, entries in sections:
         table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold")

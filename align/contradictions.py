@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from align import arguments, chain, pipeline
+from align import arguments, pipeline
 from align.document import Document
 from align.errors import AlignError, FaultList
+from align.parameterization import chain
 from align.policy.base import Base
 from align.validation import dotted
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align import chain, parameterization
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.merging import into_base
 from align.merging.verdict import Merge
+from align.parameterization import chain, method
 from align.policy import load as models
 from align.policy import score_head, stack
 from align.run_folder.paths import RunDir
@@ -38,7 +38,7 @@ class Builder:
     loaded: Any = None
 
     def __post_init__(self) -> None:
-        self.method = parameterization.load(self.ticket.parameterization["method"])
+        self.method = method.load(self.ticket.parameterization["method"])
         self.keys = self.method.Keys.model_validate(self.ticket.parameterization)
         self.quantization = self.method.quantization(self.keys)
         self.layers = chain.layers(self.ticket.policy.adapters)

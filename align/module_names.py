@@ -15,8 +15,8 @@ from typing import Any
 from align.base_modules import Kind, Modules, ending, last_parts, layer_of
 from align.errors import AlignError, nearest
 from align.libraries import peft as peft_source
-from align.parameterization import files
-from align.parameterization.lora import HEADS
+from align.parameterization.method import files
+from align.parameterization.methods.lora import HEADS
 from align.policy.base import Base
 from align.recipe import Loaded, StagePlan
 from align.validation import Loc

@@ -17,9 +17,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from align import parameterization
 from align.bottleneck.layer import ATTRIBUTE, BottleneckLayer, attach, attached, detach
 from align.errors import AlignError
+from align.parameterization import method as methods
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Member:
     @property
     def merges(self) -> bool:
         """Whether it can be part of weights."""
-        own = parameterization.load(self.method)
+        own = methods.load(self.method)
         return own.traits(own.Keys.model_validate({"method": self.method})).merges
 
     def layers(self) -> list[Any]:

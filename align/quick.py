@@ -12,9 +12,10 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from align import document, parameterization, recipe
+from align import document, recipe
 from align import stage as stages
 from align.errors import AlignError, Place
+from align.parameterization import method as methods
 
 _TEXT = """\
 # {stage} of {model} on {data}, written by `align run --model … --data …`
@@ -50,7 +51,7 @@ def write(model: str | None, data: str | None, *, method: str, stage: str, overr
         )
         raise AlignError(what, "align run recipes/dpo_qlora.yaml, or align run --model ./my-model --data ./my.jsonl")
     with _option("--method", method):
-        parameterization.load(method)
+        methods.load(method)
     with _option("--stage", stage):
         stages.load(stage, Path())
     name = "-".join(_word(part) for part in (model, Path(data).stem, _stem(stage), method))

@@ -13,21 +13,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align import (
-    arguments,
-    contradictions,
-    document,
-    errors,
-    other_tools,
-    parameterization,
-    pipeline,
-    shipped,
-    verdicts,
-)
+from align import arguments, contradictions, document, errors, other_tools, pipeline, shipped, verdicts
 from align.document import Document
 from align.errors import AlignError, FaultList
 from align.forgetting.gate import ForgettingKeys
-from align.parameterization import Method, ParameterizationKeys
+from align.parameterization import method as methods
+from align.parameterization.method import Method
+from align.parameterization.traits import ParameterizationKeys
 from align.policy.base import LAB
 from align.rewards import RewardedKeys
 from align.stage import Program, Replay, StageKeys
@@ -306,11 +298,11 @@ def _recipe_keys(keys: type[StageKeys]) -> frozenset[str]:
 def _method(read: Document, data: dict[str, Any], at: tuple[str, ...]) -> tuple[Method, ParameterizationKeys]:
     name = data.get("method")
     if not isinstance(name, str):
-        listed = ", ".join(parameterization.files())
+        listed = ", ".join(methods.files())
         remedy = f"write `method:` with one of: {listed}, or a method of PEFT that `align list` shows"
         raise read.fault(at, "the parameterization names no method", remedy)
     try:
-        method = parameterization.load(name)
+        method = methods.load(name)
     except AlignError as error:
         raise read.fault((*at, "method"), error.what, error.remedy) from None
     return method, validate(read, method.Keys, data, at)

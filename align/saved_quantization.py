@@ -8,9 +8,9 @@ from typing import Any
 
 from align.errors import AlignError, Exit, shown
 from align.libraries import peft as peft_source
-from align.parameterization import files
-from align.parameterization.peft import learns_prompts
-from align.parameterization.qlora import QuantizationKeys
+from align.parameterization.method import files
+from align.parameterization.methods.peft import learns_prompts
+from align.parameterization.methods.qlora import QuantizationKeys
 from align.policy.base import Base, quantization
 from align.recipe import Loaded, StagePlan
 from align.validation import Loc

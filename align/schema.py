@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align import arguments, parameterization, shipped, stage
+from align import arguments, shipped, stage
 from align.arguments import Argument
+from align.parameterization import method as parameterization
 from align.recipe import Recipe
 
 Json = dict[str, Any]

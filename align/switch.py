@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align import chain, results
+from align import results
 from align.errors import AlignError
+from align.parameterization import chain
+from align.parameterization.chain import beside
 from align.pipeline import BASE
 from align.policy import load as models
 from align.policy import stack
@@ -71,18 +73,6 @@ def policies(folder: Path, outcome: Outcome) -> dict[str, Policy]:
         if _switchable(policy.adapters) and beside(on_it, policy.adapters):
             found[id] = policy
     return found
-
-
-def beside(on_it: list[Adapter], more: list[Adapter]) -> bool:
-    """Add the adapters of another policy to those on the model, unless one of them cannot stand on those."""
-    new = [adapter for adapter in more if adapter.path not in {one.path for one in on_it}]
-    for adapter in new:
-        try:
-            chain.check_top(chain.layers(on_it), chain.Layer.of(adapter.settings, adapter.name))
-        except AlignError:
-            return False
-    on_it += new
-    return True
 
 
 def _switchable(found: list[Adapter]) -> bool:

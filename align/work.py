@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import card, chain, parameterization, verdicts
+from align import card, verdicts
 from align import stage as stages
 from align.data import mixing
 from align.errors import AlignError, Exit
@@ -32,6 +32,8 @@ from align.forgetting.measurements import Split
 from align.handover import Builder
 from align.job import Job
 from align.merging import into_base
+from align.parameterization import chain
+from align.parameterization import method as methods
 from align.policy import generation, stack, targets
 from align.policy import load as models
 from align.run_folder import files
@@ -283,7 +285,7 @@ def _save(job: Job, run: RunDir) -> Policy:
     """Write the model folder and describe the policy that goes on."""
     ticket, folder = job.ticket, job.dir.model
     shutil.rmtree(folder, ignore_errors=True)
-    method = parameterization.load(ticket.parameterization["method"])
+    method = methods.load(ticket.parameterization["method"])
     keys, came_in = method.Keys.model_validate(ticket.parameterization), ticket.policy
     kept = chain.after(chain.layers(came_in.adapters), chain.Layer(method, keys, ticket.stage))
     stages = {layer.stage for layer in kept}

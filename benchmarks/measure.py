@@ -28,11 +28,12 @@ def bench(precision: str, noise: float) -> Bench:
     """The lab's base as `align` loads it in a precision, with noise of that share of its embeddings' own spread."""
     import torch
 
-    from align import lab, parameterization
+    from align import lab
     from align.forgetting.measure import Bench
+    from align.parameterization import method
     from align.policy import load as models
 
-    qlora = parameterization.load("qlora")
+    qlora = method.load("qlora")
     quantization = qlora.quantization(qlora.Keys()) if precision == "4bit" else None
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     loaded = models.load_weights(str(lab.MODEL_DIR), {}, dtype, quantization)

@@ -112,7 +112,7 @@ class Bench:
         import torch
         from peft import LoraConfig, get_peft_model
 
-        from align.parameterization import lora
+        from align.parameterization.methods import lora
 
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model = self._loaded(ours)
@@ -128,7 +128,7 @@ class Bench:
         from peft import get_peft_model
 
         from align.bottleneck.config import BottleneckConfig
-        from align.parameterization import adapter
+        from align.parameterization.methods import adapter
 
         model = self._loaded(ours)
         torch.manual_seed(0)
@@ -141,7 +141,7 @@ class Bench:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-        from align.parameterization import qlora
+        from align.parameterization.methods import qlora
         from align.policy import load as models
 
         keys = qlora.Keys.model_validate({"lora": LORA})
@@ -217,7 +217,7 @@ def switch() -> None:
     import torch
 
     from align.lab import MODEL_DIR
-    from align.parameterization import lora
+    from align.parameterization.methods import lora
     from align.policy import load as models
     from align.policy import stack
 

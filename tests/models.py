@@ -24,10 +24,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align import parameterization, stage, work
+from align import stage, work
 from align.job import Job
 from align.lab import MODEL_DIR, data
 from align.merging import into_base
+from align.parameterization import method as methods
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Outcome, Policy, Reward, Rows, Ticket
@@ -100,7 +101,7 @@ def preferences(n: int) -> list[dict[str, Any]]:
 
 def settings(method: str, **keys: Any) -> dict[str, Any]:
     """A parameterization with all its defaults, as a ticket holds it."""
-    return parameterization.load(method).Keys.model_validate({"method": method, **keys}).model_dump(mode="json")
+    return methods.load(method).Keys.model_validate({"method": method, **keys}).model_dump(mode="json")
 
 
 LORA = settings("lora", lora={"r": 8, "alpha": 16})

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from align import cli, parameterization, shipped
+from align import cli, shipped
 from align.errors import AlignError, Exit, Faults, Place
+from align.parameterization import method
 from align.recipe import locate
 from error_cases import CHATS, RECIPE
 
@@ -184,7 +185,7 @@ def test_list_names_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         *shipped.names("recipes"),
         *shipped.names("pipelines"),
         *shipped.names("stages"),
-        *parameterization.names(),
+        *method.names(),
     ]
     assert set(names) <= set(re.findall(r"[\w./-]+", said))
     assert "What it is for" not in said

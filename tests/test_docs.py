@@ -16,13 +16,14 @@ import typer
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from align import arguments, document, parameterization, pipeline, recipe, shipped, stage
+from align import arguments, document, pipeline, recipe, shipped, stage
 from align.cli import app
 from align.data.fields import FIELDS
 from align.data.formats import FORMATS, normalise
 from align.data.marks import MARKS
 from align.data.rows import Row
 from align.errors import Place
+from align.parameterization import method
 from align.rl import health
 from align.rl.keys import KlKeys, PpoKeys
 from align.rl.rollouts import Rollout
@@ -131,7 +132,7 @@ def test_all_that_ships_is_named() -> None:
         *shipped.names("recipes"),
         *shipped.names("pipelines"),
         *shipped.names("stages"),
-        *parameterization.files(),
+        *method.files(),
         *FORMATS,
     ]
     assert [name for name in names if f"`{name}`" not in text] == []

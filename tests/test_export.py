@@ -16,6 +16,7 @@ import runs
 from align import export, results, switch
 from align.errors import AlignError
 from align.lab import data
+from align.parameterization import chain
 from align.policy.stack import load_policy
 from align.run_folder.records import Adapter
 from align.switch import Switch
@@ -180,10 +181,10 @@ def test_a_policy_that_would_silence_another_is_not_put_beside_it() -> None:
         for method in ("lora", "hra")
     )
     on_it = [lora]
-    assert not switch.beside(on_it, [hra]) and on_it == [lora]
-    assert switch.beside(on_it, [lora]) and on_it == [lora]
+    assert not chain.beside(on_it, [hra]) and on_it == [lora]
+    assert chain.beside(on_it, [lora]) and on_it == [lora]
     on_it = [hra]
-    assert switch.beside(on_it, [lora]) and on_it == [hra, lora]
+    assert chain.beside(on_it, [lora]) and on_it == [hra, lora]
 
 
 def test_base_is_offered_only_where_its_weights_are_loaded(run: Path) -> None:

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import models
-from align import parameterization
 from align.errors import AlignError
 from align.lab import MODEL_DIR
+from align.parameterization import method as methods
 from align.policy import stack, targets
 from align.policy.load import counts
 from align.run_folder.paths import RunDir
@@ -46,7 +46,7 @@ OWN: dict[str, dict[str, Any]] = {
     "ia3-4bit": {"quantization": {}},
 }
 QUICK = ["spectrum", "spectrum-qlora", "adapter-houlsby-4bit", "lora-bias", "ia3", "prefix_tuning", "adalora"]
-OTHERS = [name for name in parameterization.others() if name != "adamss"]  # which needs a package more
+OTHERS = [name for name in methods.others() if name != "adamss"]  # which needs a package more
 NAMES = [*OWN, *OTHERS]
 RATES = {"spectrum": 5e-4, "prefix_tuning": 2e-2, "prompt_tuning": 2e-2, "cartridge": 2e-2, "unilora": 5e-2}
 # Their updates are so small, or their steps so random, that four of them show no fall.
@@ -109,7 +109,7 @@ def test_no_method_on_top_leaves_out_what_is_beneath() -> None:
         small |= {"fourierft": {"n_frequency": 9}, "waveft": {"n_frequency": 9}, "shira": {"r": 1}}
         small |= {"adalora": {"init_r": 4, "target_r": 2}, "road": {"group_size": 2}}
         given = {"target_modules": ["q_proj", "down_proj"]} if name in ("frod", "shira") else {}
-        method, own = parameterization.load(name), settings(name, peft={**given, **small.get(name, {})})
+        method, own = methods.load(name), settings(name, peft={**given, **small.get(name, {})})
         keys = method.Keys.model_validate(own)
         try:
             model = method.apply(below, keys, "default").eval()

@@ -243,7 +243,7 @@ def test_whole_modules_of_a_second_adapter_are_trained(firsts: Stages) -> None:
 def test_a_stage_that_would_train_nothing_fails(firsts: Stages) -> None:
     method = settings("spectrum")
     ticket = firsts.ticket("nothing", "sft", BASE, method, dtype="float32", **rates("spectrum"))
-    frozen = mock.patch("align.parameterization.spectrum.apply", lambda model, *_: model.requires_grad_(False))
+    frozen = mock.patch("align.parameterization.methods.spectrum.apply", lambda model, *_: model.requires_grad_(False))
     with frozen, pytest.raises(AlignError) as caught:
         firsts.execute(ticket)
     assert str(caught.value) == (

@@ -18,7 +18,7 @@ import models
 from align.data import tokens
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
-from align.parameterization import qlora
+from align.parameterization.methods import qlora
 from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.trainers.dpo import DpoTrainer

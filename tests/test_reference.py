@@ -16,9 +16,9 @@ from torch import nn
 from trl import DPOConfig, DPOTrainer
 
 import models
-from align import parameterization
 from align.data import tokens
 from align.lab import MODEL_DIR
+from align.parameterization import method as methods
 from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
@@ -87,7 +87,7 @@ def test_kto_begins_with_rewards_of_0_in_bfloat16(stages: Stages, method: str) -
 def adapted(method: str) -> PeftModel:
     """The lab model in bfloat16 under a new adapter."""
     settings = {"lora": LORA, "qlora": QLORA}[method]
-    program = parameterization.load(method)
+    program = methods.load(method)
     keys = program.Keys.model_validate(settings)
     base = loading.load_weights(str(MODEL_DIR), {}, torch.bfloat16, program.quantization(keys))
     torch.manual_seed(0)

@@ -11,9 +11,10 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from align import export, parameterization, prepare, recipe
+from align import export, prepare, recipe
 from align.lab import MODEL_DIR
 from align.merging.into_base import merged
+from align.parameterization import method as methods
 from align.policy import load as loading
 from align.policy import score_head
 from align.policy.stack import TRAINED
@@ -85,7 +86,7 @@ def test_the_compute_dtype_is_the_recipes(bases: dict[int, Path], compute: str) 
 @pytest.mark.parametrize("bits", BITS)
 def test_gradients_are_those_of_the_unpacked_base(bases: dict[int, Path], bits: int) -> None:
     """On the CPU too, where 8-bit products have a kernel of their own."""
-    lora, found = parameterization.load("lora"), []
+    lora, found = methods.load("lora"), []
     for unpack in (False, True):
         base = loading.load_weights(str(bases[bits]), {}, torch.bfloat16, None)
         base = loading.cast(loading.dequantized(base, torch.float32), torch.float32) if unpack else base

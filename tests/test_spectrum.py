@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import JetMoeConfig, JetMoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from align import parameterization
 from align.errors import AlignError
+from align.parameterization import method
 from align.policy import targets
 from align.spectrum import choose, noise, scan, table
 from align.spectrum.analyzer import SpectrumAnalyzer
@@ -306,7 +306,7 @@ def test_a_scan_marks_as_many_as_a_run_trains(tmp_path: Path) -> None:
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=20, num_experts_per_tok=2, **sizes, **heads))
     model.save_pretrained(tmp_path)
     marked = choose.by_threshold(scan.scan(tmp_path), 0.5).names
-    run = parameterization.load("spectrum")
+    run = method.load("spectrum")
     model = run.apply(model, run.Keys.model_validate({"method": "spectrum"}), "default", tmp_path / "stage")
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     chosen = json.loads((tmp_path / "stage/spectrum.json").read_text())["chosen"]

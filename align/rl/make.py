@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from align import chain
-from align.chain import Layer
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
 from align.merging import into_base
+from align.parameterization import chain
+from align.parameterization.chain import Layer
 from align.policy import load as models
 from align.policy import score_head, stack
 from align.rl import critic as critics

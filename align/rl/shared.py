@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align import chain, parameterization
-from align.chain import Layer
 from align.errors import AlignError
+from align.parameterization import chain
+from align.parameterization import method as methods
+from align.parameterization.chain import Layer, beside
 from align.policy import stack
 from align.run_folder.records import Adapter, Policy, Reward, Ticket
-from align.switch import beside
 
 VALUE = "align_value"  # PEFT's name of the value adapter
 
@@ -139,7 +139,7 @@ def put(ticket: Ticket, model: Any, run: Path, *, value: bool = False) -> Any:
     if sets.value is None:
         return model
     if sets.value_from is None:
-        method = parameterization.load(ticket.parameterization["method"])
+        method = methods.load(ticket.parameterization["method"])
         keys = method.Keys.model_validate(ticket.parameterization)
         return method.apply(model, keys, VALUE)
     reward = ticket.rewards[sets.value_from]

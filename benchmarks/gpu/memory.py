@@ -153,10 +153,10 @@ def _weight(module: torch.nn.Module, meta: torch.nn.Parameter, device: torch.dev
 
 def apply(case: Case, scale: Scale, device: torch.device) -> Any:
     """The model with what the case trains, as align's worker has it."""
-    from align import parameterization
+    from align.parameterization import method as methods
     from align.policy import stack
 
-    method = parameterization.load(case.keys["method"])
+    method = methods.load(case.keys["method"])
     settings = dict(case.keys)
     shape = scale.shapes[case.shape]
     if "spectrum" in settings:  # as many layers as the threshold leaves, without a scan

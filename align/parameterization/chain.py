@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align import parameterization
 from align.errors import AlignError
-from align.parameterization import Method, ParameterizationKeys, Traits
+from align.parameterization import chain
+from align.parameterization import method as parameterization
+from align.parameterization.method import Method
+from align.parameterization.traits import ParameterizationKeys, Traits
 from align.run_folder.records import Adapter
 
 
@@ -88,3 +90,15 @@ def _check(kept: Sequence[Layer], own: Layer) -> None:
             what += own.keys.method
             extra = ", without modules_to_save" if layer.traits.merges else ""
             raise AlignError(what, f"give both stages the same parameterization, or '{layer.stage}' another{extra}")
+
+
+def beside(on_it: list[Adapter], more: list[Adapter]) -> bool:
+    """Add the adapters of another policy to those on the model, unless one of them cannot stand on those."""
+    new = [adapter for adapter in more if adapter.path not in {one.path for one in on_it}]
+    for adapter in new:
+        try:
+            chain.check_top(chain.layers(on_it), chain.Layer.of(adapter.settings, adapter.name))
+        except AlignError:
+            return False
+    on_it += new
+    return True

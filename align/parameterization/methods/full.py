@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.parameterization import ParameterizationKeys, Traits
+from align.parameterization.traits import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

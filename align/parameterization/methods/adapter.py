@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.parameterization import ParameterizationKeys, Traits
-from align.parameterization.lora import Layers, Names
-from align.parameterization.qlora import QuantizationKeys
+from align.parameterization.methods.lora import Layers, Names
+from align.parameterization.methods.qlora import QuantizationKeys
+from align.parameterization.traits import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

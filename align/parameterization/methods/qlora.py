@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.parameterization import ParameterizationKeys, Traits
-from align.parameterization import lora as on_any_base
-from align.parameterization.lora import LoraKeys
+from align.parameterization.methods import lora as on_any_base
+from align.parameterization.methods.lora import LoraKeys
+from align.parameterization.traits import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

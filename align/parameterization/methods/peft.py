@@ -11,8 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from align import errors
 from align.errors import one_of, shown
 from align.libraries import peft as peft_source
-from align.parameterization import ParameterizationKeys, Traits
-from align.parameterization.qlora import QuantizationKeys
+from align.parameterization.methods.qlora import QuantizationKeys
+from align.parameterization.traits import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from align.parameterization import ParameterizationKeys, Traits, lora
-from align.parameterization.lora import Layers, LoraKeys
-from align.parameterization.qlora import QuantizationKeys
+from align.parameterization.methods import lora
+from align.parameterization.methods.lora import Layers, LoraKeys
+from align.parameterization.methods.qlora import QuantizationKeys
+from align.parameterization.traits import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align.parameterization import ParameterizationKeys, Traits
+from align.parameterization.traits import ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

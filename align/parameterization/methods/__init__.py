@@ -1,0 +1,1 @@
+"""One file a parameterization: full, lora, qlora, spectrum, adapter; peft.py serves all of PEFT's that have none."""

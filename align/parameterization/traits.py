@@ -1,0 +1,39 @@
+"""What a parameterization declares: its recipe keys and what is true of the weights that it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ParameterizationKeys(BaseModel):
+    """The key that every parameterization has."""
+
+    model_config = ConfigDict(extra="forbid")
+    method: str
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a chain of stages has to know of a parameterization; see align/parameterization/chain.py.
+
+    Attributes:
+        trains_base: base weights change, rather than stay frozen under an adapter.
+        merges: its adapter can become part of base weights.
+        continues: a later stage of the same settings trains its adapter further.
+        stacks: its adapter can stay, frozen and active, under what a later stage trains.
+        tops: its adapter can be trained on top of another.
+        repeats: also on top of one of the same method with other settings.
+        inside: it acts in the model's layers, so that a reward model's head, a critic and a reference can be beside it.
+        switches: all of it can be switched off; not so where it trains biases of the base itself.
+    """
+
+    trains_base: bool = False
+    merges: bool = True
+    continues: bool = True
+    stacks: bool = True
+    tops: bool = True
+    repeats: bool = True
+    inside: bool = True
+    switches: bool = True
