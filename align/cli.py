@@ -191,7 +191,7 @@ def list_() -> None:
 
     from align import pipeline, shipped
     from align.parameterization import method as methods
-    from align.stage import load
+    from align.stage.program import load
 
     console = Console()
     sections: list[tuple[str, dict[str, str]]] = [

@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align import errors, shipped, stage
+from align import errors, shipped
 from align.document import Document, read
 from align.errors import AlignError, FaultList
-from align.rewards import named
+from align.stage.program import Program
+from align.stage.program import load as load_program
+from align.stage.rewarded import named
 from align.validation import validate
 
 BASE = "base"
@@ -46,7 +48,7 @@ class Node:
     """
 
     id: str
-    program: stage.Program
+    program: Program
     policy: str
     reward: str | None = None
 
@@ -114,10 +116,10 @@ def resolve(document: Document, root: Path, faults: FaultList) -> list[Node]:
         every stage whose program could be loaded, so that its own keys can be checked as well.
     """
     wiring = _wiring(document, root, faults)
-    programs: dict[str, stage.Program] = {}
+    programs: dict[str, Program] = {}
     for id, edge in wiring.edges.items():
         try:
-            programs[id] = stage.load(edge.stage or id, root)
+            programs[id] = load_program(edge.stage or id, root)
         except AlignError as error:
             faults.found.append(error if error.place else wiring.fault(id, "stage", error.what, error.remedy))
     for id in wiring.edges:
@@ -174,7 +176,7 @@ def _check_ids(document: Document, ids: Iterable[str], faults: FaultList) -> Non
             faults.found.append(document.fault(("stages", id), what, "use letters, digits, '_' and '-'"))
 
 
-def _check_edge(wiring: _Wiring, id: str, programs: dict[str, stage.Program]) -> None:
+def _check_edge(wiring: _Wiring, id: str, programs: dict[str, Program]) -> None:
     source, order = wiring.source(id), list(wiring.edges)
     if source == BASE:
         return
@@ -196,7 +198,7 @@ def _check_edge(wiring: _Wiring, id: str, programs: dict[str, stage.Program]) ->
         raise wiring.fault(id, "policy", what, f"write '{source}' above '{id}'")
 
 
-def _check_rewards(wiring: _Wiring, id: str, programs: dict[str, stage.Program]) -> None:
+def _check_rewards(wiring: _Wiring, id: str, programs: dict[str, Program]) -> None:
     """A reward comes from an earlier stage that gives one."""
     order = list(wiring.edges)
     for source in wiring.rewards(id):

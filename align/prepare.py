@@ -19,11 +19,12 @@ from align.machine import check_disk
 from align.policy import base as bases
 from align.policy.base import Base
 from align.recipe import Loaded, ModelKeys, StagePlan
-from align.rewards import Finder, RewardedKeys
+from align.rewards import Finder
 from align.rows_that_fit import StageRows
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Reward, Rows
+from align.stage.rewarded import RewardedKeys
 from align.validation import Loc
 
 __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]

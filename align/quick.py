@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from align import document, recipe
-from align import stage as stages
 from align.errors import AlignError, Place
 from align.parameterization import method as methods
+from align.stage import program as stages
 
 _TEXT = """\
 # {stage} of {model} on {data}, written by `align run --model … --data …`

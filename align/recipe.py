@@ -21,8 +21,9 @@ from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
 from align.policy.base import LAB
-from align.rewards import RewardedKeys
-from align.stage import Program, Replay, StageKeys
+from align.stage.keys import Replay, StageKeys
+from align.stage.program import Program
+from align.stage.rewarded import RewardedKeys
 from align.validation import dotted, validate
 
 VERSION = 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align import arguments, shipped, stage
+from align import arguments, shipped
 from align.arguments import Argument
 from align.parameterization import method as parameterization
 from align.recipe import Recipe
+from align.stage import program
 
 Json = dict[str, Any]
 _TYPES = {
@@ -69,7 +70,7 @@ def _stage_keys(definitions: Json) -> Json:
     merged: Json = {}
     trainer: Json = {}
     for name in shipped.names("stages"):
-        declared = stage.load(name, Path()).stage
+        declared = program.load(name, Path()).stage
         found = declared.keys.model_json_schema()
         definitions |= found.pop("$defs", {})
         merged |= found["properties"]

@@ -138,7 +138,7 @@ def _views(
     loaded: Loaded, prepared: Prepared, plan: StagePlan, example: Example, tokenizer: PreTrainedTokenizerBase
 ) -> list[View]:
     """The row as the stage's collator gives it to the model."""
-    from align.job import Job
+    from align.stage.job import Job
 
     class Shown(Job):
         """A job that goes as far as its trainer."""

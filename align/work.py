@@ -22,7 +22,6 @@ from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from align import card, verdicts
-from align import stage as stages
 from align.data import mixing
 from align.errors import AlignError, Exit
 from align.forgetting import probes, quantization
@@ -30,7 +29,6 @@ from align.forgetting.gate import ForgettingKeys
 from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
 from align.handover import Builder
-from align.job import Job
 from align.merging import into_base
 from align.parameterization import chain
 from align.parameterization import method as methods
@@ -39,6 +37,8 @@ from align.policy import load as models
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Adapter, Outcome, Policy, Rows, Ticket
+from align.stage import program as programs
+from align.stage.job import Job
 
 ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
 PACKAGES = ("align-suite", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -207,9 +207,9 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
     )
 
 
-def _program(ticket: Ticket) -> stages.Program:
+def _program(ticket: Ticket) -> programs.Program:
     """The stage's program, if it is still the one that the ticket was written for."""
-    program = stages.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
+    program = programs.load(ticket.program_path if ticket.program.endswith(".py") else ticket.program, Path.cwd())
     if program.sha256 != ticket.program_sha256:
         what = f"the stage file '{ticket.program}' was changed while the run was under way"
         raise AlignError(what, "run the same command again: it runs the new one", exit=Exit.STAGE_FAILED)

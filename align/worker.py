@@ -90,7 +90,7 @@ def _execute(run: RunDir, ticket: Ticket) -> Exit:
     try:
         gc.disable()  # hundreds of thousands of objects come up, and all of them stay
         from align import work  # torch from here on
-        from align.job import Interrupted
+        from align.stage.callbacks import Interrupted
 
         gc.freeze()
         gc.enable()

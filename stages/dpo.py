@@ -11,7 +11,7 @@ from align.stage import Stage, StageKeys
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from align.job import Job
+    from align.stage import Job
 
 LOSSES = (
     "sigmoid",

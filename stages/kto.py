@@ -14,7 +14,7 @@ from align.stage import Stage, StageKeys
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from align.job import Job
+    from align.stage import Job
 
 
 BALANCED = (1.0, 4 / 3)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from align.rl import declared
 from align.rl.keys import PpoKeys
-from align.run_folder.records import Ticket
-from align.stage import Stage
+from align.stage import Stage, Ticket
 
 if TYPE_CHECKING:
-    from align.job import Job
+    from align.stage import Job
 
 
 def train(job: Job) -> dict[str, Any]:

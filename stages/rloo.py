@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from align.rewards import RewardedKeys
 from align.rl import declared
-from align.stage import Stage
+from align.stage import RewardedKeys, Stage
 
 if TYPE_CHECKING:
-    from align.job import Job
+    from align.stage import Job
 
 
 class Keys(RewardedKeys):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from align import arguments, shipped, stage, verdicts
-from align.stage import Stage
+from align import arguments, shipped, verdicts
+from align.stage import program
+from align.stage.declaration import Stage
 from align.verdicts import Verdict
 
 _ORDER = ("sft", "dpo", "kto", "reward", "ppo", "rloo", "grpo")
@@ -42,7 +43,7 @@ This page is made from [align/verdicts.py](../align/verdicts.py) and the install
 def stages() -> dict[str, Stage]:
     """The shipped stages that train by a config of TRL, in the order in which they are mostly met."""
     names = sorted(shipped.names("stages"), key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
-    found = {name: stage.load(name, Path()).stage for name in names}
+    found = {name: program.load(name, Path()).stage for name in names}
     return {name: declared for name, declared in found.items() if declared.arguments}
 
 

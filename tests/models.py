@@ -24,14 +24,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align import stage, work
-from align.job import Job
+from align import work
 from align.lab import MODEL_DIR, data
 from align.merging import into_base
 from align.parameterization import method as methods
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Outcome, Policy, Reward, Rows, Ticket
+from align.stage import program as programs
+from align.stage.job import Job
 
 LAB = BaseModelIdentity(name="lab", path=str(MODEL_DIR), identity="0" * 64)
 BASE = Policy(base=LAB)
@@ -141,7 +142,7 @@ class Stages:
     ) -> Ticket:
         """What the parent would write for a stage; four steps of four rows where nothing else is said."""
         name = "lab/helpdesk_preferences" if program in ("dpo", "reward") else "lab/helpdesk"
-        declared = stage.load(program, Path())
+        declared = programs.load(program, Path())
         if rewards:
             keys = {"reward": [reward.name for reward in rewards], **(keys or {})}
         if rows is None:

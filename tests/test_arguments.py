@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from align import arguments, shipped, stage
+from align import arguments, shipped
 from align.libraries.trl import known, of_generation
+from align.stage import program
 
 CONFIGS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "RLOOConfig", "GRPOConfig")
 ASK_TRL = """\
@@ -70,7 +71,7 @@ def test_values_are_those_of_the_enums(argument: str, enum: str, trl: dict[str, 
 
 @pytest.mark.parametrize("name", shipped.names("stages"))
 def test_the_defaults_of_a_shipped_stage_may_be_set(name: str) -> None:
-    declared = stage.load(name, shipped.folder("stages")).stage
+    declared = program.load(name, shipped.folder("stages")).stage
     for family in declared.defaults.values():
         assert declared.arguments is not None
         assert arguments.check(declared.arguments, family, frozenset()) == []

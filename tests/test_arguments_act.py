@@ -12,11 +12,12 @@ import trl
 from transformers.trainer_utils import IntervalStrategy
 
 import arguments_page
-from align import arguments, stage, work
+from align import arguments, work
 from align.errors import AlignError
-from align.job import Job
 from align.lab import data
 from align.run_folder.paths import RunDir
+from align.stage import program as programs
+from align.stage.job import Job
 from models import BASE, Stages, preferences, settings, tensors
 from test_ppo import function
 
@@ -173,7 +174,7 @@ def stages(tmp_path: Path) -> Stages:
 
 def given(stages: Stages, name: str, training: dict[str, Any]) -> Any:
     """The config that a stage makes of its `training`."""
-    program = stage.load(name, Path())
+    program = programs.load(name, Path())
     ticket = stages.ticket(name, "sft", BASE, settings("lora"))
     ticket.training = {"bf16": False, **training}
     keys = program.stage.keys.model_construct()
@@ -319,7 +320,7 @@ def test_what_needs_a_gpu_is_told_before_the_model_is_loaded(
 
 @pytest.mark.slow
 def test_the_rate_of_a_stage_that_samples_answers_rises_in_its_warm_up(stages: Stages) -> None:
-    schedule = stage.load("rloo", Path()).stage.defaults["all"]["lr_scheduler_type"]
+    schedule = programs.load("rloo", Path()).stage.defaults["all"]["lr_scheduler_type"]
     rollout = {"steps_per_generation": 2, "num_generations": 2, "max_completion_length": 4, "max_steps": 4}
     reward = [function("short")]
     asked = {"rewards": reward, "learning_rate": 0.003, "warmup_steps": 3, "lr_scheduler_type": schedule, **rollout}

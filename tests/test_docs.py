@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from align import arguments, document, pipeline, recipe, shipped, stage
+from align import arguments, document, pipeline, recipe, shipped
 from align.cli import app
 from align.data.fields import FIELDS
 from align.data.formats import FORMATS, normalise
@@ -28,6 +28,7 @@ from align.rl import health
 from align.rl.keys import KlKeys, PpoKeys
 from align.rl.rollouts import Rollout
 from align.schema import recipe_schema
+from align.stage import keys, program
 from align.validation import validate
 
 ROOT = Path(__file__).parent.parent
@@ -79,9 +80,9 @@ def expected() -> dict[str, Schema]:
     schema = recipe_schema()
     parts = {name: properties(part) for name, part in schema["$defs"].items() if name != "stage"}
     parts["Recipe"] = fields(recipe.Recipe)
-    parts["StageKeys"] = fields(stage.StageKeys)
+    parts["StageKeys"] = fields(keys.StageKeys)
     for name in shipped.names("stages"):
-        own = stage.load(name, Path()).stage.keys.model_json_schema()["properties"]
+        own = program.load(name, Path()).stage.keys.model_json_schema()["properties"]
         parts[name] = {key: value for key, value in own.items() if key not in parts["StageKeys"]}
     return parts
 
@@ -122,7 +123,7 @@ def test_the_defaults_of_a_stage_are_as_documented(name: str) -> None:
     read = YAML(typ="safe", pure=True).load
     cells = [{key: read(value) for key, value in re.findall(r"`(\w+): ([^`]+)`", cell)} for cell in row.split("|")[2:5]]
     written = dict(zip(("full", "adapter", "all"), cells, strict=True))
-    defaults = stage.load(name, Path()).stage.defaults
+    defaults = program.load(name, Path()).stage.defaults
     assert {family: arguments for family, arguments in written.items() if arguments} == defaults
 
 
@@ -259,7 +260,7 @@ def rows_below(page: Path, start: str) -> list[list[str]]:
 
 
 def test_every_key_of_ppo_is_explained() -> None:
-    own = set(PpoKeys.model_fields) - set(stage.StageKeys.model_fields) - {"kl"}
+    own = set(PpoKeys.model_fields) - set(keys.StageKeys.model_fields) - {"kl"}
     explained = [row[0].strip("`") for row in rows_below(PPO, "## Keys")]
     assert sorted(explained) == sorted({*own, *(f"kl.{key}" for key in KlKeys.model_fields)})
 
@@ -268,7 +269,7 @@ def test_the_training_arguments_of_ppo_exist() -> None:
     names = [
         name for row in rows_below(PPO, "<!-- arguments: RLOOConfig -->") for name in re.findall(r"`(\w+)`", row[0])
     ]
-    declared = stage.load("ppo", Path()).stage
+    declared = program.load("ppo", Path()).stage
     assert declared.defaults["all"].keys() - {"lr_scheduler_type"} <= set(names)
     known = arguments.open_to_users("RLOOConfig", declared.owned)
     assert [name for name in names if name not in known] == []

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer, KTOConfig, KTOTrainer, RLOOTrainer
 
-from align import arguments, recipe, stage
+from align import arguments, recipe
 from align.data import tokens
 from align.data.order import RowOrder
 from align.errors import AlignError, Faults
@@ -28,6 +28,7 @@ from align.rl.rollouts import Rollout
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy, Reward, Ticket
+from align.stage import program as programs
 from align.trainers.grpo import GrpoTrainer
 from align.trainers.kto import KL_REFERENCE, REFERENCE, KtoTrainer, other_answers
 from align.trainers.online import Online
@@ -255,7 +256,7 @@ def test_a_level_reward_is_told_with_what_these_stages_can_do(stages: Stages) ->
 
 @pytest.mark.parametrize("program", ONLINE)
 def test_remedies_name_keys_that_the_stage_has(program: str) -> None:
-    declared = stage.load(program, Path()).stage
+    declared = programs.load(program, Path()).stage
     assert declared.arguments is not None
     own, trainers = set(declared.keys.model_fields), set(arguments.open_to_users(declared.arguments, declared.owned))
     for name, remedy in ({**REMEDIES, **WITHOUT_A_CRITIC}).items():

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from align import document, pipeline, shipped, stage
+from align import document, pipeline, shipped
 from align.errors import AlignError, FaultList
 from align.pipeline import Node
+from align.stage import program as programs
 
 MINE = """\
 from dataclasses import dataclass
 
-from align.stage import Stage
+from align.stage.declaration import Stage
 
 @dataclass
 class State:
@@ -115,24 +116,24 @@ def test_an_id_is_the_name_of_a_folder(id: str) -> None:
 def test_a_stage_of_ones_own(tmp_path: Path) -> None:
     """It is known by its content, found beside the recipe, and its dataclasses find their module."""
     (tmp_path / "mine.py").write_text(MINE)
-    program = stage.load("./mine.py", tmp_path)
+    program = programs.load("./mine.py", tmp_path)
     assert program.stage.description == "mine"
     assert program.sha256 == hashlib.sha256(MINE.encode()).hexdigest()
     (tmp_path / "mine.py").write_text(MINE.replace('"mine"', '"changed"'))
-    assert stage.load("./mine.py", tmp_path).stage.description == "changed"
+    assert programs.load("./mine.py", tmp_path).stage.description == "changed"
 
 
 def test_a_stage_file_that_is_named_without_its_ending(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     with pytest.raises(AlignError) as error:
-        stage.load("mine", tmp_path)
+        programs.load("mine", tmp_path)
     assert str(error.value) == "there is no stage 'mine'\n  -> did you mean './mine.py'?"
 
 
 def test_a_stage_file_that_leaves_is_told(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import sys\n\n\ndef leave():\n    sys.exit(3)\n\n\nleave()\n")
     with pytest.raises(AlignError) as error:
-        stage.load("./mine.py", tmp_path)
+        programs.load("./mine.py", tmp_path)
     what = "./mine.py:5: the stage file cannot be imported: SystemExit: 3"
     assert str(error.value) == f"{what}\n  -> correct the file there"
 
@@ -142,6 +143,6 @@ def test_a_users_folder_called_stages_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "__init__.py").write_text("raise RuntimeError('the wrong one')")
     (tmp_path / "stages" / "sft.py").write_text("raise RuntimeError('the wrong one')")
-    code = "from pathlib import Path; from align.stage import load; print(load('sft', Path()).path)"
+    code = "from pathlib import Path; from align.stage.program import load; print(load('sft', Path()).path)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == str(shipped.folder("stages") / "sft.py"), done.stderr

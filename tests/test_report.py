@@ -207,10 +207,11 @@ def test_processes_are_told_in_words(run_dir: Path, world: int, kind: str, told:
 
 
 def test_every_shipped_stage_is_described_by_its_own_file(tmp_path: Path) -> None:
-    from align import shipped, stage
+    from align import shipped
+    from align.stage import program
 
     for name in shipped.names("stages"):
-        text = stage.load(name, Path()).stage.description
+        text = program.load(name, Path()).stage.description
         made.write_json(
             tmp_path / "run.json",
             {"format": 1, "name": "x", "order": ["a"], "stages": {"a": {"stage": name, "about": text}}},

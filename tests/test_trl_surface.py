@@ -23,9 +23,9 @@ from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 import models
-from align import stage
 from align.data import tokens
 from align.lab import data
+from align.stage import program
 from align.trainers import dpo, kto, reference, reward
 from align.trainers.dpo import DpoTrainer
 from align.trainers.held_out import HeldOut
@@ -160,7 +160,7 @@ def test_every_figure_that_trl_logs_is_a_mean_over_something(ours: Any, theirs: 
 
 
 def test_the_losses_of_the_recipe_are_those_of_trl() -> None:
-    stage.load("dpo", Path.cwd())
+    program.load("dpo", Path.cwd())
     ours = sys.modules["align.stages.dpo"].LOSSES
     tree = ast.parse(textwrap.dedent(inspect.getsource(DPOTrainer._compute_loss)))
     theirs = [

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from align import stage
 from align.data.checks import Table, load
 from align.data.formats import normalise
 from align.data.rows import Row
 from align.data.sources import DataSource
 from align.errors import AlignError, Place
+from align.stage import program
 
 PLACE = Place("data/x.jsonl", 17)
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -21,7 +21,7 @@ ASK = {"role": "user", "content": "Capital of Peru?"}
 LIMA = {"role": "assistant", "content": "Lima."}
 MORE = {"role": "user", "content": "And of Chile?"}
 SANTIAGO = {"role": "assistant", "content": "Santiago."}
-ACCEPTS = {name: stage.load(name, Path()).stage.rows for name in ("kto", "sft", "dpo", "reward", "ppo")}
+ACCEPTS = {name: program.load(name, Path()).stage.rows for name in ("kto", "sft", "dpo", "reward", "ppo")}
 
 
 @pytest.mark.parametrize(
@@ -206,5 +206,5 @@ def test_whether_both_kinds_weigh_the_same(
     good: int, bad: int, pairs: int, weights: dict[str, float], said: list[str]
 ) -> None:
     rows = [GOOD] * good + [BAD] * bad + [PAIR] * pairs
-    keys = stage.load("kto", Path()).stage.keys.model_validate({"data": "x.jsonl", **weights})
+    keys = program.load("kto", Path()).stage.keys.model_validate({"data": "x.jsonl", **weights})
     assert keys.notes([normalise(Row(row, PLACE)) for row in rows]) == said

@@ -16,15 +16,15 @@ import torch
 import models
 from align import launch, work, worker
 from align.errors import AlignError, Exit
-from align.job import Interrupted
 from align.run_folder import files
 from align.run_folder.paths import RunDir
+from align.stage.callbacks import Interrupted
 from models import BASE, LORA, Stages
 
 STAGE = """
 import os, time
 from pathlib import Path
-from align.stage import Stage
+from align.stage.declaration import Stage
 
 def train(job):
     print("this is", job.ticket.stage)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.rewards import RewardedKeys
+from align.stage.rewarded import RewardedKeys
 
 
 class KlKeys(BaseModel):

@@ -26,7 +26,7 @@ from align.run_folder.records import Policy, Reward, Ticket
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from align.job import Job
+    from align.stage.job import Job
 
 
 def trains_base(ticket: Ticket) -> bool:

@@ -15,7 +15,7 @@ from align.rl.health import Health
 from align.rl.rollouts import Alarm, Rollout
 
 if TYPE_CHECKING:
-    from align.job import Job
+    from align.stage.job import Job
 
 _MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "stopped")  # over the updates of a rollout
 

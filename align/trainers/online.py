@@ -36,7 +36,7 @@ from align.trainers.minibatches import Minibatches
 from align.trainers.rows import OurRows
 
 if TYPE_CHECKING:
-    from align.job import Job
+    from align.stage.job import Job
 
 # of a checkpoint; in a folder of their own: transformers takes every safetensors file beside the weights for weights
 OWN, ROLLOUT, STATE = "online", "rollout.safetensors", "rollout.json"

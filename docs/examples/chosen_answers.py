@@ -12,9 +12,8 @@ from pydantic import Field
 from align.stage import Stage, StageKeys
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from align.job import Job
+    from datasets import Dataset
 
 
 class Keys(StageKeys):

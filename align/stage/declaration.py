@@ -1,0 +1,50 @@
+"""What a stage is: the declaration at the end of a stage file, and the records that go in and come out.
+
+A stage file declares one `STAGE = Stage(...)`. It is loaded by name (`stages/sft.py` is `sft`) or by path
+(`./my_stage.py`), in the torch-free parent too: import torch and trl inside its functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.data.formats import Kind
+from align.run_folder.records import Gives, Ticket
+from align.stage.keys import StageKeys
+
+if TYPE_CHECKING:
+    from align.stage.job import Job
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage file declares.
+
+    Attributes:
+        description: one line for `align list`.
+        rows: the kinds of rows it trains on.
+        train: trains `job.model` in place and returns its final metrics.
+        gives: what later stages may take from it.
+        keys: its recipe keys, a subclass of StageKeys.
+        arguments: the TRL config whose names `training:` takes; None: any name, the stage checks them itself.
+        defaults: training arguments where it departs from TRL's defaults, by family: all, full, adapter.
+        replays: whether replay rows can be mixed into its data.
+        evaluates: whether it can take `eval_data`.
+        owned: training arguments that a recipe writes elsewhere, or that this stage sets, each with what to write.
+        beneath: puts adapters onto the model that must lie under the one that the stage trains.
+    """
+
+    description: str
+    rows: frozenset[Kind]
+    train: Callable[[Job], dict[str, Any]]
+    gives: Gives = "policy"
+    keys: type[StageKeys] = StageKeys
+    arguments: str | None = None
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    replays: bool = False
+    evaluates: bool = True
+    owned: dict[str, str] = field(default_factory=dict)
+    beneath: Callable[[Ticket, Any, Path], Any] | None = None

@@ -1,0 +1,62 @@
+"""The recipe keys that every stage has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from align.data.formats import Example
+from align.data.sources import DataSource
+
+
+class Replay(BaseModel):
+    """Rows of earlier knowledge mixed into a stage's own, so that it is not forgotten."""
+
+    model_config = ConfigDict(extra="forbid")
+    data: DataSource | list[DataSource] = Field(
+        description="the rows to mix in: a file, a folder, a Hub id, lab/general"
+    )
+    ratio: float = Field(ge=0, lt=1, description="their share of the training rows: 0.05 is one row in twenty")
+
+
+class StageKeys(BaseModel):
+    """The recipe keys that every stage has. A stage adds its own by a subclass."""
+
+    model_config = ConfigDict(extra="forbid")
+    stage: str | None = Field(
+        None,
+        description="the program: a name of `align list`, or ./my_stage.py; by default the entry's own name",
+    )
+    policy: str | None = Field(None, description="the stage whose policy it starts from; `base` is the base model")
+    data: DataSource | list[DataSource] = Field(
+        description="what it trains on: a file, a folder, a Hub id, lab/helpdesk"
+    )
+    eval_data: DataSource | list[DataSource] | int | float | None = Field(
+        None, description="held-out rows for a validation loss: a source; or of `data` a share (0.05) or a number (200)"
+    )
+    parameterization: dict[str, Any] | None = Field(
+        None, description="which weights this stage trains, as in `{method: qlora}`; replaces the recipe's whole"
+    )
+    replay: Replay | None = Field(None, description="replaces the recipe's; `null` means none in this stage")
+    too_long: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="rows whose answer `max_length` would cut away entirely: refuse the recipe, or drop them and say "
+        "how many",
+    )
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="the trainer's own arguments, as in `{learning_rate: 1e-4}`"
+    )
+
+    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
+        """What does not go with the stage's parameterization: the key, what is wrong, and the way out."""
+        return []
+
+    def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:
+        """What of the checked training rows does not go with these keys: the key, what is wrong, and the way out."""
+        return []
+
+    def notes(self, rows: Sequence[Example]) -> list[str]:
+        """What is questionable about the stage's checked training rows, with these keys."""
+        return []
