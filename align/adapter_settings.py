@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align import document, validation
 from align.errors import AlignError, Faults
 from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
+from align.recipe import document, validation
 
 STARTS = ("gaussian", "eva", "orthogonal", "mica")  # what LoRA may begin with by name, and leave the base as it is
 

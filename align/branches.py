@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from align.pipeline import BASE
-from align.recipe import Loaded
+from align.recipe.pipeline import BASE
+from align.recipe.plan import Loaded
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Comparison, Outcome, Ticket

@@ -69,8 +69,8 @@ def run(
     [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
     [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
     """
-    from align import recipe as recipes
     from align.progress import Watcher
+    from align.recipe import load as recipes
     from align.run_folder.paths import RunDir
     from align.runner import Options, Run
 
@@ -95,9 +95,9 @@ def run(
 
 
 def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str]) -> Path:
-    from align import quick
+    from align.recipe import from_flags
 
-    path = quick.write(model, data, method=method, stage=stage, overrides=set)
+    path = from_flags.write(model, data, method=method, stage=stage, overrides=set)
     _errors().print(line(f"wrote {path}, and runs it"))
     return path
 
@@ -109,8 +109,8 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Take names on the Hugging Face Hub on trust.")] = False,
 ) -> None:
     """Check a recipe, its data row by row and its model's files, without loading a model."""
-    from align import recipe as recipes
     from align.prepare import prepare
+    from align.recipe import load as recipes
 
     loaded = recipes.load(recipes.locate(recipe), set)
     found = prepare(loaded, offline=offline, weights=False)
@@ -137,8 +137,8 @@ def show(
     set: Set = [],  # noqa: B006 - as above
 ) -> None:
     """A row exactly as the model sees it, special tokens and all, with what is learnt in brackets."""
-    from align import recipe as recipes
     from align import show_rows
+    from align.recipe import load as recipes
 
     out = Console(highlight=False, soft_wrap=True)
     for text in show_rows.show(recipes.load(recipes.locate(recipe), set), stage, row):
@@ -189,8 +189,9 @@ def list_() -> None:
     """The recipes, pipelines, stages and parameterizations that there are."""
     from rich.table import Table
 
-    from align import pipeline, shipped
+    from align import shipped
     from align.parameterization import method as methods
+    from align.recipe import pipeline
     from align.stage.program import load
 
     console = Console()
@@ -224,7 +225,7 @@ def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
     import json
 
-    from align.schema import recipe_schema
+    from align.recipe.json_schema import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from align.errors import AlignError, Exit, FaultList
 from align.policy.base import Base
-from align.recipe import Loaded, StagePlan
-from align.validation import Loc, dotted
+from align.recipe.document import Loc, dotted
+from align.recipe.plan import Loaded, StagePlan
 
 DISTRIBUTION = "align-suite"
 # Two checkpoints, each the weights and two Adam moments, and the result: in float32, twice the bytes of bfloat16.

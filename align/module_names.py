@@ -18,8 +18,8 @@ from align.libraries import peft as peft_source
 from align.parameterization.method import files
 from align.parameterization.methods.lora import HEADS
 from align.policy.base import Base
-from align.recipe import Loaded, StagePlan
-from align.validation import Loc
+from align.recipe.document import Loc
+from align.recipe.plan import Loaded, StagePlan
 
 _LISTS = ("target_modules", "feedforward_modules", "modules_to_save", "exclude_modules")
 _PATTERNS = ("rank_pattern", "alpha_pattern")

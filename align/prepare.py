@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from align import contradictions, machine, module_names, rows_that_fit, run_length, saved_quantization, tokenizer_facts
+from align import machine, module_names, rows_that_fit, saved_quantization, tokenizer_facts
 from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
 from align.data.files import READERS, ending
@@ -18,14 +18,16 @@ from align.forgetting import leaks, probes
 from align.machine import check_disk
 from align.policy import base as bases
 from align.policy.base import Base
-from align.recipe import Loaded, ModelKeys, StagePlan
+from align.recipe import contradictions, run_length
+from align.recipe.document import Loc
+from align.recipe.keys import ModelKeys
+from align.recipe.plan import Loaded, StagePlan
 from align.rewards import Finder
 from align.rows_that_fit import StageRows
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Reward, Rows
 from align.stage.rewarded import RewardedKeys
-from align.validation import Loc
 
 __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from align import arguments
 from align.data import checks
 from align.data.checks import Lengths, Table
 from align.data.each_turn import each_turn
 from align.data.encode import Turns
 from align.data.formats import Example
 from align.errors import AlignError, FaultList
-from align.recipe import StagePlan
+from align.recipe import training_arguments
+from align.recipe.plan import StagePlan
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _those(
 def max_length(plan: StagePlan) -> int | None:
     """The tokens of a row that a stage keeps: the recipe's, else the trainer's own default."""
     config = plan.program.stage.arguments
-    argument = arguments.known(config).get("max_length") if config else None
+    argument = training_arguments.known(config).get("max_length") if config else None
     limit: Any = plan.training.get("max_length", argument.default if argument else None)
     return limit if isinstance(limit, int) else None
 
@@ -102,7 +102,7 @@ def answer_length(plan: StagePlan) -> int:
     """The tokens that a stage samples after each row; 0 for one that samples none."""
     if "prompt" not in plan.program.stage.rows or plan.program.stage.arguments is None:
         return 0
-    argument = arguments.known(plan.program.stage.arguments).get("max_completion_length")
+    argument = training_arguments.known(plan.program.stage.arguments).get("max_completion_length")
     limit: Any = plan.training.get("max_completion_length", argument.default if argument else 0)
     return limit if isinstance(limit, int) else 0
 

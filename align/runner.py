@@ -10,14 +10,15 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from align import __version__, branches, recipe
+from align import __version__, branches
 from align.child import Child
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
-from align.pipeline import BASE
 from align.prepare import Prepared, check_disk, prepare
 from align.progress import Watcher
-from align.recipe import Loaded, StagePlan
+from align.recipe import resolved
+from align.recipe.pipeline import BASE
+from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import checkpoints, files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Ticket
@@ -377,7 +378,7 @@ def write_recipe(path: Path, loaded: Loaded) -> None:
     yaml.width = 100
     # in the recipe's order; ruamel's types know only the default, None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(recipe.resolved(loaded), out)
+    yaml.dump(resolved.resolved(loaded), out)
     text = "# written by align: the recipe with every default and inherited value\n" + out.getvalue()
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         files.write_text(path, text)

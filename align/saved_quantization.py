@@ -12,8 +12,8 @@ from align.parameterization.method import files
 from align.parameterization.methods.peft import learns_prompts
 from align.parameterization.methods.qlora import QuantizationKeys
 from align.policy.base import Base, quantization
-from align.recipe import Loaded, StagePlan
-from align.validation import Loc
+from align.recipe.document import Loc
+from align.recipe.plan import Loaded, StagePlan
 
 BITSANDBYTES = "bitsandbytes"
 _UNPACKED = "give the model that it was made from"

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
-from align import arguments, launch, tickets
+from align import launch, tickets
 from align.data.formats import Example
 from align.errors import AlignError
 from align.prepare import Prepared, prepare
-from align.recipe import Loaded, StagePlan
+from align.recipe import training_arguments
+from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity
 
@@ -152,7 +153,7 @@ def _views(
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         identity = BaseModelIdentity(name=prepared.base.name, path=str(prepared.base.path), identity="")
-        known = arguments.known(str(plan.program.stage.arguments))
+        known = training_arguments.known(str(plan.program.stage.arguments))
         alone = replace(plan, training=plan.training | {name: value for name, value in _ALONE.items() if name in known})
         ticket = tickets.ticket_of(loaded, replace(prepared, rows={plan.id: few}), alone, run, identity, 1)
         values = [one.value for one in examples]

@@ -10,9 +10,9 @@ from align import results
 from align.errors import AlignError
 from align.parameterization import chain
 from align.parameterization.chain import beside
-from align.pipeline import BASE
 from align.policy import load as models
 from align.policy import stack
+from align.recipe.pipeline import BASE
 from align.run_folder.records import Adapter, Outcome, Policy, Ticket
 
 

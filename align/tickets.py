@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.pipeline import BASE
 from align.policy.base import replaced_tokens
 from align.prepare import Prepared, write_rows
-from align.recipe import Loaded, StagePlan
+from align.recipe.pipeline import BASE
+from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy, Rows, Ticket

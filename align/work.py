@@ -21,7 +21,7 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import card, verdicts
+from align import card
 from align.data import mixing
 from align.errors import AlignError, Exit
 from align.forgetting import probes, quantization
@@ -34,6 +34,7 @@ from align.parameterization import chain
 from align.parameterization import method as methods
 from align.policy import generation, stack, targets
 from align.policy import load as models
+from align.recipe import verdicts
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Adapter, Outcome, Policy, Rows, Ticket

@@ -8,10 +8,11 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from align import arguments, shipped, verdicts
+from align import shipped
+from align.recipe import training_arguments, verdicts
+from align.recipe.verdicts import Verdict
 from align.stage import program
 from align.stage.declaration import Stage
-from align.verdicts import Verdict
 
 _ORDER = ("sft", "dpo", "kto", "reward", "ppo", "rloo", "grpo")
 _HEAD = """\
@@ -33,8 +34,8 @@ transformers that they inherit. None is taken that does nothing, and none that f
 What is noted stops no run: `align check` says it. A value that is the default anyhow is always taken. A warm-up that
 is longer than the run, and evaluations that come after its end, are noted as well.
 
-This page is made from [align/verdicts.py](../align/verdicts.py) and the installed TRL and transformers, by
-`python tests/arguments_page.py > docs/training_arguments.md`.
+This page is made from [align/recipe/verdicts.py](../align/recipe/verdicts.py) and the installed TRL and transformers,
+by `python tests/arguments_page.py > docs/training_arguments.md`.
 
 """
 
@@ -54,7 +55,7 @@ def table() -> dict[str, dict[str, Verdict]]:
     for name, declared in stages().items():
         assert declared.arguments is not None
         keys = frozenset(declared.keys.model_fields) - {"training"}
-        for argument in arguments.known(declared.arguments):
+        for argument in training_arguments.known(declared.arguments):
             verdict = verdicts.of(declared.arguments, argument, keys, declared.owned)
             found.setdefault(argument, {})[name] = verdict
     return dict(sorted(found.items()))
@@ -82,7 +83,7 @@ def _conditions(argument: str, name: str) -> list[str]:
     """Beside what an argument acts in a stage: another stage may have no such argument or key."""
     declared = stages()[name]
     assert declared.arguments is not None
-    there = {*arguments.known(declared.arguments), *declared.keys.model_fields}
+    there = {*training_arguments.known(declared.arguments), *declared.keys.model_fields}
     return [_beside(*one) for one in verdicts.BESIDE.get(argument, {}).items() if one[0] in there]
 
 
@@ -103,14 +104,14 @@ def _remark(argument: str, found: dict[str, Verdict]) -> str:
 
 def _beside(other: str, wanted: verdicts.Values) -> str:
     if wanted.others and wanted != verdicts.SET:
-        return f"not beside {arguments.one_of_values(other, wanted.listed)}"
-    return f"with {arguments.said(other, wanted)}"
+        return f"not beside {training_arguments.one_of_values(other, wanted.listed)}"
+    return f"with {training_arguments.said(other, wanted)}"
 
 
 def _not(other: str, wanted: verdicts.Values) -> str:
     if wanted.others:
-        return f"it stands beside {arguments.one_of_values(other, wanted.listed)}"
-    return f"`{other}` is given" if wanted.listed == (-1,) else f"there is no {arguments.said(other, wanted)}"
+        return f"it stands beside {training_arguments.one_of_values(other, wanted.listed)}"
+    return f"`{other}` is given" if wanted.listed == (-1,) else f"there is no {training_arguments.said(other, wanted)}"
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from align import other_tools, recipe, run_length, verdicts
 from align.libraries.trl import known
 from align.prepare import prepare
+from align.recipe import load, other_tools, run_length, verdicts
+from align.recipe import plan as recipe_plan
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": f"{n + 1}"}]}
@@ -20,7 +21,7 @@ PAIRS = [{"prompt": f"{n} + 1?", "chosen": f"{n + 1}", "rejected": f"{n}"} for n
 HEAD = "name: x\nmodel: {base: lab}\nparameterization: {method: lora}\nforgetting: {probes: none}\n"
 
 
-def loaded(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> recipe.Loaded:
+def loaded(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> recipe_plan.Loaded:
     """A recipe of one stage on 24 rows."""
     name = "pairs" if stage in ("dpo", "kto", "reward") else "chats"
     rows = PAIRS if name == "pairs" else CHATS
@@ -30,7 +31,7 @@ def loaded(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> r
         keys["reward"] = "judge.py:short"
     entry = {"data": f"{name}.jsonl", "training": training, **keys}
     (folder / "recipe.yaml").write_text(f"{HEAD}stages: {json.dumps({stage: entry})}\n")
-    return recipe.load(folder / "recipe.yaml")
+    return load.load(folder / "recipe.yaml")
 
 
 def notes(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> list[str]:

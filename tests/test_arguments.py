@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from align import arguments, shipped
+from align import shipped
 from align.libraries.trl import known, of_generation
+from align.recipe import training_arguments
 from align.stage import program
 
 CONFIGS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "RLOOConfig", "GRPOConfig")
@@ -74,7 +75,7 @@ def test_the_defaults_of_a_shipped_stage_may_be_set(name: str) -> None:
     declared = program.load(name, shipped.folder("stages")).stage
     for family in declared.defaults.values():
         assert declared.arguments is not None
-        assert arguments.check(declared.arguments, family, frozenset()) == []
+        assert training_arguments.check(declared.arguments, family, frozenset()) == []
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_the_defaults_of_a_shipped_stage_may_be_set(name: str) -> None:
     ],
 )
 def test_right_values(name: str, value: Any) -> None:
-    assert arguments.check("SFTConfig", {name: value}, frozenset()) == []
+    assert training_arguments.check("SFTConfig", {name: value}, frozenset()) == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_right_values(name: str, value: Any) -> None:
     ],
 )
 def test_wrong_values(name: str, value: Any, what: str) -> None:
-    (fault,) = arguments.check("SFTConfig", {name: value}, frozenset())
+    (fault,) = training_arguments.check("SFTConfig", {name: value}, frozenset())
     assert (fault.name, fault.what) == (name, what)
 
 
@@ -137,7 +138,7 @@ def test_wrong_values(name: str, value: Any, what: str) -> None:
     ],
 )
 def test_what_sampling_may_be_told(given: dict[str, Any], fault: tuple[str, str] | None) -> None:
-    found = arguments.check("GRPOConfig", {"generation_kwargs": given}, frozenset())
+    found = training_arguments.check("GRPOConfig", {"generation_kwargs": given}, frozenset())
     assert [(one.what, one.remedy) for one in found] == ([fault] if fault else [])
 
 
@@ -150,10 +151,10 @@ def test_the_keys_of_generation_are_those_of_transformers() -> None:
 
 
 def test_a_name_that_belongs_to_another_stage_is_not_known_here() -> None:
-    (fault,) = arguments.check("SFTConfig", {"beta": 0.1}, frozenset())
+    (fault,) = training_arguments.check("SFTConfig", {"beta": 0.1}, frozenset())
     assert fault.what == "trl.SFTConfig has no argument 'beta'"
 
 
 def test_a_mistyped_key_of_the_stage_is_recognised() -> None:
-    (fault,) = arguments.check("SFTConfig", {"completion_only": True}, frozenset({"completion_only_loss"}))
+    (fault,) = training_arguments.check("SFTConfig", {"completion_only": True}, frozenset({"completion_only_loss"}))
     assert fault.remedy == "did you mean 'completion_only_loss'?"

@@ -12,9 +12,10 @@ import trl
 from transformers.trainer_utils import IntervalStrategy
 
 import arguments_page
-from align import arguments, work
+from align import work
 from align.errors import AlignError
 from align.lab import data
+from align.recipe import training_arguments
 from align.run_folder.paths import RunDir
 from align.stage import program as programs
 from align.stage.job import Job
@@ -190,11 +191,11 @@ def test_what_acts_reaches_the_trainer(name: str, stages: Stages) -> None:
     assert config is not None
     for argument in (argument for stage_, argument in ACTING if stage_ == name and argument in VALUES):
         value = VALUES[argument]
-        assert arguments.choices(arguments.known(config)[argument], config) == () or value is not None
-        assert [f for f in arguments.check(config, {argument: value}, frozenset()) if f.name == argument] in (
+        assert training_arguments.choices(training_arguments.known(config)[argument], config) == () or value is not None
+        assert [f for f in training_arguments.check(config, {argument: value}, frozenset()) if f.name == argument] in (
             [],
             [
-                arguments.Fault(
+                training_arguments.Fault(
                     "optim_args", "the optimizer 'adamw_torch_fused' takes no `optim_args`", "leave them out"
                 )
             ],

@@ -17,7 +17,7 @@ import typer.main
 from align import cli, shipped
 from align.errors import AlignError, Exit, Faults, Place
 from align.parameterization import method
-from align.recipe import locate
+from align.recipe.load import locate
 from error_cases import CHATS, RECIPE
 
 ROOT = Path(__file__).parents[1]
@@ -161,7 +161,7 @@ def test_ctrl_c_in_a_command_is_told(monkeypatch: pytest.MonkeyPatch, capsys: py
     def interrupt(name: str) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("align.recipe.locate", interrupt)
+    monkeypatch.setattr("align.recipe.load.locate", interrupt)
     assert guarded("check", "recipe.yaml") == 130
     assert capsys.readouterr().err == "interrupted; the same command again goes on from here\n"
 
@@ -203,31 +203,31 @@ def test_status_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("data", ["chats.jsonl", "a b.jsonl", "no", "12", "a: b.jsonl", '"q".jsonl'])
 def test_a_run_without_a_recipe_writes_a_right_one(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align import quick, recipe
+    from align.recipe import from_flags, load
 
     monkeypatch.chdir(tmp_path)
-    path = quick.write("lab", data, method="qlora", stage="sft")
-    found = recipe.load(path)
+    path = from_flags.write("lab", data, method="qlora", stage="sft")
+    found = load.load(path)
     assert found.recipe.model.base == "lab"
     assert found.recipe.stages["sft"]["data"] == data
     assert [plan.method_keys.method for plan in found.stages] == ["qlora"]
-    assert quick.write("lab", data, method="qlora", stage="sft") == path  # again is as well as once
+    assert from_flags.write("lab", data, method="qlora", stage="sft") == path  # again is as well as once
     changed = ["stages.sft.training.learning_rate=1.0e-4", "forgetting.probes=none", "seed=7"]
     path.unlink()
-    assert quick.write("lab", data, method="qlora", stage="sft", overrides=changed) == path
-    alone = recipe.load(path)
+    assert from_flags.write("lab", data, method="qlora", stage="sft", overrides=changed) == path
+    alone = load.load(path)
     assert (alone.recipe.seed, alone.recipe.forgetting.probes) == (7, "none")
     assert alone.stages[0].training["learning_rate"] == 1e-4
     assert alone.stages[0].training["gradient_accumulation_steps"] == 4, "what was there stays"
     assert alone.recipe.stages["sft"]["data"] == data
     assert path.read_text().startswith("# sft of lab on ") and "# needs: the model and the data" in path.read_text()
-    assert quick.write("lab", data, method="qlora", stage="sft", overrides=changed) == path
+    assert from_flags.write("lab", data, method="qlora", stage="sft", overrides=changed) == path
     path.unlink()
     with pytest.raises(AlignError) as wrong:
-        quick.write("lab", data, method="qlora", stage="sft", overrides=["stages.sft.trainig.max_steps=3"])
+        from_flags.write("lab", data, method="qlora", stage="sft", overrides=["stages.sft.trainig.max_steps=3"])
     assert str(wrong.value).startswith("--set stages.sft.trainig.max_steps=3: ") and not path.exists()
-    quick.write("lab", data, method="qlora", stage="sft")
+    from_flags.write("lab", data, method="qlora", stage="sft")
     path.write_text("changed by its owner\n")
     with pytest.raises(AlignError) as error:
-        quick.write("lab", data, method="qlora", stage="sft")
+        from_flags.write("lab", data, method="qlora", stage="sft")
     assert str(error.value) == f"'{path}' is there already, and differs\n  -> align run {path}, or remove it"

@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from align import arguments, document, pipeline, recipe, shipped
+from align import shipped
 from align.cli import app
 from align.data.fields import FIELDS
 from align.data.formats import FORMATS, normalise
@@ -24,12 +24,14 @@ from align.data.marks import MARKS
 from align.data.rows import Row
 from align.errors import Place
 from align.parameterization import method
+from align.recipe import document, load, pipeline, training_arguments
+from align.recipe import keys as recipe_keys
+from align.recipe.json_schema import recipe_schema
+from align.recipe.validation import validate
 from align.rl import health
 from align.rl.keys import KlKeys, PpoKeys
 from align.rl.rollouts import Rollout
-from align.schema import recipe_schema
 from align.stage import keys, program
-from align.validation import validate
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,7 +81,7 @@ def expected() -> dict[str, Schema]:
     """The properties of each part of the schema; a stage's own keys apart from those that every stage has."""
     schema = recipe_schema()
     parts = {name: properties(part) for name, part in schema["$defs"].items() if name != "stage"}
-    parts["Recipe"] = fields(recipe.Recipe)
+    parts["Recipe"] = fields(recipe_keys.Recipe)
     parts["StageKeys"] = fields(keys.StageKeys)
     for name in shipped.names("stages"):
         own = program.load(name, Path()).stage.keys.model_json_schema()["properties"]
@@ -108,7 +110,7 @@ def test_every_documented_default_is_the_default(name: str) -> None:
 def test_the_training_defaults_are_as_documented() -> None:
     text = RECIPES.read_text(encoding="utf-8").partition("<!-- defaults: training -->")[2].partition("\n\n")[0]
     written = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", text, re.MULTILINE))
-    plan = recipe.load(ROOT / "recipes" / "sft_lora.yaml", ["stages.sft.training={}"]).stages[0]
+    plan = load.load(ROOT / "recipes" / "sft_lora.yaml", ["stages.sft.training={}"]).stages[0]
     own = plan.program.stage.defaults["adapter"]
     common = {key: value for key, value in plan.training.items() if key not in own}
     assert {key: YAML(typ="safe", pure=True).load(value) for key, value in written.items()} == common
@@ -188,7 +190,7 @@ def test_every_command_line_parses(page: Path, line: str) -> None:
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
     given = str(context.params.get("recipe") or "")
     if given.startswith(("recipes/", "docs/")) and given != "recipe.yaml":
-        loaded = recipe.load(ROOT / given, context.params["set"])
+        loaded = load.load(ROOT / given, context.params["set"])
         ids = [plan.id for plan in loaded.stages]
         assert {context.params.get("from_stage"), context.params.get("only")} <= {None, *ids}
 
@@ -213,12 +215,12 @@ def test_yaml_blocks_are_recipes_or_pipelines(page: Path, tmp_path: Path, monkey
         if "description" in read.data:
             validate(read, pipeline.Graph, read.data)
         elif "stages" in read.data:
-            recipe.load(path)
+            load.load(path)
         else:  # a part of one
             path.write_text(
                 block + "\nname: x\nmodel: {base: lab}\nstages: {sft: {data: lab/helpdesk}}\n", encoding="utf-8"
             )
-            recipe.load(path)
+            load.load(path)
 
 
 def test_example_rows_are_of_the_format_above_them() -> None:
@@ -240,11 +242,11 @@ def test_named_training_arguments_exist() -> None:
     text = RECIPES.read_text(encoding="utf-8").partition("### training")[2].partition("A name that TRL")[0]
     names = re.findall(r"`([a-z_]+)`", text)
     assert len(names) > 8
-    assert [name for name in names if name not in arguments.open_to_users("SFTConfig")] == []
+    assert [name for name in names if name not in training_arguments.open_to_users("SFTConfig")] == []
 
 
 def test_the_example_stage_loads() -> None:
-    loaded = recipe.load(ROOT / "docs" / "examples" / "chosen_answers.yaml")
+    loaded = load.load(ROOT / "docs" / "examples" / "chosen_answers.yaml")
     plan = loaded.stages[0]
     assert plan.program.name == "./chosen_answers.py"
     assert plan.keys.max_words == 40  # type: ignore[attr-defined]
@@ -271,7 +273,7 @@ def test_the_training_arguments_of_ppo_exist() -> None:
     ]
     declared = program.load("ppo", Path()).stage
     assert declared.defaults["all"].keys() - {"lr_scheduler_type"} <= set(names)
-    known = arguments.open_to_users("RLOOConfig", declared.owned)
+    known = training_arguments.open_to_users("RLOOConfig", declared.owned)
     assert [name for name in names if name not in known] == []
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import chat, recipe
+from align import chat
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.policy import load as loading
 from align.policy import stack
 from align.prepare import prepare
+from align.recipe import load
 from align.run_folder.files import read_json
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy
@@ -44,7 +45,7 @@ def notes(folder: Path, model: str) -> list[str]:
         f"name: x\nmodel: {model}\nstages:\n  sft: {{data: rows.jsonl, training: {{per_device_train_batch_size: 1}}}}\n"
     )
     (folder / "x.yaml").write_text(text)
-    return prepare(recipe.load(folder / "x.yaml"), weights=False).notes
+    return prepare(load.load(folder / "x.yaml"), weights=False).notes
 
 
 def test_a_template_that_ends_otherwise_than_the_tokenizer_is_noted(base: Path, tmp_path: Path) -> None:

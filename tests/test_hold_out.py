@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from align import recipe
 from align.errors import AlignError
 from align.prepare import Prepared, prepare
+from align.recipe import load
 
 GOOD = {"role": "assistant", "content": "Please call us, thank you."}
 BAD = {"role": "assistant", "content": "We do not care at all."}
@@ -25,7 +25,7 @@ def prepared(folder: Path, stage: str, rows: list[dict[str, Any]]) -> Prepared:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = folder / "r.yaml"
     path.write_text(f"name: x\nmodel: {{base: lab}}\nforgetting: {{probes: none}}\nstages: {{{stage}}}\n")
-    return prepare(recipe.load(path))
+    return prepare(load.load(path))
 
 
 REWARD = "reward: {data: rows.jsonl, training: {per_device_train_batch_size: 1}}"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from align import recipe
 from align.prepare import prepare
+from align.recipe import load
 
 RECIPE = """\
 name: leaky
@@ -30,7 +30,7 @@ def notes(tmp_path: Path, **files: list[dict[str, object]]) -> list[str]:
     for name, rows in files.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return prepare(recipe.load(tmp_path / "recipe.yaml")).notes
+    return prepare(load.load(tmp_path / "recipe.yaml")).notes
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from align import module_names, recipe
+from align import module_names
 from align.base_modules import Modules, ending
 from align.errors import AlignError, Faults
 from align.policy import targets
 from align.policy.base import Base
+from align.recipe import load
 from models import tiny_llama
 
 NAMES = ["q_proj", "proj", "mlp", "attn", "c_proj", "attn.c_proj", "layers.0.mlp.up_proj", "embed_tokens", "ln_1"]
@@ -100,7 +101,7 @@ def said(method: str, folder: Path, base: Base | None = None) -> list[str]:
     path = folder / "r.yaml"
     path.write_text(RECIPE.replace("METHOD", method))
     try:
-        loaded = recipe.load(path)
+        loaded = load.load(path)
     except (AlignError, Faults) as error:
         return [error.what]
     found = module_names.faults(loaded, base or resolve("lab", None, root=Path()))

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer, KTOConfig, KTOTrainer, RLOOTrainer
 
-from align import arguments, recipe
 from align.data import tokens
 from align.data.order import RowOrder
 from align.errors import AlignError, Faults
 from align.lab import data
 from align.policy import stack
+from align.recipe import load, training_arguments
 from align.rl import reference, rollouts
 from align.rl.health import REMEDIES
 from align.rl.recorder import WITHOUT_A_CRITIC
@@ -258,7 +258,10 @@ def test_a_level_reward_is_told_with_what_these_stages_can_do(stages: Stages) ->
 def test_remedies_name_keys_that_the_stage_has(program: str) -> None:
     declared = programs.load(program, Path()).stage
     assert declared.arguments is not None
-    own, trainers = set(declared.keys.model_fields), set(arguments.open_to_users(declared.arguments, declared.owned))
+    own, trainers = (
+        set(declared.keys.model_fields),
+        set(training_arguments.open_to_users(declared.arguments, declared.owned)),
+    )
     for name, remedy in ({**REMEDIES, **WITHOUT_A_CRITIC}).items():
         if name == "dead_critic":
             continue
@@ -472,7 +475,7 @@ def test_wrong_keys_are_refused(tmp_path: Path, entry: str, said: str) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(f"name: x\nmodel: {{base: lab}}\nstages:\n  {entry}\n", encoding="utf-8")
     with pytest.raises((AlignError, Faults), match=re.escape(said)):
-        recipe.load(file)
+        load.load(file)
 
 
 # what of TRL they rely on

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import models
-from align import recipe
 from align.errors import AlignError
 from align.lab import MODEL_DIR, data
 from align.policy import stack
 from align.policy.load import native_bf16, pin_4bit_layout
+from align.recipe import load
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
 from models import BASE, FULL, LORA, QLORA, Stages, settings
@@ -218,7 +218,7 @@ def test_what_cannot_go_on_is_refused_before_anything_is_loaded(
         f"  dpo: {{policy: sft, data: lab/helpdesk_preferences, parameterization: {second}}}\n"
     )
     with pytest.raises(AlignError) as caught:
-        recipe.load(path)
+        load.load(path)
     names = [text.partition("method: ")[2].partition(",")[0].rstrip("}") for text in (first, second)]
     said = f"{path}:5:3: stage 'dpo' cannot go on from the {names[0]} of stage 'sft' with {names[1]}\n  -> {remedy}"
     assert str(caught.value) == said

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from align import document, pipeline, shipped
+from align import shipped
 from align.errors import AlignError, FaultList
-from align.pipeline import Node
+from align.recipe import document, pipeline
+from align.recipe.pipeline import Node
 from align.stage import program as programs
 
 MINE = """\

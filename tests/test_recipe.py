@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from align import document, recipe, shipped
+from align import shipped
 from align.errors import AlignError, Place
 from align.prepare import prepare
-from align.recipe import Loaded
+from align.recipe import document, resolved
+from align.recipe import load as recipes
+from align.recipe.plan import Loaded
 from align.runner import write_recipe
 
 RECIPE = """\
@@ -28,7 +30,7 @@ stages:
 def load(text: str, folder: Path, *overrides: str) -> Loaded:
     path = folder / "r.yaml"
     path.write_text(text)
-    return recipe.load(path, overrides)
+    return recipes.load(path, overrides)
 
 
 def test_stages_inherit_and_replace(tmp_path: Path) -> None:
@@ -95,21 +97,21 @@ def test_no_recipe_wide_parameterization_is_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [n for n in shipped.names("recipes") if not n.startswith("gpu/")])
 def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None:
     """Written out and read again nothing changes, which is what makes a run folder repeatable."""
-    found = recipe.load(recipe.locate(name))
-    first = recipe.resolved(found)
+    found = recipes.load(recipes.locate(name))
+    first = resolved.resolved(found)
     write_recipe(tmp_path / "again.yaml", found)
-    assert recipe.resolved(recipe.load(tmp_path / "again.yaml")) == first
+    assert resolved.resolved(recipes.load(tmp_path / "again.yaml")) == first
 
 
 @pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_every_shipped_recipe_is_right(name: str) -> None:
-    found = prepare(recipe.load(recipe.locate(name)), offline=True)
-    assert set(found.rows) == {plan.id for plan in recipe.load(recipe.locate(name)).stages}
+    found = prepare(recipes.load(recipes.locate(name)), offline=True)
+    assert set(found.rows) == {plan.id for plan in recipes.load(recipes.locate(name)).stages}
 
 
 @pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_every_shipped_recipe_opens_with_its_manners(name: str) -> None:
-    path = recipe.locate(name)
+    path = recipes.locate(name)
     lines = path.read_text(encoding="utf-8").splitlines()
     opening = [line for line in lines if not line.startswith("# yaml-language-server")][:3]
     assert [line.split(":")[0] for line in opening] == ["# What it is for", "# What it needs", "# How to run it"]
@@ -118,13 +120,13 @@ def test_every_shipped_recipe_opens_with_its_manners(name: str) -> None:
 @pytest.mark.parametrize("given", ["dpo_qlora", "dpo_qlora.yaml", "recipes/dpo_qlora.yaml", "./recipes/dpo_qlora.yaml"])
 def test_a_shipped_recipe_by_name(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert recipe.locate(given) == shipped.folder("recipes") / "dpo_qlora.yaml"
+    assert recipes.locate(given) == shipped.folder("recipes") / "dpo_qlora.yaml"
 
 
 def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dpo_qlora.yaml").write_text(RECIPE)
-    assert recipe.locate("dpo_qlora.yaml") == Path("dpo_qlora.yaml")
+    assert recipes.locate("dpo_qlora.yaml") == Path("dpo_qlora.yaml")
 
 
 def places(text: str) -> dict[str, str]:

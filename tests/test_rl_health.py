@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from align import arguments
+from align.recipe import training_arguments
 from align.rl import rollouts
 from align.rl.health import REMEDIES, Health, start
 from align.rl.keys import KlKeys, PpoKeys
@@ -382,7 +382,7 @@ def test_judging_changes_nothing() -> None:
 
 
 def test_remedies_name_keys_that_there_are() -> None:
-    trainer = set(arguments.known("RLOOConfig"))
+    trainer = set(training_arguments.known("RLOOConfig"))
     for remedy in REMEDIES.values():
         named = re.findall(r"`([^`]+)`", remedy)
         assert named

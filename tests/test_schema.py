@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from align import shipped
-from align.document import parse
-from align.recipe import locate
-from align.schema import recipe_schema
-from align.verdicts import ENGINE
+from align.recipe.document import parse
+from align.recipe.json_schema import recipe_schema
+from align.recipe.load import locate
+from align.recipe.verdicts import ENGINE
 from error_cases import RECIPE
 
 KEYWORDS = {

@@ -11,9 +11,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align import results, switch
-from align.contradictions import of_stage
 from align.policy import stack
-from align.recipe import load
+from align.recipe.contradictions import of_stage
+from align.recipe.load import load
 from align.rl.scoring import OwnModel, Question, SharedModel
 from align.run_folder import files
 from align.run_folder.paths import RunDir

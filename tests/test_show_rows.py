@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from align import recipe, show_rows
+from align import show_rows
 from align.errors import AlignError
+from align.recipe import load
 
 ANSWERS = {
     "prompt": [{"role": "user", "content": "What is 7 plus 2?"}],
@@ -34,7 +35,7 @@ def shown(folder: Path, stage: str, rows: list[dict[str, object]], more: str = "
     (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     text = f"name: x\nmodel: {{base: lab}}\nstages:\n  {stage}:\n    data: rows.jsonl\n{more}"
     (folder / "x.yaml").write_text(text)
-    lines = [line.plain for line in show_rows.show(recipe.load(folder / "x.yaml"), stage, row)]
+    lines = [line.plain for line in show_rows.show(load.load(folder / "x.yaml"), stage, row)]
     return lines[2:]
 
 

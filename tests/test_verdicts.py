@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import arguments_page
-from align import argument_values, optimization, verdicts
 from align.libraries import fields
 from align.libraries.trl import known
+from align.recipe import argument_values, optimization, verdicts
 
 STAGES = arguments_page.stages()
 CONFIGS = sorted({stage.arguments for stage in STAGES.values() if stage.arguments})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from align import verdicts
 from align.data.formats import Kind
+from align.recipe import verdicts
 from align.run_folder.records import Ticket
 
 ROWS: Final[frozenset[Kind]] = frozenset({"prompt", "chat", "prompt_completion", "preference"})

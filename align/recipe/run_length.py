@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from align import arguments
-from align.recipe import StagePlan
+from align.recipe import training_arguments
+from align.recipe.plan import StagePlan
 
 
 def steps(plan: StagePlan, rows: int, processes: int) -> int | None:
@@ -59,5 +59,5 @@ def _of(share: float, count: int) -> int:
 def _settings(plan: StagePlan) -> Callable[[str], Any]:
     """What an argument is set to."""
     config = plan.program.stage.arguments
-    known = arguments.known(config) if config else {}
+    known = training_arguments.known(config) if config else {}
     return lambda name: plan.training.get(name, known[name].default if name in known else None)

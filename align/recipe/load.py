@@ -5,138 +5,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from align import arguments, contradictions, document, errors, other_tools, pipeline, shipped, verdicts
-from align.document import Document
+from align import errors, shipped
 from align.errors import AlignError, FaultList
-from align.forgetting.gate import ForgettingKeys
 from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
 from align.policy.base import LAB
-from align.stage.keys import Replay, StageKeys
-from align.stage.program import Program
+from align.recipe import contradictions, document, other_tools, pipeline, training_arguments, verdicts
+from align.recipe.document import Document, dotted
+from align.recipe.keys import Recipe
+from align.recipe.plan import Loaded, StagePlan
+from align.recipe.validation import validate
+from align.stage.keys import StageKeys
 from align.stage.rewarded import RewardedKeys
-from align.validation import dotted, validate
-
-VERSION = 1
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
-
-
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ModelKeys(_Keys):
-    """`model:` the base that the chain starts from."""
-
-    base: str = Field(min_length=1, description="`lab` (shipped), a model folder, or a Hugging Face id")
-    revision: str | None = Field(None, description="commit, tag or branch of a Hugging Face id")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of the weights; auto: bfloat16 where the base is frozen, float32 where it is trained"
-    )
-    attn_implementation: str | None = Field(None, description=f"as in transformers: {', '.join(ATTENTION)}")
-    chat_template: str | None = Field(None, description="a .jinja file, or `plain`, for a base that has none")
-    eos_token: str | None = Field(None, min_length=1, description="ends an answer, in place of the tokenizer's own")
-    pad_token: str | None = Field(None, min_length=1, description="fills rows up, in place of the tokenizer's own")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model; said aloud")
-
-    @field_validator("attn_implementation")
-    @classmethod
-    def _attention(cls, value: str | None) -> str | None:
-        if value is not None and value not in ATTENTION and "/" not in value:  # a kernel of the Hub has a slash
-            close = errors.nearest(value, ATTENTION)
-            raise ValueError(
-                f"transformers has no attention {value!r}; "
-                + (f"did you mean '{close}'?" if close else f"known are {', '.join(ATTENTION)}")
-            )
-        return value
-
-
-class LaunchKeys(_Keys):
-    """`launch:` how many processes train."""
-
-    processes: int = Field(1, ge=1, le=1024, description="how many processes train (DDP), mostly one for each GPU")
-
-
-class Recipe(_Keys):
-    """A recipe. One level below `stages`, each entry is checked against its stage's own keys."""
-
-    version: Literal[1] = Field(1, description="of the recipe format")
-    name: str = Field(description="names the run folder, runs/<name>")
-    seed: int = Field(0, ge=0, lt=2**32, description="of all that is drawn; the same seed gives the same weights")
-    model: ModelKeys = Field(description="the base that the chain starts from")
-    pipeline: str | None = Field(
-        None, description="a preset of `align list`, or a .yaml; left out: written in `stages`"
-    )
-    parameterization: dict[str, Any] = Field(
-        default={"method": "full"},
-        description="which weights are trained, as in `{method: qlora}`; the default of every stage",
-    )
-    replay: Replay | None = Field(None, description="old rows mixed into the new ones, so that less is forgotten")
-    forgetting: ForgettingKeys = Field(
-        default=ForgettingKeys(), description="what is measured after every stage, and how much of it may be lost"
-    )
-    launch: LaunchKeys = Field(default=LaunchKeys(), description="how many processes train")
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
-        default=[], description="where metrics go as well, as in `[tensorboard]`"
-    )
-    stages: dict[str, Any] = Field(min_length=1, description="each stage by a name of its own, with its data")
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-            raise ValueError(f"{value!r} cannot name a folder; choose letters, digits, '.', '_' and '-'")
-        return value
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of a loaded recipe, with everything inherited filled in."""
-
-    id: str
-    program: Program
-    policy: str  # the id of the stage whose policy it takes, or `base`
-    rewards: tuple[str, ...]  # the ids of the stages that score its answers
-    keys: StageKeys
-    method: Method
-    method_keys: ParameterizationKeys
-    replay: Replay | None
-    training: dict[str, Any]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The ids of all that it takes something from."""
-        return (self.policy, *self.rewards)
-
-    @property
-    def trains_base(self) -> bool:
-        """Whether base weights change."""
-        return self.method.traits(self.method_keys).trains_base
-
-    @property
-    def global_batch(self) -> tuple[int, int]:
-        """Rows of a process in one update: per-device batch size and accumulation steps."""
-        return self.training["per_device_train_batch_size"], self.training["gradient_accumulation_steps"]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A recipe as read and checked, its stages in the order in which they run."""
-
-    recipe: Recipe
-    stages: list[StagePlan]
-    document: Document
-    root: Path  # relative paths of the recipe stand on it
-    warnings: list[str]
 
 
 def locate(name: str) -> Path:
@@ -224,7 +110,7 @@ def _of_a_stage(name: str, nodes: list[pipeline.Node]) -> tuple[str, str] | None
     """What is wrong with a key at the top that a stage has, or that another tool has for a key of ours."""
     for node in nodes:
         stage = node.program.stage
-        open_ = arguments.open_to_users(stage.arguments, stage.owned) if stage.arguments else {}
+        open_ = training_arguments.open_to_users(stage.arguments, stage.owned) if stage.arguments else {}
         place = name if name in stage.keys.model_fields else f"training.{name}" if name in open_ else None
         if place:
             what = f"'{name}' is a key of a stage, not of the recipe"
@@ -260,7 +146,9 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
             method = _method(read, own, (*at, "parameterization"))
     given = entry.get("training")
     if isinstance(given, dict) and stage.arguments:
-        for name, what, remedy in arguments.check(stage.arguments, given, _recipe_keys(stage.keys), stage.owned):
+        for name, what, remedy in training_arguments.check(
+            stage.arguments, given, _recipe_keys(stage.keys), stage.owned
+        ):
             path = (*at, "training", name)
             told = what.replace("{key}", dotted(path)), remedy.replace("{stage}", node.id)
             faults.found.append(read.fault(path, *told))
@@ -284,7 +172,7 @@ def _without_arguments(read: Document, node: pipeline.Node, entry: dict[str, Any
     """A stage's entry without training arguments that stand beside `training:`, each of which is a fault."""
     stage = node.program.stage
     foreign = [name for name in entry if name not in stage.keys.model_fields]
-    allowed = arguments.open_to_users(stage.arguments, stage.owned) if foreign and stage.arguments else {}
+    allowed = training_arguments.open_to_users(stage.arguments, stage.owned) if foreign and stage.arguments else {}
     misplaced = [name for name in foreign if name in allowed]
     for name in misplaced:
         what = f"'{name}' is a training argument, not a key of the stage"
@@ -338,48 +226,4 @@ def _training(defaults: dict[str, dict[str, Any]], trains_base: bool, given: dic
     """What the recipe says, and of the defaults those that do something beside it."""
     family = defaults.get("full" if trains_base else "adapter", {})
     whole = {**_COMMON, **defaults.get("all", {}), **family, **given}
-    return {name: value for name, value in whole.items() if name in given or arguments.used(name, whole)}
-
-
-def resolved(loaded: Loaded) -> dict[str, Any]:
-    """The recipe with every default and inherited value written out; `load` of it gives the same run."""
-    data = loaded.recipe.model_dump(mode="json", exclude={"stages", "parameterization", "replay"})
-    stages = {}
-    for plan in loaded.stages:
-        entry = plan.keys.model_dump(mode="json", exclude={"replay", "parameterization"})
-        stages[plan.id] = entry | {
-            "stage": plan.program.name,
-            "policy": plan.policy,
-            "parameterization": plan.method_keys.model_dump(mode="json"),
-            "training": plan.training,
-        }
-        if plan.program.stage.replays:
-            stages[plan.id]["replay"] = plan.replay.model_dump(mode="json") if plan.replay else None
-    data["pipeline"] = None
-    whole: dict[str, Any] = _standing(data | {"stages": stages}, loaded.root)
-    for plan in loaded.stages:  # a stage stays a stage, whatever folder has its name
-        for given, written in zip(_listed(stages[plan.id]), _listed(whole["stages"][plan.id]), strict=True):
-            written["source"] = given["source"] if given["source"] in plan.rewards else written["source"]
-    return whole
-
-
-def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rewards of a stage's entry as written out."""
-    found = entry.get("reward") or []
-    return found if isinstance(found, list) else [found]
-
-
-def _standing(value: Any, root: Path, key: str = "") -> Any:
-    """The same with the paths that the recipe gives relative to itself written out, so that the file can be moved."""
-    if isinstance(value, dict):
-        return {name: _standing(inner, root, name) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_standing(inner, root, key) for inner in value]
-    if key in ("source", "data", "base", "chat_template", "stage") and isinstance(value, str):
-        if value == LAB or (key == "stage" and not value.endswith(".py")):
-            return value
-        file, colon, function = value.partition(".py:")  # ./rewards.py:polite
-        file = f"{file}.py" if colon else value
-        found = next((str(path.resolve()) for path in (Path(file), root / file) if path.exists()), file)
-        return f"{found}:{function}" if colon else found
-    return value
+    return {name: value for name, value in whole.items() if name in given or training_arguments.used(name, whole)}

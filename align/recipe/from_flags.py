@@ -12,9 +12,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from align import document, recipe
 from align.errors import AlignError, Place
 from align.parameterization import method as methods
+from align.recipe import document, load
 from align.stage import program as stages
 
 _TEXT = """\
@@ -74,7 +74,7 @@ def write(model: str | None, data: str | None, *, method: str, stage: str, overr
         return path
     path.write_text(text, encoding="utf-8")
     try:
-        recipe.load(path, overrides)  # faults of an override stand on the command line, not in the file
+        load.load(path, overrides)  # faults of an override stand on the command line, not in the file
     except AlignError:
         path.unlink()
         raise

@@ -7,7 +7,7 @@ recipe's author wants the key as written, what it must be, and what it is for.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -16,14 +16,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from align import other_tools
 from align.errors import AlignError, FaultList, did_you_mean, nearest, one_of, shown
+from align.recipe import other_tools
+from align.recipe.document import Loc, dotted
 
 if TYPE_CHECKING:
-    from align.document import Document
+    from align.recipe.document import Document
 
 M = TypeVar("M", bound=BaseModel)
-Loc = tuple[str | int, ...]
+
 
 # What a value must be, by the type of pydantic's error.
 _KINDS = {
@@ -87,12 +88,6 @@ def validate(document: Document, model: type[M], data: Any, at: Loc = ()) -> M:
                 faults.found.append(_fault(document, model, at, group))
         faults.raise_any()
         raise AssertionError("a ValidationError without errors") from error
-
-
-def dotted(loc: Sequence[str | int]) -> str:
-    """`stages.sft.data[1].source`"""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return text.removeprefix(".")
 
 
 def _keys_of(detail: ErrorDetails, data: Any) -> _Error:

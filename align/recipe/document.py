@@ -14,7 +14,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from align.errors import AlignError, Place
-from align.validation import Loc, dotted
+
+Loc = tuple[str | int, ...]
 
 # What the parser says, and the same for somebody who did not write the parser. The first that is found is taken.
 _PLAINER = (
@@ -189,4 +190,7 @@ def _scalar(text: str, place: Place) -> Any:
         raise AlignError(fault.what, fault.remedy, place=place) from None
 
 
-__all__ = ["Document", "Loc", "parse", "plain", "read"]
+def dotted(loc: Sequence[str | int]) -> str:
+    """`stages.sft.data[1].source`"""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return text.removeprefix(".")

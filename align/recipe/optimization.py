@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from align.argument_values import Fault
 from align.errors import nearest, shown
-from align.verdicts import LOW_RANK
+from align.recipe.argument_values import Fault
+from align.recipe.verdicts import LOW_RANK
 
 _BITS: Final = ("use_kahan_summation", "momentum_dtype", "variance_dtype", "compensation_buffer_dtype")
 _LOW_RANK: Final = ("rank", "update_proj_gap", "scale", "proj_type")

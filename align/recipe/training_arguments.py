@@ -1,6 +1,6 @@
 """`training:` of a recipe: which of the trainer's own argument names a user may set, and to what.
 
-align/verdicts.py has what becomes of each, align/argument_values.py what each may be.
+align/recipe/verdicts.py has what becomes of each, align/recipe/argument_values.py what each may be.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from align import argument_values, optimization, other_tools, verdicts
-from align.argument_values import Fault, choices
 from align.errors import nearest
 from align.libraries.fields import Argument
 from align.libraries.trl import known
-from align.verdicts import Beside, Values
+from align.recipe import argument_values, optimization, other_tools, verdicts
+from align.recipe.argument_values import Fault, choices
+from align.recipe.verdicts import Beside, Values
 
 __all__ = [
     "Argument",

@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from align import errors, shipped
-from align.document import Document, read
 from align.errors import AlignError, FaultList
+from align.recipe.document import Document, read
+from align.recipe.validation import validate
 from align.stage.program import Program
 from align.stage.program import load as load_program
 from align.stage.rewarded import named
-from align.validation import validate
 
 BASE = "base"
 

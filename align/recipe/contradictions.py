@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from align import arguments, pipeline
-from align.document import Document
 from align.errors import AlignError, FaultList
 from align.parameterization import chain
 from align.policy.base import Base
-from align.validation import dotted
+from align.recipe import pipeline, training_arguments
+from align.recipe.document import Document, dotted
 
 if TYPE_CHECKING:
-    from align.recipe import StagePlan
+    from align.recipe.plan import StagePlan
 
 
 def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> list[str]:
@@ -83,7 +82,7 @@ def _idle(read: Document, plan: StagePlan) -> Iterator[AlignError]:
     if config is None:
         return
     keys = frozenset(type(plan.keys).model_fields)
-    for name, what, remedy in arguments.idle(plan.keys.training, _values(plan, config), config, keys):
+    for name, what, remedy in training_arguments.idle(plan.keys.training, _values(plan, config), config, keys):
         path = ("stages", plan.id, "training", name)
         yield read.fault(path, what.replace("{key}", dotted(path)), remedy)
 
@@ -93,7 +92,7 @@ def notes(plan: StagePlan) -> list[str]:
     config = plan.program.stage.arguments
     if config is None:
         return []
-    said = list(arguments.noted(plan.keys.training, _values(plan, config), config))
+    said = list(training_arguments.noted(plan.keys.training, _values(plan, config), config))
     passes = plan.training.get("steps_per_generation"), plan.training.get("num_iterations", 1)
     clips = next((name for name in ("epsilon", "epsilon_high", "delta") if name in plan.keys.training), None)
     if "prompt" in plan.program.stage.rows and clips and passes == (plan.global_batch[1], 1):
@@ -103,7 +102,7 @@ def notes(plan: StagePlan) -> list[str]:
 
 def _values(plan: StagePlan, config: str) -> dict[str, Any]:
     """Of all arguments and keys of a stage."""
-    defaults = {name: argument.default for name, argument in arguments.known(config).items()}
+    defaults = {name: argument.default for name, argument in training_arguments.known(config).items()}
     keys = plan.keys.model_dump()
     evaluated = {"eval_strategy": "no" if keys.get("eval_data") is None else "steps"}  # as the engine has it
     return {**defaults, **evaluated, **plan.training, **keys}

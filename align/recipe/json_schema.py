@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align import arguments, shipped
-from align.arguments import Argument
+from align import shipped
 from align.parameterization import method as parameterization
-from align.recipe import Recipe
+from align.recipe import training_arguments
+from align.recipe.keys import Recipe
+from align.recipe.training_arguments import Argument
 from align.stage import program
 
 Json = dict[str, Any]
@@ -75,7 +76,7 @@ def _stage_keys(definitions: Json) -> Json:
         definitions |= found.pop("$defs", {})
         merged |= found["properties"]
         for argument in (
-            arguments.open_to_users(declared.arguments, declared.owned).values() if declared.arguments else ()
+            training_arguments.open_to_users(declared.arguments, declared.owned).values() if declared.arguments else ()
         ):
             if argument.name not in declared.keys.model_fields:
                 trainer[argument.name] = _argument(argument)
@@ -85,7 +86,7 @@ def _stage_keys(definitions: Json) -> Json:
 
 def _argument(argument: Argument) -> Json:
     described: Json = {"description": argument.help or argument.annotation}
-    if choices := arguments.choices(argument):
+    if choices := training_arguments.choices(argument):
         null: list[None] = [None] if "None" in argument.kinds else []
         return described | {"enum": [*choices, *null]}
     return described | ({"type": sorted(_TYPES[kind] for kind in argument.kinds)} if argument.kinds else {})

@@ -1,0 +1,53 @@
+"""A recipe with every default and inherited value written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.policy.base import LAB
+from align.recipe.plan import Loaded
+
+
+def resolved(loaded: Loaded) -> dict[str, Any]:
+    """The recipe with every default and inherited value written out; `load` of it gives the same run."""
+    data = loaded.recipe.model_dump(mode="json", exclude={"stages", "parameterization", "replay"})
+    stages = {}
+    for plan in loaded.stages:
+        entry = plan.keys.model_dump(mode="json", exclude={"replay", "parameterization"})
+        stages[plan.id] = entry | {
+            "stage": plan.program.name,
+            "policy": plan.policy,
+            "parameterization": plan.method_keys.model_dump(mode="json"),
+            "training": plan.training,
+        }
+        if plan.program.stage.replays:
+            stages[plan.id]["replay"] = plan.replay.model_dump(mode="json") if plan.replay else None
+    data["pipeline"] = None
+    whole: dict[str, Any] = _standing(data | {"stages": stages}, loaded.root)
+    for plan in loaded.stages:  # a stage stays a stage, whatever folder has its name
+        for given, written in zip(_listed(stages[plan.id]), _listed(whole["stages"][plan.id]), strict=True):
+            written["source"] = given["source"] if given["source"] in plan.rewards else written["source"]
+    return whole
+
+
+def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rewards of a stage's entry as written out."""
+    found = entry.get("reward") or []
+    return found if isinstance(found, list) else [found]
+
+
+def _standing(value: Any, root: Path, key: str = "") -> Any:
+    """The same with the paths that the recipe gives relative to itself written out, so that the file can be moved."""
+    if isinstance(value, dict):
+        return {name: _standing(inner, root, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_standing(inner, root, key) for inner in value]
+    if key in ("source", "data", "base", "chat_template", "stage") and isinstance(value, str):
+        if value == LAB or (key == "stage" and not value.endswith(".py")):
+            return value
+        file, colon, function = value.partition(".py:")  # ./rewards.py:polite
+        file = f"{file}.py" if colon else value
+        found = next((str(path.resolve()) for path in (Path(file), root / file) if path.exists()), file)
+        return f"{found}:{function}" if colon else found
+    return value
