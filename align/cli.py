@@ -109,7 +109,7 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Take names on the Hugging Face Hub on trust.")] = False,
 ) -> None:
     """Check a recipe, its data row by row and its model's files, without loading a model."""
-    from align.prepare import prepare
+    from align.preflight.check import prepare
     from align.recipe import load as recipes
 
     loaded = recipes.load(recipes.locate(recipe), set)

@@ -14,7 +14,7 @@ from align import __version__, branches
 from align.child import Child
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
-from align.prepare import Prepared, check_disk, prepare
+from align.preflight.check import Prepared, check_disk, prepare
 from align.progress import Watcher
 from align.recipe import resolved
 from align.recipe.pipeline import BASE

@@ -17,7 +17,7 @@ from rich.text import Text
 from align import launch, tickets
 from align.data.formats import Example
 from align.errors import AlignError
-from align.prepare import Prepared, prepare
+from align.preflight.check import Prepared, prepare
 from align.recipe import training_arguments
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.paths import RunDir

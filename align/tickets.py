@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.policy.base import replaced_tokens
-from align.prepare import Prepared, write_rows
+from align.preflight.check import Prepared, write_rows
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.libraries.trl import known
-from align.prepare import prepare
+from align.preflight.check import prepare
 from align.recipe import load, other_tools, run_length, verdicts
 from align.recipe import plan as recipe_plan
 

@@ -15,7 +15,7 @@ from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.policy import load as loading
 from align.policy import stack
-from align.prepare import prepare
+from align.preflight.check import prepare
 from align.recipe import load
 from align.run_folder.files import read_json
 from align.run_folder.paths import RunDir

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.errors import AlignError
-from align.prepare import Prepared, prepare
+from align.preflight.check import Prepared, prepare
 from align.recipe import load
 
 GOOD = {"role": "assistant", "content": "Please call us, thank you."}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align.prepare import prepare
+from align.preflight.check import prepare
 from align.recipe import load
 
 RECIPE = """\

@@ -20,11 +20,11 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from align import module_names
-from align.base_modules import Modules, ending
 from align.errors import AlignError, Faults
 from align.policy import targets
 from align.policy.base import Base
+from align.preflight import module_names
+from align.preflight.base_modules import Modules, ending
 from align.recipe import load
 from models import tiny_llama
 

@@ -9,7 +9,7 @@ import pytest
 
 from align import shipped
 from align.errors import AlignError, Place
-from align.prepare import prepare
+from align.preflight.check import prepare
 from align.recipe import document, resolved
 from align.recipe import load as recipes
 from align.recipe.plan import Loaded

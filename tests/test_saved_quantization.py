@@ -11,13 +11,14 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from align import export, prepare
+from align import export
 from align.lab import MODEL_DIR
 from align.merging.into_base import merged
 from align.parameterization import method as methods
 from align.policy import load as loading
 from align.policy import score_head
 from align.policy.stack import TRAINED
+from align.preflight import check
 from align.recipe import load, resolved
 from align.run_folder.records import Adapter
 from error_cases import CHATS
@@ -128,7 +129,7 @@ def test_what_a_recipe_leaves_open_is_as_the_base_is_saved(bases: dict[int, Path
     (tmp_path / "chats.jsonl").write_text(CHATS)
     for bits, expected in ((8, (8, "nf4", True)), (4, (4, "fp4", False))):
         loaded = load.load(write(tmp_path, RECIPE.replace("BASE", str(bases[bits])).replace("METHOD", "qlora")))
-        prepare.prepare(loaded)
+        check.prepare(loaded)
         keys: Any = loaded.stages[0].method_keys
         found = keys.quantization
         assert (found.bits, found.bnb_4bit_quant_type, found.bnb_4bit_use_double_quant) == expected

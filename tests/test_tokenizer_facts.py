@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from align import tokenizer_facts
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.policy import base
+from align.preflight import tokenizer_facts
 
 
 def changed(folder: Path, file: str, **values: Any) -> Path:

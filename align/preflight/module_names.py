@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from align.base_modules import Kind, Modules, ending, last_parts, layer_of
 from align.errors import AlignError, nearest
 from align.libraries import peft as peft_source
 from align.parameterization.method import files
 from align.parameterization.methods.lora import HEADS
 from align.policy.base import Base
+from align.preflight.base_modules import Kind, Modules, ending, last_parts, layer_of
 from align.recipe.document import Loc
 from align.recipe.plan import Loaded, StagePlan
 

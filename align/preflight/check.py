@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from align import machine, module_names, rows_that_fit, saved_quantization, tokenizer_facts
 from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
 from align.data.files import READERS, ending
@@ -14,16 +13,17 @@ from align.data.formats import GIVEN, Example, Kind
 from align.data.hub import is_id
 from align.data.sources import LAB, DataSource
 from align.errors import AlignError, FaultList, Faults
-from align.forgetting import leaks, probes
-from align.machine import check_disk
+from align.forgetting import probes
 from align.policy import base as bases
 from align.policy.base import Base
+from align.preflight import leaks, machine, module_names, rows_that_fit, saved_quantization, tokenizer_facts
+from align.preflight.machine import check_disk
+from align.preflight.rewards import Finder
+from align.preflight.rows_that_fit import StageRows
 from align.recipe import contradictions, run_length
 from align.recipe.document import Loc
 from align.recipe.keys import ModelKeys
 from align.recipe.plan import Loaded, StagePlan
-from align.rewards import Finder
-from align.rows_that_fit import StageRows
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Reward, Rows

@@ -1,0 +1,1 @@
+"""All that is checked before a model is loaded."""
