@@ -80,11 +80,11 @@ def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str
     launch.quiet()
     import torch
 
-    from align.handover import prompts
     from align.merging import into_base
     from align.policy import load as models
     from align.policy import stack
-    from align.work import read_rows
+    from align.worker.execute import read_rows
+    from align.worker.handover import prompts
 
     model = results.model(outcome)
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)

@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align import work
 from align.lab import MODEL_DIR, data
 from align.merging import into_base
 from align.parameterization import method as methods
@@ -33,6 +32,7 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Outcome, Policy, Reward, Rows, Ticket
 from align.stage import program as programs
 from align.stage.job import Job
+from align.worker import execute as work
 
 LAB = BaseModelIdentity(name="lab", path=str(MODEL_DIR), identity="0" * 64)
 BASE = Policy(base=LAB)

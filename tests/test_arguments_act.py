@@ -12,13 +12,13 @@ import trl
 from transformers.trainer_utils import IntervalStrategy
 
 import arguments_page
-from align import work
 from align.errors import AlignError
 from align.lab import data
 from align.recipe import training_arguments
 from align.run_folder.paths import RunDir
 from align.stage import program as programs
 from align.stage.job import Job
+from align.worker import execute
 from models import BASE, Stages, preferences, settings, tensors
 from test_ppo import function
 
@@ -310,7 +310,7 @@ def test_what_needs_a_gpu_is_told_before_the_model_is_loaded(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(work.Builder, "build", loaded)
+    monkeypatch.setattr(execute.Builder, "build", loaded)
     with pytest.raises(AlignError) as error:
         stages.execute(stages.ticket("sft", "sft", BASE, settings("lora"), **training))
     assert (error.value.what, error.value.remedy) == (

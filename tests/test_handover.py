@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import models
 from align.errors import AlignError, Exit
-from align.handover import prompts
 from align.lab import MODEL_DIR, data
 from align.merging import into_base
 from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
+from align.worker.handover import prompts
 from models import BASE, FULL, LORA, OTHER_LORA, QLORA, Stages, at_strength
 
 EXACT = {"bf16": False, "dtype": "float32"}  # arithmetic fine enough to be compared digit by digit

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
-from align import work
 from align.errors import AlignError
 from align.lab import data
 from align.rl import rollouts
@@ -21,6 +20,7 @@ from align.run_folder import files as run_files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy, Reward, Ticket
 from align.trainers.ppo import PpoTrainer
+from align.worker import execute
 from models import BASE, FULL, LORA, QLORA, Stages, changed, lab_tokenizer, preferences, settings
 
 FUNCTIONS = Path(__file__).parent / "rewards_for_tests.py"
@@ -337,7 +337,7 @@ def test_a_level_reward_raises_an_alarm_and_can_stop_the_stage(stages: Stages) -
 def test_an_adapter_critic_needs_a_frozen_base(stages: Stages) -> None:
     ticket = ppo(stages, BASE, METHODS["full"], function("short"), critic="adapter")
     with pytest.raises(AlignError, match="needs a frozen base"):
-        work.do(stages.run, ticket, lambda: False)
+        execute.do(stages.run, ticket, lambda: False)
 
 
 def test_a_run_that_ended_and_was_not_measured_keeps_its_figures(stages: Stages) -> None:

@@ -14,17 +14,19 @@ import pytest
 import torch
 
 import models
-from align import launch, work, worker
+from align import launch
 from align.errors import AlignError, Exit
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.stage.callbacks import Interrupted
+from align.worker import __main__ as worker
+from align.worker import execute as work
 from models import BASE, LORA, Stages
 
 STAGE = """
 import os, time
 from pathlib import Path
-from align.stage.declaration import Stage
+from align.stage import Stage
 
 def train(job):
     print("this is", job.ticket.stage)

@@ -21,14 +21,12 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align import card
 from align.data import mixing
 from align.errors import AlignError, Exit
 from align.forgetting import probes, quantization
 from align.forgetting.gate import ForgettingKeys
 from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
-from align.handover import Builder
 from align.merging import into_base
 from align.parameterization import chain
 from align.parameterization import method as methods
@@ -40,6 +38,8 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Adapter, Outcome, Policy, Rows, Ticket
 from align.stage import program as programs
 from align.stage.job import Job
+from align.worker import card
+from align.worker.handover import Builder
 
 ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
 PACKAGES = ("align-suite", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")

@@ -76,8 +76,8 @@ def _entries(run: RunDir) -> Iterator[dict[str, Any]]:
 
 def _compare(run: RunDir, request: dict[str, Any]) -> None:
     """Compare the branches; only the first process does."""
-    from align.compare import compare
     from align.run_folder.records import Comparison
+    from align.worker.compare import compare
 
     gc.collect()  # the last stage's model and optimizer are held by cycles
     if _rank() == 0:
@@ -89,8 +89,8 @@ def _execute(run: RunDir, ticket: Ticket) -> Exit:
     _redirect(here)
     try:
         gc.disable()  # hundreds of thousands of objects come up, and all of them stay
-        from align import work  # torch from here on
         from align.stage.callbacks import Interrupted
+        from align.worker import execute  # torch from here on
 
         gc.freeze()
         gc.enable()
@@ -104,7 +104,7 @@ def _execute(run: RunDir, ticket: Ticket) -> Exit:
             ),
         )
     try:
-        work.do(run, ticket, lambda: _asked.is_set() or run.stop.is_file())
+        execute.do(run, ticket, lambda: _asked.is_set() or run.stop.is_file())
     except Interrupted:
         return Exit.INTERRUPTED
     except AlignError as error:

@@ -1,0 +1,1 @@
+"""The child: one ticket from the load to the outcome."""
