@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import launch, results
+from align import results
 from align.errors import AlignError
+from align.runner import launch
 
 if TYPE_CHECKING:
     from align.switch import Switch

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from align.errors import AlignError, Exit, Faults
-from align.lines import line
+from align.runner.lines import line
 
 if TYPE_CHECKING:
     from align.merging.verdict import Merge
@@ -69,10 +69,10 @@ def run(
     [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
     [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
     """
-    from align.progress import Watcher
     from align.recipe import load as recipes
     from align.run_folder.paths import RunDir
-    from align.runner import Options, Run
+    from align.runner.loop import Options, Run
+    from align.runner.progress import Watcher
 
     options = Options(from_stage, only, fresh)
     path = _without_recipe(model, data, method, stage, set) if recipe is None else recipes.locate(recipe)

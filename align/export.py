@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import launch, results
+from align import results
 from align.errors import AlignError
 from align.merging.verdict import Merge
 from align.parameterization import chain
 from align.run_folder import files as run_files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
+from align.runner import launch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

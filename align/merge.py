@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapter_settings, launch, merge_card, saved_lora
+from align import adapter_settings, merge_card, saved_lora
 from align.errors import AlignError, FaultList
 from align.export import FORMS
 from align.forgetting import probes
@@ -21,6 +21,7 @@ from align.merging.verdict import Merge
 from align.policy import base as bases
 from align.policy.base import Base
 from align.run_folder import files
+from align.runner import launch
 from align.saved_lora import SavedLora
 
 if TYPE_CHECKING:

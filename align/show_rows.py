@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
-from align import launch, tickets
 from align.data.formats import Example
 from align.errors import AlignError
 from align.preflight.check import Prepared, prepare
@@ -22,6 +21,7 @@ from align.recipe import training_arguments
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity
+from align.runner import launch, tickets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align import launch
 from align.rl import rollouts
+from align.runner import launch
 from benchmarks import clock
 from benchmarks.ppo_toy import COEF, MINIBATCH, NEW_TOKENS, PASSES, RATE, ROLLOUT, TOY, Bench
 

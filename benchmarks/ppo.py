@@ -32,7 +32,7 @@ from typing import Any
 
 from scipy.stats import mannwhitneyu
 
-from align import launch
+from align.runner import launch
 from benchmarks import clock
 from benchmarks.ppo_toy import COEF, EPISODES, LARGE, MINIBATCH, NEW_TOKENS, PASSES, RATE, ROLLOUT, TOY, Bench
 

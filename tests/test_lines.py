@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from align import cli, progress
-from align.lines import line
+from align import cli
 from align.report import records, terminal
+from align.runner import progress
+from align.runner.lines import line
 
 ALIGN = Path(cli.__file__).parent
 STRANGE = "[a] [/x] [bold]b[/bold] rows.jsonl:100: :x: \\[c"

@@ -12,9 +12,9 @@ from unittest import mock
 
 from rich.console import Console
 
-from align.progress import Watcher
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING
+from align.runner.progress import Watcher
 from models import BASE, LORA, Stages
 
 

@@ -13,7 +13,7 @@ from align.preflight.check import prepare
 from align.recipe import document, resolved
 from align.recipe import load as recipes
 from align.recipe.plan import Loaded
-from align.runner import write_recipe
+from align.runner.loop import write_recipe
 
 RECIPE = """\
 name: chain

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import models
-from align import launch
 from align.errors import AlignError, Exit
 from align.run_folder import files
 from align.run_folder.paths import RunDir
+from align.runner import launch
 from align.stage.callbacks import Interrupted
 from align.worker import __main__ as worker
 from align.worker import execute as work

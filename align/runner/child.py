@@ -9,11 +9,11 @@ import subprocess
 import time
 from typing import Any
 
-from align import launch
 from align.errors import AlignError, Exit
-from align.progress import Watcher
 from align.run_folder import files
 from align.run_folder.paths import RunDir, StageDir
+from align.runner import launch
+from align.runner.progress import Watcher
 
 POLL_SECONDS = 0.1
 

@@ -10,19 +10,20 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from align import __version__, branches
-from align.child import Child
+from align import __version__
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
 from align.preflight.check import Prepared, check_disk, prepare
-from align.progress import Watcher
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import checkpoints, files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Ticket
-from align.tickets import build
+from align.runner import branches
+from align.runner.child import Child
+from align.runner.progress import Watcher
+from align.runner.tickets import build
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from align.lines import line
 from align.run_folder.records import LOADING
+from align.runner.lines import line
 
 PLAIN_EVERY = 0.25  # share of a stage between two plain lines
 
