@@ -137,8 +137,8 @@ def show(
     set: Set = [],  # noqa: B006 - as above
 ) -> None:
     """A row exactly as the model sees it, special tokens and all, with what is learnt in brackets."""
-    from align import show_rows
     from align.recipe import load as recipes
+    from align.results import show_rows
 
     out = Console(highlight=False, soft_wrap=True)
     for text in show_rows.show(recipes.load(recipes.locate(recipe), set), stage, row):
@@ -240,7 +240,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
 ) -> None:
     """Talk to the result of a run. An empty line or Ctrl-D ends it; /new begins a new conversation."""
-    from align import chat as chats
+    from align.results import chat as chats
 
     chats.talk(run_dir, stage, max_new_tokens=max_new_tokens, temperature=temperature)
 
@@ -281,7 +281,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="Of merged weights; auto: as in the recipe, or in the files.")] = "auto",
 ) -> None:
     """Write a result as a folder of its own: whole weights or adapters, tokenizer, chat template, model card."""
-    from align import export as exports
+    from align.results import export as exports
 
     for option, value, choices in (("--form", form, exports.FORMS), ("--dtype", dtype, exports.DTYPES)):
         if value not in choices:
@@ -302,7 +302,7 @@ def merge(
 
     [dim]align merge mean runs/a/stages/sft/model=0.7 runs/b/stages/sft/model=0.3[/dim]
     """
-    from align import merge as merges
+    from align.results import merge as merges
 
     done = merges.merge(out, adapter, rank=rank, form=form)
     cost = f", {done.error:.2%} of the update lost" if done.error else ""

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import chat
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.policy import load as loading
 from align.policy import stack
 from align.preflight.check import prepare
 from align.recipe import load
+from align.results import chat
 from align.run_folder.files import read_json
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import runs
-from align import export, results, switch
 from align.errors import AlignError
 from align.lab import data
 from align.parameterization import chain
 from align.policy.stack import load_policy
+from align.results import export, find, policy_switch
+from align.results.policy_switch import Switch
 from align.run_folder.records import Adapter
-from align.switch import Switch
 from models import lab_tokenizer
 
 RECIPE = """\
@@ -69,7 +69,7 @@ def next_tokens(model: Any) -> torch.Tensor:
 
 
 def adapted(run: Path, stage: str) -> Any:
-    ticket, outcome = results.find(run, stage)
+    ticket, outcome = find.find(run, stage)
     assert outcome.policy is not None
     return load_policy(outcome.policy, ticket.model, run)
 
@@ -89,7 +89,7 @@ def test_a_merged_policy_picks_the_adapted_model_s_tokens(run: Path, tmp_path: P
         next_tokens(model.eval())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert (next_tokens(merged) == next_tokens(model)).float().mean() >= 0.98
-    base = AutoModelForCausalLM.from_pretrained(results.find(run, "more")[0].policy.base.path)
+    base = AutoModelForCausalLM.from_pretrained(find.find(run, "more")[0].policy.base.path)
     assert (next_tokens(base) == next_tokens(model)).float().mean() < 0.9, "the base itself is another policy"
 
 
@@ -111,7 +111,7 @@ def test_an_adapter_alone(run: Path, tmp_path: Path) -> None:
     export.export(run, "sft", tmp_path / "one", "adapter")
     export.export(run, "more", tmp_path / "two", "adapter")
     assert [path.name for path in sorted((tmp_path / "two").iterdir())] == ["1-sft", "2-more", "README.md"]
-    base = AutoModelForCausalLM.from_pretrained(results.find(run, "sft")[0].policy.base.path)
+    base = AutoModelForCausalLM.from_pretrained(find.find(run, "sft")[0].policy.base.path)
     model = PeftModel.from_pretrained(base, tmp_path / "one")
     assert model.peft_config["default"].r == 16
 
@@ -142,7 +142,7 @@ def test_what_is_refused(
 
 
 def test_policies_are_switched_without_loading(run: Path) -> None:
-    talk = Switch(run, *results.find(run, "more"))
+    talk = Switch(run, *find.find(run, "more"))
     assert talk.names == ["base", "sft", "more", "behind"]
     weights = {parameter.data_ptr() for parameter in talk.model.parameters()}
     found = {}
@@ -188,8 +188,8 @@ def test_a_policy_that_would_silence_another_is_not_put_beside_it() -> None:
 
 
 def test_base_is_offered_only_where_its_weights_are_loaded(run: Path) -> None:
-    _, outcome = results.find(run, "sft")
+    _, outcome = find.find(run, "sft")
     assert outcome.policy is not None
     trained = outcome.model_copy(update={"policy": outcome.policy.model_copy(update={"weights": "stages/x/model"})})
-    assert list(switch.policies(run, trained)) == []
-    assert next(iter(switch.policies(run, outcome))) == "base"
+    assert list(policy_switch.policies(run, trained)) == []
+    assert next(iter(policy_switch.policies(run, outcome))) == "base"

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import runs
-from align import export, results
 from align.errors import AlignError
 from align.policy import score_head, stack
+from align.results import export, find
 from models import preferences
 
 RECIPE = """\
@@ -54,7 +54,7 @@ def scores(model: Any, folder: Path) -> torch.Tensor:
 
 
 def trained(run: Path) -> Any:
-    ticket, outcome = results.find(run, "judge", rewards=True)
+    ticket, outcome = find.find(run, "judge", rewards=True)
     assert outcome.reward is not None
     model = stack.load_reward(outcome.reward, ticket.model, run)
     model.config.pad_token_id = AutoTokenizer.from_pretrained(run / "stages/judge/model").pad_token_id
@@ -124,6 +124,6 @@ def test_nobody_talks_to_a_reward_model(run: Path, tmp_path: Path) -> None:
     said = runs.align("chat", str(run), "--stage", "judge", code=2)
     assert said.stderr == f"error {says}\n" and said.stdout == ""
     with pytest.raises(AlignError) as caught:
-        results.find(run, "judge")
+        find.find(run, "judge")
     assert str(caught.value) == says
-    assert results.find(run, None, rewards=True)[1].stage == "sft", "the last policy, where none is named"
+    assert find.find(run, None, rewards=True)[1].stage == "sft", "the last policy, where none is named"

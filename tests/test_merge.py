@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from align.adapted import Adapted
 from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR
-from align.merge import merge
 from align.merging import into_base
 from align.policy import stack
+from align.results.merge import merge
 from align.run_folder import files
 from align.run_folder.records import Adapter, Policy
 from models import LAB, at_strength, tiny_llama
@@ -478,7 +478,7 @@ def test_whole_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_refusal_imports_nothing_heavy() -> None:
     adapter_in(Path("c"), MODEL_DIR, r=2, target_modules=["q_proj"])
     program = (
-        "import sys\nfrom pathlib import Path\nfrom align.errors import AlignError\nfrom align.merge import merge\n"
+        "import sys\nfrom pathlib import Path\nfrom align.errors import AlignError\nfrom align.results.merge import merge\n"
         "try:\n    merge(Path('out'), ['a', 'c'], rank=None, form='merged')\n"
         "except AlignError as error:\n    print(error.what[:29])\n"
         "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'trl'} & set(sys.modules)))\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from align import export
+from align.results import export
 
 pytestmark = pytest.mark.real
 RECIPE = """\

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import real_model
-from align import chat
 from align.policy import base
 from align.policy import load as models
+from align.results import chat
 
 pytestmark = pytest.mark.real
 

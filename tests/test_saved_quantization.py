@@ -11,7 +11,6 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from align import export
 from align.lab import MODEL_DIR
 from align.merging.into_base import merged
 from align.parameterization import method as methods
@@ -20,6 +19,7 @@ from align.policy import score_head
 from align.policy.stack import TRAINED
 from align.preflight import check
 from align.recipe import load, resolved
+from align.results import export
 from align.run_folder.records import Adapter
 from error_cases import CHATS
 from models import lab_tokenizer, settings

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from align import show_rows
 from align.errors import AlignError
 from align.recipe import load
+from align.results import show_rows
 
 ANSWERS = {
     "prompt": [{"role": "user", "content": "What is 7 plus 2?"}],

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import results
 from align.errors import AlignError
+from align.results import find
 from align.runner import launch
 
 if TYPE_CHECKING:
-    from align.switch import Switch
+    from align.results.policy_switch import Switch
 
 
 HELP = "an empty line ends, /new begins a new conversation"
@@ -24,10 +24,10 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     Raises:
         AlignError: the folder is no run, or the stage has no policy.
     """
-    ticket, outcome = results.find(folder, stage)
+    ticket, outcome = find.find(folder, stage)
     launch.quiet()
     from align.policy import load as models
-    from align.switch import Switch
+    from align.results.policy_switch import Switch
 
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     model = Switch(folder, ticket, outcome)

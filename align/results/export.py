@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import results
 from align.errors import AlignError
 from align.merging.verdict import Merge
 from align.parameterization import chain
+from align.results import find
 from align.run_folder import files as run_files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
@@ -41,8 +41,8 @@ def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "aut
     Raises:
         AlignError: the folder is there already, the result cannot be had in this form, or the merge breaks it.
     """
-    ticket, outcome = results.find(run, stage, rewards=True)
-    model = results.model(outcome)
+    ticket, outcome = find.find(run, stage, rewards=True)
+    model = find.model(outcome)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise AlignError(f"'{out}' is there already", "give a new folder, or remove it")
     merge = None
@@ -87,7 +87,7 @@ def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str
     from align.worker.execute import read_rows
     from align.worker.handover import prompts
 
-    model = results.model(outcome)
+    model = find.model(outcome)
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     whole = stack.load_base(model, ticket.model, run.root, ticket.gives)
     asked = ticket.model.get("dtype", "auto") if dtype == "auto" else dtype

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapter_settings, merge_card, saved_lora
+from align import adapter_settings, saved_lora
 from align.errors import AlignError, FaultList
-from align.export import FORMS
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
 from align.merging.verdict import Merge
 from align.policy import base as bases
 from align.policy.base import Base
+from align.results import merge_card
+from align.results.export import FORMS
 from align.run_folder import files
 from align.runner import launch
 from align.saved_lora import SavedLora

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align import results
 from align.errors import AlignError
 from align.parameterization import chain
 from align.parameterization.chain import beside
 from align.policy import load as models
 from align.policy import stack
 from align.recipe.pipeline import BASE
+from align.results import find
 from align.run_folder.records import Adapter, Outcome, Policy, Ticket
 
 
@@ -66,7 +66,7 @@ def policies(folder: Path, outcome: Outcome) -> dict[str, Policy]:
         return {outcome.stage: own}
     found = {} if own.weights else {BASE: own.model_copy(update={"adapters": []})}
     on_it = list(own.adapters)
-    for id, other in results.finished(folder).items():
+    for id, other in find.finished(folder).items():
         policy = other.policy
         if policy is None or (policy.weights, policy.quantization) != (own.weights, own.quantization):
             continue

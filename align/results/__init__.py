@@ -1,0 +1,1 @@
+"""What one does with a finished run, and with one row of a stage."""
