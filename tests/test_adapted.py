@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
-from align.adapted import Adapted, Counts
+from align.adapters.adapted import Adapted, Counts
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.policy import stack

@@ -16,7 +16,7 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from align.adapted import Adapted
+from align.adapters.adapted import Adapted
 from align.errors import AlignError, Exit
 from align.lab import MODEL_DIR
 from align.merging import into_base
@@ -478,7 +478,8 @@ def test_whole_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_refusal_imports_nothing_heavy() -> None:
     adapter_in(Path("c"), MODEL_DIR, r=2, target_modules=["q_proj"])
     program = (
-        "import sys\nfrom pathlib import Path\nfrom align.errors import AlignError\nfrom align.results.merge import merge\n"
+        "import sys\nfrom pathlib import Path\nfrom align.errors import AlignError\n"
+        "from align.results.merge import merge\n"
         "try:\n    merge(Path('out'), ['a', 'c'], rank=None, form='merged')\n"
         "except AlignError as error:\n    print(error.what[:29])\n"
         "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'trl'} & set(sys.modules)))\n"

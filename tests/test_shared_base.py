@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from align.policy import stack
 from align.recipe.contradictions import of_stage
 from align.recipe.load import load
-from align.results import policy_switch
+from align.results import find, policy_switch
 from align.rl.scoring import OwnModel, Question, SharedModel
 from align.run_folder import files
 from align.run_folder.paths import RunDir
@@ -106,7 +106,7 @@ def test_biases_are_not_switched(stages: Stages, tmp_path: Path) -> None:
     for bias in ("all", "none"):
         method = settings("lora", lora={"r": 4, "bias": bias})
         stages.execute(stages.ticket("sft", "sft", base, method, dtype="float32", **QUICK))
-        with mock.patch.object(results, "finished", lambda folder: stages.outcomes):
+        with mock.patch.object(find, "finished", lambda folder: stages.outcomes):
             there = policy_switch.policies(stages.run.root, stages.outcomes["sft"])
         assert [*there] == (["sft"] if bias == "all" else ["base", "sft"])
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapter_settings, saved_lora
+from align.adapters import lora_files, settings
+from align.adapters.lora_files import SavedLora
 from align.errors import AlignError, FaultList
 from align.forgetting import probes
 from align.forgetting.gate import ForgettingKeys
@@ -23,10 +24,9 @@ from align.results import merge_card
 from align.results.export import FORMS
 from align.run_folder import files
 from align.runner import launch
-from align.saved_lora import SavedLora
 
 if TYPE_CHECKING:
-    from align.combination import Combination
+    from align.adapters.lora_sum import Combination
 
 _TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"),
@@ -107,11 +107,11 @@ def _check_out(out: Path) -> None:
 def _plan(given: Sequence[str], rank: int | None) -> Plan:
     """Check what the user gave, all of it, without torch."""
     names, weights = parse(given)
-    adapter_settings.check_combination(weights, rank)
+    settings.check_combination(weights, rank)
     faults, adapters = FaultList(), list[SavedLora]()
     for name in names:
         with faults.collect():
-            adapters.append(saved_lora.read(name))
+            adapters.append(lora_files.read(name))
     faults.raise_any()
     folders = [adapter.folder.resolve() for adapter in adapters]
     for number, adapter in enumerate(adapters):
@@ -201,12 +201,12 @@ def _write_adapter(plan: Plan, folder: Path) -> Combination:
     """The combination as PEFT loads it."""
     from safetensors.torch import save_file
 
-    from align import combination
+    from align.adapters import lora_sum
 
     terms = [(weight, adapter.factors()) for adapter, weight in zip(plan.adapters, plan.weights, strict=True)]
-    found, made = combination.combine(terms, plan.rank)
+    found, made = lora_sum.combine(terms, plan.rank)
     name, revision = plan.adapters[0].base
-    config = combination.config_of(
+    config = lora_sum.config_of(
         found, base_model_name_or_path=name, revision=revision, inference_mode=True,
         fan_in_fan_out=any(adapter.transposed for adapter in plan.adapters),
     )  # fmt: skip
@@ -216,7 +216,7 @@ def _write_adapter(plan: Plan, folder: Path) -> Combination:
         for matrix, tensor in zip("BA", pair, strict=True)
     }
     config.save_pretrained(str(folder))
-    save_file(tensors, folder / saved_lora.WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / lora_files.WEIGHTS, metadata={"format": "pt"})
     return made
 
 

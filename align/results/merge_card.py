@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from align.adapters.lora_files import WEIGHTS, SavedLora
 from align.merging.verdict import Merge
 from align.policy import base
 from align.run_folder import files
-from align.saved_lora import WEIGHTS, SavedLora
 
 _SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})")
 

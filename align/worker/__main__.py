@@ -1,6 +1,7 @@
 """The child process: executes tickets, one after the other, with the stack imported once.
 
-`python -m align.worker RUN_DIR`, started by align.runner.launch. Each ticket ends with an outcome, written last, or an error.
+`python -m align.worker RUN_DIR`, started by align/runner/launch.py. Each ticket ends with an outcome, written last,
+or an error.
 The parent keeps the other end of standard input; when it is gone, so is the reason to go on.
 """
 

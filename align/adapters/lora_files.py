@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import adapter_settings
+from align.adapters import settings as adapter_settings
 from align.errors import AlignError
 from align.policy import base
 from align.run_folder import files

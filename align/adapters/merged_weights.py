@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from align.adapters.placement import Member
 from align.errors import AlignError
-from align.places import Member
 
 
 class Written:

@@ -28,14 +28,16 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from align import adapter_settings, combination, errors, written
-from align.combination import Combination
+from align import errors
+from align.adapters import lora_sum, merged_weights
+from align.adapters import settings as adapter_settings
+from align.adapters.lora_sum import Combination
+from align.adapters.merged_weights import Written
+from align.adapters.placement import Member, Place, built, link, refuse_bypass, refuse_overlaps
 from align.errors import AlignError
-from align.places import Member, Place, built, link, refuse_bypass, refuse_overlaps
 from align.policy import load as models
 from align.policy import stack
 from align.run_folder.records import Adapter
-from align.written import Written
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ class Adapted:
             raise AlignError("there is nothing to merge", "enable() or switch() to the adapters first")
         self._known(chosen)
         members = self._chosen(chosen)
-        written.check(members, self._bits)
+        merged_weights.check(members, self._bits)
         self._before_merge = self._active
         self.switch(*chosen, *(name for name in self.active if name not in chosen))
         try:
@@ -282,11 +284,11 @@ class Adapted:
         self._free(name)
         self._known(list(weights))
         adapter_settings.check_combination(list(weights.values()), rank)
-        terms = [(weight, combination.factors(source, self._members[source])) for source, weight in weights.items()]
-        found, made = combination.combine(terms, rank)
-        config = combination.config_of(found)
+        terms = [(weight, lora_sum.factors(source, self._members[source])) for source, weight in weights.items()]
+        found, made = lora_sum.combine(terms, rank)
+        config = lora_sum.config_of(found)
         self._members[name] = member = self._inject(name, lambda: stack.add(self.base, config, _peft_name(name)))
-        combination.fill(member, found)
+        lora_sum.fill(member, found)
         for parameter in self.parameters(name).values():
             parameter.requires_grad_(False)
         return made

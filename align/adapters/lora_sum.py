@@ -15,9 +15,9 @@ import torch
 from peft import LoraConfig
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from align.adapter_settings import no_factors
+from align.adapters.placement import Member
+from align.adapters.settings import no_factors
 from align.errors import AlignError
-from align.places import Member
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # of each module by name: s B (out, r) and A (r, in)
 

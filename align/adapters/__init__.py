@@ -1,0 +1,1 @@
+"""Named adapters on any model: the Python face of what a stage puts on one."""
