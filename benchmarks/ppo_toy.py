@@ -24,7 +24,7 @@ from align import stage
 SHIPPED = stage.load("ppo", Path()).stage
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if "torch" in sys.modules:  # the process that trains, before it loads a model
-    import align.rl.make, align.trainers.ppo
+    import align.rl.parts, align.trainers.ppo
     IMPORTED = peak()
 
 def held(trainer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.rl import declared
-from align.rl.keys import PpoKeys
+from align.rl import defaults
+from align.rl.ppo_keys import PpoKeys
 from align.stage import Stage, Ticket
 
 if TYPE_CHECKING:
@@ -15,48 +15,48 @@ if TYPE_CHECKING:
 
 def train(job: Job) -> dict[str, Any]:
     """Train against the ticket's rewards."""
-    from align.rl import make
+    from align.rl import parts
     from align.trainers.ppo import PPOConfig, PpoTrainer, figures
 
     keys = job.keys
     assert isinstance(keys, PpoKeys)
     args = job.arguments(PPOConfig, disable_dropout=True, beta=0.0)  # RLOO's own KL is off: ours is in the rewards
-    kind = keys.critic_of(trains_base=make.trains_base(job.ticket))
+    kind = keys.critic_of(trains_base=parts.trains_base(job.ticket))
     trainer = PpoTrainer(
         job=job,
         keys=keys,
         kind=kind,
-        replay=make.replay(job, args),
+        replay=parts.replay(job, args),
         model=job.model,
         args=args,
         processing_class=job.tokenizer,
-        train_dataset=make.prompts(job),
+        train_dataset=parts.prompts(job),
     )
-    critic = make.critic(job, trainer.lm, kind)
-    with trainer.learning(critic, make.own_reference(job) if keys.reference == "model" else None):
+    critic = parts.critic(job, trainer.lm, kind)
+    with trainer.learning(critic, parts.own_reference(job) if keys.reference == "model" else None):
         metrics: dict[str, Any] = dict(job.fit(trainer))
-        make.keep_critic(job)
+        parts.keep_critic(job)
     return metrics | figures(trainer.finish(), keys.target)
 
 
 def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
     """Put the adapters of the reference, of the reward models and of the critic under the policy's own."""
-    from align.rl import shared
+    from align.rl import shared_base
 
     keys = PpoKeys.model_validate(ticket.keys)
-    return shared.put(ticket, model, run, value=keys.critic_of(trains_base=False) == "adapter")
+    return shared_base.put(ticket, model, run, value=keys.critic_of(trains_base=False) == "adapter")
 
 
 STAGE = Stage(
     description="PPO against a reward, with a learned critic and KL control",
-    rows=declared.ROWS,
+    rows=defaults.ROWS,
     train=train,
     keys=PpoKeys,
     arguments="RLOOConfig",
-    defaults=declared.defaults(num_generations=1, num_iterations=4),
+    defaults=defaults.defaults(num_generations=1, num_iterations=4),
     replays=True,
     evaluates=False,
-    owned=declared.OWNED
+    owned=defaults.OWNED
     | {
         "beta": "use `kl.coef`",
         "normalize_advantages": "use `whiten_advantages`",

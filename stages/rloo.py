@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from align.rl import declared
+from align.rl import defaults
 from align.stage import RewardedKeys, Stage
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ def train(job: Job) -> dict[str, Any]:
     """Train against the ticket's rewards."""
     from trl import RLOOConfig
 
-    from align.rl import make, recorder
+    from align.rl import parts, recorder
     from align.trainers.rloo import RlooTrainer
 
     keys = job.keys
     assert isinstance(keys, Keys)
     args = job.arguments(RLOOConfig, disable_dropout=True, beta=keys.beta)
     trainer = RlooTrainer(
-        job=job, model=job.model, args=args, processing_class=job.tokenizer, train_dataset=make.prompts(job)
+        job=job, model=job.model, args=args, processing_class=job.tokenizer, train_dataset=parts.prompts(job)
     )
     with trainer.learning():
         metrics: dict[str, Any] = dict(job.fit(trainer))
@@ -39,12 +39,12 @@ def train(job: Job) -> dict[str, Any]:
 
 STAGE = Stage(
     description="RLOO against a reward: an answer's siblings are its baseline",
-    rows=declared.ROWS,
+    rows=defaults.ROWS,
     train=train,
     keys=Keys,
     arguments="RLOOConfig",
-    defaults=declared.defaults(num_generations=2),
+    defaults=defaults.defaults(num_generations=2),
     evaluates=False,
-    owned=declared.OWNED,
-    beneath=declared.beneath,
+    owned=defaults.OWNED,
+    beneath=defaults.beneath,
 )

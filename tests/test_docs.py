@@ -29,7 +29,7 @@ from align.recipe import keys as recipe_keys
 from align.recipe.json_schema import recipe_schema
 from align.recipe.validation import validate
 from align.rl import health
-from align.rl.keys import KlKeys, PpoKeys
+from align.rl.ppo_keys import KlKeys, PpoKeys
 from align.rl.rollouts import Rollout
 from align.stage import keys, program
 

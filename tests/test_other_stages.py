@@ -29,12 +29,12 @@ from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy, Reward, Ticket
 from align.stage import program as programs
+from align.trainers.base import BaseTrainer
+from align.trainers.critic_free import TrlLoss
 from align.trainers.grpo import GrpoTrainer
 from align.trainers.kto import KL_REFERENCE, REFERENCE, KtoTrainer, other_answers
 from align.trainers.online import Online
 from align.trainers.rloo import RlooTrainer
-from align.trainers.rows import OurRows
-from align.trainers.trl_loss import TrlLoss
 from models import BASE, FULL, LORA, Stages, changed, lab_tokenizer, preferences, settings
 from test_ppo import function
 from test_trl_online import OF_ONLINE
@@ -514,7 +514,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     mixed = ((Online, GRPOTrainer, OF_LOSS), (TrlLoss, RLOOTrainer, OF_LOSS), (TrlLoss, GRPOTrainer, OF_LOSS))
     for ours, theirs, meant in (*mixed, (KtoTrainer, KTOTrainer, OF_KTO)):
         own = {name for name in vars(ours) if not name.startswith("__")}
-        clash = {name for name in own if hasattr(theirs, name) or hasattr(OurRows, name)}
+        clash = {name for name in own if hasattr(theirs, name) or hasattr(BaseTrainer, name)}
         unmeant = clash - set(meant) - {"row_order"}
         assert not unmeant, f"{ours.__name__} and {theirs.__name__} share {sorted(unmeant)}"
 

@@ -181,7 +181,7 @@ def test_adapters_over_a_4_bit_base_stay_float32(kind: str, tmp_path: Path) -> N
 
 
 def test_trl_itself_casts_adapters_over_a_4_bit_base(tmp_path: Path) -> None:
-    """When this fails TRL keeps them, and align.trainers.rows need not put them back."""
+    """When this fails TRL keeps them, and align.trainers.base need not put them back."""
     trainer = sft_trainer(SFTTrainer, quantized(), tmp_path)
     assert {tensor.dtype for tensor in adapter_of(trainer.model).values()} == {torch.bfloat16}
 

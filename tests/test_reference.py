@@ -22,9 +22,9 @@ from align.parameterization import method as methods
 from align.policy import load as loading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
-from align.trainers import reference
+from align.trainers import kept_reference
 from align.trainers.dpo import DpoTrainer
-from align.trainers.reference import KeptReference
+from align.trainers.kept_reference import KeptReference
 from align.trainers.step_rows import StepRows, StepSampler
 from models import BASE, FULL, LORA, QLORA, Stages, preferences
 
@@ -228,7 +228,7 @@ def test_no_dropout_is_in_the_reference() -> None:
     attention.attention_dropout = 0.25
     model.append(attention)
     model.train()
-    with reference.without_dropout(model):
+    with kept_reference.without_dropout(model):
         assert torch.equal(model(torch.ones(2, 4)), model[0](torch.ones(2, 4)))
         assert (model[1].p, attention.attention_dropout) == (0.0, 0.0) and model.training
     assert (model[1].p, attention.attention_dropout) == (0.5, 0.25)

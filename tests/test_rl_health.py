@@ -16,7 +16,7 @@ import pytest
 from align.recipe import training_arguments
 from align.rl import rollouts
 from align.rl.health import REMEDIES, Health, start
-from align.rl.keys import KlKeys, PpoKeys
+from align.rl.ppo_keys import KlKeys, PpoKeys
 from align.rl.rollouts import Alarm, Rollout
 
 TARGET = 3.0

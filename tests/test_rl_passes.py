@@ -14,8 +14,8 @@ from trl.trainer.utils import add_fused_lm_head
 from align.policy.switchboard import Switchboard, checkpointing
 from align.rl import critic as critics
 from align.rl.critic import Critic, Passes
-from align.rl.prompts import PromptOrder
-from align.rl.replay import Stream, rows_of_update
+from align.rl.prompt_order import PromptOrder
+from align.rl.ptx import Stream, rows_of_update
 from models import tiny_llama
 
 IDS = torch.randint(5, 800, (3, 12), generator=torch.Generator().manual_seed(1))

@@ -20,10 +20,10 @@ from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_te
 
 from align.errors import AlignError
 from align.run_folder.paths import RunDir
+from align.trainers.base import BaseTrainer
 from align.trainers.minibatches import Minibatches
 from align.trainers.online import Online, fitting_tiles
 from align.trainers.ppo import PpoTrainer
-from align.trainers.rows import OurRows
 from models import BASE, LORA, Stages
 from test_ppo import function, ppo
 from test_rl_passes import tiny_llama
@@ -68,7 +68,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     every = ((Minibatches, OF_MINIBATCHES), (Online, OF_ONLINE), (PpoTrainer, OF_PPO))
     for ours, theirs, meant in ((ours, RLOOTrainer, meant) for ours, meant in every):
         own = {name for name, value in vars(ours).items() if inspect.isfunction(value) and not name.startswith("__")}
-        clash = {name for name in own if hasattr(theirs, name) or hasattr(OurRows, name)}
+        clash = {name for name in own if hasattr(theirs, name) or hasattr(BaseTrainer, name)}
         unmeant = clash - set(meant) - {"progress", "restore"}
         assert not unmeant, f"{ours.__name__} and {theirs.__name__} share {sorted(unmeant)}"
         assert set(meant) <= clash, f"{theirs.__name__} has no {sorted(set(meant) - clash)} any more"

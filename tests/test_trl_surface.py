@@ -26,12 +26,12 @@ import models
 from align.data import tokens
 from align.lab import data
 from align.stage import program
-from align.trainers import dpo, kto, reference, reward
+from align.trainers import dpo, kept_reference, kto, reward
+from align.trainers.base import BaseTrainer
 from align.trainers.dpo import DpoTrainer
 from align.trainers.held_out import HeldOut
+from align.trainers.kept_reference import KeptReference
 from align.trainers.means import Means
-from align.trainers.reference import KeptReference
-from align.trainers.rows import OurRows
 from align.trainers.sft import SftTrainer
 
 SHARED = {
@@ -81,14 +81,14 @@ def test_an_overridden_method_is_as_it_was(trainer: type, name: str, parameters:
 
 def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     """A method of ours whose name TRL comes to use would be called by it."""
-    meant = {OurRows: set(SHARED), SftTrainer: set(), KeptReference: set(OF_DPO), DpoTrainer: set()}
+    meant = {BaseTrainer: set(SHARED), SftTrainer: set(), KeptReference: set(OF_DPO), DpoTrainer: set()}
     meant |= {Means: set(OF_MEANS), HeldOut: set(OF_HELD_OUT), reward.RewardTrainer: {"_prepare_dataset"}}
     every = (SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer)
     for ours, theirs in (
         *((mixed, theirs) for mixed in (Means, HeldOut) for theirs in every),
         (reward.RewardTrainer, RewardTrainer),
-        (OurRows, SFTTrainer),
-        (OurRows, DPOTrainer),
+        (BaseTrainer, SFTTrainer),
+        (BaseTrainer, DPOTrainer),
         (SftTrainer, SFTTrainer),
         (KeptReference, DPOTrainer),
         (KeptReference, KTOTrainer),
@@ -247,7 +247,7 @@ def test_constructing_a_trainer_of_trl_calls_what_we_override(pairs: Dataset, tm
 def test_the_loss_is_against_the_columns_of_the_reference(pairs: Dataset, tmp_path: Path) -> None:
     trainer = dpo_trainer(DpoTrainer, pairs, tmp_path, reference_file=tmp_path / "reference.safetensors")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-    policy = reference.answer_log_probs(trainer.model, batch).detach()
+    policy = kept_reference.answer_log_probs(trainer.model, batch).detach()
     chosen, rejected = policy.chunk(2)
     torch.testing.assert_close(batch["ref_chosen_logps"], chosen, rtol=0, atol=1e-4)
     torch.testing.assert_close(batch["ref_rejected_logps"], rejected, rtol=0, atol=1e-4)

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object
 
 Strategy = Literal["group_by_length", "random", "sequential"]
 STRATEGIES = ("group_by_length", "random", "sequential")
@@ -111,3 +116,7 @@ class RowOrder:
     def used(self, steps: int) -> set[int]:
         """The rows that the first `steps` updates see; the first epoch has them all."""
         return set(self.rows(0)[: steps * self.batch])
+
+
+GROUP = "align_group"  # column: 0 for a row of the task, 1 for a replayed one
+LENGTH = "align_length"  # column: tokens of the row

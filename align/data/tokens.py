@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from align.data import encode
 from align.data.encode import Pair, Turns
+from align.data.order import GROUP, LENGTH
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
-from align.trainers.rows import GROUP, LENGTH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -199,7 +199,7 @@ def takes_positions(trunk: nn.Module) -> bool:
 
 def is_critic(name: str) -> bool:
     """Whether a parameter of the policy's module is the critic's, its adapter's included."""
-    from align.rl.shared import VALUE
+    from align.rl.shared_base import VALUE
 
     return bool({NAME, VALUE} & set(name.split(".")))
 

@@ -12,8 +12,8 @@ from trl import DPOTrainer
 
 from align.trainers import aot, masks
 from align.trainers.held_out import HeldOut
+from align.trainers.kept_reference import KeptReference, token_log_probs
 from align.trainers.means import Seen
-from align.trainers.reference import KeptReference, token_log_probs
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # by TRL's names
 _OF_PAIRS = ("chosen", "rejected", "accuracies", "margins")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trl import GRPOTrainer
 
-from align.trainers.trl_loss import TrlLoss
+from align.trainers.critic_free import TrlLoss
 
 
 class GrpoTrainer(TrlLoss, GRPOTrainer):

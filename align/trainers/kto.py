@@ -19,7 +19,7 @@ from align.data.order import RowOrder
 from align.errors import AlignError, Exit
 from align.trainers import masks
 from align.trainers.held_out import HeldOut
-from align.trainers.reference import KeptReference, answer_log_probs
+from align.trainers.kept_reference import KeptReference, answer_log_probs
 from align.trainers.step_rows import Elsewhere
 
 REFERENCE, KL_REFERENCE = "ref_logps", "ref_KL_logps"  # columns, by TRL's names

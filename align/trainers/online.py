@@ -24,16 +24,16 @@ from align.errors import AlignError, Exit
 from align.policy import generation
 from align.policy.stack import TRAINED
 from align.policy.switchboard import Switchboard, checkpointing
-from align.rl import critic, reference, rollouts, scoring, shared
+from align.rl import critic, reference, rollouts, scoring, shared_base
 from align.rl.critic import Passes
 from align.rl.health import Health
-from align.rl.prompts import PromptOrder
+from align.rl.prompt_order import PromptOrder
 from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
 from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
 from align.run_folder import files
+from align.trainers.base import BaseTrainer
 from align.trainers.minibatches import Minibatches
-from align.trainers.rows import OurRows
 
 if TYPE_CHECKING:
     from align.stage.job import Job
@@ -82,7 +82,7 @@ def fitting_tiles(lm: Any) -> Iterator[None]:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
 
 
-class Online(Minibatches, OurRows):
+class Online(Minibatches, BaseTrainer):
     """Mixed in before a TRL trainer that samples answers.
 
     Args:
@@ -94,7 +94,7 @@ class Online(Minibatches, OurRows):
     def __init__(self, *, job: Job, value: bool = False, **arguments: Any) -> None:
         self.job, self.seen = job, Seen()
         self.record = Recorder(job, Health(None, 0), remedies=WITHOUT_A_CRITIC)
-        self.sets = shared.plan(job.ticket, job.run.root, value=value)
+        self.sets = shared_base.plan(job.ticket, job.run.root, value=value)
         args, model = arguments["args"], arguments["model"]
         beta, args.beta = args.beta, 0.0
         self.scorers: list[scoring.Scorer] = []

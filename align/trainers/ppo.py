@@ -23,9 +23,9 @@ from align.rl import estimates, recorder, rollouts
 from align.rl.critic import Critic
 from align.rl.estimates import Controller
 from align.rl.health import Health
-from align.rl.keys import PpoKeys
+from align.rl.ppo_keys import PpoKeys
+from align.rl.ptx import Stream
 from align.rl.recorder import Recorder
-from align.rl.replay import Stream
 from align.rl.rollouts import Rollout
 from align.trainers.online import OWN, Online, changed
 

@@ -10,16 +10,17 @@ import torch
 from datasets import Dataset
 from trl import RewardTrainer as TrlRewardTrainer
 
+from align.data.order import LENGTH
 from align.forgetting.statistics import wilson
+from align.trainers.base import BaseTrainer, autocast
 from align.trainers.held_out import HeldOut
 from align.trainers.means import GREATEST, LEAST
-from align.trainers.rows import LENGTH, OurRows, autocast
 
 BINS = 10
 CHANCE = 0.5  # of ranking the better answer first
 
 
-class RewardTrainer(HeldOut, OurRows, TrlRewardTrainer):
+class RewardTrainer(HeldOut, BaseTrainer, TrlRewardTrainer):
     """RewardTrainer over token ids."""
 
     units: ClassVar = {"min_reward": LEAST, "max_reward": GREATEST} | dict.fromkeys(

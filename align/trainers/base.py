@@ -12,7 +12,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from torch.utils.data import SequentialSampler
 
-from align.data.order import RowOrder
+from align.data.order import GROUP, LENGTH, RowOrder
 from align.policy.base import heads
 from align.policy.stack import TRAINED
 
@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 else:
     Trainer = object
 
-GROUP = "align_group"  # column: 0 for a row of the task, 1 for a replayed one
-LENGTH = "align_length"  # column: tokens of the row
 
-
-class OurRows(Trainer):
+class BaseTrainer(Trainer):
     """Mixed in before a TRL trainer. The overridden methods are held by tests/test_trl_surface.py."""
 
     def __init__(self, *, model: nn.Module, **arguments: Any) -> None:

@@ -18,9 +18,9 @@ from align.parameterization.chain import Layer
 from align.policy import load as models
 from align.policy import score_head, stack
 from align.rl import critic as critics
-from align.rl import scoring, shared
+from align.rl import scoring, shared_base
 from align.rl.critic import Critic
-from align.rl.replay import Stream, rows_of_update
+from align.rl.ptx import Stream, rows_of_update
 from align.run_folder.records import Policy, Reward, Ticket
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def critic(job: Job, lm: PreTrainedModel, kind: Literal["adapter", "head", "mode
         head = critics.new_head(whole, getattr(whole, score_head.SCORE, None))
         trunk = getattr(whole, whole.base_model_prefix)
         return Critic(head, backbone=trunk.requires_grad_(True)).to(models.device())
-    sets = shared.plan(ticket, run, value=kind == "adapter")
+    sets = shared_base.plan(ticket, run, value=kind == "adapter")
     if kind == "head":
         return Critic(critics.new_head(lm))
     if sets is None or sets.value is None:

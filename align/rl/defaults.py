@@ -25,6 +25,6 @@ def defaults(**more: Any) -> dict[str, dict[str, Any]]:
 
 def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
     """Put the adapters of the reference and of the reward models under the policy's own."""
-    from align.rl import shared
+    from align.rl import shared_base
 
-    return shared.put(ticket, model, run)
+    return shared_base.put(ticket, model, run)

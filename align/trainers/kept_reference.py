@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from align.data.order import RowOrder
+from align.trainers.base import BaseTrainer, autocast
 from align.trainers.held_out import batches_of
-from align.trainers.rows import OurRows, autocast
 from align.trainers.step_rows import StepRows, StepSampler
 
 Columns = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ class _NoReference(nn.Module):
         """Never called: the reference is in the rows."""
 
 
-class KeptReference(OurRows, ABC):
+class KeptReference(BaseTrainer, ABC):
     """Mixed in before a TRL trainer that compares answers with a reference.
 
     Args:
