@@ -72,7 +72,7 @@ def compare(precision: str, noise: float) -> None:
     import torch
 
     from align.forgetting import measure, probes
-    from align.forgetting.gate import ForgettingKeys
+    from align.forgetting.keys import ForgettingKeys
 
     on = bench(precision, noise)
     found = [p for p in probes.load(ForgettingKeys(probes="lab"), Path.cwd()) if isinstance(p, probes.Exact)]

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from align.errors import AlignError
-from align.forgetting.gate import Decision, ForgettingKeys, decide
+from align.forgetting.gate import Decision, decide
+from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Item, Kind, Measurement, ProbeInfo, Split
 
 Right = tuple[int, int]  # the first so many of so many items are right

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import AlignError
-from align.forgetting.gate import ForgettingKeys
+from align.forgetting.keys import ForgettingKeys
 from align.forgetting.matrix import build
 from align.forgetting.measurements import Item, Measurement, load
 from align.forgetting.statistics import mean_change, paired_binary

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 import models
 from align.forgetting import measure as measuring
 from align.forgetting import probes
-from align.forgetting.gate import ForgettingKeys
+from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import Bench
 from align.forgetting.probes import Agreement, Exact, Graded, Question, Texts
 from align.lab import MODEL_DIR, skills

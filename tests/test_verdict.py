@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from align import report
-from align.forgetting.gate import ForgettingKeys, decide
+from align.forgetting.gate import decide
+from align.forgetting.keys import ForgettingKeys
 from align.forgetting.matrix import build
 from align.forgetting.measurements import Item, Measurement, Split
 from align.report.records import load

@@ -10,7 +10,7 @@ from align.forgetting.measurements import Measurement, ProbeInfo, Split, compare
 from align.forgetting.statistics import Change, PerplexityChange, Verdict, items_to_decide, mean_change, verdict
 
 if TYPE_CHECKING:
-    from align.forgetting.gate import ForgettingKeys
+    from align.forgetting.keys import ForgettingKeys
 
 MEAN = "mean of the skills"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
-from align.forgetting.gate import ForgettingKeys, ProbeFile
+from align.forgetting.keys import ForgettingKeys, ProbeFile
 from align.forgetting.measurements import Kind, Split
 
 SPLITS: tuple[Split, Split] = ("gate", "report")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from align import errors
-from align.forgetting.gate import ForgettingKeys
+from align.forgetting.keys import ForgettingKeys
 from align.stage.keys import Replay
 
 VERSION = 1

@@ -6,7 +6,6 @@ the page resolves (`var(--blue)`), so that one figure suits a light page, a dark
 
 import io
 import itertools
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +15,14 @@ from align.report import curves, findings, numbers
 from align.report.reward_page import reward_page
 from align.report.rollout_page import kl_target
 from align.report.schema import Cell, Forgetting, Probe, Spectrum, StageRecord
+from align.report.svg import PALETTE, RC, canvas, clip, finish, inline, inset, smooth, thinned, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PALETTE: Final = {
-    "ink": "#101112", "muted": "#707172", "line": "#c0c1c2", "blue": "#0072b2", "orange": "#d55e00", "green": "#009e73",
-    "purple": "#aa4499", "heat": "#0072b3",
-}  # fmt: skip
 """Names of the page's colours, with the values that stand in for them while matplotlib draws (after Okabe and Ito)."""
 
-MAX_POINTS: Final = 240
+
 """Points of one curve; a longer one is drawn as the means of so many stretches."""
 
 PANELS: Final = (
@@ -43,15 +39,6 @@ PANELS: Final = (
 
 OF_ROLLOUTS: Final = frozenset({"reward", "objective/kl", "kl"})
 """Those of them that the figures of the rollouts show, where a stage has any."""
-
-RC: Final = {
-    "svg.fonttype": "none", "svg.hashsalt": "align", "text.parse_math": False, "font.family": "DejaVu Sans",
-    "font.size": 9, "axes.edgecolor": PALETTE["line"], "axes.labelcolor": PALETTE["muted"],
-    "axes.formatter.useoffset": False, "text.color": PALETTE["ink"], "xtick.color": PALETTE["line"],
-    "ytick.color": PALETTE["line"], "xtick.labelcolor": PALETTE["muted"], "ytick.labelcolor": PALETTE["muted"],
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "lines.solid_capstyle": "round",
-    "grid.color": PALETTE["line"], "grid.linewidth": 0.5,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,39 +115,6 @@ class Plotter:
         return Drawing(title, inline(buffer.getvalue(), f"f{next(self._serial)}"))
 
 
-def inline(svg: str, prefix: str) -> str:
-    """An SVG file as markup for a page: no prologue, no style of its own, ids of its own, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*</defs>", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg).replace("xlink:href", "href")
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _root, svg, count=1)
-    for name, value in PALETTE.items():
-        svg = svg.replace(value, f"var(--{name})")
-    svg = re.sub(r"font: (?:(\d+) )?([\d.]+)px [^;\"]*", lambda m: f"font: {m[1] or 400} {m[2]}px var(--sans)", svg)
-    return re.sub(r">\s+<", "><", svg).strip()
-
-
-def _root(match: "re.Match[str]") -> str:
-    width = float(match[1].split()[2])
-    return f'<svg viewBox="{match[1]}" role="img" style="width: 100%; max-width: {width * 4 / 3:.0f}px">'
-
-
-def _figure(width: float, height: float) -> "tuple[Figure, Any]":
-    """A figure of that many inches with one pair of axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    return figure, figure.add_axes((0, 0, 1, 1))
-
-
-def _inset(figure: "Figure", axes: Any, left: float, right: float, top: float, bottom: float) -> None:
-    """Place the axes with margins in inches: what a layout engine would find, without its second drawing."""
-    width, height = figure.get_size_inches()
-    axes.set_position((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
-
-
 def _heat_map(forgetting: Forgetting) -> "Figure":
     stages = [name for name in forgetting.stages if name in forgetting.matrix]
     rows: list[tuple[float, str]] = []
@@ -171,16 +125,16 @@ def _heat_map(forgetting: Forgetting) -> "Figure":
             y += 1
         y += 0.35
     label = min(2.6, 0.25 + 0.078 * max(len(name) for _, name in rows))
-    figure, axes = _figure(label + 0.78 * len(stages), 0.45 + 0.3 * y)
-    _inset(figure, axes, label, 0.05, 0.4, 0.02)
+    figure, axes = canvas(label + 0.78 * len(stages), 0.45 + 0.3 * y)
+    inset(figure, axes, label, 0.05, 0.4, 0.02)
     for y, name in rows:
         probe = forgetting.probes[name]
         row = [forgetting.matrix[stage].get(name, Cell()) for stage in stages]
         for x, (cell, shade) in enumerate(zip(row, _shades(row, probe), strict=True)):
             _square(axes, x, y, cell, probe, shade)
     axes.set(xlim=(-0.5, len(stages) - 0.5), ylim=(rows[-1][0] + 0.55, -0.55))
-    axes.set_xticks(range(len(stages)), [_clip(stage, 11) for stage in stages], color=PALETTE["ink"], weight="bold")
-    axes.set_yticks([y for y, _ in rows], [_clip(name, 30) for _, name in rows], color=PALETTE["ink"])
+    axes.set_xticks(range(len(stages)), [clip(stage, 11) for stage in stages], color=PALETTE["ink"], weight="bold")
+    axes.set_yticks([y for y, _ in rows], [clip(name, 30) for _, name in rows], color=PALETTE["ink"])
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     return figure
@@ -214,16 +168,16 @@ def _shades(row: Sequence[Cell], probe: Probe) -> list[float]:
 
 
 def _loss(train: curves.Points, evaluation: curves.Points) -> "Figure":
-    figure, axes = _figure(5.2, 2.7)
-    _inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
-    points = _thinned(curves.finite(train))
+    figure, axes = canvas(5.2, 2.7)
+    inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
+    points = thinned(curves.finite(train))
     if points:
         steps, values = zip(*points, strict=True)
         long = len(points) >= curves.MIN_POINTS
         axes.plot(steps, values, color=PALETTE["blue"], linewidth=0.8 if long else 1.8, alpha=0.35 if long else 1)
         if long:
-            axes.plot(steps, _smooth(values), color=PALETTE["blue"], linewidth=1.8)
-    points = _thinned(curves.finite(evaluation))
+            axes.plot(steps, smooth(values), color=PALETTE["blue"], linewidth=1.8)
+    points = thinned(curves.finite(evaluation))
     if points:
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=PALETTE["orange"], linewidth=1.8, marker="o", markersize=3.5)
@@ -237,53 +191,21 @@ def _loss(train: curves.Points, evaluation: curves.Points) -> "Figure":
     if points:
         text = "eval loss (ring: its lowest)"
         axes.text(0.165, 1.035, text, transform=axes.transAxes, color=PALETTE["orange"], fontsize=9, weight="bold")
-    _whole(axes)
-    _finish(axes, "step")
+    whole(axes)
+    finish(axes, "step")
     return figure
 
 
 def _panel(points: curves.Points, title: str, colour: str) -> "Figure":
-    figure, axes = _figure(2.5, 1.3)
-    _inset(figure, axes, 0.5, 0.12, 0.26, 0.24)
-    steps, values = zip(*_thinned(points), strict=True)
+    figure, axes = canvas(2.5, 1.3)
+    inset(figure, axes, 0.5, 0.12, 0.26, 0.24)
+    steps, values = zip(*thinned(points), strict=True)
     axes.plot(steps, values, color=colour, linewidth=1.5)
     axes.set_title(title, loc="left", fontsize=8.5, color=colour, weight="bold", x=0)
     axes.tick_params(labelsize=8)
     axes.locator_params(nbins=3)
-    _whole(axes)
+    whole(axes)
     if max(values) < 0.01:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value else "0")
-    _finish(axes, "")
+    finish(axes, "")
     return figure
-
-
-def _whole(axes: Any) -> None:
-    """Whole numbers alone below the axis: there is no step 1.5, also where a single one is drawn."""
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-
-
-def _finish(axes: Any, label: str) -> None:
-    axes.set_xlabel(label)
-    axes.margins(x=0.02)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    axes.tick_params(length=2.5)
-
-
-def _thinned(points: curves.Points) -> list[tuple[float, float]]:
-    if len(points) <= MAX_POINTS:
-        return list(points)
-    edges = [round(k * len(points) / MAX_POINTS) for k in range(MAX_POINTS + 1)]
-    stretches = [points[a:b] for a, b in itertools.pairwise(edges)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in stretches]
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """A centred moving mean over a twelfth of the curve; narrower at the start, where a loss is steep."""
-    reach = max(1, len(values) // 24)
-    spans = [values[at - min(reach, at) : at + min(reach, at) + 1] for at in range(len(values))]
-    return [sum(span) / len(span) for span in spans]
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from align.report import curves
 from align.report.alarms import words
-from align.report.plots import PALETTE, _figure, _finish, _inset, _thinned, _whole
 from align.report.rollout_page import figures
+from align.report.svg import PALETTE, canvas, finish, inset, thinned, whole
 from align.rl.rollouts import Alarm, Rollout
 
 if TYPE_CHECKING:
@@ -51,28 +51,28 @@ def small(rollouts: Sequence[Rollout], target: float | None) -> Iterator[tuple[s
 
 
 def _score(rollouts: Sequence[Rollout], alarms: Sequence[Alarm]) -> "Figure":
-    figure, axes = _figure(5.2, 2.7)
-    _inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
+    figure, axes = canvas(5.2, 2.7)
+    inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
     known = [one for one in rollouts if math.isfinite(one.score)]
-    xs, scores = zip(*_thinned([(one.number, one.score) for one in known]), strict=True)
+    xs, scores = zip(*thinned([(one.number, one.score) for one in known]), strict=True)
     spreads = [one.score_std if math.isfinite(one.score_std) else 0.0 for one in known]
-    spread = [y for _, y in _thinned([(one.number, s) for one, s in zip(known, spreads, strict=True)])]
+    spread = [y for _, y in thinned([(one.number, s) for one, s in zip(known, spreads, strict=True)])]
     low, high = ([y + sign * s for y, s in zip(scores, spread, strict=True)] for sign in (-1, 1))
     axes.fill_between(xs, low, high, color=PALETTE["green"], alpha=0.15, linewidth=0)
     axes.plot(xs, scores, color=PALETTE["green"], linewidth=1.8, marker="o" if len(xs) == 1 else "")
     axes.set_title("score, and its standard deviation", loc="left", color=PALETTE["green"], fontsize=9, weight="bold")
-    _whole(axes)
+    whole(axes)
     _mark(axes, alarms)
     _name(axes, alarms, rollouts)
-    _finish(axes, "rollout")
+    finish(axes, "rollout")
     return figure
 
 
 def _against_kl(rollouts: Sequence[Rollout], target: float | None) -> "Figure":
-    figure, axes = _figure(5.2, 2.7)
-    _inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
-    kls = [y for _, y in _thinned(figures(rollouts, "kl"))]
-    scores = [y for _, y in _thinned(figures(rollouts, "score"))]
+    figure, axes = canvas(5.2, 2.7)
+    inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
+    kls = [y for _, y in thinned(figures(rollouts, "kl"))]
+    scores = [y for _, y in thinned(figures(rollouts, "score"))]
     shades = [0.15 + 0.85 * at / max(1, len(kls) - 1) for at in range(len(kls))]
     axes.plot(kls, scores, color=PALETTE["line"], linewidth=0.6)
     axes.scatter(kls, scores, s=18, color=PALETTE["blue"], alpha=shades, linewidths=0)
@@ -83,22 +83,22 @@ def _against_kl(rollouts: Sequence[Rollout], target: float | None) -> "Figure":
         axes.axvline(target, color=PALETTE["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
     title = "score against KL, deeper: later" + (" (ring: alarm)" if marked else "")
     axes.set_title(title, loc="left", color=PALETTE["blue"], fontsize=9, weight="bold")
-    _finish(axes, "KL to the reference, nats" + ("" if target is None else f" (dashed: target {target:g})"))
+    finish(axes, "KL to the reference, nats" + ("" if target is None else f" (dashed: target {target:g})"))
     return figure
 
 
 def _panel(
     name: str, points: curves.Points, title: str, colour: str, target: float | None, alarms: Sequence[Alarm]
 ) -> "Figure":
-    figure, axes = _figure(2.5, 1.3)
-    _inset(figure, axes, 0.5, 0.12, 0.26, 0.24)
-    xs, values = zip(*_thinned(points), strict=True)
+    figure, axes = canvas(2.5, 1.3)
+    inset(figure, axes, 0.5, 0.12, 0.26, 0.24)
+    xs, values = zip(*thinned(points), strict=True)
     lowest = LOWEST_EXPLAINED if name == "explained_variance" else -math.inf
     drawn = [max(value, lowest) for value in values]
     axes.plot(xs, drawn, color=PALETTE[colour], linewidth=1.5, marker="o" if len(xs) == 1 else "", markersize=4)
     axes.tick_params(labelsize=8)
     axes.locator_params(nbins=3)
-    _whole(axes)
+    whole(axes)
     if name == "kl" and target is not None:
         axes.axhline(target, color=PALETTE["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
         title = f"KL, nats (dashed: target {target:g})"
@@ -113,7 +113,7 @@ def _panel(
             title = f"{title} (▼ < −{-lowest:g})"
     axes.set_title(title, loc="left", fontsize=8.5, color=PALETTE[colour], weight="bold", x=0)
     _mark(axes, alarms)
-    _finish(axes, "")
+    finish(axes, "")
     return figure
 
 

@@ -4,8 +4,8 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from align.report.plots import PALETTE, _figure, _finish, _whole
 from align.report.schema import Spectrum, SpectrumModule
+from align.report.svg import PALETTE, canvas, finish, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def figure(scan: Spectrum) -> "Figure":
     """One panel a type, on axes of their own: ratios are compared within a type only."""
     kinds = by_type(scan)
     rows = -(-len(kinds) // COLUMNS)
-    whole, first = _figure(2.0 * min(COLUMNS, len(kinds)), 1.35 * rows + 0.1)
+    whole, first = canvas(2.0 * min(COLUMNS, len(kinds)), 1.35 * rows + 0.1)
     first.remove()
     chosen = {name.partition("[")[0] for name in scan.chosen}
     for place, (kind, modules) in enumerate(kinds.items()):
@@ -53,5 +53,5 @@ def _panel(axes: Any, kind: str, modules: list[tuple[int, SpectrumModule]], chos
     axes.set_title(kind, loc="left", fontsize=8, weight="bold", color=PALETTE["ink"])
     axes.tick_params(labelsize=7)
     axes.locator_params(nbins=4)
-    _whole(axes)
-    _finish(axes, "")
+    whole(axes)
+    finish(axes, "")

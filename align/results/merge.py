@@ -16,7 +16,7 @@ from align.adapters import lora_files, settings
 from align.adapters.lora_files import SavedLora
 from align.errors import AlignError, FaultList
 from align.forgetting import probes
-from align.forgetting.gate import ForgettingKeys
+from align.forgetting.keys import ForgettingKeys
 from align.merging.verdict import Merge
 from align.policy import base as bases
 from align.policy.base import Base

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from align.data import mixing
 from align.errors import AlignError, Exit
 from align.forgetting import probes, quantization
-from align.forgetting.gate import ForgettingKeys
+from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
 from align.merging import into_base

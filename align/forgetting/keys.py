@@ -1,0 +1,150 @@
+"""The recipe's `forgetting`: which probes, what drop is tolerated, and what then happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from align.errors import AlignError
+from align.forgetting.measurements import Metric, ProbeInfo
+
+DEFAULT_DROP = 0.10
+PLANNED = ("rollback", "retry", "interpolate")
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"a drop is a fraction of all items, from 0 to 1: write 0.1 for ten points, not {value:g}")
+    return value
+
+
+def _ratio(value: float) -> float:
+    if not 1 <= value < math.inf:
+        raise ValueError(
+            f"a perplexity ratio is after divided by before, at least 1: write 1.2 for a fifth more, not {value:g}"
+        )
+    return value
+
+
+def _probe_set(value: str) -> str:
+    if value not in ("auto", "lab", "none"):
+        raise ValueError(
+            f"{value!r} is no set of probes: write auto, lab or none, or name your own, as in "
+            "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`"
+        )
+    return value
+
+
+def _own_probes(value: dict[str, ProbeFile]) -> dict[str, ProbeFile]:
+    if not value:
+        raise ValueError("no probe is named: write `probes: none` to measure nothing")
+    if "default" in value:
+        raise ValueError("a probe cannot be called 'default', which in `max_drop` stands for all the others")
+    return value
+
+
+def _available(value: object) -> object:
+    if value in PLANNED:
+        raise ValueError(
+            f"{value} is planned and not there yet: write `on_violation: stop` to end the run at the stage that "
+            "forgot, then change that stage (more replay, a lower learning rate) and run again"
+        )
+    return value
+
+
+def _shape(value: object) -> str:
+    return "by name" if isinstance(value, Mapping) else "for all"
+
+
+Fraction = Annotated[float, AfterValidator(_fraction), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+
+
+class ProbeFile(BaseModel):
+    """One probe of one's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: str = Field(description="File of held-out items that no stage trains on, one JSON object a line.")
+    metric: Metric = Field(description="accuracy: prompts with the answers expected; perplexity: running text.")
+
+
+class ForgettingKeys(BaseModel):
+    """The recipe key `forgetting`: what is measured after every stage, and how much of it may be lost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    probes: Annotated[
+        Annotated[str, AfterValidator(_probe_set), Tag("for all")]
+        | Annotated[dict[str, ProbeFile], AfterValidator(_own_probes), Tag("by name")],
+        Discriminator(_shape),
+    ] = Field(
+        default="auto",
+        description="auto (chosen for the base model), lab (the skills of the lab model), none, or your own by name.",
+    )
+    max_drop: Annotated[
+        Annotated[Fraction, Tag("for all")] | Annotated[dict[str, Fraction], Tag("by name")], Discriminator(_shape)
+    ] = Field(
+        default=DEFAULT_DROP,
+        description="Greatest drop of one probe's accuracy against the base, 0 to 1; or one for each probe by name, "
+        f"and `default` for the others ({DEFAULT_DROP:g} if left out).",
+    )
+    max_mean_drop: Fraction = Field(
+        default=0.05, description="Greatest drop of the mean accuracy over all skills against the base, 0 to 1."
+    )
+    max_perplexity_ratio: Annotated[float, AfterValidator(_ratio)] | None = Field(
+        default=1.5,
+        description="Greatest perplexity after / before, at least 1; null: perplexity is shown, not judged.",
+    )
+    on_violation: Annotated[Literal["warn", "stop"], BeforeValidator(_available)] = Field(
+        default="warn", description="warn: say it and go on; stop: end the run after the stage that forgot."
+    )
+
+    @model_validator(mode="after")
+    def _limits_of_own_probes(self) -> ForgettingKeys:
+        """Own probes are known as soon as the recipe is; the names in lab and auto only once the base is measured."""
+        unknown = self._unknown_limits(self.probes) if isinstance(self.probes, dict) else None
+        if unknown:
+            raise ValueError(unknown)
+        return self
+
+    def limit(self, probe: str, info: ProbeInfo) -> float | None:
+        """The limit of one probe: a drop of accuracy, or a perplexity ratio; None where it is not judged.
+
+        Agreement with the base's own answers falls with anything that is learnt, so it is judged only by name.
+        """
+        if info.metric == "perplexity":
+            return self.max_perplexity_ratio
+        if isinstance(self.max_drop, dict):
+            default = None if info.kind == "agreement" else self.max_drop.get("default", DEFAULT_DROP)
+            return self.max_drop.get(probe, default)
+        return None if info.kind == "agreement" else self.max_drop
+
+    def check_names(self, probes: Iterable[str]) -> None:
+        """Refuse a limit for a probe that is not measured, which would silently limit nothing.
+
+        Raises:
+            AlignError: naming the probes that there are.
+        """
+        unknown = self._unknown_limits(probes)
+        if unknown:
+            raise AlignError(unknown, "correct the name under `forgetting.max_drop`, or take it out")
+
+    def thresholds(self) -> dict[str, float | dict[str, float] | str | None]:
+        """What was judged by, as it is written into decisions and the matrix."""
+        return {
+            "max_drop": self.max_drop,
+            "max_mean_drop": self.max_mean_drop,
+            "max_perplexity_ratio": self.max_perplexity_ratio,
+            "on_violation": self.on_violation,
+        }
+
+    def _unknown_limits(self, probes: Iterable[str]) -> str | None:
+        known = list(probes)
+        named = set(self.max_drop) - {"default"} if isinstance(self.max_drop, dict) else set()
+        unknown = sorted(named - set(known))
+        if not unknown:
+            return None
+        return f"max_drop limits {', '.join(unknown)}, but the probes are {', '.join(known) or 'none'}"
