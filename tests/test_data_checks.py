@@ -12,6 +12,7 @@ import pytest
 
 from align.data import template
 from align.data.checks import Lengths, Table, fitting, load, within_context
+from align.data.each_turn import each_turn
 from align.data.formats import Example
 from align.data.lengths import no_answer_left
 from align.data.sources import DataSource
@@ -484,3 +485,19 @@ def test_what_a_recipe_may_name_as_its_template(tmp_path: Path, monkeypatch: pyt
         "bad.jinja:2: the chat template is not valid: Expected an expression, got 'end of statement block'\n"
         "  -> correct the template there"
     )
+
+
+def test_thoughts_are_missed_where_they_are_to_be_learnt(bytewise: Path) -> None:
+    reads_one = (
+        "{% for m in messages %}{{ m.role }}:{% if loop.last %}{{ m.reasoning_content }}{% endif %}{{ m.content }}"
+        "<|end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    thought = LIMA | {"reasoning_content": "It begins with L."}
+    rows = [example("chat", messages=[ASK, thought, ASK, thought])]
+    left_out = "the chat template leaves out the thoughts of 1 of 1 rows (first: x.jsonl:9)"
+    known = lengths(bytewise, reads_one)
+    assert fitting(rows, known, None)[1] == [f"{left_out}; those of every turn are learnt with `turns: each`"]
+    assert fitting(each_turn(rows), known, None, turns="last")[1] == []  # those of earlier turns are not learnt
+    named = LIMA | {"reasoning": "It begins with L."}  # which the template does not read
+    rows = [example("chat", messages=[ASK, named])]
+    assert fitting(rows, known, None)[1] == fitting(rows, known, None, turns="last")[1] == [left_out]

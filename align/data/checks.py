@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from align.data import hints, notes
+from align.data.each_turn import each_turn
 from align.data.encode import Turns
 from align.data.faults import raise_all
 from align.data.fields import LABELS
@@ -134,7 +135,7 @@ def fitting(
     if lengths is None:
         return examples, ["the model has no tokenizer.json, so the lengths of the rows were not checked"]
     lengths.check_template(examples)
-    warnings = _left_out(examples, lengths)
+    warnings = _left_out(examples, lengths, turns)
     if max_length is not None:
         examples, more = _short_enough(examples, lengths, max_length, truncation_mode, drop, turns)
         warnings += more
@@ -161,18 +162,25 @@ def _short_enough(
     return kept, _length_warnings(examples, cut - len(faults), len(faults), max_length, truncation_mode)
 
 
-def _left_out(examples: Sequence[Example], lengths: Lengths) -> list[str]:
+def _left_out(examples: Sequence[Example], lengths: Lengths, turns: Turns) -> list[str]:
     """What the chat template does not write of the rows, with how many they are."""
-    template = lengths.tokenizer.template
     found = []
-    for what, (count, example) in lengths.left_out(examples).items():
+    for what, (count, example) in lengths.left_out(examples, turns).items():
         text = (
             f"the chat template leaves out the {what} of {count:,} of {len(examples):,} rows (first: {example.place})"
         )
-        if what == "thoughts" and example.kind == "chat" and template and template.thinks_last:
+        if what == "thoughts" and turns == "all" and example.kind == "chat" and _written_each(example, lengths):
             text += "; those of every turn are learnt with `turns: each`"
         found.append(text)
     return found
+
+
+def _written_each(example: Example, lengths: Lengths) -> bool:
+    """Whether the thoughts of every turn are written where it is the last one."""
+    try:
+        return "thoughts" not in lengths.left_out(each_turn([example]), "last")
+    except AlignError:  # the template refuses a conversation that ends there
+        return False
 
 
 def _telling_apart(

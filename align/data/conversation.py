@@ -95,21 +95,18 @@ class ChatTemplate:
         found = [Turn(number, tuple(spans)) for number, spans in written.items()]
         return Conversation(text, found, tail)
 
-    def left_out(self, messages: Sequence[Message], tools: list[Any] | None = None) -> frozenset[str]:
-        """What the messages have and the text has not: thoughts, words, tool calls, tools."""
+    def left_out(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, *, last: bool = False
+    ) -> frozenset[str]:
+        """What the messages have and the text has not: thoughts, words, tool calls, tools.
+
+        Args:
+            last: only the assistant's last turn is learnt, and thoughts of earlier ones are not missed.
+        """
         messages = [_own(message) for message in messages]
         followed = self._follow(messages, tools)
         unseen = bool(tools) and followed.text == self._follow(messages, None).text
-        return _left_out(followed, messages) | ({"tools"} if unseen else set())
-
-    @cached_property
-    def thinks_last(self) -> bool:
-        """Whether the template writes the thoughts of a conversation's last turn."""
-        thought = {"role": "assistant", "content": "b", "reasoning_content": "because"}
-        try:
-            return "thoughts" not in self.left_out([user("a"), thought])
-        except AlignError:
-            return False
+        return _left_out(followed, messages, last) | ({"tools"} if unseen else set())
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
@@ -252,16 +249,17 @@ def _shared(one: str, other: str) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _left_out(followed: Followed, messages: Sequence[Message]) -> frozenset[str]:
-    """What the messages say and the text does not."""
+def _left_out(followed: Followed, messages: Sequence[Message], last: bool) -> frozenset[str]:
+    """What the messages say and the text does not; of thoughts those of the `last` answer, or of all."""
     found: set[str] = set()
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    for number in answers:
+        message = messages[number]
         said = "".join(followed.text[a:b] for a, b in followed.of(number))
         content = str(message.get("content") or "")
+        missed = not last or number == answers[-1]
         thoughts = [*_THOUGHT.findall(content), *(message[key] for key in THOUGHTS if message.get(key))]
-        if any(isinstance(one, str) and one.strip() and one.strip() not in said for one in thoughts):
+        if missed and any(isinstance(one, str) and one.strip() and one.strip() not in said for one in thoughts):
             found.add("thoughts")
         if any(line not in said for line in _lines(content)):
             found.add("words")

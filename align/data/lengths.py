@@ -102,8 +102,12 @@ class Lengths:
                     self._texts(example)
         faults.raise_any()
 
-    def left_out(self, examples: Sequence[Example]) -> dict[str, tuple[int, Example]]:
-        """What the chat template does not write of rows (thoughts, tools, ...): in how many, and the first of them."""
+    def left_out(self, examples: Sequence[Example], turns: Turns = "all") -> dict[str, tuple[int, Example]]:
+        """What the chat template does not write of rows (thoughts, tools, ...): in how many, and the first of them.
+
+        Args:
+            turns: which of the assistant's turns are learnt; thoughts of others are not missed.
+        """
         counts: Counter[str] = Counter()
         first: dict[str, Example] = {}
         template = self.tokenizer.template
@@ -114,7 +118,8 @@ class Lengths:
             for answer in [value[name] for name in ("messages", "completion", *_SIDES) if name in value] or [[]]:
                 messages = answer if "messages" in value else [*value["prompt"], *answer]
                 with_answer = any(message["role"] == "assistant" for message in messages)
-                found |= template.left_out(messages, value.get("tools")) if with_answer or value.get("tools") else set()
+                if with_answer or value.get("tools"):
+                    found |= template.left_out(messages, value.get("tools"), last=turns == "last")
             counts.update(found)
             for what in found:
                 first.setdefault(what, example)
