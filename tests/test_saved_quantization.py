@@ -109,7 +109,9 @@ def test_a_run_on_it_is_exported_whole(bases: dict[int, Path], bits: int, method
     (tmp_path / "chats.jsonl").write_text(CHATS)
     text = RECIPE.replace("BASE", str(bases[bits])).replace("METHOD", method)
     run(write(tmp_path, text), tmp_path / "run")
-    export.export(tmp_path / "run", None, tmp_path / "out", "merged", "float32")
+    merge = export.export(tmp_path / "run", None, tmp_path / "out", "merged", "float32").merge
+    assert merge is not None and merge.verdict == "fine"
+    assert merge.kl < 1e-8, "what bitsandbytes' products round is no loss of the merge"
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         kinds = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - it is no dict
     assert kinds == {torch.float32}

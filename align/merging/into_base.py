@@ -44,6 +44,7 @@ def merge(
         AlignError: the merged model is not the adapted one.
     """
     text = fidelity.Text.of(base, prompts)
+    base = _unpacked(base)  # products in 8 bits round what goes in, and no merge into floats can
     if score_head.has(base):
         _take_head(base, adapters, run)
     plain, own = _of_base(base, text, dtype)
@@ -92,9 +93,7 @@ def merged(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, dtype:
 
     An adapter of the embedding alone leaves a head that shares its weights as it was: they are untied.
     """
-    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
-        base = models.dequantized(base, torch.float32)
-    base = models.cast(base, torch.float32)
+    base = models.cast(_unpacked(base), torch.float32)
     held = _held_by(base, dtype)
     tied, untied = getattr(base.config, "tie_word_embeddings", None), False
     for adapter in adapters:
@@ -108,6 +107,11 @@ def merged(base: PreTrainedModel, adapters: Sequence[Adapter], run: Path, dtype:
     if untied:
         _tie_again_or_never(base)
     return _round(put_on.bare(base), dtype, held)
+
+
+def _unpacked(base: PreTrainedModel) -> PreTrainedModel:
+    """A base with floats in place of weights in 4 or 8 bits; transformers takes its quantizer off it then."""
+    return base if getattr(base, "hf_quantizer", None) is None else models.dequantized(base, torch.float32)
 
 
 def _held_by(base: PreTrainedModel, dtype: torch.dtype) -> set[str]:

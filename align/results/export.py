@@ -99,7 +99,8 @@ def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str
         try:
             whole, merge = into_base.merge(whole, model.adapters, run.root, rows, target)
         except AlignError as error:
-            raise AlignError(error.what, "--dtype float32, or --form adapter", exit=error.exit) from error
+            remedy = "--form adapter" if target == torch.float32 else "--dtype float32, or --form adapter"
+            raise AlignError(error.what, remedy, exit=error.exit) from error
     _save(into_base.cast(whole, target), tokenizer, ticket, out)
     return merge
 
