@@ -73,9 +73,3 @@ class BottleneckConfig(PeftConfig):
         """As JSON can hold it; names in alphabetical order, so that equal adapters have equal files."""
         settings: dict[str, Any] = super().to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-
-
-# Last: where this module is what imported peft, the registration waits for the class above.
-from align.bottleneck.register import register  # noqa: E402
-
-register()

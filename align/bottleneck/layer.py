@@ -157,9 +157,3 @@ def _adapt(block: nn.Module, inputs: Any, output: Any) -> Any:
     """The hook. It asks the block it is called for, so that a copied or replicated block uses its own adapters."""
     layer = attached(block)
     return output if layer is None else layer(output)
-
-
-# Last: see the end of `config`.
-from align.bottleneck.register import register  # noqa: E402
-
-register()

@@ -50,7 +50,7 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     elif policy and len(policy.adapters) > 1:
         lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
     if policy and any(adapter.method == "adapter" for adapter in policy.adapters):
-        lines.append("- bottleneck adapters: PEFT knows them after `import align`")
+        lines.append("- bottleneck adapters: PEFT knows them after `import align.bottleneck`")
     lines += _figures(run, ticket.stage)
     lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
     files.write_text(folder / "README.md", "\n".join(lines) + "\n")
