@@ -12,6 +12,7 @@ from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy, Rows, Ticket
+from align.runner import trains_alike
 
 ENGINE = 2  # raised when align itself begins to train the same recipe differently
 # Training arguments that change what is written or shown, never the weights.
@@ -111,7 +112,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
         {
             "format": 1,
             "engine": ENGINE,
-            "program": plan.program.sha256,
+            "program": trains_alike.identity(plan.program.sha256),
             "keys": {k: v for k, v in ticket.keys.items() if k not in _BY_CONTENT},
             "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},
             "global_batch": per_device * accumulation * ticket.processes,

@@ -1,0 +1,79 @@
+"""The plan of the house: docs/ARCHITECTURE.md names every room, and imports run downwards."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "align"
+FLAT = 8  # files that may stand beside the rooms
+
+
+def rooms() -> list[str]:
+    """The rooms of the map, from the top floor down."""
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("## Rooms")[1].split("\n## ")[0]
+    return [
+        name.removesuffix("/").removesuffix(".py") for name in re.findall(r"^\| `([\w/.]+)` \|", text, re.MULTILINE)
+    ]
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The package's modules that a file imports, at its top, inside its functions or for its types alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else str(node.module)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "align"
+
+
+def test_the_map_names_every_room() -> None:
+    here = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").is_file()} | {p.stem for p in PACKAGE.glob("*.py")}
+    assert sorted(rooms()) == sorted(here - {"__init__", "__main__"})
+    assert len(list(PACKAGE.glob("*.py"))) <= FLAT
+
+
+def test_imports_run_downwards() -> None:
+    known, floors = modules(), {room: floor for floor, room in enumerate(rooms())}
+    upward = [
+        f"{module} -> {target}"
+        for module, path in known.items()
+        for target in imports(path, known)
+        if room_of(module) in floors and room_of(target) in floors and floors[room_of(target)] < floors[room_of(module)]
+    ]
+    assert upward == []
+
+
+def test_no_two_files_import_each_other() -> None:
+    """A room's face (`__init__.py`) hands names on; whoever imports one imports the files behind it."""
+    known = modules()
+    graph = {module: {target for target in imports(path, known) if target != module} for module, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_a_stage_imports_no_other_stage() -> None:
+    for path in (ROOT / "stages").glob("*.py"):
+        code = ast.parse(path.read_text(encoding="utf-8"))
+        names = [node.module or "" for node in ast.walk(code) if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in names if name.split(".")[0] == "stages"], path.name
