@@ -78,8 +78,8 @@ OWN = {  # what reads `args` in a stage, besides what all trainers have
     "kto": ["trainers/kto.py", "data/tokens.py"],
     "reward": ["trainers/reward.py"],
     "ppo": ["trainers/ppo.py", "trainers/online.py"],
-    "rloo": ["trainers/trl_loss.py", "trainers/online.py"],
-    "grpo": ["trainers/trl_loss.py", "trainers/online.py"],
+    "rloo": ["trainers/critic_free.py", "trainers/online.py"],
+    "grpo": ["trainers/critic_free.py", "trainers/online.py"],
 }
 SHARED = ["trainer.py", "trainer_callback.py", "trainer_optimizer.py", "training_args.py"]
 
@@ -91,7 +91,7 @@ def reads(stage: str) -> set[str]:
     assert config is not None
     trainer = TRL / "trainer" / f"{config.removesuffix('Config').lower()}_trainer.py"
     files = [trainer, *(TRANSFORMERS / name for name in SHARED), *(ALIGN / name for name in OWN[stage])]
-    files += [ALIGN / "job.py", ALIGN / "trainers" / "rows.py"]
+    files += [ALIGN / "stage" / "job.py", ALIGN / "trainers" / "base.py"]
     found: set[str] = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

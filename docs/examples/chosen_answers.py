@@ -12,8 +12,9 @@ from pydantic import Field
 from align.stage import Stage, StageKeys
 
 if TYPE_CHECKING:
-    from align.job import Job
     from datasets import Dataset
+
+    from align.stage import Job
 
 
 class Keys(StageKeys):
