@@ -71,17 +71,6 @@ def test_every_key_is_described() -> None:
     assert len(described) == 7 and all(len(entry["description"]) > 40 for entry in described)
 
 
-@pytest.mark.parametrize("planned", ["rollback", "retry", "interpolate"])
-def test_planned_policies_say_so(planned: str) -> None:
-    assert faults(on_violation=planned) == [
-        (
-            ("on_violation",),
-            f"Value error, {planned} is planned and not there yet: write `on_violation: stop` to end the run at the "
-            "stage that forgot, then change that stage (more replay, a lower learning rate) and run again",
-        )
-    ]
-
-
 @pytest.mark.parametrize(
     ("keys", "place", "message"),
     [

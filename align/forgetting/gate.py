@@ -35,7 +35,7 @@ class Decision(BaseModel):
 
     stage: str
     action: Literal["continue", "stop"]
-    policy: Literal["as_trained", "rolled_back", "interpolated"] = "as_trained"
+    policy: Literal["as_trained"] = "as_trained"
     reasons: list[str] = Field(description="Sentences with the figures, the violations first.")
     violations: list[Violation]
     unclear: list[str] = Field(description="Probes whose items are too few to tell.")

@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from align.errors import AlignError
 from align.forgetting.measurements import Metric, ProbeInfo
 
 DEFAULT_DROP = 0.10
-PLANNED = ("rollback", "retry", "interpolate")
 
 
 def _fraction(value: float) -> float:
@@ -43,15 +42,6 @@ def _own_probes(value: dict[str, ProbeFile]) -> dict[str, ProbeFile]:
         raise ValueError("no probe is named: write `probes: none` to measure nothing")
     if "default" in value:
         raise ValueError("a probe cannot be called 'default', which in `max_drop` stands for all the others")
-    return value
-
-
-def _available(value: object) -> object:
-    if value in PLANNED:
-        raise ValueError(
-            f"{value} is planned and not there yet: write `on_violation: stop` to end the run at the stage that "
-            "forgot, then change that stage (more replay, a lower learning rate) and run again"
-        )
     return value
 
 
@@ -98,7 +88,7 @@ class ForgettingKeys(BaseModel):
         default=1.5,
         description="Greatest perplexity after / before, at least 1; null: perplexity is shown, not judged.",
     )
-    on_violation: Annotated[Literal["warn", "stop"], BeforeValidator(_available)] = Field(
+    on_violation: Literal["warn", "stop"] = Field(
         default="warn", description="warn: say it and go on; stop: end the run after the stage that forgot."
     )
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.errors import AlignError
-from align.parameterization import chain
 from align.parameterization import method as parameterization
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys, Traits
@@ -97,7 +96,7 @@ def beside(on_it: list[Adapter], more: list[Adapter]) -> bool:
     new = [adapter for adapter in more if adapter.path not in {one.path for one in on_it}]
     for adapter in new:
         try:
-            chain.check_top(chain.layers(on_it), chain.Layer.of(adapter.settings, adapter.name))
+            check_top(layers(on_it), Layer.of(adapter.settings, adapter.name))
         except AlignError:
             return False
     on_it += new
