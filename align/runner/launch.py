@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+
+from align.engines import ddp
 
 # Set for the child unless the user has set them.
 _QUIET = {
@@ -41,45 +42,15 @@ def start(run: Path, processes: int, log: Path) -> subprocess.Popen[bytes]:
 
     Args:
         run: the run folder.
-        processes: how many ranks; more than one goes through `accelerate launch` (DDP; gloo without a GPU).
+        processes: how many; more than one goes through `accelerate launch` (gloo without a GPU).
         log: where the child prints before it knows its stage.
 
     The child gets a session of its own, so that Ctrl-C reaches only the parent, and a pipe whose end tells it that
-    the parent is gone. `-P` keeps the current folder off its path: a user's folder may hold a `datasets.py`.
+    the parent is gone.
     """
-    environment = {**os.environ, **{key: os.environ.get(key, value) for key, value in _QUIET.items()}}
-    environment["PYTHONSAFEPATH"] = "1"
-    command = [sys.executable, "-P", "-m", "align.worker", str(run)]
-    if processes > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(processes),
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            str(_free_port()),
-            "--module",
-            "align.worker",
-            str(run),
-        ]
+    environment = _QUIET | ddp.environment(processes) | os.environ | {"PYTHONSAFEPATH": "1"}
+    command = ddp.command("align.worker", [str(run)], processes)
     with log.open("ab") as out:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -12,16 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import InitProcessGroupKwargs, PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from align.data import mixing
+from align.engines import ddp
 from align.errors import AlignError, Exit
 from align.forgetting import probes, quantization
 from align.forgetting.keys import ForgettingKeys
@@ -67,7 +66,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         AlignError: an expected failure.
         Interrupted: the run was asked to stop; a checkpoint was written.
     """
-    world = _assert_launch(ticket)
+    world = ddp.begin(ticket.processes)
     _limit_threads(ticket)
     gc.collect()  # the model of the stage before is held by cycles
     if torch.cuda.is_available():
@@ -139,20 +138,6 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         files.write_json(here.outcome, outcome.model_dump(mode="json"))
     world.wait_for_everyone()
     return outcome
-
-
-def _assert_launch(ticket: Ticket) -> PartialState:
-    """Some launches start one process and say nothing; then the batch is not what the recipe says."""
-    # others wait while the first process measures and saves: longer than the ten minutes after which NCCL gives up
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24)).to_kwargs() if ticket.processes > 1 else {}
-    state = PartialState(cpu=not torch.cuda.is_available(), **patience)
-    if state.num_processes != ticket.processes:
-        raise AlignError(
-            f"{ticket.processes} processes were asked for and {state.num_processes} came up",
-            "see child.log in the run folder",
-            exit=Exit.MACHINE,
-        )
-    return state
 
 
 def _assert_device(ticket: Ticket) -> None:
