@@ -183,13 +183,15 @@ def outcome(stage: str, steps: int) -> JSON:
         },
         "metrics": {"train_loss": 0.4712, "eval_loss": 0.602},
         "policy": {
-            "base": {"name": "lab", "identity": "sha256:9f2c", "quantization": "nf4", "dtype": "bfloat16"},
-            "adapters": [{"name": "sft", "path": "/secret/place/sft", "method": "qlora"}],
+            "base": {"name": "lab", "path": "/secret/place/lab", "identity": "9f2c", "revision": None},
+            "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            "adapters": [{"name": "sft", "path": "/secret/place/sft", "method": "qlora", "settings": {}}],
             "weights": None,
         },
         "data": {"rows": 2400, "replay_rows": 480, "replay_ratio": 0.2, "eval_rows": 200},
         "measure_seconds": 9.1,
         "measure_cpu_seconds": 10.4,
+        "measured": "77ab",
         "peak_memory_bytes": 812 * 2**20,
         "warnings": ["learning_rate 4e-3 is far above the usual 1e-4 to 3e-4 of qlora"] if stage == "sft" else [],
         "artifacts": {"model/adapter_model.safetensors": {"sha256": "00", "bytes": 541_000}},
@@ -257,7 +259,13 @@ def write_run(folder: Path) -> Path:
         "reward": entry("reward", "failed", "sft"),
         "ppo": {"stage": "ppo", "inputs": {"policy": "sft", "reward": "reward"}, "status": "pending"},
     }
-    run = {"format": 1, "name": "dpo_qlora", "align": "0.1.0", "pipeline": "dpo_and_rlhf", "created": 1.79e9}
+    run = {
+        "format": 1,
+        "name": "dpo_qlora",
+        "align": "0.1.0",
+        "pipeline": "dpo_and_rlhf",
+        "created": "2026-09-22T13:33:20+00:00",
+    }
     write_json(folder / "run.json", run | {"order": list(stages), "stages": stages})
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     write_json(folder / "forgetting.json", forgetting())
@@ -266,11 +274,27 @@ def write_run(folder: Path) -> Path:
         write_json(home / "outcome.json", outcome(stage, metrics[-1]["max_steps"]))
         write_rows(home / "metrics.jsonl", metrics)
         write_rows(home / "measurements" / "samples.jsonl", samples(stage))
-        decision: JSON = {"stage": stage, "action": "continue", "policy": "as_trained", "reasons": [], "violations": []}
+        decision: JSON = {
+            "stage": stage,
+            "action": "continue",
+            "policy": "as_trained",
+            "reasons": [],
+            "violations": [],
+            "thresholds": {},
+        }
         write_json(home / "decision.json", decision | {"unclear": [], "split": "gate"})
     dpo = folder / "stages" / "dpo"
     write_rows(dpo / "measurements" / "broken.jsonl", broken())
-    breach = {"probe": "add", "before": 0.38, "after": 0.06, "delta": -0.32, "low": -0.39, "high": -0.25, "limit": 0.2}
+    breach = {
+        "probe": "add",
+        "metric": "accuracy",
+        "before": 0.38,
+        "after": 0.06,
+        "delta": -0.32,
+        "low": -0.39,
+        "high": -0.25,
+        "limit": 0.2,
+    }
     reason = "add: 0.38 -> 0.06 (-0.320, 95 % interval -0.390 to -0.250, 200 items) is beyond the limit"
     decision |= {"stage": "dpo", "violations": [breach], "unclear": ["larger"], "reasons": [reason]}
     write_json(dpo / "decision.json", decision | {"split": "gate"})
@@ -319,7 +343,9 @@ def rollout(number: int) -> JSON:
 def rlhf_outcome(stage: str, metrics: JSON) -> JSON:
     """outcome.json of a stage of `write_rlhf_run`; a reward model gives no policy."""
     made = outcome(stage, 60) | {"metrics": {"train_loss": 0.3, **metrics}, "warnings": []}
-    given = made["policy"] | {"adapters": [{"name": stage, "path": f"stages/{stage}/model", "method": "qlora"}]}
+    given = made["policy"] | {
+        "adapters": [{"name": stage, "path": f"stages/{stage}/model", "method": "qlora", "settings": {}}]
+    }
     sides = ("reward", "policy") if stage == "reward" else ("policy", "reward")
     return made | dict(zip(sides, (given, None), strict=True)) | {"cpu_seconds": {"reward": 10.0}.get(stage, 101.0)}
 
@@ -332,7 +358,13 @@ def write_rlhf_run(folder: Path) -> Path:
         "reward": entry("reward", "done", "sft"),
         "ppo": entry("ppo", "done", "sft") | {"inputs": {"policy": "sft", "reward": ["reward"]}},
     }
-    run = {"format": 1, "name": "rlhf", "align": "0.1.0", "pipeline": "dpo_and_rlhf", "created": 1.79e9}
+    run = {
+        "format": 1,
+        "name": "rlhf",
+        "align": "0.1.0",
+        "pipeline": "dpo_and_rlhf",
+        "created": "2026-09-22T13:33:20+00:00",
+    }
     write_json(folder / "run.json", run | {"order": list(stages), "stages": stages})
     matrix = forgetting()
     matrix["stages"].append("ppo")

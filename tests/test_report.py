@@ -16,8 +16,10 @@ import report_fixture as made
 from align import report
 from align.errors import AlignError
 from align.report import curves, findings, numbers, plots
+from align.report.page import described
 from align.report.records import load
 from align.report.terminal import matrix_table, verdict_line
+from align.run_folder.records import BaseModelIdentity, Policy
 
 
 @pytest.fixture
@@ -486,3 +488,25 @@ def test_a_spectrum_scan_is_drawn_by_type_with_what_was_trained(run_dir: Path) -
     drawing = text.partition("Which layers were trained")[2].partition("</details>")[0]
     assert "mlp.up_proj" in drawing and "self_attn.q_proj" in drawing
     assert drawing.count("fill: var(--blue)") == 2, "one trained layer of each type"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "revision", "words"),
+    [
+        (None, None, ["acme/base"]),
+        (None, "0123abc", ["acme/base", "revision 0123abc"]),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, None, ["acme/base", "4-bit nf4"]),
+        ({"load_in_8bit": True}, "0123abc", ["acme/base", "revision 0123abc", "8-bit"]),
+    ],
+)
+def test_the_base_is_named_with_its_revision_and_quantisation(
+    quantization: dict[str, object] | None, revision: str | None, words: list[str]
+) -> None:
+    base = BaseModelIdentity(name="acme/base", path="/models/base", identity="1f0c", revision=revision)
+    assert [*described(Policy(base=base, quantization=quantization))] == words
+
+
+def test_a_moment_is_in_words() -> None:
+    assert numbers.moment("2026-11-28T14:03:59+00:00") == "28 November 2026, 14:03 UTC"
+    assert numbers.moment("2026-11-28T23:30:00-02:00") == "29 November 2026, 01:30 UTC"
+    assert numbers.moment(None) == "n/a"

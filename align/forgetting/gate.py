@@ -3,44 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
-
-from pydantic import BaseModel, Field
 
 from align.forgetting.judgement import Finding, judge
 from align.forgetting.keys import ForgettingKeys
-from align.forgetting.measurements import Measurement, Metric, ProbeInfo, Split
+from align.forgetting.measurements import Measurement, ProbeInfo, Split
 from align.forgetting.statistics import PerplexityChange
-
-
-class Violation(BaseModel):
-    """One limit that was broken beyond doubt.
-
-    `low` and `high` enclose `delta` = after - before against `limit`, a drop; of perplexity they enclose after / before
-    against `limit`, a ratio. None stands for a number that is not finite.
-    """
-
-    probe: str
-    metric: Metric
-    before: float | None
-    after: float | None
-    delta: float | None
-    low: float | None
-    high: float | None
-    limit: float
-
-
-class Decision(BaseModel):
-    """What goes on from a stage, and why; `decision.json` of the stage."""
-
-    stage: str
-    action: Literal["continue", "stop"]
-    policy: Literal["as_trained"] = "as_trained"
-    reasons: list[str] = Field(description="Sentences with the figures, the violations first.")
-    violations: list[Violation]
-    unclear: list[str] = Field(description="Probes whose items are too few to tell.")
-    thresholds: dict[str, float | dict[str, float] | str | None]
-    split: Literal["gate"] = "gate"
+from align.run_folder.records import Decision, Violation
 
 
 def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys) -> Decision:

@@ -132,13 +132,13 @@ def _needed(stage: StageRecord) -> list[str]:
 
 def _cpu(ids: Iterable[str], stages: Mapping[str, StageRecord]) -> str:
     outcomes = [stages[id].outcome for id in ids if id in stages]
-    known = [outcome.cpu_seconds for outcome in outcomes if outcome and outcome.cpu_seconds is not None]
+    known = [outcome.cpu_seconds for outcome in outcomes if outcome]
     return numbers.seconds(sum(known)) if known else NONE
 
 
 def _trainable(stage: StageRecord | None) -> str:
     parameters = stage.outcome.parameters if stage and stage.outcome else None
-    return f"{parameters.trainable:,}" if parameters else NONE
+    return f"{parameters['trainable']:,}" if parameters else NONE
 
 
 def _notes(parent: str, comparison: Comparison | None, lines: Iterable[Line]) -> Iterable[str]:

@@ -6,6 +6,10 @@ from datetime import UTC, datetime
 from align.report.schema import Cell, Effect, Figure, Probe, Undefined
 
 NONE = "n/a"
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)  # in English, whatever the machine's locale
 
 
 def score(value: float | None, probe: Probe | None = None) -> str:
@@ -90,11 +94,12 @@ def plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def moment(value: float | str | None) -> str:
-    """A time as it stands in run.json; unix seconds as UTC."""
-    if isinstance(value, str):
-        return value
-    return NONE if value is None else datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def moment(value: str | None) -> str:
+    """A time of run.json, ISO 8601, in words: `28 November 2026, 14:03 UTC`."""
+    if value is None:
+        return NONE
+    time = datetime.fromisoformat(value).astimezone(UTC)
+    return f"{time.day} {MONTHS[time.month - 1]} {time:%Y, %H:%M} UTC"
 
 
 def verdict(cell: Cell | None) -> str:

@@ -10,6 +10,7 @@ from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
 from align.report.schema import Broken, Cell, Effect, Forgetting, Probe, Report, Sample
 from align.report.stage_page import Fact, StagePage, flat, stage_page
+from align.run_folder.records import Policy
 
 BROKEN_SHOWN: Final = 5
 """Broken answers shown of one probe."""
@@ -150,9 +151,9 @@ def build(report: Report) -> Page:
 def _facts(report: Report) -> Iterable[Fact]:
     outcomes = [stage.outcome for stage in report.stages if stage.outcome]
     done = sum(stage.entry.status == "done" for stage in report.stages)
-    base = next((outcome.policy.base for outcome in outcomes if outcome.policy), None)
-    if base:
-        yield Fact("Base", ", ".join(str(part) for part in (base.name, base.quantization, base.dtype) if part))
+    policy = next((given for outcome in outcomes if (given := outcome.policy or outcome.reward)), None)
+    if policy:
+        yield Fact("Base", ", ".join(described(policy)))
     cost = report.quantization
     if cost and cost.ratio is not None:
         effect = Effect(ratio=cost.ratio, ci95=cost.ci95)
@@ -163,6 +164,18 @@ def _facts(report: Report) -> Iterable[Fact]:
     spent = sum((outcome.seconds or 0) + (outcome.measure_seconds or 0) for outcome in outcomes)
     yield Fact("Training and measuring", numbers.seconds(spent))
     yield Fact("Started", numbers.moment(report.run.created))
+
+
+def described(policy: Policy) -> Iterable[str]:
+    """The base by its name, its revision of the Hub, and how it is quantised."""
+    yield policy.base.name
+    if policy.base.revision:
+        yield f"revision {policy.base.revision}"
+    settings = policy.quantization or {}
+    if settings.get("load_in_4bit"):
+        yield f"4-bit {settings.get('bnb_4bit_quant_type', '')}".rstrip()
+    elif settings.get("load_in_8bit"):
+        yield "8-bit"
 
 
 def _columns(forgetting: Forgetting) -> list[str]:

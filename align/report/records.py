@@ -5,19 +5,16 @@ import re
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from align.errors import AlignError, Place
 from align.report.schema import (
     FORMAT,
     Broken,
     Comparison,
-    Decision,
     Failure,
     Forgetting,
-    Outcome,
     Quantization,
-    Record,
     Report,
     Run,
     Sample,
@@ -28,13 +25,14 @@ from align.report.schema import (
 )
 from align.rl import rollouts
 from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.records import Decision, Outcome
 
 __all__ = ["Report", "load"]
 
 LOG_TAIL_BYTES: Final = 16_384
 LOG_TAIL_LINES: Final = 20
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=BaseModel)
 
 
 def load(run_dir: str | Path) -> Report:

@@ -1,11 +1,12 @@
-"""The records of a run folder: what its JSON files hold, key by key. Missing keys take the defaults given here."""
+"""What the report reads beside the records of `align/run_folder/records.py`. Missing keys take the defaults here."""
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from align.rl.rollouts import Rollout
+from align.run_folder.records import Decision, Outcome
 
 FORMAT: Final = 1
 """The format of run.json and forgetting.json that this reader knows."""
@@ -43,98 +44,11 @@ class Run(Record):
     name: str
     align: str = "unknown"
     pipeline: str | None = None
-    created: float | str | None = None
+    created: str | None = None
     order: tuple[str, ...] = ()
     stages: Mapping[str, StageEntry] = {}
     versions: Mapping[str, str] = {}
     probes: str | None = None
-
-
-class Parameters(Record):
-    """How many weights the model has and how many of them the stage trains."""
-
-    total: int
-    trainable: int
-
-
-class Base(Record):
-    """The base model under every policy of the run."""
-
-    name: str | None = None
-    identity: str | None = None
-    quantization: JsonValue = None
-    dtype: str | None = None
-
-
-class Adapter(Record):
-    """One adapter of a policy, in the order in which they are applied."""
-
-    name: str
-    method: str | None = None
-
-
-class Policy(Record):
-    """What a stage hands on: a base and ordered adapters, or full weights."""
-
-    base: Base = Base()
-    adapters: tuple[Adapter, ...] = ()
-    weights: str | None = None
-
-
-class Data(Record):
-    """Rows that a stage read."""
-
-    rows: int | None = None
-    replay_rows: int | None = None
-    replay_ratio: float | None = None
-    eval_rows: int | None = None
-
-
-class Outcome(Record):
-    """outcome.json: what a finished stage did. Times in seconds, memory in bytes."""
-
-    program: str | None = None
-    status: str = "done"
-    seconds: float | None = None
-    cpu_seconds: float | None = None
-    world_size: int | None = None
-    distributed_type: str | None = None
-    global_batch_size: int | None = None
-    steps: int | None = None
-    parameters: Parameters | None = None
-    parameterization: Mapping[str, JsonValue] = {}
-    metrics: Mapping[str, JsonValue] = {}
-    policy: Policy | None = None
-    reward: Policy | None = None
-    data: Data = Data()
-    measure_seconds: float | None = None
-    measure_cpu_seconds: float | None = None
-    peak_memory_bytes: float | None = None
-    warnings: tuple[str, ...] = ()
-    merge: Mapping[str, JsonValue] | None = None
-    versions: Mapping[str, str] = {}
-
-
-def _named(value: object) -> object:
-    """A violation may be written as the bare name of its probe."""
-    return {"probe": value} if isinstance(value, str) else value
-
-
-class Breach(Record):
-    """One probe that crossed its limit, or may have; the figures stand in the decision's reasons."""
-
-    probe: str
-
-
-class Decision(Record):
-    """decision.json: what goes on from a stage, and why."""
-
-    action: str
-    policy: str = "as_trained"
-    reasons: tuple[str, ...] = ()
-    violations: tuple[Annotated[Breach, BeforeValidator(_named)], ...] = ()
-    unclear: tuple[Annotated[Breach, BeforeValidator(_named)], ...] = ()
-    split: str | None = None
 
 
 class Broken(Record):

@@ -11,7 +11,8 @@ from align.report.change_line import Line, line
 from align.report.curves import Judgement
 from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPage, reward_page
 from align.report.rollout_page import RolloutsPage, rollouts_page
-from align.report.schema import Decision, Forgetting, Outcome, StageRecord
+from align.report.schema import Forgetting, StageRecord
+from align.run_folder.records import Decision, Outcome
 
 DEVICES: Final = {"MULTI_CPU": " on CPUs", "MULTI_GPU": " on GPUs"}
 """What accelerate calls the ways in which several processes train together, in words."""
@@ -70,7 +71,7 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         judgements=tuple(judgements),
         settings=tuple(flat(outcome.parameterization)) if outcome else (),
         metrics=(*flat(_untold(stage, outcome)), *flat(outcome.merge or {}, "merge.")) if outcome else (),
-        warnings=outcome.warnings if outcome else (),
+        warnings=tuple(outcome.warnings) if outcome else (),
         decision=_decision(stage),
         reasons=_reasons(stage.decision) if stage.decision else (),
         breached=bool(stage.decision and stage.decision.violations),
@@ -116,7 +117,7 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
     if method:
         yield Fact("Method", str(method))
     if outcome.parameters:
-        total, trainable = outcome.parameters.total, outcome.parameters.trainable
+        total, trainable = outcome.parameters["total"], outcome.parameters["trainable"]
         share = f" ({trainable / total:.2%})" if total else ""
         yield Fact("Trains", f"{trainable:,} of {total:,} weights{share}")
     given = outcome.policy or outcome.reward
@@ -124,23 +125,18 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         below = "full weights" if given.weights else "base"
         yield Fact("Hands on", " + ".join([below, *(adapter.name for adapter in given.adapters)]))
     data = outcome.data
-    if data.rows is not None:
+    if data.get("rows") is not None:
         replay = ""
-        if data.replay_rows is not None:
-            ratio = "" if data.replay_ratio is None else f", ratio {data.replay_ratio:g}"
-            replay = f"; {data.replay_rows:,} replay rows{ratio}"
-        held = f"; {data.eval_rows:,} eval rows" if data.eval_rows is not None else ""
-        yield Fact("Data", f"{data.rows:,} rows{replay}{held}")
-    if outcome.steps is not None:
-        batch = f", batches of {outcome.global_batch_size:,}" if outcome.global_batch_size else ""
-        yield Fact("Steps", f"{outcome.steps:,}{batch}")
-    if outcome.world_size is not None:
-        where = DEVICES.get(outcome.distributed_type or "", "") if outcome.world_size > 1 else ""
-        yield Fact("Processes", f"{outcome.world_size}{where}")
-    if outcome.seconds is not None:
-        yield Fact("Training time", _time(outcome.seconds, outcome.cpu_seconds))
-    if outcome.measure_seconds is not None:
-        yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
+        if data.get("replay_rows") is not None:
+            ratio = "" if data.get("replay_ratio") is None else f", ratio {data['replay_ratio']:g}"
+            replay = f"; {data['replay_rows']:,} replay rows{ratio}"
+        held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") is not None else ""
+        yield Fact("Data", f"{data['rows']:,} rows{replay}{held}")
+    yield Fact("Steps", f"{outcome.steps:,}, batches of {outcome.global_batch_size:,}")
+    where = DEVICES.get(outcome.distributed_type, "") if outcome.world_size > 1 else ""
+    yield Fact("Processes", f"{outcome.world_size}{where}")
+    yield Fact("Training time", _time(outcome.seconds, outcome.cpu_seconds))
+    yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
     if outcome.peak_memory_bytes is not None:
         yield Fact("Peak memory", numbers.memory(outcome.peak_memory_bytes))
 
@@ -150,8 +146,8 @@ def _named(source: JsonValue) -> str:
     return " and ".join(map(str, source)) if isinstance(source, list) else str(source)
 
 
-def _time(wall: float, cpu: float | None) -> str:
-    return numbers.seconds(wall) + (f" (CPU {numbers.seconds(cpu)})" if cpu is not None else "")
+def _time(wall: float, cpu: float) -> str:
+    return f"{numbers.seconds(wall)} (CPU {numbers.seconds(cpu)})"
 
 
 def flat(values: Mapping[str, JsonValue], prefix: str = "") -> Iterable[Fact]:
@@ -173,5 +169,5 @@ def _decision(stage: StageRecord) -> str:
 
 def _reasons(decision: Decision) -> tuple[str, ...]:
     """The decision's own sentences; where it has none, the names of what it found."""
-    found = ((decision.violations, "past its limit"), (decision.unclear, "UNCLEAR"))
-    return decision.reasons or tuple(f"{breach.probe}: {word}" for breaches, word in found for breach in breaches)
+    broken = [f"{violation.probe}: past its limit" for violation in decision.violations]
+    return tuple(decision.reasons or [*broken, *(f"{probe}: UNCLEAR" for probe in decision.unclear)])

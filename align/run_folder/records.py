@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 PROMPTS = 200  # that stages which go on from one policy are compared on
 LOADING = "loading"  # what a stage is at until it says otherwise
@@ -138,6 +138,36 @@ class Outcome(BaseModel):
     warnings: list[str] = []
     versions: dict[str, str] = {}
     artifacts: dict[str, dict[str, Any]]
+
+
+class Violation(BaseModel):
+    """One limit that was broken beyond doubt.
+
+    `low` and `high` enclose `delta` = after - before against `limit`, a drop; of perplexity they enclose after / before
+    against `limit`, a ratio. None stands for a number that is not finite.
+    """
+
+    probe: str
+    metric: Literal["accuracy", "perplexity"]
+    before: float | None
+    after: float | None
+    delta: float | None
+    low: float | None
+    high: float | None
+    limit: float
+
+
+class Decision(BaseModel):
+    """What goes on from a stage, and why; `decision.json` of the stage."""
+
+    stage: str
+    action: Literal["continue", "stop"]
+    policy: Literal["as_trained"] = "as_trained"
+    reasons: list[str] = Field(description="Sentences with the figures, the violations first.")
+    violations: list[Violation]
+    unclear: list[str] = Field(description="Probes whose items are too few to tell.")
+    thresholds: dict[str, float | dict[str, float] | str | None]
+    split: Literal["gate"] = "gate"
 
 
 class Comparison(BaseModel):
