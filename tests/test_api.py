@@ -1,0 +1,99 @@
+"""The public Python surface: what it offers, what it imports, and that it does what the command does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import align
+import runs
+
+RECIPE = """\
+name: small
+seed: 3
+model: {base: lab, dtype: bfloat16}
+parameterization: {method: qlora}
+forgetting: {probes: none}
+stages:
+  sft:
+    data: {source: lab/helpdesk, limit: 32}
+    training: {learning_rate: 1.0e-3, max_steps: 4, per_device_train_batch_size: 8}
+"""
+PUBLIC = [
+    "Adapted",
+    "AlignError",
+    "Checked",
+    "PlannedStage",
+    "Run",
+    "SpectrumAnalyzer",
+    "Stage",
+    "StageKeys",
+    "StageResult",
+    "check",
+    "load_policy",
+    "nf4",
+    "open_run",
+    "run",
+]
+
+
+def imported(code: str, *names: str) -> list[str]:
+    """Which of these packages a program imports."""
+    program = f"{code}\nimport sys\nprint(*[name for name in {names!r} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> align.Run:
+    """A run through Python."""
+    folder = tmp_path_factory.mktemp("api")
+    return align.run(runs.write(folder, RECIPE), run_dir=folder / "run")
+
+
+def test_the_surface() -> None:
+    assert align.__all__ == PUBLIC
+    assert [name for name in PUBLIC if getattr(align, name).__name__.rpartition(".")[2] != name] == []
+    with pytest.raises(AttributeError, match=r"^module 'align' has no attribute 'Policy'$"):
+        align.Policy  # noqa: B018
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    heavy = ("torch", "transformers", "peft", "trl", "datasets")
+    assert imported("import align", *heavy, "pydantic", "rich", "align.api") == []
+    assert imported(f"import align\nalign.check({str(runs.write(tmp_path, RECIPE))!r})", *heavy) == []
+
+
+def test_check_tells_the_plan_and_all_faults(tmp_path: Path) -> None:
+    recipe = runs.write(tmp_path, RECIPE)
+    printed = runs.align("check", str(recipe)).stdout
+    assert [*map(str, align.check(recipe).stages), f"{recipe}: ok"] == printed.splitlines()
+    with pytest.raises(align.AlignError) as raised:
+        align.check(recipe, ["stages.sft.data=lab/nothing", "model.base=./nothing"])
+    assert "lab/nothing" in str(raised.value) and "./nothing" in str(raised.value)
+
+
+def test_a_run_gives_the_weights_of_the_command(ours: align.Run, tmp_path: Path) -> None:
+    runs.run(runs.write(tmp_path, RECIPE), tmp_path / "run")
+    assert runs.weights(ours.folder) == runs.weights(tmp_path / "run") != {}
+
+
+def test_a_stage_of_a_run(ours: align.Run) -> None:
+    stage = align.open_run(ours.folder).stage("sft")
+    assert (stage.outcome.steps, stage.report) == (4, {})
+    assert stage.policy is not None and [one.name for one in stage.policy.adapters] == ["sft"]
+    with pytest.raises(align.AlignError) as raised:
+        ours.stage("dpo")
+    assert str(raised.value) == f"'{ours.folder}' has no finished stage 'dpo'\n  -> choose one of: sft"
+
+
+def test_a_loaded_policy_answers_as_in_chat(ours: align.Run) -> None:
+    model, tokenizer = align.load_policy(ours, "sft")
+    asked = [{"role": "user", "content": "sort: b a c"}]
+    inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**inputs.to(model.device), max_new_tokens=16, do_sample=False)
+    answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    chat = runs.align("chat", str(ours.folder), "--max-new-tokens", "16", stdin="sort: b a c\n\n").stdout
+    assert answer == chat.strip() != ""
