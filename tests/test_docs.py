@@ -38,6 +38,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 GENERATED = {"errors.md"}  # shows command lines that are wrong on purpose
 RECIPES = ROOT / "docs" / "recipes.md"
 PPO = ROOT / "docs" / "ppo.md"
+STAGES = ROOT / "docs" / "stages.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NO_DEFAULT = ("", "below", "as above")  # what a table says where the schema has no default, or a mapping of many
 
@@ -311,3 +312,15 @@ def test_every_alarm_is_explained_with_its_limits() -> None:
     text = PPO.read_text(encoding="utf-8").partition("## Alarms")[2]
     assert f"first {health.START} rollouts" in text and f"in {health.IN_A_ROW} rollouts in a row" in text
     assert f"more than {health.RISE_ERRORS:g} standard errors" in text
+
+
+@pytest.mark.parametrize("name", shipped.names("stages"))
+def test_the_table_of_stages_is_what_they_declare(name: str) -> None:
+    rows = {row[0].partition("`")[2].partition("`")[0]: row[1:] for row in rows_below(STAGES, "<!-- stages -->")}
+    assert set(rows) == set(shipped.names("stages"))
+    taken, gives, replays, evaluates, own = rows[name]
+    declared = program.load(name, Path()).stage
+    assert set(re.findall(r"`(\w+)`", taken)) == declared.rows
+    assert gives == f"`{declared.gives}`"
+    assert (replays, evaluates) == tuple("yes" if flag else "no" for flag in (declared.replays, declared.evaluates))
+    assert set(re.findall(r"`(\w+)`", own)) == set(declared.keys.model_fields) - set(keys.StageKeys.model_fields)
