@@ -1,10 +1,13 @@
 """align: take a base language model through a chain of post-training stages, and tell what each one forgot.
 
-The names of `__all__` are the public ones, and each is imported when it is first asked for. All else is private.
+The names of `__all__` are public, and each is imported when it is first asked for. So are those of `align.stage`, for
+authors of stages, and `import align.bottleneck`. All else is private: it may change with any version.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from align.version import VERSION
 
 if TYPE_CHECKING:
     from align.adapters.adapted import Adapted
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from align.spectrum.analyzer import SpectrumAnalyzer
     from align.stage import Stage, StageKeys
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Adapted",
     "AlignError",

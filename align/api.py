@@ -123,8 +123,7 @@ class Run:
             done = [one.id for one in report.stages if one.outcome is not None]
             remedy = f"choose one of: {', '.join(done)}" if done else "run it first: align run"
             raise AlignError(f"'{self.folder}' has no finished stage '{id}'", remedy)
-        matrix = report.forgetting.matrix if report.forgetting else {}
-        cells = {probe: row[id] for probe, row in matrix.items() if id in row}
+        cells = report.forgetting.matrix.get(id, {}) if report.forgetting else {}
         return StageResult(Outcome.model_validate(raw), cells, here.model)
 
 
@@ -181,7 +180,7 @@ def folder_of(name: str, run_dir: str | Path | None) -> RunDir:
     """
     folder = RunDir(Path(run_dir or Path("runs") / name).absolute())
     if folder.root.exists() and not folder.root.is_dir():
-        raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another --run-dir")
+        raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another run folder")
     return folder
 
 

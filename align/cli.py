@@ -69,8 +69,8 @@ def run(
     [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
     [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
     """
+    from align.api import folder_of
     from align.recipe import load as recipes
-    from align.run_folder.paths import RunDir
     from align.runner.loop import Options, Run
     from align.runner.progress import Watcher
 
@@ -79,9 +79,7 @@ def run(
     if recipe is not None and (model is not None or data is not None):
         raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=... with a recipe")
     loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
-    folder = RunDir((run_dir or Path("runs") / loaded.recipe.name).absolute())
-    if folder.root.exists() and not folder.root.is_dir():
-        raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another --run-dir")
+    folder = folder_of(loaded.recipe.name, run_dir)
     with Watcher(_errors()) as watcher:
         code = Run(loaded, options, folder, watcher).execute()
     _show(folder.root)
@@ -109,23 +107,16 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Take names on the Hugging Face Hub on trust.")] = False,
 ) -> None:
     """Check a recipe, its data row by row and its model's files, without loading a model."""
-    from align.preflight.check import prepare
-    from align.recipe import load as recipes
+    from align import api
 
-    loaded = recipes.load(recipes.locate(recipe), set)
-    found = prepare(loaded, offline=offline, weights=False)
+    found = api.check(recipe, set, offline=offline)
     for note in found.notes:
         _errors().print(line(note, "note"))
     for id, texts in found.warnings.items():
         for text in texts:
             _errors().print(line(f"{id}: {text}", "warning"))
-    for plan in loaded.stages:
-        rows = found.rows[plan.id]
-        parts = [f"{plan.program.name} from {plan.policy}", plan.method_keys.method]
-        parts.append(f"{len(rows.train):,} rows" if rows.train else "rows not looked up")
-        parts += [f"{len(rows.evaluation):,} held out"] if rows.evaluation else []
-        parts += [f"replay {plan.replay.ratio:.0%}"] if plan.replay else []
-        print(f"{plan.id}: {', '.join(parts)}")
+    for stage in found.stages:
+        print(stage)
     print(f"{recipe}: ok")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +26,7 @@ stages:
     data: {source: lab/helpdesk, limit: 32}
     training: {learning_rate: 1.0e-3, max_steps: 4, per_device_train_batch_size: 8}
 """
+PROBE = "{probes: {own: {data: own.jsonl, metric: accuracy}}}"
 PUBLIC = [
     "Adapted",
     "AlignError",
@@ -38,6 +43,12 @@ PUBLIC = [
     "open_run",
     "run",
 ]
+
+
+def questions() -> str:
+    """Items that the lab's base answers, as lines of a probe's file."""
+    words = [" ".join(order) for order in itertools.permutations("abcde", 3)]
+    return "".join(json.dumps({"prompt": f"sort: {w}", "answer": " ".join(sorted(w.split()))}) + "\n" for w in words)
 
 
 def imported(code: str, *names: str) -> list[str]:
@@ -97,3 +108,37 @@ def test_a_loaded_policy_answers_as_in_chat(ours: align.Run) -> None:
     answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     chat = runs.align("chat", str(ours.folder), "--max-new-tokens", "16", stdin="sort: b a c\n\n").stdout
     assert answer == chat.strip() != ""
+
+
+def test_the_page_for_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """With a probe, so that a stage's report has cells."""
+    page = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{probes: none}", PROBE), encoding="utf-8")
+    (tmp_path / "own.jsonl").write_text(questions(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(block, names)
+    plan, steps, report, _answer = capsys.readouterr().out.splitlines()
+    assert plan == "sft: sft from base, qlora, 32 rows"
+    assert steps.startswith("4 ")
+    table = json.loads((tmp_path / "runs/mine/forgetting.json").read_text(encoding="utf-8"))["matrix"]["sft"]
+    assert report == str({probe: cell["score"] for probe, cell in table.items()}) != "{}"
+    assert {f"`{name}`" for name in align.__all__} <= set(re.findall(r"`\w+`", page.replace("(", "` "))) | {
+        "`Checked`",
+        "`PlannedStage`",
+        "`StageResult`",
+    }
+
+
+def test_a_gate_that_stops_the_run_raises(tmp_path: Path) -> None:
+    strict = PROBE.removesuffix("}") + ", max_drop: 0, on_violation: stop}"
+    (tmp_path / "own.jsonl").write_text(questions(), encoding="utf-8")
+    recipe = runs.write(tmp_path, RECIPE.replace("{probes: none}", strict))
+    with pytest.raises(align.AlignError) as raised:
+        align.run(recipe, run_dir=tmp_path / "run", overrides=["stages.sft.training.learning_rate=0.3"])
+    decision = json.loads((tmp_path / "run/stages/sft/decision.json").read_text(encoding="utf-8"))
+    assert decision["action"] == "stop"
+    assert raised.value.what == f"the gate stopped the run after 'sft': {decision['reasons'][0]}"
+    assert raised.value.exit == 3

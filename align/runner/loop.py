@@ -10,7 +10,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from align import __version__
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
 from align.preflight.check import Prepared, check_disk, prepare
@@ -24,6 +23,7 @@ from align.runner import branches
 from align.runner.child import Child
 from align.runner.progress import Watcher
 from align.runner.tickets import build
+from align.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Run:
             old = None
         self.record = old or {"format": 1, "name": name, "created": _now(), "stages": {}}
         self.record |= {
-            "align": __version__,
+            "align": VERSION,
             "pipeline": self.loaded.recipe.pipeline,
             "order": [plan.id for plan in self.loaded.stages],
             "probes": probes if isinstance(probes := self.loaded.recipe.forgetting.probes, str) else "own",

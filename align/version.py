@@ -1,0 +1,3 @@
+"""The version of align."""
+
+VERSION = "0.1.0"
