@@ -180,7 +180,7 @@ def folder_of(name: str, run_dir: str | Path | None) -> RunDir:
     """
     folder = RunDir(Path(run_dir or Path("runs") / name).absolute())
     if folder.root.exists() and not folder.root.is_dir():
-        raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another run folder")
+        raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another --run-dir")
     return folder
 
 
