@@ -102,7 +102,7 @@ def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(AlignError) as error:
-        load([DataSource(source="x.jsonl")], root=tmp_path, accepts=frozenset({accepts}), stage="s")  # type: ignore[arg-type]
+        load([DataSource(source="x.jsonl")], root=tmp_path, accepts=frozenset({accepts}), stage="s")
     return str(error.value)
 
 

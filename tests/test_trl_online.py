@@ -24,20 +24,23 @@ from align.trainers.base import BaseTrainer
 from align.trainers.minibatches import Minibatches
 from align.trainers.online import Online, fitting_tiles
 from align.trainers.ppo import PpoTrainer
+from align.trainers.rollout_checkpoints import RolloutCheckpoints
 from models import BASE, LORA, Stages
 from test_ppo import function, ppo
 from test_rl_passes import tiny_llama
 
 LOG_PROBS = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
+OF_CHECKPOINTS = {
+    "_save": ["self", "output_dir", "state_dict"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+}
 OF_ONLINE = {
     "_generate_single_turn": ["self", "prompt_ids"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_get_per_token_logps_and_entropies": [*LOG_PROBS, "compute_aux_loss"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_get_train_sampler": ["self"],
-    "_save": ["self", "output_dir", "state_dict"],
-    "_save_checkpoint": ["self", "model", "trial"],
-    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
 }
 OF_PPO = {
@@ -53,7 +56,8 @@ OF_MINIBATCHES = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
 }
-OVERRIDDEN = [(RLOOTrainer, name, start) for name, start in {**OF_MINIBATCHES, **OF_ONLINE, **OF_PPO}.items()]
+OURS = {**OF_MINIBATCHES, **OF_CHECKPOINTS, **OF_ONLINE, **OF_PPO}
+OVERRIDDEN = [(RLOOTrainer, name, start) for name, start in OURS.items()]
 
 
 @pytest.mark.parametrize(("trainer", "name", "start"), OVERRIDDEN, ids=[f"{t.__name__}.{n}" for t, n, _ in OVERRIDDEN])
@@ -65,7 +69,12 @@ def test_an_overridden_method_is_as_it_was(trainer: type, name: str, start: list
 
 
 def test_we_override_what_we_mean_to_and_nothing_else() -> None:
-    every = ((Minibatches, OF_MINIBATCHES), (Online, OF_ONLINE), (PpoTrainer, OF_PPO))
+    every = (
+        (Minibatches, OF_MINIBATCHES),
+        (RolloutCheckpoints, OF_CHECKPOINTS),
+        (Online, OF_ONLINE),
+        (PpoTrainer, OF_PPO),
+    )
     for ours, theirs, meant in ((ours, RLOOTrainer, meant) for ours, meant in every):
         own = {name for name, value in vars(ours).items() if inspect.isfunction(value) and not name.startswith("__")}
         clash = {name for name in own if hasattr(theirs, name) or hasattr(BaseTrainer, name)}

@@ -137,8 +137,7 @@ def _files(source: DataSource, root: Path) -> list[DataFile]:
         if path.exists():
             return [_local(path)]
         if glob.has_magic(text):
-            # glob's own, because Path.glob takes no absolute pattern
-            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - Path.glob takes no absolute pattern
             if found := [_local(match) for match in matches if match.is_file()]:
                 return found
     return _elsewhere(source, text, bases)

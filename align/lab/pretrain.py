@@ -151,7 +151,7 @@ def pretrain(
     model.train()
     for step, (ids, weights) in enumerate(islice(stream, schedule.steps), start=1):
         loss = weighted_loss(model, ids, weights)
-        loss.backward()  # type: ignore[no-untyped-call]  # by torch
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(chosen, schedulers, strict=True):
             optimizer.step()

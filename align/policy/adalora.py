@@ -74,6 +74,6 @@ class Allocate(TrainerCallback):
     def _load(self, allocator: Any, file: Path, device: Any) -> None:
         with safe_open(file, framework="pt", device=str(device)) as stored:
             self.pattern = json.loads(stored.metadata()["rank_pattern"])
-            for key in stored.keys():  # noqa: SIM118 - no mapping
+            for key in list(stored.keys()):
                 kind, _, name = key.partition("/")
                 getattr(allocator, kind)[name] = stored.get_tensor(key)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def free_memory() -> int:
     """Bytes of memory that a process may still take: of the machine, and of the container that it runs in."""
-    import psutil  # type: ignore[import-untyped]  # accelerate needs it
+    import psutil  # type: ignore[import-untyped]  # carries no types; accelerate needs it
 
     free: int = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")

@@ -82,7 +82,7 @@ def of_adapter(folder: Path, device: torch.device) -> Score:
         AlignError: there is none.
     """
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-        stored = {name.rpartition(".")[2]: tensors.get_tensor(name) for name in tensors.keys() if is_head(name)}  # noqa: SIM118 - no mapping
+        stored = {name.rpartition(".")[2]: tensors.get_tensor(name) for name in list(tensors.keys()) if is_head(name)}
     if "weight" not in stored:
         what = f"the adapter in '{folder}' was saved without the head '{SCORE}'"
         raise AlignError(what, "train the reward model again")
@@ -96,6 +96,6 @@ def _stored(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(f"{SCORE}.")]  # noqa: SIM118 - no mapping
+            names = [name for name in list(tensors.keys()) if name.startswith(f"{SCORE}.")]
             found |= {name: tensors.get_tensor(name) for name in names}
     return found

@@ -44,5 +44,5 @@ class TrlLoss(Online):
             if measured.get(theirs):
                 sums[name].append(measured[theirs][-1])
         parts = self.current_gradient_accumulation_steps if self.loss_is_scaled_for_ga else 1
-        sums["policy_loss"].append(float(self.sum(loss.detach())) * parts / self.accelerator.num_processes)
+        sums["policy_loss"].append(float(self.summed(loss.detach())) * parts / self.accelerator.num_processes)
         return loss

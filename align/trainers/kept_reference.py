@@ -196,9 +196,10 @@ def _read(file: Path, split: dict[str, str], places: Sequence[int]) -> Columns |
     if not file.is_file():
         return None
     with safe_open(file, "pt") as stored:
-        if stored.metadata() != split or ROWS not in stored.keys():  # noqa: SIM118  it is no dict
+        names = list(stored.keys())
+        if stored.metadata() != split or ROWS not in names:
             return None
-        found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  as above
+        found = {name: stored.get_tensor(name) for name in names}
     return found if found[ROWS].tolist() == list(places) else None
 
 

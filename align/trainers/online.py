@@ -8,15 +8,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 
@@ -31,15 +27,12 @@ from align.rl.prompt_order import PromptOrder
 from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
 from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
-from align.run_folder import files
 from align.trainers.base import BaseTrainer
 from align.trainers.minibatches import Minibatches
+from align.trainers.rollout_checkpoints import RolloutCheckpoints
 
 if TYPE_CHECKING:
     from align.stage.job import Job
-
-# of a checkpoint; in a folder of their own: transformers takes every safetensors file beside the weights for weights
-OWN, ROLLOUT, STATE = "online", "rollout.safetensors", "rollout.json"
 
 
 @dataclass
@@ -82,7 +75,7 @@ def fitting_tiles(lm: Any) -> Iterator[None]:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
 
 
-class Online(Minibatches, BaseTrainer):
+class Online(RolloutCheckpoints, Minibatches, BaseTrainer):
     """Mixed in before a TRL trainer that samples answers.
 
     Args:
@@ -251,14 +244,14 @@ class Online(Minibatches, BaseTrainer):
             kl: nats an answer; None where there is no reference.
             figures: what else is known.
         """
-        total = self.sum(scored.sum())
+        total = self.summed(scored.sum())
         count = total.clamp(min=1)
         if not total:
             self._none_scored(len(scored) * self.accelerator.num_processes)
         apart = torch.zeros_like(scores) if kl is None else kl
         sums = [(scores * scored).sum(), (apart * scored).sum(), (lengths * scored).sum(), (cut * scored).sum()]
-        score, mean_kl, length, missing = (self.sum(torch.stack([x.float() for x in sums])) / count).tolist()
-        spread = self.sum((((scores - score) ** 2) * scored).sum()) / count
+        score, mean_kl, length, missing = (self.summed(torch.stack([x.float() for x in sums])) / count).tolist()
+        spread = self.summed((((scores - score) ** 2) * scored).sum()) / count
         every, each = self.gathered(self.seen.completion_ids), self.seen.rewards[0]
         return self.record.begin(
             step=self.state.global_step,
@@ -290,7 +283,7 @@ class Online(Minibatches, BaseTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         found: torch.Tensor = super().training_step(*args, **kwargs)
-        if self._step % self.each == 0 and self.record.open is not None:
+        if self._step % self.passes_per_rollout == 0 and self.record.open is not None:
             done = self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
             for name, value in self.logged(done).items():
                 self._metrics["train"][name].append(value)
@@ -308,7 +301,7 @@ class Online(Minibatches, BaseTrainer):
         apart: list[float | None] = [None] * count if kl is None else kl.tolist()
         return [Sampled(_text(prompts[i]), _text(answers[i]), round(float(scores[i]), 4), apart[i]) for i in chosen]
 
-    def sum(self, x: torch.Tensor) -> torch.Tensor:
+    def summed(self, x: torch.Tensor) -> torch.Tensor:
         """Over all processes."""
         found: torch.Tensor = self.accelerator.reduce(x, reduction="sum")
         return found
@@ -325,75 +318,12 @@ class Online(Minibatches, BaseTrainer):
         prompts, steps = args.generation_batch_size // self.num_generations, args.steps_per_generation
         return PromptOrder(len(self.train_dataset), prompts, self.num_generations, self.num_iterations * steps, seed)
 
-    # ---- checkpoints: also inside a rollout -----------------------------------------------------------------------
-
-    def progress(self) -> dict[str, Any]:
-        """What a checkpoint holds besides TRL's and transformers' own; JSON."""
-        return {"step": self._step, "processes": self.accelerator.num_processes} | self.record.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put it back."""
-        self._step, before = state["step"], state["processes"]
-        if self._step % self.each and before != self.accelerator.num_processes:
-            what = f"the checkpoint lies within a rollout of {before} processes, and there are "
-            what += f"{self.accelerator.num_processes} now"
-            raise AlignError(what, f"run with `--processes {before}`", exit=Exit.BAD_INPUT)
-        self.record.load(state)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The policy's files hold nothing of the critic's."""
-        if not isinstance(self.model, PeftModel):  # whose own saving takes the trained adapter alone
-            found = self.model.state_dict() if state_dict is None else state_dict
-            state_dict = {name: t for name, t in found.items() if not critic.is_critic(name)}
-        super()._save(output_dir, state_dict)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = self._checkpoint(trial)
-        rank = self.accelerator.process_index
-        tensors: dict[str, torch.Tensor] = {}
-        if self._step % self.each and self._buffered_inputs is not None:  # within a rollout
-            for number, batch in enumerate(self._buffered_inputs):
-                tensors |= {f"{number}/{k}": v.contiguous() for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        if tensors:
-            folder.mkdir(exist_ok=True)
-            save_file({name: t.clone() for name, t in tensors.items()}, folder / f"{rank}-{ROLLOUT}")
-        if self.accelerator.is_main_process:
-            files.write_text(folder / STATE, json.dumps(self.progress()))
-
-    def _checkpoint(self, trial: Any) -> Path:
-        """Our folder in the checkpoint that is being written."""
-        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / OWN
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        self.restored(Path(checkpoint))
-        file = Path(checkpoint) / OWN / f"{self.accelerator.process_index}-{ROLLOUT}"
-        if file.is_file():
-            batches: dict[int, dict[str, Any]] = {}
-            for name, tensor in load_file(file).items():
-                number, _, key = name.partition("/")
-                batches.setdefault(int(number), {})[key] = tensor.to(self.accelerator.device)
-            self._buffered_inputs = [batches[number] for number in sorted(batches)]
-
-    def restored(self, checkpoint: Path) -> None:
-        """Put back what a checkpoint holds of ours besides a rollout under way."""
-        self.restore(files.read_json(checkpoint / OWN / STATE))
-
     @property
-    def each(self) -> int:
-        """Forward passes of a process that are made from one rollout."""
-        found: int = self.args.steps_per_generation * self.num_iterations
-        return found
-
-    @property
-    def planned(self) -> int:
+    def planned_rollouts(self) -> int:
         """The rollouts of the whole run."""
         args = self.args
         if args.max_steps > 0:
-            return int(-(-args.max_steps * args.gradient_accumulation_steps // self.each))
+            return int(-(-args.max_steps * args.gradient_accumulation_steps // self.passes_per_rollout))
         return max(1, round(float(args.num_train_epochs) * self.prompt_order().rollouts))
 
     def gathered(self, values: Sequence[Any]) -> list[Any]:

@@ -27,7 +27,8 @@ from align.rl.ppo_keys import PpoKeys
 from align.rl.ptx import Stream
 from align.rl.recorder import Recorder
 from align.rl.rollouts import Rollout
-from align.trainers.online import OWN, Online, changed
+from align.trainers.online import Online, changed
+from align.trainers.rollout_checkpoints import OWN
 
 
 @dataclass
@@ -69,14 +70,15 @@ class PpoTrainer(Online, RLOOTrainer):
     def _controller(self) -> Controller:
         """The recipe's, with a word where it cannot act within the run."""
         kl, episodes = self.keys.kl, self.args.generation_batch_size
-        auto = estimates.auto_horizon(episodes, self.planned)
+        planned = self.planned_rollouts
+        auto = estimates.auto_horizon(episodes, planned)
         horizon = auto if kl.horizon == "auto" else float(kl.horizon)
         made = Controller(kl.coef, kl.target, horizon, kl.controller == "adaptive")
-        _, high = made.reach(episodes * self.planned, self.planned)
+        _, high = made.reach(episodes * planned, planned)
         if made.adaptive and high < 2:
             self.job.warnings.append(
-                f"the KL controller can change its coefficient by a factor of {high:.2f} at most in {self.planned} "
-                f"rollouts of {episodes} answers: lower `kl.horizon`, or leave it out"
+                f"the KL controller can change its coefficient by a factor of {high:.2f} at most in {planned} rollouts "
+                f"of {episodes} answers: lower `kl.horizon`, or leave it out"
             )
         return made
 
@@ -112,12 +114,12 @@ class PpoTrainer(Online, RLOOTrainer):
         kl = estimates.kl(old, reference, self.keys.kl.estimator)
         rewards = estimates.shaped(scores, kl, mask, self.controller.coef)
         if self.keys.whiten_rewards:
-            rewards = estimates.whiten(rewards, mask, self.sum, shift_mean=False)
+            rewards = estimates.whiten(rewards, mask, self.summed, shift_mean=False)
         advantages, returns = estimates.advantages(rewards, values, mask, self.keys.gamma, self.keys.lam)
         self._record(out, mask, scores, scored, ((old - reference) * mask).sum(1), values, returns)
         if self.keys.whiten_advantages:
-            advantages = estimates.whiten(advantages, mask, self.sum)
-        tokens = self.sum(mask.sum()).clamp(min=1)
+            advantages = estimates.whiten(advantages, mask, self.summed)
+        tokens = self.summed(mask.sum()).clamp(min=1)
         del out["old_logps"]
         share = self.accelerator.num_processes * self.args.steps_per_generation
         return out | {
@@ -195,7 +197,7 @@ class PpoTrainer(Online, RLOOTrainer):
         ratio = ((log_probs - old) * mask).exp()
         apart = estimates.kl(old, log_probs, "k3") * mask
         sums = [apart.sum(), (clipped * mask).sum(), (entropy * mask).sum(), mask.sum(), policy_loss, value_loss]
-        total = self.sum(torch.stack([x.float() for x in sums]))
+        total = self.summed(torch.stack([x.float() for x in sums]))
         tokens = total[3].clamp(min=1)
         figures = {
             "approx_kl": total[0] / tokens,
@@ -224,8 +226,8 @@ class PpoTrainer(Online, RLOOTrainer):
         returns: torch.Tensor,
     ) -> None:
         """Begin the record of a rollout, and let the controller see its KL."""
-        explained = estimates.explained_variance(values, returns, mask, self.sum)
-        known = {"returns_std": estimates.spread(returns, mask, self.sum), "explained_variance": explained}
+        explained = estimates.explained_variance(values, returns, mask, self.summed)
+        known = {"returns_std": estimates.spread(returns, mask, self.summed), "explained_variance": explained}
         begun = self.begin(
             scores, scored, mask.sum(1), self._cut_off(out, mask), kl, coef=self.controller.coef, **known
         )
