@@ -203,7 +203,7 @@ class Stages:
 
     @contextmanager
     def _watched(self, id: str) -> Iterator[None]:
-        build, save = work.Builder.build, work._save
+        build, save = work.Builder.build, work.saving.save_policy
 
         def built(builder: work.Builder) -> Any:
             model, merge = build(builder)
@@ -214,7 +214,7 @@ class Stages:
             self.jobs[id] = job
             return save(job, run)
 
-        with mock.patch.object(work.Builder, "build", built), mock.patch.object(work, "_save", saved):
+        with mock.patch.object(work.Builder, "build", built), mock.patch.object(work.saving, "save_policy", saved):
             yield
 
 

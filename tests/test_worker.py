@@ -236,13 +236,13 @@ def test_a_very_small_model_takes_one_thread_unless_the_user_chose(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ticket = stages.ticket("sft", "sft", BASE, LORA)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    work._limit_threads(ticket)
+    work.limit_threads(ticket)
     assert taken == [], "the user chose"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    work._limit_threads(ticket)
+    work.limit_threads(ticket)
     assert taken == [1]
     monkeypatch.setattr(work, "ONE_THREAD_BYTES", 1_000_000)
-    work._limit_threads(ticket)
+    work.limit_threads(ticket)
     assert taken == [1], "two million parameters are more than that"
 
 
