@@ -77,3 +77,15 @@ def test_a_stage_imports_no_other_stage() -> None:
         code = ast.parse(path.read_text(encoding="utf-8"))
         names = [node.module or "" for node in ast.walk(code) if isinstance(node, ast.ImportFrom)]
         assert not [name for name in names if name.split(".")[0] == "stages"], path.name
+
+
+def test_the_way_of_a_run_names_what_is_there() -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("## The way of")[1].split("\n## ")[0]
+    steps = re.findall(r"^ +((?:\w+/)?\w+)\.(\w+)(?:\.(\w+))?[ (]", text, re.MULTILINE)
+    assert len(steps) >= 8
+    for file, name, member in steps:
+        path = next(p for p in (PACKAGE / f"{file}.py", ROOT / f"{file}.py") if p.is_file())
+        code = ast.parse(path.read_text(encoding="utf-8"))
+        named = {node.name: node for node in ast.walk(code) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        assert name in named, f"{file}.{name}"
+        assert not member or member in {getattr(node, "name", "") for node in named[name].body}, f"{name}.{member}"
