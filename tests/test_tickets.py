@@ -69,6 +69,16 @@ def test_what_the_first_stage_trains_differently_the_second_does_too(
     assert changed(tmp_path, plain, override) == ["sft", "dpo"]
 
 
+def test_what_an_adapter_trains_in_counts_where_it_is_not_the_default(tmp_path: Path) -> None:
+    """Runs from before the key was there are not trained again."""
+    plain, same, coarse = (
+        made(tmp_path, f"parameterization={{method: qlora{more}}}")
+        for more in ("", ", adapter_dtype: float32", ", adapter_dtype: bfloat16")
+    )
+    assert "adapter_dtype" not in plain["sft"].parameterization
+    assert same["sft"].fingerprint == plain["sft"].fingerprint != coarse["sft"].fingerprint
+
+
 @pytest.mark.parametrize("override", ["stages.dpo.beta=0.2", "stages.dpo.training.learning_rate=1.0e-4"])
 def test_a_key_of_the_second_stage_leaves_the_first_alone(override: str, tmp_path: Path, plain: dict[str, str]) -> None:
     assert changed(tmp_path, plain, override) == ["dpo"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +28,7 @@ class Traits:
         repeats: also on top of one of the same method with other settings.
         inside: it acts in the model's layers, so that a reward model's head, a critic and a reference can be beside it.
         switches: all of it can be switched off; not so where it trains biases of the base itself.
+        trained_in: dtype of an adapter's weights in training.
     """
 
     trains_base: bool = False
@@ -37,3 +39,4 @@ class Traits:
     repeats: bool = True
     inside: bool = True
     switches: bool = True
+    trained_in: Literal["float32", "bfloat16"] = "float32"

@@ -110,7 +110,7 @@ def resume(model: Any, adapter: Adapter, run: Path) -> PeftModel:
 def add(model: Any, config: PeftConfig, name: str) -> PeftModel:
     """A new adapter on top of those that the model has, all acting; only the new one is trainable.
 
-    It is float32, also over a 4-bit base: small updates would round away in bfloat16.
+    It is float32, also over a 4-bit base: small updates would round away in bfloat16; see `cast_trained`.
 
     Raises:
         AlignError: PEFT cannot put such an adapter on this model.
@@ -126,6 +126,16 @@ def add(model: Any, config: PeftConfig, name: str) -> PeftModel:
             model.peft_config.update(earlier)
     activate(model, [*earlier, name])
     freeze(model, list(earlier))
+    return model
+
+
+def cast_trained(model: torch.nn.Module, dtype: str) -> Any:
+    """Give an adapter's trainable weights a dtype. PEFT makes them float32 by itself; in bfloat16 they are what TRL
+    trains over a quantised base. DoRA's magnitudes stay float32 there too: bfloat16 would freeze them."""
+    if dtype != "float32":
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_magnitude_vector" not in name:
+                parameter.data = parameter.data.to(getattr(torch, dtype))
     return model
 
 

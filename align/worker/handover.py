@@ -89,8 +89,10 @@ class Builder:
         if self.beneath is not None:
             model = self.beneath(self.ticket, model, run)
         if continues:
-            return stack.resume(model, policy.adapters[-1], run)
-        return self.method.apply(model, self.keys, stack.TRAINED, self.folder)
+            model = stack.resume(model, policy.adapters[-1], run)
+        else:
+            model = self.method.apply(model, self.keys, stack.TRAINED, self.folder)
+        return stack.cast_trained(model, self.method.traits(self.keys).trained_in)
 
     def _merged(self) -> list[Adapter]:
         """The first adapters of the policy, as far as they can be merged."""

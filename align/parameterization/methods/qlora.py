@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from align.parameterization.methods import lora as on_any_base
 from align.parameterization.methods.lora import LoraKeys
@@ -43,11 +44,19 @@ class Keys(ParameterizationKeys):
     method: Literal["qlora"] = "qlora"
     lora: LoraKeys = Field(LoraKeys(), description="the adapter")
     quantization: QuantizationKeys = Field(QuantizationKeys(), description="how the base is held")
+    adapter_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what the adapter is trained in; bfloat16 as TRL does, in which small updates are lost"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, keys: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs from before the key was there keep their fingerprints."""
+        return {k: v for k, v in keys(self).items() if (k, v) != ("adapter_dtype", "float32")}
 
 
 def traits(keys: Keys) -> Traits:
     """As LoRA; merged onto the dequantised base."""
-    return keys.lora.traits()
+    return replace(keys.lora.traits(), trained_in=keys.adapter_dtype)
 
 
 def advise(keys: Keys) -> list[str]:
