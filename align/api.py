@@ -1,4 +1,7 @@
-"""What `import align` offers to Python programs: check and run recipes, open finished runs, load their policies."""
+"""What `import align` offers to Python programs: check and run recipes, open finished runs, load their policies.
+
+What only a run needs is imported there: `align check` is done in less than a second.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,15 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError, Exit
 from align.preflight.check import prepare
 from align.recipe import load as recipes
-from align.report import records as reports
-from align.report.schema import Cell, Report
-from align.results import find
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy
-from align.runner import loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from align.report.schema import Cell, Report
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Run:
     @property
     def report(self) -> Report:
         """All that report.html is drawn from."""
+        from align.report import records as reports
+
         return reports.load(self.folder)
 
     def stage(self, id: str) -> StageResult:
@@ -133,6 +136,8 @@ def open_run(run_dir: str | Path) -> Run:
     Raises:
         AlignError: the folder is none.
     """
+    from align.report import records as reports
+
     reports.load(run_dir)
     return Run(Path(run_dir).absolute())
 
@@ -160,6 +165,7 @@ def run(
     """
     from rich.console import Console
 
+    from align.runner import loop
     from align.runner.progress import Watcher
 
     options = loop.Options(from_stage, only, fresh)
@@ -206,12 +212,13 @@ def load_policy(
     Raises:
         AlignError: the stage is not done, or gave a reward model.
     """
+    from align.policy import generation, stack
+    from align.policy import load as models
+    from align.results import find
+
     folder = run.folder if isinstance(run, Run) else Path(run).absolute()
     ticket, outcome = find.find(folder, stage)
     assert outcome.policy is not None
-    from align.policy import generation, stack
-    from align.policy import load as models
-
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     model: PreTrainedModel | PeftModel = stack.load_policy(outcome.policy, ticket.model, folder)
     config = model.generation_config

@@ -69,8 +69,7 @@ class Example:
         return _canonical(self.value["prompt"]) if "prompt" in self.value else self.canonical()
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str).encode
 
 
 def normalise(row: Row, format: str = "auto", *, labelled: bool = True) -> Example:
