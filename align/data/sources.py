@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from align import user_paths
 from align.data import layout
 from align.data.fields import FIELDS
 from align.data.files import READERS, ending, read_file
@@ -128,10 +129,9 @@ def _lab_rows(name: str) -> Iterator[Found]:
 
 def _files(source: DataSource, root: Path) -> list[DataFile]:
     """The files behind a source that is not the lab's, at least one; raises AlignError."""
-    text = str(Path(source.source).expanduser()) if source.source.startswith("~") else source.source
-    bases = list(dict.fromkeys((Path.cwd(), root.absolute())))
-    for base in bases:
-        path = base / text
+    text = source.source
+    places = [path.absolute() for path in user_paths.candidates(text, root)]
+    for path in places:
         if path.is_dir():
             return _folder(path, source)
         if path.exists():
@@ -140,26 +140,25 @@ def _files(source: DataSource, root: Path) -> list[DataFile]:
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - Path.glob takes no absolute pattern
             if found := [_local(match) for match in matches if match.is_file()]:
                 return found
-    return _elsewhere(source, text, bases)
+    return _elsewhere(source, text, places)
 
 
-def _elsewhere(source: DataSource, text: str, bases: list[Path]) -> list[DataFile]:
+def _elsewhere(source: DataSource, text: str, places: list[Path]) -> list[DataFile]:
     """The files of a Hub data set; raises AlignError where `text` can only have meant a path."""
     from align.data import hub
 
     if glob.has_magic(text):
         raise AlignError(f"no file matches '{text}'", "check the pattern; ** crosses folders, * does not")
-    is_path = ending(text) in READERS or any((base / text).parent.is_dir() for base in bases if "/" in text)
+    is_path = ending(text) in READERS or any(path.parent.is_dir() for path in places if "/" in text)
     if hub.is_id(text) and not is_path:
         return hub.files(text, layout.Wanted(text, source.split, source.subset), source.revision)
-    for base in bases:
-        path = base / text
+    for path in places:
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         stems = {Path(name).stem: name for name in names}  # an ending that two names share does not make them alike
         if near := get_close_matches(path.stem, stems, n=1):
             meant = str(Path(text).with_name(stems[near[0]]))
             raise AlignError(f"there is no file or folder '{text}'", f"did you mean '{meant}'?")
-    remedy = "paths start from the current folder, then from the recipe's; a Hub data set is written org/name"
+    remedy = f"{user_paths.START}; a Hub data set is written org/name"
     raise AlignError(f"there is no file or folder '{text}'", remedy)
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from align import user_paths
 from align.errors import AlignError, Place
 
 if TYPE_CHECKING:
@@ -96,13 +97,13 @@ def resolve(name_or_path: str, root: Path) -> str:
     """
     if name_or_path == "plain":
         return PLAIN
-    given = Path(name_or_path).expanduser()
-    for path in (Path.cwd() / given, root / given):
-        if path.is_file():
-            template = path.read_text(encoding="utf-8")
-            _check_syntax(template, name_or_path)
-            return template
-    folder = next((path.parent for path in (Path.cwd() / given, root / given) if path.parent.is_dir()), root)
+    path = user_paths.find(name_or_path, root, Path.is_file)
+    if path is not None:
+        template = path.read_text(encoding="utf-8")
+        _check_syntax(template, name_or_path)
+        return template
+    given, places = Path(name_or_path), user_paths.candidates(name_or_path, root)
+    folder = next((place.parent for place in places if place.parent.is_dir()), root)
     near = get_close_matches(given.name, [entry.name for entry in folder.iterdir()], n=1)
     remedy = f"did you mean '{given.with_name(near[0])}'?" if near else "give plain, or the path of a .jinja file"
     raise AlignError(f"there is no chat template '{name_or_path}'", remedy)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align import user_paths
 from align.errors import AlignError, Exit
 from align.run_folder import files as run_files
 
@@ -77,7 +78,7 @@ def is_on_hub(name: str, root: Path) -> bool:
     """Whether a model's name can only mean the Hub: it has its form, and no folder is called so."""
     if name == LAB or name.startswith((".", "/", "~")) or name.count("/") != 1:
         return False
-    return not any(folder.is_dir() for folder in (Path(name), root / name))
+    return user_paths.find(name, root, Path.is_dir) is None
 
 
 def resolve(
@@ -100,9 +101,9 @@ def resolve(
         return Base(name, lab.MODEL_DIR, None, check_folder(name, lab.MODEL_DIR))
     if is_on_hub(name, root):
         return Base(name, None, revision, {}) if offline else _hub(name, revision, weights, code)
-    for folder in (Path(name).expanduser(), root / name):
-        if folder.is_dir():
-            return Base(name, folder.resolve(), None, check_folder(name, folder))
+    folder = user_paths.find(name, root, Path.is_dir)
+    if folder is not None:
+        return Base(name, folder.resolve(), None, check_folder(name, folder))
     what, remedy = f"there is no model folder '{name}'", "give a folder with config.json, a Hub id (owner/name), or lab"
     raise AlignError(what, remedy)
 

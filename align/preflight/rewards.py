@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from align import errors
+from align import errors, user_paths
 from align.data.formats import GIVEN
 from align.errors import AlignError, Place
 from align.policy import base as bases
@@ -43,7 +43,7 @@ class Finder:
         function = FUNCTION.fullmatch(name)
         if function is not None:
             return self._function(function["file"], function["name"], source.weight)
-        folder = next((path for path in (Path(name).expanduser(), self.root / name) if path.is_dir()), None)
+        folder = user_paths.find(name, self.root, Path.is_dir)
         if folder is not None and (folder / "outcome.json").is_file():
             return _of_other_run(folder.resolve(), name, source.weight)
         if folder is not None:
@@ -58,9 +58,9 @@ class Finder:
         return Reward(name=Path(name).name, kind="model", weight=source.weight, path=path, identity=identity)
 
     def _function(self, file: str, name: str | None, weight: float) -> Reward:
-        path = next((path for path in (Path(file).expanduser(), self.root / file) if path.is_file()), None)
+        path = user_paths.find(file, self.root, Path.is_file)
         if path is None:
-            raise AlignError(f"there is no file '{file}'", "paths start from the current folder, then the recipe's")
+            raise AlignError(f"there is no file '{file}'", user_paths.START)
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except SyntaxError as error:

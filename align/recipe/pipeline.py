@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align import errors, shipped
+from align import errors, shipped, user_paths
 from align.errors import AlignError, FaultList
 from align.recipe.document import Document, read
 from align.recipe.validation import validate
@@ -96,10 +96,9 @@ def _read(name: str, root: Path) -> Document:
     if path is not None:
         return read(path)
     if name.endswith((".yaml", ".yml")):
-        found = next((p for p in (Path(name), root / name) if p.is_file()), None)
+        found = user_paths.find(name, root, Path.is_file)
         if found is None:
-            remedy = "paths start from the current folder, then from the recipe's"
-            raise AlignError(f"there is no pipeline file '{name}'", remedy)
+            raise AlignError(f"there is no pipeline file '{name}'", user_paths.START)
         return read(found, name)
     raise AlignError(f"there is no pipeline '{name}'", errors.did_you_mean(name, shipped.names("pipelines")))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from align import user_paths
 from align.policy.base import LAB
 from align.recipe.plan import Loaded
 
@@ -48,6 +49,7 @@ def _standing(value: Any, root: Path, key: str = "") -> Any:
             return value
         file, colon, function = value.partition(".py:")  # ./rewards.py:polite
         file = f"{file}.py" if colon else value
-        found = next((str(path.resolve()) for path in (Path(file), root / file) if path.exists()), file)
-        return f"{found}:{function}" if colon else found
+        found = user_paths.find(file, root)
+        standing = str(found.resolve()) if found else file
+        return f"{standing}:{function}" if colon else standing
     return value

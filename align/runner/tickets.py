@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from align import user_paths
 from align.policy.base import replaced_tokens
 from align.preflight.check import Prepared, write_rows
 from align.recipe.pipeline import BASE
@@ -133,11 +134,12 @@ def _kept(run: RunDir, stage: str) -> str:
     return str(files.read_json(run.stage(stage).decision, {}).get("policy", "as_trained"))
 
 
-def _absolute(name: str, root: Path) -> Path:
-    return next((p.resolve() for p in (Path(name), root / name) if p.exists()), Path(name))
-
-
 def _absolute_probes(probes: Any, root: Path) -> Any:
     if not isinstance(probes, dict):
         return probes
-    return {name: {**file, "data": str(_absolute(file["data"], root))} for name, file in probes.items()}
+    return {name: {**file, "data": _absolute(file["data"], root)} for name, file in probes.items()}
+
+
+def _absolute(name: str, root: Path) -> str:
+    path = user_paths.find(name, root)
+    return str(path.resolve()) if path else name

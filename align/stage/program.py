@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from align import errors, shipped
+from align import errors, shipped, user_paths
 from align.errors import AlignError, Place
 from align.stage import Stage
 
@@ -31,7 +31,7 @@ def load(name: str, root: Path) -> Program:
         AlignError: there is no such stage, or the file declares none or cannot be imported.
     """
     if name.endswith(".py") or "/" in name:
-        path = next((p for p in (Path(name), root / name) if p.is_file()), None)
+        path = user_paths.find(name, root, Path.is_file)
         if path is None:
             raise AlignError(f"there is no stage file '{name}'", _near_file(name, root))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -39,7 +39,7 @@ def load(name: str, root: Path) -> Program:
         return Program(name, path.resolve(), _declared(module, name), digest)
     found = shipped.find("stages", name)
     if found is None:
-        own = next((p for p in (Path(f"{name}.py"), root / f"{name}.py") if p.is_file()), None)
+        own = user_paths.find(f"{name}.py", root, Path.is_file)
         remedy = f"did you mean './{name}.py'?" if own else errors.did_you_mean(name, shipped.names("stages"))
         raise AlignError(f"there is no stage '{name}'", remedy)
     digest = hashlib.sha256(found.read_bytes()).hexdigest()
@@ -48,12 +48,12 @@ def load(name: str, root: Path) -> Program:
 
 def _near_file(name: str, root: Path) -> str:
     """A file of nearly that name; or where paths start."""
-    for folder in (Path(name).parent, (root / name).parent):
+    for folder in (path.parent for path in user_paths.candidates(name, root)):
         files = [path.name for path in folder.glob("*.py")] if folder.is_dir() else []
         close = errors.nearest(Path(name).name, files)
         if close:
             return f"did you mean '{name.removesuffix(Path(name).name)}{close}'?"
-    return "paths start from the current folder, then from the recipe's"
+    return user_paths.START
 
 
 def _execute(module_name: str, path: Path, shown: str) -> ModuleType:
