@@ -37,7 +37,9 @@ def test_what_it_has_to_be_decides(recipes: Path) -> None:
 def test_home_is_written_with_a_tilde(recipes: Path, tmp_path: Path) -> None:
     (tmp_path / "home" / "rows.jsonl").touch()
     assert user_paths.find("~/rows.jsonl", recipes) == tmp_path / "home" / "rows.jsonl"
-    assert user_paths.candidates("~nobody-of-that-name/rows.jsonl", recipes) == [Path("~nobody-of-that-name/rows.jsonl")]
+    assert user_paths.candidates("~nobody-of-that-name/rows.jsonl", recipes) == [
+        Path("~nobody-of-that-name/rows.jsonl")
+    ]
 
 
 def test_one_folder_is_looked_into_once(recipes: Path) -> None:

@@ -15,7 +15,8 @@ import torch
 
 import models
 from align.errors import AlignError, Exit
-from align.run_folder import files
+from align.run_folder import files, messages
+from align.run_folder.messages import Execute, Finish
 from align.run_folder.paths import RunDir
 from align.runner import launch
 from align.stage.callbacks import Interrupted
@@ -62,12 +63,12 @@ def child(stages: Stages) -> Iterator[subprocess.Popen[bytes]]:
 
 def send(stages: Stages, number: int, id: str | None) -> None:
     """Put a ticket of the stage file above into the queue, or the end of the queue."""
-    path = None
-    if id is not None:
-        ticket = stages.ticket(id, str(stages.run.root.parent / "stage.py"), BASE, LORA)
-        files.write_json(stages.run.stage(id).ticket, ticket.model_dump(mode="json"))
-        path = stages.run.relative(stages.run.stage(id).ticket)
-    files.write_json(stages.run.queue / f"{number}.json", {} if path is None else {"ticket": path})
+    if id is None:
+        messages.send(stages.run, number, Finish())
+        return
+    ticket = stages.ticket(id, str(stages.run.root.parent / "stage.py"), BASE, LORA)
+    files.write_json(stages.run.stage(id).ticket, ticket.model_dump(mode="json"))
+    messages.send(stages.run, number, Execute(stage=id))
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 90) -> None:

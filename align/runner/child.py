@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Any
 
 from align.errors import AlignError, Exit
-from align.run_folder import files
+from align.run_folder import files, messages
+from align.run_folder.messages import Compare, Execute, Finish
 from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.records import Comparison
 from align.runner import launch
 from align.runner.progress import Watcher
 
@@ -33,7 +34,7 @@ class Child:
             AlignError: the stage failed, or the child died.
         """
         here, process = self.dir.stage(stage), self._started()
-        self._send({"ticket": self.dir.relative(here.ticket)})
+        self._send(Execute(stage=stage))
         while files.read_json(here.outcome) is None:
             self.watcher.refresh()
             if process.poll() is not None:
@@ -43,11 +44,11 @@ class Child:
         self.watcher.refresh()
         self.watcher.end()
 
-    def compare(self, request: dict[str, Any]) -> bool:
+    def compare(self, request: Comparison) -> bool:
         """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
         process = self._started()
-        self._send({"compare": request})
-        while files.read_json(self.dir.comparison, {}).get("key") != request["key"]:
+        self._send(Compare(branches=request))
+        while files.read_json(self.dir.comparison, {}).get("key") != request.key:
             if process.poll() is not None:
                 return False
             time.sleep(POLL_SECONDS)
@@ -62,7 +63,7 @@ class Child:
     def finish(self) -> None:
         """No more tickets."""
         if self.process is not None:
-            self._send({})
+            self._send(Finish())
             self.process.wait()
 
     def interrupt(self) -> None:
@@ -90,10 +91,9 @@ class Child:
                 self.process.wait()
         shutil.rmtree(self.dir.queue, ignore_errors=True)
 
-    def _send(self, entry: dict[str, Any]) -> None:
-        """A ticket's path, branches to compare, or nothing more."""
+    def _send(self, message: Execute | Compare | Finish) -> None:
         self.sent += 1
-        files.write_json(self.dir.queue / f"{self.sent}.json", entry)
+        messages.send(self.dir, self.sent, message)
 
     def _failure(self, stage: str, here: StageDir, code: int) -> AlignError:
         error = files.read_json(here.error)

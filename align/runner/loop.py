@@ -201,7 +201,7 @@ class Run:
             return
         self.changed = True
         self.watcher.say(f"comparing {', '.join(id for id in request.policies if id != request.parent)}")
-        if not child.compare(request.model_dump(mode="json")):
+        if not child.compare(request):
             self.watcher.say(f"the branches were not compared; see {self.dir.child_log} and the last stage's log")
 
     def _bring_up(self, plan: StagePlan, child: Child) -> None:

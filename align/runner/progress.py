@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from align.run_folder.messages import Told
 from align.run_folder.records import LOADING
 from align.runner.lines import line
 
@@ -82,7 +83,7 @@ class Watcher:
         """Read what was written since the last call, and show it."""
         entries, self.read = _new(self.progress, self.read)
         for entry in entries:
-            self._say(entry)
+            self._say(Told.model_validate(entry))
         entries, self.offset = _new(self.path, self.offset)
         for entry in entries:
             if entry.get("time", 0) < self.began - 1:
@@ -102,14 +103,14 @@ class Watcher:
             self.said = step / total
             self.say(f"{self.stage}  {step}/{total}  {self._figures()}{self._left(step, total)}")
 
-    def _say(self, entry: dict[str, Any]) -> None:
+    def _say(self, told: Told) -> None:
         """What the stage tells of itself beside its figures."""
-        if "warning" in entry:
-            self.warn(self.stage, entry["warning"])
+        if told.warning is not None:
+            self.warn(self.stage, told.warning)
         elif self.bars is not None and self.task is not None:
-            self.bars.update(self.task, figures=entry["at"])
-        elif entry["at"] != LOADING:
-            self.say(f"{self.stage}: {entry['at']}")
+            self.bars.update(self.task, figures=told.at)
+        elif told.at != LOADING:
+            self.say(f"{self.stage}: {told.at}")
 
     def warn(self, stage: str, text: str) -> None:
         """A warning about a stage, once."""

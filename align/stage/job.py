@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from align.errors import AlignError, Exit
-from align.run_folder import files
+from align.run_folder import files, messages
+from align.run_folder.messages import Told
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Ticket
 from align.stage.callbacks import Interrupted, Seal, Stop, Watch, figures
@@ -172,7 +173,7 @@ class Job:
 
     def at(self, doing: str) -> None:
         """Tell what the stage is at while it does not train. Of the first process."""
-        self._tell({"at": doing})
+        messages.tell(self.dir.progress, Told(time=time.time(), at=doing))
 
     def warn(self, text: str) -> None:
         """Something that must be heard before the next stage begins: told at once, and kept in the outcome."""
@@ -180,12 +181,7 @@ class Job:
 
         self.warnings.append(text)
         if PartialState().is_main_process:
-            self._tell({"warning": text})
-
-    def _tell(self, entry: Record) -> None:
-        self.dir.root.mkdir(parents=True, exist_ok=True)
-        with self.dir.progress.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), **entry}) + "\n")
+            messages.tell(self.dir.progress, Told(time=time.time(), warning=text))
 
     def alarm(self, step: int, text: str) -> None:
         """Something goes wrong in training: told at once, and kept in the outcome's warnings. Of the first process."""

@@ -18,12 +18,12 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from align.errors import AlignError, Exit
-from align.run_folder import files
+from align.run_folder import files, messages
+from align.run_folder.messages import Compare, Execute, Finish
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import Ticket
+from align.run_folder.records import Comparison, Ticket
 
 POLL_SECONDS = 0.05
 _asked = threading.Event()
@@ -36,11 +36,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     code = Exit.DONE
-    for entry in _entries(run):
-        if "compare" in entry:
-            _compare(run, entry["compare"])
+    for message in _messages(run):
+        if isinstance(message, Compare):
+            _compare(run, message.branches)
             continue
-        code = _execute(run, Ticket.model_validate(files.read_json(run.root / entry["ticket"])))
+        code = _execute(run, Ticket.model_validate(files.read_json(run.stage(message.stage).ticket)))
         if code != Exit.DONE:
             break
     _leave(code)
@@ -59,30 +59,29 @@ def _stop(number: int, frame: FrameType | None) -> None:
     _asked.set()
 
 
-def _entries(run: RunDir) -> Iterator[dict[str, Any]]:
-    """What the parent decides on: 1.json, 2.json, … in the queue; an empty one ends it."""
+def _messages(run: RunDir) -> Iterator[Execute | Compare]:
+    """What the parent asks for, in order, until it says that there is nothing more."""
     number = 1
     while True:
-        entry = files.read_json(run.queue / f"{number}.json")
-        if entry is None:
+        message = messages.receive(run, number)
+        if message is None:
             if _asked.is_set() or run.stop.is_file():
                 _leave(Exit.INTERRUPTED)
             time.sleep(POLL_SECONDS)
             continue
-        if not entry:
+        if isinstance(message, Finish):
             return
-        yield entry
+        yield message
         number += 1
 
 
-def _compare(run: RunDir, request: dict[str, Any]) -> None:
+def _compare(run: RunDir, branches: Comparison) -> None:
     """Compare the branches; only the first process does."""
-    from align.run_folder.records import Comparison
     from align.worker.compare import compare
 
     gc.collect()  # the last stage's model and optimizer are held by cycles
     if _rank() == 0:
-        compare(run, Comparison.model_validate(request))
+        compare(run, branches)
 
 
 def _execute(run: RunDir, ticket: Ticket) -> Exit:
