@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from align.stage import Stage, StageKeys
+from align.stage import Setting, Stage, StageKeys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,7 +79,7 @@ class Keys(StageKeys):
             raise ValueError("the loss 'exo_pair' needs smoothed labels: write `label_smoothing: 0.001`")
         return value
 
-    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """An f-divergence is one of the difference of two answers, which not every loss is made of."""
         divergence = self.training.get("f_divergence_type", "reverse_kl")
         losses = _listed(self.loss_type)

@@ -40,11 +40,12 @@ def train(job: Job) -> dict[str, Any]:
 STAGE = Stage(
     description="GRPO against a reward: answers to one prompt are a group",
     rows=defaults.ROWS,
+    samples=True,
     train=train,
     keys=Keys,
     arguments="GRPOConfig",
     defaults=defaults.defaults(num_generations=8),
     evaluates=False,
-    owned=defaults.OWNED,
-    beneath=defaults.beneath,
+    reserved=defaults.RESERVED,
+    preload=defaults.preload,
 )

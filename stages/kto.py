@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from align.data.formats import Example
-from align.stage import Stage, StageKeys
+from align.stage import Setting, Stage, StageKeys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,7 +32,7 @@ class Keys(StageKeys):
         "kto", description="kto: holds answers against the KL of their update; apo_zero_unpaired: against nothing"
     )
 
-    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """KL is estimated from the other answers of a batch."""
         if self.loss_type != "kto" or self.training.get("per_device_train_batch_size") != 1:
             return []

@@ -39,7 +39,7 @@ def train(job: Job) -> dict[str, Any]:
     return metrics | figures(trainer.finish(), keys.target)
 
 
-def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
+def preload(ticket: Ticket, model: Any, run: Path) -> Any:
     """Put the adapters of the reference, of the reward models and of the critic under the policy's own."""
     from align.rl import shared_base
 
@@ -50,17 +50,18 @@ def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
 STAGE = Stage(
     description="PPO against a reward, with a learned critic and KL control",
     rows=defaults.ROWS,
+    samples=True,
     train=train,
     keys=PpoKeys,
     arguments="RLOOConfig",
     defaults=defaults.defaults(num_generations=1, num_iterations=4),
     replays=True,
     evaluates=False,
-    owned=defaults.OWNED
+    reserved=defaults.RESERVED
     | {
         "beta": "use `kl.coef`",
         "normalize_advantages": "use `whiten_advantages`",
         "mask_truncated_completions": "use `missing_eos_penalty`",
     },
-    beneath=beneath,
+    preload=preload,
 )

@@ -40,11 +40,12 @@ def train(job: Job) -> dict[str, Any]:
 STAGE = Stage(
     description="RLOO against a reward: an answer's siblings are its baseline",
     rows=defaults.ROWS,
+    samples=True,
     train=train,
     keys=Keys,
     arguments="RLOOConfig",
     defaults=defaults.defaults(num_generations=2),
     evaluates=False,
-    owned=defaults.OWNED,
-    beneath=defaults.beneath,
+    reserved=defaults.RESERVED,
+    preload=defaults.preload,
 )

@@ -56,7 +56,7 @@ def table() -> dict[str, dict[str, Verdict]]:
         assert declared.arguments is not None
         keys = frozenset(declared.keys.model_fields) - {"training"}
         for argument in training_arguments.known(declared.arguments):
-            verdict = verdicts.of(declared.arguments, argument, keys, declared.owned)
+            verdict = verdicts.of(declared.arguments, argument, keys, declared.reserved)
             found.setdefault(argument, {})[name] = verdict
     return dict(sorted(found.items()))
 

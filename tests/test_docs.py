@@ -274,7 +274,7 @@ def test_the_training_arguments_of_ppo_exist() -> None:
     ]
     declared = program.load("ppo", Path()).stage
     assert declared.defaults["all"].keys() - {"lr_scheduler_type"} <= set(names)
-    known = training_arguments.open_to_users("RLOOConfig", declared.owned)
+    known = training_arguments.open_to_users("RLOOConfig", declared.reserved)
     assert [name for name in names if name not in known] == []
 
 

@@ -260,7 +260,7 @@ def test_remedies_name_keys_that_the_stage_has(program: str) -> None:
     assert declared.arguments is not None
     own, trainers = (
         set(declared.keys.model_fields),
-        set(training_arguments.open_to_users(declared.arguments, declared.owned)),
+        set(training_arguments.open_to_users(declared.arguments, declared.reserved)),
     )
     for name, remedy in ({**REMEDIES, **WITHOUT_A_CRITIC}).items():
         if name == "dead_critic":

@@ -33,7 +33,7 @@ REFUSED = {*verdicts.ENGINE, *verdicts.RENAMED}
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_argument_of_trl_has_a_verdict(config: str) -> None:
     """What TRL or transformers comes to have is looked at: does it act, beside what, or is it refused?"""
-    elsewhere = {*REFUSED, *verdicts.NOTHING[config], *chain(*(s.owned for s in STAGES.values()))}
+    elsewhere = {*REFUSED, *verdicts.NOTHING[config], *chain(*(s.reserved for s in STAGES.values()))}
     elsewhere |= {name for stage in STAGES.values() for name in stage.keys.model_fields}
     assert sorted(set(known(config)) - verdicts.ACTS - elsewhere) == []
 

@@ -32,6 +32,11 @@ class Layer:
         """How other stages go on from it, and it from them."""
         return self.method.traits(self.keys)
 
+    @property
+    def quantized(self) -> bool:
+        """Whether it stands on a base in 4 or 8 bits."""
+        return self.method.quantization(self.keys) is not None
+
 
 def layers(adapters: Sequence[Adapter]) -> list[Layer]:
     """The adapters of a policy, as outcomes hold them."""
@@ -72,8 +77,9 @@ def after(policy: Sequence[Layer], own: Layer) -> list[Layer]:
 def check_top(policy: Sequence[Layer], own: Layer) -> None:
     """Raises AlignError where a stage's adapter cannot go on those that come in."""
     methods = [layer.keys.method for layer in policy]
-    apart = own.keys.method == "adapter" and "adapter" in methods[:-1] and methods[-1] != "adapter"
-    again = own.keys.method in methods and not own.traits.repeats
+    before = own.keys.method in methods
+    apart = before and own.traits.adjoins and methods[-1] != own.keys.method
+    again = before and not own.traits.repeats
     if policy and (apart or again or not own.traits.tops):
         what = f"stage '{own.stage}' cannot train {own.keys.method} on top of the {methods[-1]} of stage "
         what += f"'{policy[-1].stage}'"

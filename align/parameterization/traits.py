@@ -28,6 +28,10 @@ class Traits:
         repeats: also on top of one of the same method with other settings.
         inside: it acts in the model's layers, so that a reward model's head, a critic and a reference can be beside it.
         switches: all of it can be switched off; not so where it trains biases of the base itself.
+        adjoins: its adapters in a policy have to follow one another, with none of another method between them.
+        saves_modules: it trains modules whole besides.
+        any_module: it goes on more than linear layers.
+        imports: the module that makes PEFT know it; None where PEFT does by itself.
         trained_in: dtype of an adapter's weights in training.
     """
 
@@ -39,4 +43,8 @@ class Traits:
     repeats: bool = True
     inside: bool = True
     switches: bool = True
+    adjoins: bool = False
+    saves_modules: bool = False
+    any_module: bool = False
+    imports: str | None = None
     trained_in: Literal["float32", "bfloat16"] = "float32"

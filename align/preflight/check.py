@@ -156,7 +156,7 @@ class _Checking:
         if plan.replay and plan.replay.ratio > 0:
             own = "replay" in plan.keys.model_fields_set
             place: Loc = (*at, "replay", "data") if own else ("replay", "data")
-            kinds = LEARNT if "prompt" in plan.program.stage.rows else None
+            kinds = LEARNT if plan.program.stage.samples else None
             replay = self._table(plan, plan.replay.data, place, kinds)
         return StageRows(rows, evaluation, replay) if train else None
 

@@ -46,7 +46,7 @@ def check_packages(loaded: Loaded) -> None:
         AlignError, Faults: with the line that installs it.
     """
     faults = FaultList()
-    quantized = any(plan.method.quantization(plan.method_keys) for plan in loaded.stages)
+    quantized = any(plan.layer.quantized for plan in loaded.stages)
     eight_bit = any(str(plan.training.get("optim")).startswith(_OF_BITSANDBYTES) for plan in loaded.stages)
     faults.found.extend(_unmet(skip=() if quantized or eight_bit else ("bitsandbytes",)))
     faults.found.extend(fault for plan in loaded.stages for fault in _of_training(loaded, plan))

@@ -14,6 +14,7 @@ from typing import Any
 
 from align.errors import AlignError, nearest
 from align.libraries import peft as peft_source
+from align.parameterization.chain import Layer
 from align.parameterization.method import files
 from align.parameterization.methods.lora import HEADS
 from align.policy.base import Base
@@ -25,7 +26,6 @@ _LISTS = ("target_modules", "feedforward_modules", "modules_to_save", "exclude_m
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _LAYERS = ("layers_to_transform", "layers_to_finetune")
 _NAME = re.compile(r"[\w.]+")
-_ANY_MODULE = ("adapter", "ln_tuning", "beft")  # methods that go on more than linear layers
 
 Fault = tuple[str, str, str]  # the key, what is wrong, the way out
 
@@ -41,7 +41,7 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
     seen = set[str]()
     for plan in loaded.stages:
         for path, settings in _settings((), plan.method_keys.model_dump(mode="json")):
-            names = _Names(settings, modules, plan.method_keys.method)
+            names = _Names(settings, modules, plan.layer)
             for key, what, remedy in [*names.faults(), *_of_reward(plan, settings)]:
                 fault = loaded.document.fault((*_place(plan), *path, key), what, remedy)
                 if str(fault) not in seen:  # a default that several stages share
@@ -77,7 +77,7 @@ class _Names:
 
     settings: dict[str, Any]
     modules: Modules
-    method: str
+    layer: Layer
 
     def faults(self) -> Iterator[Fault]:
         """In the order of the checks: what is no name, what means nothing, what it cannot act on."""
@@ -138,7 +138,7 @@ class _Names:
 
     def _usable(self, key: str, entry: str, found: list[str], means: str = "names") -> Iterator[Fault]:
         """What gets an adapter has to be a linear layer, and to be left to it."""
-        if key not in ("target_modules", "feedforward_modules") or self.method in _ANY_MODULE:
+        if key not in ("target_modules", "feedforward_modules") or self.layer.traits.any_module:
             return
         wrong = next((name for name in found if self.modules.kinds[name] in self._unusable), None)
         within = self.settings.get("layers_to_transform")
@@ -204,7 +204,8 @@ class _Names:
     @cached_property
     def _unusable(self) -> set[Kind]:
         """What cannot get an adapter of the method."""
-        own = "lora" if self.method in files() else self.method
+        method = self.layer.keys.method
+        own = "lora" if method in files() else method
         return {"vector", "block"} if peft_source.adapts_embeddings(own) else {"vector", "block", "embedding"}
 
     @property

@@ -10,24 +10,32 @@ from align.parameterization import chain
 from align.policy.base import Base
 from align.recipe import pipeline, training_arguments
 from align.recipe.document import Document, dotted
+from align.stage.keys import Setting
 
 if TYPE_CHECKING:
     from align.recipe.plan import StagePlan
 
+Layers = Mapping[str, Sequence[chain.Layer]]
+"""The adapters of a policy, by the stage that hands it on."""
 
-def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> list[str]:
-    """Whether each stage's parameterization can go on from those of the stages before it; notes on what changes."""
+
+def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> Layers:
+    """The adapters that each stage hands on: whether its parameterization can go on from those that come in."""
     policies: dict[str, list[chain.Layer]] = {pipeline.BASE: []}
+    for plan in plans:
+        try:
+            policies[plan.id] = chain.after(policies[plan.policy], plan.layer)
+        except AlignError as error:
+            policies[plan.id] = [plan.layer]
+            faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
+    return policies
+
+
+def of_precision(plans: Sequence[StagePlan]) -> list[str]:
+    """Notes on stages that go on from a policy over a base in another precision."""
     held: dict[str, Any] = {}
     notes = []
     for plan in plans:
-        own = chain.Layer(plan.method, plan.method_keys, plan.id)
-        try:
-            policies[plan.id] = chain.after(policies[plan.policy], own)
-            _check_copies(plan, policies)
-        except AlignError as error:
-            policies[plan.id] = [own]
-            faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
         held[plan.id] = None if plan.trains_base else plan.method.quantization(plan.method_keys)
         if plan.policy in held and not plan.trains_base and held[plan.policy] != held[plan.id]:
             what = f"'{plan.policy}' was trained over a base in another precision (4 or 8 bits, or none)"
@@ -35,30 +43,27 @@ def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> l
     return notes
 
 
-def _check_copies(plan: StagePlan, policies: Mapping[str, Sequence[chain.Layer]]) -> None:
-    """Raises AlignError where a critic of its own would start from what cannot be merged into one."""
-    if getattr(plan.keys, "critic", None) != "model":
-        return
-    start = plan.rewards[0] if plan.rewards else plan.policy
-    stuck = next((layer for layer in policies.get(start, []) if not layer.traits.merges), None)
-    if stuck is not None:
-        what = f"the critic of stage '{plan.id}', a model of its own, would start from '{start}', whose "
-        what += f"{stuck.keys.method} cannot be merged"
-        raise AlignError(what, "use `critic: adapter` or `critic: head`")
-
-
-def of_stage(read: Document, plan: StagePlan, processes: int) -> list[AlignError]:
-    """What of a stage does not go with its parameterization."""
-    stage, method = plan.program.stage, plan.method_keys.method
-    quantized = plan.method.quantization(plan.method_keys) is not None
-    found = plan.keys.contradictions(method=method, trains_base=plan.trains_base, quantized=quantized)
-    if (stage.gives == "reward" or "prompt" in stage.rows) and not plan.method.traits(plan.method_keys).inside:
+def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) -> list[AlignError]:
+    """What of a stage does not go with its parameterization, or with what comes in."""
+    stage, method, traits = plan.program.stage, plan.method_keys.method, plan.layer.traits
+    setting = Setting(
+        own=plan.layer,
+        replays=plan.replay is not None and plan.replay.ratio > 0,
+        policy=plan.policy,
+        rewards=plan.rewards,
+        layers=layers,
+    )
+    found = plan.keys.contradictions(setting)
+    if (stage.gives == "reward" or stage.samples) and not traits.inside:
         what = (
             f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
-    if "prompt" in stage.rows:
-        found += [*_rollouts(plan, processes), *_online(plan)]
+    if stage.samples:
+        found += _rollouts(plan, processes)
+    if stage.samples and not traits.switches:
+        what = f"stage '{plan.id}' cannot train biases of the base: the reference has them too, and would move"
+        found.append(("parameterization", what, "write `bias: none`"))
     return [
         *(read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found),
         *_idle(read, plan),
@@ -95,7 +100,7 @@ def notes(plan: StagePlan) -> list[str]:
     said = list(training_arguments.noted(plan.keys.training, _values(plan, config), config))
     passes = plan.training.get("steps_per_generation"), plan.training.get("num_iterations", 1)
     clips = next((name for name in ("epsilon", "epsilon_high", "delta") if name in plan.keys.training), None)
-    if "prompt" in plan.program.stage.rows and clips and passes == (plan.global_batch[1], 1):
+    if plan.program.stage.samples and clips and passes == (plan.global_batch[1], 1):
         said.append(f"`{clips}` clips nothing: a rollout is one update, of the policy that sampled it")
     return [f"stage {plan.id}: {text}" for text in said]
 
@@ -106,22 +111,6 @@ def _values(plan: StagePlan, config: str) -> dict[str, Any]:
     keys = plan.keys.model_dump()
     evaluated = {"eval_strategy": "no" if keys.get("eval_data") is None else "steps"}  # as the engine has it
     return {**defaults, **evaluated, **plan.training, **keys}
-
-
-def _online(plan: StagePlan) -> list[tuple[str, str, str]]:
-    """What does not stand beside a reference and a critic on one base, or has nothing to act on."""
-    found = []
-    if "ptx_coef" in plan.keys.model_fields_set and not (plan.replay and plan.replay.ratio > 0):
-        what = f"'ptx_coef' weighs the loss of replayed rows, and stage '{plan.id}' has no replay"
-        found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
-    lora = getattr(plan.method_keys, "lora", None)
-    if not plan.method.traits(plan.method_keys).switches:
-        what = f"stage '{plan.id}' cannot train biases of the base: the reference has them too, and would move"
-        found.append(("parameterization", what, "write `bias: none`"))
-    if lora is not None and lora.modules_to_save and getattr(plan.keys, "critic", "head") in ("auto", "adapter"):
-        what = f"stage '{plan.id}' trains modules whole, and its critic `adapter` would take their place"
-        found.append(("parameterization", what, "use `critic: head` or `critic: model`, or leave them out"))
-    return found
 
 
 def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:

@@ -75,9 +75,8 @@ def _stage_keys(definitions: Json) -> Json:
         found = declared.keys.model_json_schema()
         definitions |= found.pop("$defs", {})
         merged |= found["properties"]
-        for argument in (
-            training_arguments.open_to_users(declared.arguments, declared.owned).values() if declared.arguments else ()
-        ):
+        config = declared.arguments
+        for argument in training_arguments.open_to_users(config, declared.reserved).values() if config else ():
             if argument.name not in declared.keys.model_fields:
                 trainer[argument.name] = _argument(argument)
     merged["training"] |= {"properties": trainer, "additionalProperties": False}

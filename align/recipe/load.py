@@ -85,8 +85,10 @@ def check(read: Document, root: Path) -> Loaded:
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
         warnings += contradictions.notes(plan)
-        faults.found += contradictions.of_stage(read, plan, recipe.launch.processes)
-    warnings += contradictions.of_chain(read, plans, faults)
+    layers = contradictions.of_chain(read, plans, faults)
+    for plan in plans:
+        faults.found += contradictions.of_stage(read, plan, layers, recipe.launch.processes)
+    warnings += contradictions.of_precision(plans)
     faults.raise_any()
     return Loaded(recipe, plans, read, root, warnings)
 
@@ -110,7 +112,7 @@ def _of_a_stage(name: str, nodes: list[pipeline.Node]) -> tuple[str, str] | None
     """What is wrong with a key at the top that a stage has, or that another tool has for a key of ours."""
     for node in nodes:
         stage = node.program.stage
-        open_ = training_arguments.open_to_users(stage.arguments, stage.owned) if stage.arguments else {}
+        open_ = training_arguments.open_to_users(stage.arguments, stage.reserved) if stage.arguments else {}
         place = name if name in stage.keys.model_fields else f"training.{name}" if name in open_ else None
         if place:
             what = f"'{name}' is a key of a stage, not of the recipe"
@@ -147,7 +149,7 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
     given = entry.get("training")
     if isinstance(given, dict) and stage.arguments:
         for name, what, remedy in training_arguments.check(
-            stage.arguments, given, _recipe_keys(stage.keys), stage.owned
+            stage.arguments, given, _recipe_keys(stage.keys), stage.reserved
         ):
             path = (*at, "training", name)
             told = what.replace("{key}", dotted(path)), remedy.replace("{stage}", node.id)
@@ -172,7 +174,7 @@ def _without_arguments(read: Document, node: pipeline.Node, entry: dict[str, Any
     """A stage's entry without training arguments that stand beside `training:`, each of which is a fault."""
     stage = node.program.stage
     foreign = [name for name in entry if name not in stage.keys.model_fields]
-    allowed = training_arguments.open_to_users(stage.arguments, stage.owned) if foreign and stage.arguments else {}
+    allowed = training_arguments.open_to_users(stage.arguments, stage.reserved) if foreign and stage.arguments else {}
     misplaced = [name for name in foreign if name in allowed]
     for name in misplaced:
         what = f"'{name}' is a training argument, not a key of the stage"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.parameterization.chain import Layer
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
 from align.recipe.document import Document
@@ -34,9 +35,14 @@ class StagePlan:
         return (self.policy, *self.rewards)
 
     @property
+    def layer(self) -> Layer:
+        """What it adds to the policy that comes in."""
+        return Layer(self.method, self.method_keys, self.id)
+
+    @property
     def trains_base(self) -> bool:
         """Whether base weights change."""
-        return self.method.traits(self.method_keys).trains_base
+        return self.layer.traits.trains_base
 
     @property
     def global_batch(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ def steps(plan: StagePlan, rows: int, processes: int) -> int | None:
     if plan.program.stage.arguments is None or get("packing"):
         return None
     per_device, accumulation = plan.global_batch
-    if "prompt" in plan.program.stage.rows:
+    if plan.program.stage.samples:
         passes = get("steps_per_generation") or accumulation
         prompts = per_device * passes * processes // (get("num_generations") or 1)
         epoch = -(-rows // max(1, prompts)) * passes * get("num_iterations") // accumulation

@@ -43,12 +43,12 @@ _TWICE = (
 )
 
 
-def open_to_users(config: str, owned: Mapping[str, str] = MappingProxyType({})) -> dict[str, Argument]:
-    """The arguments of a TRL config that a recipe may set; `owned` are those that a stage sets besides the engine."""
+def open_to_users(config: str, reserved: Mapping[str, str] = MappingProxyType({})) -> dict[str, Argument]:
+    """The arguments of a TRL config that a recipe may set; `reserved` are those that a stage sets itself."""
     return {
         name: argument
         for name, argument in known(config).items()
-        if verdicts.of(config, name, owned=owned).kind == "acts"
+        if verdicts.of(config, name, reserved=reserved).kind == "acts"
     }
 
 
@@ -56,15 +56,15 @@ def check(
     config: str,
     training: Mapping[str, Any],
     recipe_keys: frozenset[str],
-    owned: Mapping[str, str] = MappingProxyType({}),
+    reserved: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Fault]:
     """Faults of a `training:` mapping, none when all is well; a remedy may hold `{stage}` for the stage's name.
 
     Args:
         recipe_keys: the stage's own recipe keys: an argument of that name belongs one level up.
-        owned: arguments that the stage sets itself, each with what to write instead.
+        reserved: arguments that the stage sets itself, each with what to write instead.
     """
-    each = [_fault(config, name, value, recipe_keys, owned) for name, value in training.items()]
+    each = [_fault(config, name, value, recipe_keys, reserved) for name, value in training.items()]
     found = [fault for fault in each if fault is not None]
     wrong = {fault.name for fault in found}
     whole = {name: value for name, value in training.items() if name not in wrong}
@@ -80,24 +80,26 @@ def _twice(training: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("fp16", "`bf16` and `fp16` cannot both be on", "write one of them")
 
 
-def _fault(config: str, name: str, value: Any, recipe_keys: frozenset[str], owned: Mapping[str, str]) -> Fault | None:
-    if name in recipe_keys and name not in owned:
+def _fault(
+    config: str, name: str, value: Any, recipe_keys: frozenset[str], reserved: Mapping[str, str]
+) -> Fault | None:
+    if name in recipe_keys and name not in reserved:
         remedy = f"write `{name}:` one level up, beside `training:`"
         return Fault(name, f"'{name}' is a key of the stage, not of `training`", remedy)
     arguments = known(config)
-    verdict = verdicts.of(config, name, owned=owned)
+    verdict = verdicts.of(config, name, reserved=reserved)
     if verdict.kind == "nothing" and name in arguments and value == arguments[name].default:
         return None  # as it is anyhow
     if verdict.kind in _WHAT and (name in arguments or verdict.kind in ("stage", "engine")):
         return Fault(name, _WHAT[verdict.kind].format(name=name), verdict.remedy)
     if name not in arguments:
-        return Fault(name, f"trl.{config} has no argument '{name}'", _meant(config, name, recipe_keys, owned))
+        return Fault(name, f"trl.{config} has no argument '{name}'", _meant(config, name, recipe_keys, reserved))
     return argument_values.fault(arguments[name], value, config)
 
 
-def _meant(config: str, name: str, recipe_keys: frozenset[str], owned: Mapping[str, str]) -> str:
+def _meant(config: str, name: str, recipe_keys: frozenset[str], reserved: Mapping[str, str]) -> str:
     """The argument, or the key elsewhere in the recipe, that a name most likely means."""
-    arguments = open_to_users(config, owned)
+    arguments = open_to_users(config, reserved)
     if other_tools.is_known(name, {*recipe_keys, *(f"training.{argument}" for argument in arguments)}):
         return other_tools.remedy(name, ("stages", "{stage}", "training"))
     close = nearest(name, [*arguments, *recipe_keys])

@@ -2,7 +2,7 @@
 write instead. docs/training_arguments.md shows it stage by stage, and tests/test_verdicts.py fails where TRL or
 transformers comes to have another argument, or loses one.
 
-Of what a stage of its own declares (`Stage.keys`, `Stage.owned`) nothing stands here.
+Of what a stage of its own declares (`Stage.keys`, `Stage.reserved`) nothing stands here.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ ONLINE: Final = {
     "eval_on_start": _NOTHING_IS_EVALUATED,
     "per_device_eval_batch_size": _NOTHING_IS_EVALUATED,
 }
-"""What the shipped stages that sample answers refuse besides, by `Stage.owned`."""
+"""What the shipped stages that sample answers refuse besides, by `Stage.reserved`."""
 
 # ---- all of it together ---------------------------------------------------------------------------------------------
 
@@ -341,15 +341,17 @@ class Verdict:
     remedy: str = ""
 
 
-def of(config: str, name: str, keys: frozenset[str] = frozenset(), owned: Mapping[str, str] | None = None) -> Verdict:
+def of(
+    config: str, name: str, keys: frozenset[str] = frozenset(), reserved: Mapping[str, str] | None = None
+) -> Verdict:
     """The verdict on an argument that TRL's config has.
 
     Args:
         keys: the recipe keys of the stage.
-        owned: what the stage refuses itself.
+        reserved: what the stage refuses itself.
     """
-    if owned and name in owned:
-        return Verdict("stage", owned[name])
+    if reserved and name in reserved:
+        return Verdict("stage", reserved[name])
     if name in keys:
         return Verdict("key", f"write `{name}:` one level up, beside `training:`")
     if name in ENGINE:

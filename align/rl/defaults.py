@@ -12,7 +12,7 @@ from align.run_folder.records import Ticket
 ROWS: Final[frozenset[Kind]] = frozenset({"prompt", "chat", "prompt_completion", "preference"})
 """Of each the prompt is taken."""
 
-OWNED: Final = verdicts.ONLINE
+RESERVED: Final = verdicts.ONLINE
 """Training arguments that a recipe may not give, and what to do instead."""
 
 
@@ -23,7 +23,7 @@ def defaults(**more: Any) -> dict[str, dict[str, Any]]:
     return {"all": {**more, **common}, "full": {"learning_rate": 1e-6}, "adapter": {"learning_rate": 1e-5}}
 
 
-def beneath(ticket: Ticket, model: Any, run: Path) -> Any:
+def preload(ticket: Ticket, model: Any, run: Path) -> Any:
     """Put the adapters of the reference and of the reward models under the policy's own."""
     from align.rl import shared_base
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from align.stage.keys import Setting
 from align.stage.rewarded import RewardedKeys
 
 
@@ -71,14 +72,29 @@ class PpoKeys(RewardedKeys):
         "warn", description="when a run goes wrong (reward hacking, mode collapse, ...): say so, or end the stage"
     )
 
-    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
-        """An adapter needs something frozen to stand on."""
-        found = super().contradictions(method=method, trains_base=trains_base, quantized=quantized)
-        if self.critic != "adapter" or not trains_base:
-            return found
-        what = f"the critic 'adapter' stands on a frozen base, and {method} trains it"
-        remedy = "use `critic: head` or `critic: model`, or a parameterization that freezes the base"
-        return [*found, ("critic", what, remedy)]
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
+        """What the critic cannot be here, and a weight of nothing."""
+        found = super().contradictions(setting)
+        traits, stage = setting.own.traits, setting.own.stage
+        critic = self.critic_of(trains_base=traits.trains_base)
+        if critic == "adapter" and traits.trains_base:
+            what = f"the critic 'adapter' stands on a frozen base, and {setting.own.keys.method} trains it"
+            remedy = "use `critic: head` or `critic: model`, or a parameterization that freezes the base"
+            found.append(("critic", what, remedy))
+        start = setting.rewards[0] if setting.rewards else setting.policy
+        stuck = next((layer for layer in setting.layers.get(start, []) if not layer.traits.merges), None)
+        if critic == "model" and stuck is not None:
+            what = f"the critic of stage '{stage}', a model of its own, would start from '{start}', whose "
+            what += f"{stuck.keys.method} cannot be merged"
+            found.append(("critic", what, "use `critic: adapter` or `critic: head`"))
+        if "ptx_coef" in self.model_fields_set and not setting.replays:
+            what = f"'ptx_coef' weighs the loss of replayed rows, and stage '{stage}' has no replay"
+            found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
+        if critic == "adapter" and traits.saves_modules:
+            what = f"stage '{stage}' trains modules whole, and its critic `adapter` would take their place"
+            remedy = "use `critic: head` or `critic: model`, or leave them out"
+            found.append(("parameterization", what, remedy))
+        return found
 
     @property
     def target(self) -> float | None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 from align.errors import AlignError, Exit
+from align.parameterization import chain
 from align.run_folder import files, messages
 from align.run_folder.messages import Compare, Execute, Finish
 from align.run_folder.paths import RunDir, StageDir
@@ -112,8 +113,8 @@ class Child:
             cause = " (out of memory, most often)" if name == "SIGKILL" else ""
             what = f"the training process was ended by the system with {name}{cause}, {at}"
             if cause:
-                known = files.read_json(here.ticket, {}).get("parameterization", {}).get("method")
-                other = "" if known == "qlora" else " or use qlora"
+                known = files.read_json(here.ticket, {}).get("parameterization")
+                other = "" if known and chain.Layer.of(known, stage).quantized else " or use qlora"
                 memory = f"; to need less memory lower per_device_train_batch_size{other}"
         else:
             what = f"the training process ended with code {code}, {at}"

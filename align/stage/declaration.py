@@ -31,10 +31,11 @@ class Stage:
         keys: its recipe keys, a subclass of StageKeys.
         arguments: the TRL config whose names `training:` takes; None: any name, the stage checks them itself.
         defaults: training arguments where it departs from TRL's defaults, by family: all, full, adapter.
+        samples: whether the policy samples answers in training, to prompts.
         replays: whether replay rows can be mixed into its data.
         evaluates: whether it can take `eval_data`.
-        owned: training arguments that a recipe writes elsewhere, or that this stage sets, each with what to write.
-        beneath: puts adapters onto the model that must lie under the one that the stage trains.
+        reserved: training arguments that a recipe writes elsewhere, or that this stage sets, each with what to write.
+        preload: puts adapters onto the model that must lie under the one that the stage trains.
     """
 
     description: str
@@ -44,7 +45,8 @@ class Stage:
     keys: type[StageKeys] = StageKeys
     arguments: str | None = None
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: bool = False
     replays: bool = False
     evaluates: bool = True
-    owned: dict[str, str] = field(default_factory=dict)
-    beneath: Callable[[Ticket, Any, Path], Any] | None = None
+    reserved: dict[str, str] = field(default_factory=dict)
+    preload: Callable[[Ticket, Any, Path], Any] | None = None

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.data.formats import Example
 from align.data.sources import DataSource
+
+if TYPE_CHECKING:
+    from align.parameterization.chain import Layer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a stage stands in its recipe.
+
+    Attributes:
+        own: its parameterization.
+        replays: whether rows of earlier knowledge are mixed in.
+        policy: the stage whose policy it starts from, or `base`.
+        rewards: the stages that score its answers.
+        layers: the adapters that each stage before it hands on.
+    """
+
+    own: Layer
+    replays: bool
+    policy: str
+    rewards: tuple[str, ...]
+    layers: Mapping[str, Sequence[Layer]]
 
 
 class Replay(BaseModel):
@@ -49,8 +72,8 @@ class StageKeys(BaseModel):
         default_factory=dict, description="the trainer's own arguments, as in `{learning_rate: 1e-4}`"
     )
 
-    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
-        """What does not go with the stage's parameterization: the key, what is wrong, and the way out."""
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
+        """What does not go together with where the stage stands: the key, what is wrong, and the way out."""
         return []
 
     def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:

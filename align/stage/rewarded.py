@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from align.stage.keys import StageKeys
+from align.stage.keys import Setting, StageKeys
 
 FUNCTION = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
@@ -38,10 +38,11 @@ class RewardedKeys(StageKeys):
         "with weights"
     )
 
-    def contradictions(self, *, method: str, trains_base: bool, quantized: bool) -> list[tuple[str, str, str]]:
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """For vLLM, TRL merges the adapter into the base at every rollout: in 4 bits most of it would be lost."""
-        if not (quantized and self.training.get("use_vllm")):
+        if not (setting.own.quantized and self.training.get("use_vllm")):
             return []
+        method = setting.own.keys.method
         what = f"vLLM cannot sample from {method} over a quantised base: TRL would merge it into those weights"
         return [("training", what, "use `method: lora`, or leave `use_vllm` out")]
 

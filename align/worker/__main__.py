@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from align.errors import AlignError, Exit
+from align.parameterization import chain
 from align.run_folder import files, messages
 from align.run_folder.messages import Compare, Execute, Finish
 from align.run_folder.paths import RunDir, StageDir
@@ -128,7 +129,7 @@ def _out_of_memory(ticket: Ticket) -> AlignError:
     if "steps_per_generation" in ticket.training:  # a rollout stays as large as it was
         doubled = f"{doubled} and steps_per_generation"
     ways = [f"halve training.per_device_train_batch_size and double {doubled}", "turn gradient_checkpointing on"]
-    if ticket.parameterization["method"] != "qlora":
+    if not chain.Layer.of(ticket.parameterization, ticket.stage).quantized:
         ways.append("use qlora")
     remedy = f"{', '.join(ways[:-1])}, or {ways[-1]}"
     return AlignError(f"stage '{ticket.stage}' ran out of memory", remedy, exit=Exit.STAGE_FAILED)

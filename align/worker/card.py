@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from align.parameterization import chain
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Ticket
@@ -49,8 +50,9 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
         lines.append(f"- **not whole by itself**: these weights were trained under adapters that act on them: {names}")
     elif policy and len(policy.adapters) > 1:
         lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
-    if policy and any(adapter.method == "adapter" for adapter in policy.adapters):
-        lines.append("- bottleneck adapters: PEFT knows them after `import align.bottleneck`")
+    made = chain.layers(policy.adapters) if policy else []
+    for layer in {layer.keys.method: layer for layer in made if layer.traits.imports}.values():
+        lines.append(f"- PEFT can load `{layer.keys.method}` after `import {layer.traits.imports}`")
     lines += _figures(run, ticket.stage)
     lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
     files.write_text(folder / "README.md", "\n".join(lines) + "\n")

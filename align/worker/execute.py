@@ -107,7 +107,7 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     found = measuring.probes_of(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
     program = _program(ticket)
     _assert_device(ticket)
-    builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.beneath)
+    builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.preload)
     return Loaded(run, ticket, world, program, job, builder, found)
 
 

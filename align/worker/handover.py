@@ -26,7 +26,7 @@ class Builder:
 
     Attributes:
         sample: rows to compare a merged model with the adapted one on.
-        beneath: the stage's own; see align.stage.Stage.
+        preload: the stage's own; see align.stage.Stage.
         loaded: a base that was loaded already.
     """
 
@@ -34,7 +34,7 @@ class Builder:
     ticket: Ticket
     tokenizer: PreTrainedTokenizerBase
     sample: list[dict[str, Any]]
-    beneath: Callable[[Ticket, Any, Path], Any] | None = None
+    preload: Callable[[Ticket, Any, Path], Any] | None = None
     loaded: Any = None
 
     def __post_init__(self) -> None:
@@ -86,8 +86,8 @@ class Builder:
         policy, model, run = self.ticket.policy, self._base(), self.run.root
         continues = chain.continues(self.layers, chain.Layer(self.method, self.keys, self.ticket.stage))
         model = stack.put(model, policy.adapters[:-1] if continues else policy.adapters, run)
-        if self.beneath is not None:
-            model = self.beneath(self.ticket, model, run)
+        if self.preload is not None:
+            model = self.preload(self.ticket, model, run)
         if continues:
             model = stack.resume(model, policy.adapters[-1], run)
         else:

@@ -44,7 +44,7 @@ class Keys(ParameterizationKeys):
 
 def traits(keys: Keys) -> Traits:
     """A non-linear function, which is none of the base's weights."""
-    return Traits(merges=False)
+    return Traits(merges=False, adjoins=True, any_module=True, imports="align.bottleneck")
 
 
 def advise(keys: Keys) -> list[str]:

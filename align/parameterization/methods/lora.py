@@ -43,7 +43,12 @@ class LoraKeys(BaseModel):
 
     def traits(self) -> Traits:
         """Of whole modules one at a time can act; a bias of the update has no place in a layer without one."""
-        return Traits(merges=not self.lora_bias, stacks=not self.modules_to_save, switches=self.bias == "none")
+        return Traits(
+            merges=not self.lora_bias,
+            stacks=not self.modules_to_save,
+            switches=self.bias == "none",
+            saves_modules=bool(self.modules_to_save),
+        )
 
     @field_validator("target_modules")
     @classmethod
