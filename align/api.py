@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError, Exit
 from align.preflight.check import prepare
 from align.recipe import load as recipes
-from align.run_folder import files
+from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy
 
@@ -121,13 +121,13 @@ class Run:
             AlignError: there is no such stage, or it is not done.
         """
         here, report = RunDir(self.folder).stage(id), self.report
-        raw = files.read_json(here.outcome)
-        if raw is None or id not in report.run.order:
+        outcome = reading.outcome(here)
+        if outcome is None or id not in report.run.order:
             done = [one.id for one in report.stages if one.outcome is not None]
             remedy = f"choose one of: {', '.join(done)}" if done else "run it first: align run"
             raise AlignError(f"'{self.folder}' has no finished stage '{id}'", remedy)
         cells = report.forgetting.matrix.get(id, {}) if report.forgetting else {}
-        return StageResult(Outcome.model_validate(raw), cells, here.model)
+        return StageResult(outcome, cells, here.model)
 
 
 def open_run(run_dir: str | Path) -> Run:

@@ -179,7 +179,7 @@ class Stages:
             program_sha256=declared.sha256,
             chat_template=None,
             replays=False,
-            measured="",
+            probes_sha256="",
             measure_base=False,
             processes=1,
             trackers=[],

@@ -31,11 +31,15 @@ stages:
 """
 
 
-def made(folder: Path, *overrides: str, processes: int = 1) -> dict[str, Ticket]:
-    """The tickets of the recipe with `--set` overrides."""
+def written(folder: Path) -> Path:
     path = folder / "small.yaml"
     path.write_text(RECIPE, encoding="utf-8")
-    loaded = load(path, overrides)
+    return path
+
+
+def made(folder: Path, *overrides: str, processes: int = 1) -> dict[str, Ticket]:
+    """The tickets of the recipe with `--set` overrides."""
+    loaded = load(written(folder), overrides)
     return tickets.build(loaded, prepare(loaded), RunDir(folder / "run"), processes)
 
 
@@ -77,6 +81,20 @@ def test_what_an_adapter_trains_in_counts_where_it_is_not_the_default(tmp_path: 
     )
     assert "adapter_dtype" not in plain["sft"].parameterization
     assert same["sft"].fingerprint == plain["sft"].fingerprint != coarse["sft"].fingerprint
+
+
+def test_a_stage_goes_on_from_what_was_decided(tmp_path: Path, plain: dict[str, str]) -> None:
+    """Its fingerprint is taken again when its turn comes: by then the stage before it has been decided on."""
+    run, loaded = RunDir(tmp_path / "run"), load(written(tmp_path), ())
+    found = tickets.build(loaded, prepare(loaded), run, 1)
+    files.write_json(run.stage("sft").decision, {"policy": "as_trained"})
+    for plan in loaded.stages:
+        tickets.seal(plan, found, run)
+    assert {stage: ticket.fingerprint for stage, ticket in found.items()} == plain
+    files.write_json(run.stage("sft").decision, {"policy": "another"})
+    for plan in loaded.stages:
+        tickets.seal(plan, found, run)
+    assert found["sft"].fingerprint == plain["sft"] and found["dpo"].fingerprint != plain["dpo"]
 
 
 @pytest.mark.parametrize("override", ["stages.dpo.beta=0.2", "stages.dpo.training.learning_rate=1.0e-4"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.errors import AlignError
-from align.run_folder import files
+from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
 
@@ -58,10 +58,8 @@ def _done(folder: Path) -> dict[str, Outcome]:
     record = files.read_json(run.record)
     if record is None:
         raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
-    read = {id: files.read_json(run.stage(id).outcome) for id in record["order"]}
-    return {
-        id: Outcome.model_validate(raw) for id, raw in read.items() if raw and (raw.get("policy") or raw.get("reward"))
-    }
+    read = {id: reading.outcome(run.stage(id)) for id in record["order"]}
+    return {id: outcome for id, outcome in read.items() if outcome and (outcome.policy or outcome.reward)}
 
 
 def _any_policy(done: dict[str, Outcome]) -> bool:

@@ -30,7 +30,7 @@ class StageDir:
         return self.root / "outcome.json"
 
     @property
-    def trained(self) -> Path:
+    def remeasuring(self) -> Path:
         """The outcome of a stage that is measured again, until that is done."""
         return self.root / "trained.json"
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 PROMPTS = 200  # that stages which go on from one policy are compared on
 LOADING = "loading"  # what a stage is at until it says otherwise
 Gives = Literal["policy", "reward"]
+
+
+_FORMERLY_MEASURED = Field(validation_alias=AliasChoices("probes_sha256", "measured"))
 
 
 class Adapter(BaseModel):
@@ -98,7 +101,7 @@ class Ticket(BaseModel):
     chat_template: str | None  # the recipe's own, as text
     replays: bool  # whether a stage of the recipe replays rows
     warnings: list[str] = []  # of checking the rows; they stand in the outcome too
-    measured: str  # hash of the probes by content: other probes are measured again, nothing is trained
+    probes_sha256: str = _FORMERLY_MEASURED  # of the probes' content: with others it is measured again, not trained
     measure_base: bool
     measure_only: bool = False
     processes: int
@@ -120,7 +123,7 @@ class Outcome(BaseModel):
     cpu_seconds: float
     measure_seconds: float
     measure_cpu_seconds: float
-    measured: str
+    probes_sha256: str = _FORMERLY_MEASURED
     world_size: int
     distributed_type: str
     global_batch_size: int

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded
-from align.run_folder import files
+from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Comparison, Outcome, Ticket
+from align.run_folder.records import Comparison, Ticket
 
 
 def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Comparison | None:
@@ -22,31 +22,30 @@ def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Co
     )
     if parent is None:
         return None
-    outcomes = {
-        id: files.read_json(run.stage(id).outcome) for id in [parent, *(p.id for p in giving if p.policy == parent)]
-    }
-    policies = {id: Outcome.model_validate(raw).policy for id, raw in outcomes.items() if raw is not None}
+    ids = [parent, *(plan.id for plan in giving if plan.policy == parent)]
+    outcomes = {id: outcome for id in ids if (outcome := reading.outcome(run.stage(id))) is not None}
+    policies = {id: outcome.policy for id, outcome in outcomes.items() if outcome.policy is not None}
     ticket, reward = tickets[scored.id], tickets[scored.id].rewards[0].model_copy()
-    if len(policies) < len(outcomes) or not all(policies.values()):
+    if len(policies) < len(ids):
         return None
     if reward.stage is not None:
-        raw = files.read_json(run.stage(reward.stage).outcome)
-        if raw is None:
+        judge = reading.outcome(run.stage(reward.stage))
+        if judge is None:
             return None
-        reward.model = Outcome.model_validate(raw).reward
-    judge = tickets[reward.stage] if reward.stage is not None else ticket
+        reward.model = judge.reward
+    asking = tickets[reward.stage] if reward.stage is not None else ticket
     found = Comparison(
         parent=parent,
-        policies={id: policy for id, policy in policies.items() if policy is not None},
+        policies=policies,
         reward=reward,
-        prompts=judge.evaluation or ticket.train,
-        of=judge.stage if judge.evaluation else ticket.stage,
-        held_out=judge.evaluation is not None,
+        prompts=asking.evaluation or ticket.train,
+        of=asking.stage if asking.evaluation else ticket.stage,
+        held_out=asking.evaluation is not None,
         model=ticket.model,
         chat_template=ticket.chat_template,
         training={name: ticket.training.get(name) for name in ("max_completion_length", "bf16")},
         seed=ticket.seed,
     )
-    artifacts = {id: raw["artifacts"] for id, raw in outcomes.items()}
+    artifacts = {id: outcome.artifacts for id, outcome in outcomes.items()}
     found.key = files.digest([found.model_dump(mode="json"), artifacts])
     return found

@@ -16,13 +16,12 @@ from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
-from align.run_folder import checkpoints, files
+from align.run_folder import checkpoints, files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Ticket
-from align.runner import branches
+from align.runner import branches, tickets
 from align.runner.child import Child
 from align.runner.progress import Watcher
-from align.runner.tickets import build
 from align.version import VERSION
 
 
@@ -115,7 +114,7 @@ class Run:
             self.record["redo"] = asked
         if prepared.base.revision:  # a run stays with one commit of a model that goes on changing
             self.record["hub"] = {"base": [hub.base, hub.revision], "commit": prepared.base.revision}
-        self.tickets = build(self.loaded, prepared, self.dir, self.loaded.recipe.launch.processes)
+        self.tickets = tickets.build(self.loaded, prepared, self.dir, self.loaded.recipe.launch.processes)
         write_recipe(self.dir.recipe, self.loaded)
 
     def _check_base(self, prepared: Prepared) -> None:
@@ -123,7 +122,7 @@ class Run:
         first, model, plan = next(iter(self.tickets.values())), self.loaded.recipe.model, self.loaded.stages[0]
         precision = ["trained" if plan.trains_base else "frozen"] if model.dtype == "auto" else [model.dtype]
         quantization = plan.method.quantization(plan.method_keys)
-        asked = [first.measured, prepared.chat_template, first.replays]
+        asked = [first.probes_sha256, prepared.chat_template, first.replays]
         known = files.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])
         if self.record.get("base", known) != known:
             self.dir.supersede(self.dir.base_measurements)
@@ -207,31 +206,31 @@ class Run:
     def _bring_up(self, plan: StagePlan, child: Child) -> None:
         """Skip a stage, measure it again, or run it. Cheapest test first."""
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
-        raw = files.read_json(here.outcome)
-        file = here.outcome if raw and raw["measured"] == ticket.measured else here.trained
-        file = file if file.is_file() else here.outcome
-        raw = files.read_json(file)
-        if raw is None:
+        tickets.seal(plan, self.tickets, self.dir)  # what goes on from its inputs has been decided now
+        outcome, file = reading.outcome(here), here.outcome
+        if outcome is None or outcome.probes_sha256 != ticket.probes_sha256:
+            begun = reading.outcome_in(here.remeasuring)
+            outcome, file = (begun, here.remeasuring) if begun is not None else (outcome, file)
+        if outcome is None:
             self._execute(plan, child)
             return
-        outcome = Outcome.model_validate(raw)
         name = files.damaged(outcome.artifacts, here.root, since=file.stat().st_mtime)
         if name is not None or outcome.fingerprint != ticket.fingerprint:
             bad = f"has a damaged file, {name}" if name else "belongs to another recipe"
             self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
             self.dir.supersede(here.root)
             self._execute(plan, child)
-        elif outcome.measured != ticket.measured or self._base_is_missing() or self._row_is_missing(plan):
+        elif outcome.probes_sha256 != ticket.probes_sha256 or self._base_is_missing() or self._row_is_missing(plan):
             self.watcher.say(f"{plan.id}: trained already; measured again")
             self.dir.supersede(here.measurements)
             here.decision.unlink(missing_ok=True)
-            file.replace(here.trained)
+            file.replace(here.remeasuring)
             here.outcome.unlink(missing_ok=True)
             ticket.measure_only = True
             self._execute(plan, child)
-            here.trained.unlink()
+            here.remeasuring.unlink()
         else:
-            here.trained.unlink(missing_ok=True)
+            here.remeasuring.unlink(missing_ok=True)
             self.watcher.say(f"{plan.id}: done already")
 
     def _row_is_missing(self, plan: StagePlan) -> bool:
@@ -268,12 +267,13 @@ class Run:
         except AlignError:
             self._note(plan, status="failed")
             raise
-        outcome = files.read_json(here.outcome)
-        alarms = {f"{name.replace('_', ' ')} " for name in outcome["metrics"].get("alarms", ())}
-        for text in outcome["warnings"]:
+        outcome = reading.outcome(here)
+        assert outcome is not None
+        alarms = {f"{name.replace('_', ' ')} " for name in outcome.metrics.get("alarms", ())}
+        for text in outcome.warnings:
             if not text.startswith(tuple(alarms)) and text not in ticket.warnings:  # which were told before
                 self.watcher.warn(plan.id, text)
-        self._note(plan, ended=_now(), seconds=round(outcome["seconds"] + outcome["measure_seconds"], 1))
+        self._note(plan, ended=_now(), seconds=round(outcome.seconds + outcome.measure_seconds, 1))
         shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
 
     def _take_inputs(self, plan: StagePlan) -> None:
@@ -288,13 +288,13 @@ class Run:
                 reward.model = self._result(plan, reward.stage).reward
 
     def _result(self, plan: StagePlan, source: str) -> Outcome:
-        raw = files.read_json(self.dir.stage(source).outcome)
-        if raw is None:
+        outcome = reading.outcome(self.dir.stage(source))
+        if outcome is None:
             raise AlignError(
                 f"stage '{plan.id}' starts from '{source}', which has not run in '{self.dir.root}'",
                 f"run without --only, or `--only {source}` first",
             )
-        return Outcome.model_validate(raw)
+        return outcome
 
     def _decide(self, plan: StagePlan) -> str:
         """Judge a stage by the gate, from stored measurements; nothing is measured or trained."""
@@ -336,8 +336,9 @@ class Run:
     def _measured(self, id: str) -> bool:
         """Whether a stage's row can stand beside the base's: it was asked the same."""
         here = self.dir.stage(id)
-        measured = files.read_json(here.outcome, {}).get("measured") == self.tickets[id].measured
-        return measured and (here.measurements / "summary.json").is_file()
+        outcome = reading.outcome(here)
+        asked_the_same = outcome is not None and outcome.probes_sha256 == self.tickets[id].probes_sha256
+        return asked_the_same and (here.measurements / "summary.json").is_file()
 
     def _note(self, plan: StagePlan, **entry: Any) -> None:
         stages = self.record["stages"]

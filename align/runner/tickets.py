@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from align.policy.base import replaced_tokens
 from align.preflight.check import Prepared, write_rows
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
-from align.run_folder import files
+from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy, Rows, Ticket
 from align.runner import trains_alike
@@ -47,12 +48,22 @@ def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> di
     )
     tickets: dict[str, Ticket] = {}
     for plan in loaded.stages:
-        ticket = ticket_of(loaded, prepared, plan, run, identity, processes)
-        above = [tickets[plan.policy].fingerprint, _kept(run, plan.policy)] if plan.policy != BASE else [BASE]
-        above += [tickets[id].fingerprint for id in plan.rewards]
-        ticket.fingerprint = fingerprint(plan, ticket, prepared.chat_template, above)
-        tickets[plan.id] = ticket
+        tickets[plan.id] = ticket_of(loaded, prepared, plan, run, identity, processes)
+        seal(plan, tickets, run)
     return tickets
+
+
+def seal(plan: StagePlan, tickets: Mapping[str, Ticket], run: RunDir) -> None:
+    """Give a ticket its fingerprint, from those of its inputs and from what is decided on the policy that comes in.
+
+    Done when the run is opened, to tell what has changed, and again when the turn of the stage comes: by then the
+    stages before it have been decided on.
+    """
+    above = [BASE]
+    if plan.policy != BASE:
+        above = [tickets[plan.policy].fingerprint, reading.goes_on(run.stage(plan.policy))]
+    above += [tickets[id].fingerprint for id in plan.rewards]
+    tickets[plan.id].fingerprint = fingerprint(plan, tickets[plan.id], above)
 
 
 def ticket_of(
@@ -83,7 +94,7 @@ def ticket_of(
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         probes=probes,
         warnings=prepared.warnings.get(plan.id, []),
-        measured=prepared.probes,
+        probes_sha256=prepared.probes,
         measure_base=False,
         processes=processes,
         trackers=list(settings.trackers),
@@ -91,11 +102,10 @@ def ticket_of(
     )
 
 
-def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, above: list[str]) -> str:
+def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     """Hash of all that the weights of a stage depend on.
 
     Args:
-        chat_template: the recipe's own, as text.
         above: the fingerprints of the stages whose policy and rewards come in, and what was decided on the policy.
 
     The number of processes is not in it, the global batch is; nor is where the run goes or how often it logs.
@@ -118,7 +128,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
             "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},
             "global_batch": per_device * accumulation * ticket.processes,
             "parameterization": ticket.parameterization,
-            "model": [model["dtype"], model["attn_implementation"], chat_template, replaced_tokens(model)],
+            "model": [model["dtype"], model["attn_implementation"], ticket.chat_template, replaced_tokens(model)],
             "base": ticket.policy.base.identity,
             "seed": ticket.seed,
             "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
@@ -127,11 +137,6 @@ def fingerprint(plan: StagePlan, ticket: Ticket, chat_template: str | None, abov
             **rollout,
         }
     )
-
-
-def _kept(run: RunDir, stage: str) -> str:
-    """What goes on from an input: as trained, unless a decision says otherwise."""
-    return str(files.read_json(run.stage(stage).decision, {}).get("policy", "as_trained"))
 
 
 def _absolute_probes(probes: Any, root: Path) -> Any:

@@ -162,7 +162,7 @@ def save(
         cpu_seconds=spent[1],
         measure_seconds=measured["seconds"] if measured else 0.0,
         measure_cpu_seconds=measured["cpu_seconds"] if measured else 0.0,
-        measured=ticket.measured,
+        probes_sha256=ticket.probes_sha256,
         world_size=at.world.num_processes,
         distributed_type=str(at.world.distributed_type.value),
         global_batch_size=job.global_batch,

@@ -17,7 +17,7 @@ from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
 from align.policy import load as models
 from align.policy import stack
-from align.run_folder import files
+from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
 from align.stage.job import Job
@@ -71,12 +71,13 @@ def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> d
 
 def measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
     """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
-    outcome = Outcome.model_validate(files.read_json(job.dir.trained))
+    outcome = reading.outcome_in(job.dir.remeasuring)
+    assert outcome is not None
     if outcome.policy is not None and bench_probes:
         job.model = stack.load_policy(outcome.policy, ticket.model, run.root)
         measured = measure_policy(job, run, bench_probes)
         outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
-    outcome.measured = ticket.measured
+    outcome.probes_sha256 = ticket.probes_sha256
     outcome.warnings += [text for text in job.warnings if text not in outcome.warnings]
     card.write(job.dir.model, run, ticket, outcome)  # it shows what was measured
     outcome.artifacts = files.artifacts(job.dir.model, job.dir.root)
