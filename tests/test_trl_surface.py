@@ -35,6 +35,7 @@ from align.trainers.means import Means
 from align.trainers.sft import SftTrainer
 
 SHARED = {
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "_get_train_sampler": ["self", "train_dataset"],
     "_get_eval_sampler": ["self", "eval_dataset"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
@@ -48,7 +49,7 @@ OF_DPO = {
     "_get_train_sampler": ["self", "train_dataset"],
 }
 OF_MEANS = {
-    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "compute_loss": SHARED["compute_loss"],
     "log": ["self", "logs", "start_time"],
 }
 OF_HELD_OUT = {

@@ -82,22 +82,19 @@ class Passes:
     switchboard: Switchboard | None
     wanted: list[torch.Tensor] | None = None
     detached: bool = False
-    extra: dict[str, torch.Tensor] | None = None  # rows of language modelling, whose loss is wanted too
-    extra_loss: torch.Tensor | None = None
 
     @contextmanager
-    def collect(self, *, detached: bool = False, extra: dict[str, torch.Tensor] | None = None) -> Iterator[list[Any]]:
+    def collect(self, *, detached: bool = False) -> Iterator[list[Any]]:
         """Gather values, (rows, positions) for each forward within.
 
         Args:
             detached: the values' gradient stops at the hidden states of a shared trunk.
-            extra: `input_ids`, `attention_mask`, `labels` of rows to be learnt as text; their loss is `extra_loss`.
         """
-        self.wanted, self.detached, self.extra, self.extra_loss = [], detached, extra, None
+        self.wanted, self.detached = [], detached
         try:
             yield self.wanted
         finally:
-            self.wanted, self.extra = None, None
+            self.wanted = None
 
     def hidden(self, trunk: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The last hidden states of a trunk, (rows, positions, width)."""
@@ -135,8 +132,6 @@ def attached(lm: PreTrainedModel, critic: Critic, switchboard: Switchboard | Non
             passes.wanted.append(critic.values(seen[0].detach() if passes.detached else seen[0]))
         else:
             passes.wanted.append(passes.values(kwargs["input_ids"], kwargs["attention_mask"]))
-        if passes.extra is not None:
-            passes.extra_loss = fused(**passes.extra, use_cache=False).loss  # TRL's head is at the sampling temperature
         return found
 
     lm.forward = forward

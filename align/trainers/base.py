@@ -1,8 +1,10 @@
-"""What every TRL trainer here has over TRL's own: our order of rows, adapters kept in float32, no telemetry."""
+"""What every TRL trainer here has over TRL's own: our order of rows, terms added to its loss, adapters kept in the
+precision they came in, no telemetry."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from torch.utils.data import SequentialSampler
 from align.data.order import GROUP, LENGTH, RowOrder
 from align.policy.base import heads
 from align.policy.stack import TRAINED
+from align.trainers.terms import Term
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -23,7 +26,13 @@ else:
 
 
 class BaseTrainer(Trainer):
-    """Mixed in before a TRL trainer. The overridden methods are held by tests/test_trl_surface.py."""
+    """Mixed in before a TRL trainer. The overridden methods are held by tests/test_trl_surface.py.
+
+    Attributes:
+        terms: what is added to TRL's loss in training.
+    """
+
+    terms: Sequence[Term] = ()
 
     def __init__(self, *, model: nn.Module, **arguments: Any) -> None:
         kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
@@ -33,6 +42,32 @@ class BaseTrainer(Trainer):
         for name, parameter in model.named_parameters():
             if name in kept:
                 parameter.data = kept[name]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """TRL's loss with the terms added.
+
+        They are computed on the module inside its DDP wrapper: gradients are exchanged all the same, and the wrapper
+        sees one forward for one backward.
+        """
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not (self.terms and self.model.training):
+            return found
+        loss = found[0] if return_outputs else found
+        # a loss that is a sum over all tokens of the update, divided by their number, is not divided again
+        whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        parts = self.current_gradient_accumulation_steps if whole else 1
+        for term in self.terms:
+            value = term.loss(self.model)
+            if value is not None:
+                self._metrics["train"][f"loss/{term.name}"].append(float(value.detach()))
+                loss = loss + term.weight() * value / parts
+        return (loss, *found[1:]) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
         return self.row_order()

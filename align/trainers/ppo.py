@@ -29,6 +29,7 @@ from align.rl.recorder import Recorder
 from align.rl.rollouts import Rollout
 from align.trainers.online import Online, changed
 from align.trainers.rollout_checkpoints import OWN
+from align.trainers.terms import Term
 
 
 @dataclass
@@ -60,6 +61,8 @@ class PpoTrainer(Online, RLOOTrainer):
     def __init__(self, *, keys: PpoKeys, kind: str, replay: Stream | None = None, **arguments: Any) -> None:
         super().__init__(value=kind == "adapter", **arguments)
         self.keys, self.kind, self.replay = keys, kind, replay
+        if replay is not None:
+            self.terms = [Term("ptx", self._of_text, lambda: 0.0 if self.warming else keys.ptx_coef)]
         self.critic: Critic | None = None
         self.stopped = False
         self.controller = self._controller()
@@ -156,7 +159,7 @@ class PpoTrainer(Online, RLOOTrainer):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         keep, warming = mask.size(1), self.warming
-        with self.passes.collect(detached=warming, extra=self._replayed()) as gathered:
+        with self.passes.collect(detached=warming) as gathered:
             log_probs, entropy, aux = self._get_per_token_logps_and_entropies(
                 model, ids, attention, keep, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
             )
@@ -172,16 +175,15 @@ class PpoTrainer(Online, RLOOTrainer):
         loss: torch.Tensor = (0.0 if warming else 1.0) * policy_loss + self.keys.vf_coef * value_loss
         if aux is not None:
             loss = loss + self.router_aux_loss_coef * aux
-        if self.passes.extra_loss is not None:
-            self._metrics["train"]["loss/ptx"].append(float(self.passes.extra_loss.detach()))
-            loss = loss + (0.0 if warming else self.keys.ptx_coef) * self.passes.extra_loss
         return loss
 
-    def _replayed(self) -> dict[str, torch.Tensor] | None:
-        if self.replay is None:
+    def _of_text(self, model: nn.Module) -> torch.Tensor | None:
+        """The language-model loss of the replayed rows of this micro-step; of an update that is left out, none."""
+        if self.replay is None or (self.stopped and self.accelerator.num_processes == 1):
             return None
         number = self._step * self.accelerator.num_processes + self.accelerator.process_index
-        return self.replay.batch(number, self.args.device)
+        found: torch.Tensor = model(**self.replay.batch(number, self.args.device), use_cache=False).loss
+        return found
 
     def _measure(
         self,
