@@ -23,6 +23,7 @@ from align.data.tokenizer import TextTokenizer
 from align.forgetting.measurements import Split
 from align.forgetting.probes import SPLITS, Agreement, Exact, Graded, Probe, Question, Texts
 from align.policy import generation
+from align.policy.unwrapped import unwrapped
 from align.run_folder import files
 
 ANSWER_TOKENS = 32  # of a graded answer
@@ -71,8 +72,7 @@ class Bench:
 
     def _keeps(self) -> bool:
         """Whether the model can apply its head to the last positions alone, as most can."""
-        plain = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return "logits_to_keep" in inspect.signature(plain.forward).parameters
+        return "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters
 
 
 def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path | None) -> Record:

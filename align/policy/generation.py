@@ -9,6 +9,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.data.tokenizer import TextTokenizer
+from align.policy.unwrapped import unwrapped
 
 
 def ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -49,7 +50,8 @@ def plain(stop: Sequence[int], pad: int | None, tokens: int, temperature: float 
 def settings(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Generate with these settings alone: `generate` takes what they leave open from the model's own, a repetition
     penalty or a least length, so that for a while these are the model's own."""
-    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    base = unwrapped(model)
+    holders = [model] if base is model else [model, base]
     before = [vars(holder).get("generation_config") for holder in holders]
     for holder in holders:
         holder.generation_config = config

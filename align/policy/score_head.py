@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from align.errors import AlignError
+from align.policy.unwrapped import unwrapped
 
 SCORE = "score"
 
@@ -66,8 +66,7 @@ def width(model: PreTrainedModel) -> int:
 
 def has(model: Any) -> bool:
     """Whether a model, with adapters or without, is a reward model."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return hasattr(base, SCORE)
+    return hasattr(unwrapped(model), SCORE)
 
 
 def is_head(name: str) -> bool:

@@ -32,6 +32,7 @@ from align.bottleneck.layer import BottleneckLayer, detach
 from align.errors import AlignError
 from align.policy import load as models
 from align.policy import score_head
+from align.policy.unwrapped import unwrapped
 from align.run_folder.records import Adapter, Gives, Policy
 
 TRAINED = "default"  # PEFT's name of the adapter that a stage trains; earlier ones are named for their stage
@@ -44,7 +45,7 @@ def names(adapters: Sequence[Adapter]) -> list[str]:
 
 def bare(model: Any) -> PreTrainedModel:
     """The base inside its PeftModel, with the layers of its adapters still in it, ready for another PeftModel."""
-    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = unwrapped(model)
     vars(base).pop("peft_config", None)  # else the next PeftModel takes the earlier one's adapters for its own
     return base
 

@@ -247,7 +247,7 @@ class Controller:
         if last is not None and self._nears(last, kl):
             return
         error = min(max(kl / self.target - 1, -_ERROR_LIMIT), _ERROR_LIMIT)
-        self.coef *= 1 + error * self._step(episodes)
+        self.coef *= 1 + error * self._share(episodes)
 
     def _nears(self, last: float, kl: float) -> bool:
         """Whether the KL came nearer to its target, and did not pass it."""
@@ -263,10 +263,10 @@ class Controller:
         """
         if not self.adaptive or rollouts < 1:
             return 1.0, 1.0
-        change = _ERROR_LIMIT * self._step(episodes / rollouts)
+        change = _ERROR_LIMIT * self._share(episodes / rollouts)
         return (1 - change) ** rollouts, (1 + change) ** rollouts
 
-    def _step(self, episodes: float) -> float:
+    def _share(self, episodes: float) -> float:
         return min(1.0, episodes / self.horizon)
 
     def state(self) -> dict[str, float]:

@@ -17,6 +17,7 @@ from align.parameterization import chain
 from align.parameterization.chain import Layer
 from align.policy import load as models
 from align.policy import score_head, stack
+from align.policy.unwrapped import unwrapped
 from align.rl import critic as critics
 from align.rl import scoring, shared_base
 from align.rl.critic import Critic
@@ -93,7 +94,7 @@ def own_reference(job: Job) -> PreTrainedModel:
         base: Any = _merged(_policy(ticket), ticket, job.run.root, dtype=dtype)
     else:
         base = stack.load_policy(ticket.policy, ticket.model, job.run.root)
-    lm: PreTrainedModel = base.get_base_model() if hasattr(base, "get_base_model") else base
+    lm = unwrapped(base)
     add_fused_lm_head(lm, temperature=float(ticket.training.get("temperature", 1.0)))
     lm.config.get_text_config().pad_token_id = scoring.padding(job.tokenizer)
     return lm

@@ -20,6 +20,7 @@ from align.errors import AlignError, Exit
 from align.policy import load as models
 from align.policy import score_head, stack
 from align.policy.score_head import Score
+from align.policy.unwrapped import unwrapped
 from align.rl.critic import Passes
 from align.run_folder.records import Reward
 
@@ -114,8 +115,7 @@ class OwnModel:
     ) -> None:
         self.name, self.model, self.same, self.size, self.closed = name, model, same, size, closed
         self.tokenizer, self.pad = TextTokenizer.of(tokenizer), padding(tokenizer)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        base.config.get_text_config().pad_token_id = self.pad
+        unwrapped(model).config.get_text_config().pad_token_id = self.pad
 
     @torch.no_grad()
     def __call__(self, asked: Question) -> list[float]:

@@ -20,6 +20,7 @@ from align.errors import AlignError, Exit
 from align.policy import generation
 from align.policy.stack import TRAINED
 from align.policy.switchboard import Switchboard, checkpointing
+from align.policy.unwrapped import unwrapped
 from align.rl import critic, reference, rollouts, scoring, shared_base
 from align.rl.critic import Passes
 from align.rl.health import Health
@@ -63,6 +64,12 @@ def without_reference(model: Any) -> Iterator[None]:
         del model.add_adapter, model.get_parameter
 
 
+def without_critic(generation: Any) -> None:
+    """Keep the critic from TRL's hand-over of weights to vLLM, which has no place for one."""
+    names = generation._iter_named_params
+    generation._iter_named_params = lambda *given: (named for named in names(*given) if not critic.is_critic(named[0]))
+
+
 @contextmanager
 def fitting_tiles(lm: Any) -> Iterator[None]:
     """Within, TRL's fused head works in tiles no wider than the vocabulary: it sets aside 32,768 columns whatever there
@@ -97,12 +104,9 @@ class Online(RolloutCheckpoints, Minibatches, BaseTrainer):
         with without_reference(model):
             super().__init__(reward_funcs=functions, **arguments)
         args.beta = self.beta = beta
-        if getattr(self, "use_vllm", False):  # which has no place for a critic
-            names = self.vllm_generation._iter_named_params
-            self.vllm_generation._iter_named_params = lambda *given: (
-                named for named in names(*given) if not critic.is_critic(named[0])
-            )
-        self.lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        if getattr(self, "use_vllm", False):
+            without_critic(self.vllm_generation)
+        self.lm: Any = unwrapped(model)
         self.switchboard = Switchboard(model, self.sets.policy) if self.sets else None
 
     # ---- everything that is put into the model while it is trained ------------------------------------------------

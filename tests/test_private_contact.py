@@ -1,0 +1,127 @@
+"""Where align touches what TRL, transformers, PEFT and torch keep to themselves: one table, held against the sources.
+
+What is overridden of them stands in test_trl_surface.py. A name that is not in the table, or is gone, fails here.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import align
+from align.trainers.online import without_critic
+
+ROOT = Path(align.__file__).parent
+LIBRARIES = ("trl", "transformers", "peft", "accelerate")
+# name -> where it lives there, and the files of align that touch it
+PRIVATE: dict[str, tuple[str, set[str]]] = {
+    "_CHUNKED_LOGPROB_CHUNK_SIZE": ("trl.trainer.utils", {"trainers/online.py"}),
+    "_iter_named_params": ("trl.generation.vllm_generation:VLLMGeneration", {"trainers/online.py"}),
+    "_metrics": (
+        "trl.trainer.rloo_trainer",
+        {"trainers/base.py", "trainers/critic_free.py", "trainers/means.py", "trainers/online.py"},
+    ),
+    "_step": (
+        "trl.trainer.rloo_trainer",
+        {"trainers/minibatches.py", "trainers/online.py", "trainers/ppo.py", "trainers/rollout_checkpoints.py"},
+    ),
+    "_signature_columns": ("transformers.trainer", {"trainers/kept_reference.py"}),
+    "_get_output_dir": ("transformers.trainer:Trainer", {"trainers/rollout_checkpoints.py"}),
+    "_load_from_checkpoint": ("transformers.trainer:Trainer", {"stage/job.py", "trainers/base.py", "trainers/ppo.py"}),
+    "_active_adapter": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),
+    "_disable_adapters": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),
+    "_get_available_adapters": (
+        "peft.tuners.tuners_utils:BaseTunerLayer",
+        {"policy/stack.py", "policy/switchboard.py"},
+    ),
+    "_adapters": ("peft.utils.other", {"bottleneck/model.py", "policy/switchboard.py"}),
+    "_forward_hooks": ("torch.nn.modules.module", {"adapters/placement.py", "bottleneck/layer.py"}),
+    "_modules": ("torch.nn.modules.module", {"bottleneck/layer.py"}),
+    "_DropoutNd": ("torch.nn.modules.dropout", {"rl/critic.py", "trainers/kept_reference.py"}),
+    "_is_avx512_bf16_supported": ("torch.cpu", {"policy/load.py"}),
+    "_is_amx_tile_supported": ("torch.cpu", {"policy/load.py"}),
+}
+# module -> the names that are imported from inside a library, rather than from its face
+INSIDE: dict[str, set[str]] = {
+    "accelerate.utils": {"gather_object"},
+    "peft.mapping": {"PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING"},
+    "peft.tuners.tuners_utils": {"BaseTuner", "BaseTunerLayer"},
+    "peft.utils": {
+        "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper", "TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING",
+        "register_peft_method",
+    },
+    "peft.utils.other": {"AuxiliaryTrainingWrapper", "get_pattern_key"},
+    "transformers.pytorch_utils": {"Conv1D"},
+    "transformers.trainer_utils": {"EvalLoopOutput", "PREFIX_CHECKPOINT_DIR"},
+    "trl.models.utils": {"disable_gradient_checkpointing"},
+    "trl.trainer": {"utils"},
+    "trl.trainer.dpo_trainer": {"DataCollatorForPreference"},
+    "trl.trainer.kto_trainer": {"DataCollatorForUnpairedPreference"},
+    "trl.trainer.utils": {"add_fused_lm_head", "pad"},
+}  # fmt: skip
+
+
+def trees() -> dict[str, ast.Module]:
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
+
+
+def own(tree: ast.Module) -> set[str]:
+    """The private names that a file itself gives to something."""
+    found = set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+    return found
+
+
+def test_no_private_name_is_touched_that_the_table_has_not() -> None:
+    found = defaultdict[str, set[str]](set)
+    listed = trees()
+    ours = set[str]().union(*map(own, listed.values())) - PRIVATE.keys()
+    for file, tree in listed.items():
+        for node in ast.walk(tree):
+            private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("_")
+            if private and node.attr not in ours:
+                found[node.attr].add(file)
+    assert found == {name: files for name, (_, files) in PRIVATE.items()} | {"_exit": {"worker/__main__.py"}}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_a_private_name_is_still_there(name: str) -> None:
+    module, _, kind = PRIVATE[name][0].partition(":")
+    place = importlib.import_module(module)
+    if kind:
+        assert hasattr(getattr(place, kind), name)
+    else:
+        assert hasattr(place, name) or name in Path(str(place.__file__)).read_text("utf-8")
+
+
+def test_what_is_imported_from_inside_a_library_stands_in_the_table() -> None:
+    found = defaultdict[str, set[str]](set)
+    for tree in trees().values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in LIBRARIES:
+                inside = "." in node.module
+                found[node.module] |= {alias.name for alias in node.names if inside or alias.name.startswith("_")}
+    assert {module: names for module, names in found.items() if names} == INSIDE
+    for module, names in INSIDE.items():
+        place = importlib.import_module(module)
+        assert all(hasattr(place, name) for name in names)
+
+
+def test_vllm_is_not_handed_the_critic() -> None:
+    """TRL's class for vLLM, which cannot be made here, as far as we touch it."""
+    weights = {"model.norm.weight": 1, "align_critic.head.weight": 2, "model.q_proj.lora_A.align_value.weight": 3}
+    generation = SimpleNamespace(_iter_named_params=lambda: ((name, torch.ones(n)) for name, n in weights.items()))
+    without_critic(generation)
+    assert [name for name, _ in generation._iter_named_params()] == ["model.norm.weight"]
