@@ -223,18 +223,18 @@ def test_a_kept_reference_is_read_and_one_of_other_batches_is_not(tmp_path: Path
     file = tmp_path / "reference-train.safetensors"
     first = made(4, 1)
     kept = load_file(file)
-    with mock.patch.object(KeptReference, "_over", side_effect=AssertionError("computed again")):
+    with mock.patch.object(KeptReference, "log_probs_of", side_effect=AssertionError("computed again")):
         again = made(4, 1)
     assert first.train_dataset.columns == again.train_dataset.columns
     save_file(kept, file)  # of what split is not known
     calls = []
-    own = KeptReference._over
+    own = KeptReference.log_probs_of
 
     def counted(self: KeptReference, *rest: Any) -> Any:
         calls.append(rest)
         return own(self, *rest)
 
-    with mock.patch.object(KeptReference, "_over", counted):
+    with mock.patch.object(KeptReference, "log_probs_of", counted):
         made(4, 1)
         made(2, 2)
         made(2, 2)

@@ -110,7 +110,7 @@ def test_eigenvalues_are_squares_of_singular_values(
     shape: tuple[int, int], torch_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # both solvers, both orientations, and more than the 1024 rows or columns that are taken at a time
-    monkeypatch.setattr(noise, "_TORCH_FROM", torch_from)
+    monkeypatch.setattr(noise, "TORCH_FROM", torch_from)
     w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     values = noise.eigenvalues(noise.gram(w.numpy()))
     expected = torch.linalg.svdvals(w.double()).flip(0).numpy() ** 2
@@ -384,8 +384,8 @@ def test_processes_find_the_same_and_report_each_matrix(tmp_path: Path, monkeypa
     files(tmp_path / "model")
     alone = scan.scan(tmp_path / "model", "reference")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    monkeypatch.setattr(scan, "_IN_PROCESS", 0.0)
-    monkeypatch.setattr(scan, "_measure", None)  # nothing is measured in this process
+    monkeypatch.setattr(scan, "IN_PROCESS", 0.0)
+    monkeypatch.setattr(scan, "measure", None)  # nothing is measured in this process
     told: list[tuple[int, int]] = []
     together = scan.scan(tmp_path / "model", "reference", workers=2, progress=lambda *done: told.append(done))
     assert together == alone
@@ -507,7 +507,7 @@ def test_a_packed_model_is_refused(tmp_path: Path) -> None:
 def test_nan_is_refused_in_this_process_and_in_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
 ) -> None:
-    monkeypatch.setattr(scan, "_IN_PROCESS", limit)
+    monkeypatch.setattr(scan, "IN_PROCESS", limit)
     broken = weight(16, 24, 0, 2, 1.0)
     broken[3, 7] = float("nan")
     assert faulty(tmp_path / "model", {"model.layers.1.mlp.up_proj.weight": broken}) == (

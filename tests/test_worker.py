@@ -167,9 +167,9 @@ def test_a_stack_that_cannot_be_imported(stages: Stages, monkeypatch: pytest.Mon
 
 def execute(stages: Stages, monkeypatch: pytest.MonkeyPatch, raising: Callable[[], Any]) -> tuple[int, Any]:
     """Exit code and error.json of a stage that does this."""
-    monkeypatch.setattr(worker, "_redirect", lambda here: here.root.mkdir(parents=True))
+    monkeypatch.setattr(worker, "redirect", lambda here: here.root.mkdir(parents=True))
     monkeypatch.setattr(work, "do", lambda *_: raising())
-    code = worker._execute(stages.run, stages.ticket("sft", "sft", BASE, models.FULL))
+    code = worker.execute_ticket(stages.run, stages.ticket("sft", "sft", BASE, models.FULL))
     return code, files.read_json(stages.run.stage("sft").error)
 
 

@@ -25,7 +25,7 @@ VERSION = 1  # raised with every change that changes a figure, so that no old ca
 
 _NORMAL_IQR = 1.349  # interquartile range of the normal distribution, as the published program writes it
 _BLOCK = 1024  # rows or columns that are float64 at a time, so that a matrix is never copied whole
-_TORCH_FROM = 2048  # from this side on torch's eigensolver (MKL) gains more than its import costs
+TORCH_FROM = 2048  # from this side on torch's eigensolver (MKL) gains more than its import costs
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def eigenvalues(gram: NDArray[np.float64]) -> NDArray[np.float64]:
 
     if not np.isfinite(gram.diagonal()).all():
         return np.full(len(gram), np.nan)
-    if len(gram) >= _TORCH_FROM:
+    if len(gram) >= TORCH_FROM:
         import torch
 
         # the upper triangle of a Fortran array is the lower one in torch's order

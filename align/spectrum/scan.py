@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _INDEX = "model.safetensors.index.json"
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of an entry
 _COPY_AGAIN = "copy or download the model again"
-_IN_PROCESS = 2e10  # operations, about a second: less is not worth starting a process
+IN_PROCESS = 2e10  # operations, about a second: less is not worth starting a process
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def serve() -> None:
     """A worker: a job as JSON on each line of stdin, its figures or its fault on a line of stdout."""
     for line in sys.stdin:
         try:
-            answer: dict[str, Any] = asdict(_measure(json.loads(line)))
+            answer: dict[str, Any] = asdict(measure(json.loads(line)))
         except AlignError as fault:
             answer = {"fault": [fault.what, fault.remedy]}
         print(json.dumps(answer), flush=True)
@@ -215,7 +215,7 @@ def _work(job: dict[str, Any]) -> float:
     return float(short * short * long + 4 / 3 * short**3)
 
 
-def _measure(job: dict[str, Any]) -> Measure:
+def measure(job: dict[str, Any]) -> Measure:
     import numpy as np
 
     shape, name = tuple(job["matrix"]["shape"]), job["matrix"]["name"]
@@ -250,9 +250,9 @@ def _record(matrix: Matrix, measure: Measure) -> Record:
 def _measured(jobs: list[dict[str, Any]], workers: int) -> Iterator[tuple[dict[str, Any], Measure]]:
     """The figures of each job as they come; little work is done here, more by processes."""
     workers = min(workers, len(jobs))
-    if workers <= 1 or sum(map(_work, jobs)) < _IN_PROCESS:
+    if workers <= 1 or sum(map(_work, jobs)) < IN_PROCESS:
         for job in jobs:
-            yield job, _measure(job)
+            yield job, measure(job)
         return
     processes = [_start() for _ in range(workers)]
     idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()

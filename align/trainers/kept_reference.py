@@ -144,7 +144,7 @@ class KeptReference(BaseTrainer, ABC):
         stored = _read(file, split, places)
         if stored is not None:
             return stored
-        found = {ROWS: torch.tensor(places), **self._over(rows, len(places), batches, columns)}
+        found = {ROWS: torch.tensor(places), **self.log_probs_of(rows, len(places), batches, columns)}
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             temporary = file.with_suffix(".part")
@@ -153,7 +153,7 @@ class KeptReference(BaseTrainer, ABC):
         self.accelerator.wait_for_everyone()
         return found
 
-    def _over(self, rows: Any, places: int, batches: Sequence[list[int]], columns: Sequence[str]) -> Columns:
+    def log_probs_of(self, rows: Any, places: int, batches: Sequence[list[int]], columns: Sequence[str]) -> Columns:
         """`reference_log_probs` of every batch, each in the process that trains on it, or evaluates it."""
         accelerator = self.accelerator
         model = self.model.to(accelerator.device)

@@ -41,7 +41,7 @@ def main() -> None:
         if isinstance(message, Compare):
             _compare(run, message.branches)
             continue
-        code = _execute(run, Ticket.model_validate(files.read_json(run.stage(message.stage).ticket)))
+        code = execute_ticket(run, Ticket.model_validate(files.read_json(run.stage(message.stage).ticket)))
         if code != Exit.DONE:
             break
     _leave(code)
@@ -85,9 +85,9 @@ def _compare(run: RunDir, branches: Comparison) -> None:
         compare(run, branches)
 
 
-def _execute(run: RunDir, ticket: Ticket) -> Exit:
+def execute_ticket(run: RunDir, ticket: Ticket) -> Exit:
     here = run.stage(ticket.stage)
-    _redirect(here)
+    redirect(here)
     try:
         gc.disable()  # hundreds of thousands of objects come up, and all of them stay
         from align.stage.callbacks import Interrupted
@@ -150,7 +150,7 @@ def _failed(here: StageDir, error: AlignError, trace: str | None = None) -> Exit
     return error.exit
 
 
-def _redirect(here: StageDir) -> None:
+def redirect(here: StageDir) -> None:
     """What libraries print goes into the log of the stage."""
     here.root.mkdir(parents=True, exist_ok=True)
     log = here.log if _rank() == 0 else here.log.with_name(f"log.rank{_rank()}.txt")
