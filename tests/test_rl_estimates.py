@@ -12,17 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from align.rl.estimates import (
-    Controller,
-    advantages,
-    auto_horizon,
-    explained_variance,
-    kl,
-    policy_loss,
-    shaped,
-    value_loss,
-    whiten,
-)
+from align.rl.controller import Controller, auto_horizon
+from align.rl.estimates import advantages, explained_variance, kl, shaped, whiten
+from align.rl.losses import policy_loss, value_loss
 
 LENGTHS = [5, 1, 0, 8, 3]  # of the answers; one is empty, one fills the row
 GARBAGE = [1e6, -1e6, math.inf, math.nan]

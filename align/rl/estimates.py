@@ -1,4 +1,4 @@
-"""The figures that PPO learns from: KL to the reference, shaped rewards, advantages, clipped losses, the KL controller.
+"""The figures that PPO learns from: KL to the reference, shaped rewards, advantages.
 
 Tensors are float32 of (answers, tokens), answers padded on the right. `mask` is 1 at real tokens and 0 at padding; an
 answer may have no real token. What stands in padding, inf and nan included, changes nothing at a real token.
@@ -8,9 +8,7 @@ with one it is the identity.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -18,7 +16,6 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 _EPSILON = 1e-8  # added to a variance, so that what does not vary is not blown up
 _ROUNDING = 1e-6  # a deviation of this share of the mean is what float32 leaves of a constant
-_ERROR_LIMIT = 0.2  # of the controller's relative error, as Ziegler et al. have it
 
 
 def kl(log_probs: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
@@ -113,55 +110,6 @@ def whiten(x: torch.Tensor, mask: torch.Tensor, reduce: Reduce, shift_mean: bool
     return torch.where(mask > 0, white if shift_mean else white + mean, 0.0).to(x.dtype)
 
 
-def policy_loss(
-    log_probs: torch.Tensor,
-    old: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    low: float,
-    high: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's loss, -min(ratio A, clip(ratio, 1 - low, 1 + high) A) (Schulman et al. 2017, arXiv 1707.06347, eq. 7, where
-    low and high are one epsilon).
-
-    Args:
-        log_probs, old: (answers, tokens), of the policy now and of the one that sampled.
-        advantages: (answers, tokens).
-        low, high: how far below and above 1 the ratio of the two probabilities may go.
-
-    Returns:
-        The loss per token, and whether the clip is what counts there, so that the token has no gradient; (answers,
-        tokens) each, 0 and False at padding.
-    """
-    real = mask > 0
-    # before exp, so that padding neither overflows nor sends nan into the gradient
-    ratio = torch.where(real, log_probs - old, 0.0).exp()
-    advantages = torch.where(real, advantages, 0.0)
-    free, held = -advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high)
-    return torch.maximum(free, held), held > free
-
-
-def value_loss(
-    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float | None
-) -> torch.Tensor:
-    """Half the squared error of the critic; with a clip, the larger of it and that of the value kept within `clip` of
-    the old one. The paper of PPO does not have it; it is that of Ziegler's program (openai/lm-human-preferences,
-    `PPOTrainer.loss` in `train_policy.py`).
-
-    Args:
-        values, old_values, returns: (answers, tokens), in units of the score.
-        clip: in units of the score; None for none.
-
-    Returns:
-        (answers, tokens), per token; padding is left to the caller.
-    """
-    error = (values - returns).square()
-    if clip is not None:
-        held = old_values + (values - old_values).clamp(-clip, clip)
-        error = torch.maximum(error, (held - returns).square())
-    return error / 2
-
-
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, reduce: Reduce) -> float | None:
     """1 - Var(returns - values) / Var(returns) over the real tokens of all processes: 1 for a perfect critic, 0 for one
     that says the same everywhere, negative for one that does harm.
@@ -195,97 +143,3 @@ def _moments(x: torch.Tensor, mask: torch.Tensor, reduce: Reduce) -> tuple[torch
     count, means = sums[-1], sums[:-1] / sums[-1].clamp(min=1)
     deviations = torch.where(real.flatten(), x - means.unsqueeze(1), 0.0)
     return count, means, reduce(deviations.square().sum(1))
-
-
-@dataclass
-class Controller:
-    """The coefficient of the KL penalty, and what moves it towards a KL that is wanted.
-
-    Attributes:
-        coef: score per nat.
-        target: the KL wanted, nats per answer.
-        horizon: episodes (answers) over which a lasting error of 20 % or more moves the coefficient by about 20 %.
-        adaptive: False leaves the coefficient as it is, whatever target and horizon are.
-        last: the KL of the rollout before; None before the first.
-
-    Raises:
-        ValueError: adaptive, and target or horizon is not positive.
-    """
-
-    coef: float
-    target: float
-    horizon: float
-    adaptive: bool
-    last: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.adaptive and not (self.target > 0 and self.horizon > 0):
-            raise ValueError(f"target and horizon must be positive, not {self.target} and {self.horizon}")
-
-    def update(self, kl: float, episodes: int) -> None:
-        """coef *= 1 + clip(kl / target - 1, -0.2, 0.2) min(1, episodes / horizon), after a rollout.
-
-        Ziegler et al. 2019 (arXiv 1909.08593, section 2.2) have a constant for the last factor, their program
-        episodes / horizon. The cap is ours: beyond it a rollout would change the coefficient by more than 20 %.
-
-        Ours too: the coefficient stays as it is while the KL comes nearer to its target by itself. A policy follows the
-        coefficient only after some rollouts. From the KL of 0 that every run begins with, the published rule takes the
-        coefficient down at each of them, and the KL then runs far past the target (docs/ppo.md has the figures).
-
-        Args:
-            kl: mean of the rollout, nats per answer.
-            episodes: answers of the rollout, of all processes.
-
-        Raises:
-            ValueError: adaptive, and the KL is nan, which says nothing about where to go.
-        """
-        if not self.adaptive:
-            return
-        if math.isnan(kl):
-            raise ValueError("the KL is not a number")
-        last, self.last = self.last, kl
-        if last is not None and self._nears(last, kl):
-            return
-        error = min(max(kl / self.target - 1, -_ERROR_LIMIT), _ERROR_LIMIT)
-        self.coef *= 1 + error * self._share(episodes)
-
-    def _nears(self, last: float, kl: float) -> bool:
-        """Whether the KL came nearer to its target, and did not pass it."""
-        before, now = last - self.target, kl - self.target
-        return before * now > 0 and abs(now) < abs(before)
-
-    def reach(self, episodes: int, rollouts: int) -> tuple[float, float]:
-        """The lowest and the highest factor by which the coefficient can still change.
-
-        Args:
-            episodes: answers left in all.
-            rollouts: updates left, each of episodes / rollouts answers.
-        """
-        if not self.adaptive or rollouts < 1:
-            return 1.0, 1.0
-        change = _ERROR_LIMIT * self._share(episodes / rollouts)
-        return (1 - change) ** rollouts, (1 + change) ** rollouts
-
-    def _share(self, episodes: float) -> float:
-        return min(1.0, episodes / self.horizon)
-
-    def state(self) -> dict[str, float]:
-        """What changes in training, for a checkpoint."""
-        return {"coef": self.coef} | ({} if self.last is None else {"last": self.last})
-
-    def load(self, state: dict[str, float]) -> None:
-        """Go on from what `state` gave."""
-        self.coef, self.last = state["coef"], state.get("last")
-
-
-def auto_horizon(episodes_per_rollout: int, rollouts: int) -> float:
-    """The horizon, in episodes, with which the coefficient can change tenfold within a third of the run.
-
-    A first coefficient is a guess that may well be wrong by ten; it should be right for the greater part of the run,
-    and no livelier than that needs. Over k = rollouts // 3 updates of n episodes, the KL being always 20 % or more
-    above the target, the coefficient grows by (1 + 0.2 n / horizon)^k. That is 10 at horizon = 0.2 n / (10^(1/k) - 1);
-    down it goes faster still. With k < 13 no horizon does it, as the controller's step is capped: it is n then, which
-    gives the capped step, and `Controller.reach` says how far that leads.
-    """
-    updates = max(1, rollouts // 3)
-    return max(float(episodes_per_rollout), _ERROR_LIMIT * episodes_per_rollout / math.expm1(math.log(10) / updates))

@@ -16,7 +16,7 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy, Rows, Ticket
 from align.runner import trains_alike
 
-ENGINE = 2  # raised when align itself begins to train the same recipe differently
+TRAINING = 2  # raised when align itself begins to train the same recipe differently
 # Training arguments that change what is written or shown, never the weights.
 _COSMETIC = (
     "logging_",
@@ -122,7 +122,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     return files.digest(
         {
             "format": 1,
-            "engine": ENGINE,
+            "engine": TRAINING,
             "program": trains_alike.identity(plan.program.sha256),
             "keys": {k: v for k, v in ticket.keys.items() if k not in _BY_CONTENT},
             "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},

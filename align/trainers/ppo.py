@@ -18,10 +18,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import RLOOConfig, RLOOTrainer
 
+from align.rl import estimates, losses, recorder, rollouts
 from align.rl import critic as critics
-from align.rl import estimates, recorder, rollouts
+from align.rl.controller import Controller, auto_horizon
 from align.rl.critic import Critic
-from align.rl.estimates import Controller
 from align.rl.health import Health
 from align.rl.ppo_keys import PpoKeys
 from align.rl.ptx import Stream
@@ -74,7 +74,7 @@ class PpoTrainer(Online, RLOOTrainer):
         """The recipe's, with a word where it cannot act within the run."""
         kl, episodes = self.keys.kl, self.args.generation_batch_size
         planned = self.planned_rollouts
-        auto = estimates.auto_horizon(episodes, planned)
+        auto = auto_horizon(episodes, planned)
         horizon = auto if kl.horizon == "auto" else float(kl.horizon)
         made = Controller(kl.coef, kl.target, horizon, kl.controller == "adaptive")
         _, high = made.reach(episodes * planned, planned)
@@ -164,10 +164,10 @@ class PpoTrainer(Online, RLOOTrainer):
                 model, ids, attention, keep, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
             )
         values = gathered[0][:, -keep:]
-        policy, clipped = estimates.policy_loss(
+        policy, clipped = losses.policy_loss(
             log_probs, inputs["old_log_probs"], inputs["advantages"], mask, self.epsilon_low, self.epsilon_high
         )
-        value = estimates.value_loss(values, inputs["values"], inputs["returns"], self.keys.cliprange_value)
+        value = losses.value_loss(values, inputs["values"], inputs["returns"], self.keys.cliprange_value)
         policy_loss = policy.sum() / inputs["loss_tokens"]
         value_loss = (value * mask).sum() / inputs["loss_tokens"]
         with torch.no_grad():
