@@ -18,8 +18,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import RLOOConfig, RLOOTrainer
 
-from align.rl import estimates, losses, recorder, rollouts
 from align.rl import critic as critics
+from align.rl import estimates, losses, recorder, rollouts
 from align.rl.controller import Controller, auto_horizon
 from align.rl.critic import Critic
 from align.rl.health import Health
