@@ -106,24 +106,25 @@ COLUMNS: Final = {
 _PAGE: Final = """# Chat templates
 
 Which tokens of a conversation are trained on under each chat template that TRL ships: the assistant's words and the end
-token of each of its turns, and nothing else. `python tests/chat_shapes.py > docs/chat_templates.md` generates this page,
-and a test keeps it up to date; [tests/test_templates.py](../tests/test_templates.py) tests what it says.
+token of each of its turns, and nothing else. `python tests/chat_shapes.py > docs/chat_templates.md` generates this
+page, and a test keeps it up to date; [tests/test_templates.py](../tests/test_templates.py) tests what it says.
 
 - **all**: every turn of the assistant, including its end token.
 - **refused**: the template rejects such a conversation, or drops the assistant's words; `align check` reports the row
   before anything is loaded.
 - **without …**: the template drops this from some turns, so it is not trained on; `align check` reports how many rows
-  are affected. `turns: each` makes a row of every turn, and so includes what the template drops only from earlier turns.
+  are affected. `turns: each` makes a row of every turn, and so includes what the template drops only from earlier
+  turns.
 
 | template | ends a turn with | {columns} |
 |---|---|{lines}|
 {rows}
 Conversations: {shapes}.
 
-If the end-of-turn token is not the tokenizer's EOS token, models that are trained here stop at both: in `align chat`, in
-probes, in PPO, and through the `generation_config.json` that is saved with them. If a template writes no end of turn, the
-EOS token is appended to the last answer. GLM marks the end of a turn with the header of the next one, which is trained on
-as its end.
+If the end-of-turn token is not the tokenizer's EOS token, models that are trained here stop at both: in `align chat`,
+in probes, in PPO, and through the `generation_config.json` that is saved with them. If a template writes no end of
+turn, the EOS token is appended to the last answer. GLM marks the end of a turn with the header of the next one, which
+is trained on as its end.
 """
 
 

@@ -99,10 +99,8 @@ def bare(text: str) -> str:
 def test_what_trl_marks_is_learnt(tokenizers: dict[str, TextTokenizer], name: str) -> None:
     compared = 0
     for shape in SHAPES:
-        if (
-            shape == "one not trained on" or "reasoning" in shape
-        ):  # which TRL's variants write where the originals do not
-            continue
+        if shape == "one not trained on" or "reasoning" in shape:
+            continue  # TRL's variants write these where the originals do not
         if (name, shape) == ("glm4moe", "in a row"):  # TRL's variant puts the head of a user's turn between the two
             continue
         row, marked = row_of(tokenizers[name], shape), marked_by_trl(name, tokenizers[name], shape)
