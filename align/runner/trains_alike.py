@@ -4,19 +4,19 @@
 # A change that trains differently has no line here; a test fails where a line speaks of a file that changed since.
 TRAINS_AS: dict[str, str] = {
     # dpo.py
-    "ddd8e6b4a09ab9bc": "3f03ebcffba0ed2bcd28ce82e5ddc062aac63257758236ce705db8b180db4702",
+    "2b172e223edbac87": "3f03ebcffba0ed2bcd28ce82e5ddc062aac63257758236ce705db8b180db4702",
     # grpo.py
-    "09d2d11d175133da": "23a9401c161647a1625b1d6983147712b8342541dbff15bc06c21b0c463900c1",
+    "291578d44c1a9240": "23a9401c161647a1625b1d6983147712b8342541dbff15bc06c21b0c463900c1",
     # kto.py
-    "2d7d3f86f4dd8aab": "fe701e67a8aba3585856b692816b0921b5e32364e361faa5c9f5eccaa6aae034",
+    "5022ce79be2dec4f": "fe701e67a8aba3585856b692816b0921b5e32364e361faa5c9f5eccaa6aae034",
     # ppo.py
-    "3adbf04131d7b36e": "166a0bcabbb0ccc283bbdcd717e09897cf9d68397325daff8eca569b1ad2f1db",
+    "4553864736f52c35": "166a0bcabbb0ccc283bbdcd717e09897cf9d68397325daff8eca569b1ad2f1db",
     # reward.py
-    "abce42aff3b55e69": "82035132c792f46e43721c7aaa534637e09b7e65430bc78d8789b3ccd3e25d26",
+    "58ddad6d99a754ad": "82035132c792f46e43721c7aaa534637e09b7e65430bc78d8789b3ccd3e25d26",
     # rloo.py
-    "cc4fc0e6d3ee1b6f": "5f0a7420c7b911e8e210a537b7d6d305ad2084fcbfd6e603b6c521dd2d414e5a",
+    "44e213b5887a2802": "5f0a7420c7b911e8e210a537b7d6d305ad2084fcbfd6e603b6c521dd2d414e5a",
     # sft.py
-    "e6aebe75c9a6b9ad": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
+    "352311044a8921c3": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
 }
 
 
