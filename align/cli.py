@@ -27,8 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Take a base model through a chain of post-training stages, and see after each one what it forgot.",
-    epilog="Begin with: [bold]align run recipes/dpo_qlora.yaml[/bold]",
+    help="Take a base model through a chain of post-training stages, and measure after each one what it forgot.",
+    epilog="Start with: [bold]align run recipes/dpo_qlora.yaml[/bold]",
 )
 lab_app = typer.Typer(no_args_is_help=True, help="The lab model that ships with align.")
 app.add_typer(lab_app, name="lab", rich_help_panel="Use")
@@ -37,10 +37,10 @@ app.add_typer(data_app, name="data", rich_help_panel="Look")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.dpo.beta=0.2")]
 _OF_THE_MACHINE = {
-    errno.ENOSPC: "free some disk and run the same command again",
+    errno.ENOSPC: "free some disk space and run the same command again",
     errno.EDQUOT: "free some of your quota and run the same command again",
-    errno.EROFS: "give a folder on a disk that can be written to",
-    errno.EACCES: "give a folder that you may write to",
+    errno.EROFS: "choose a folder on a writable disk",
+    errno.EACCES: "choose a folder that you have permission to write to",
 }
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/dpo_qlora.")]
 
@@ -51,12 +51,14 @@ def run(
         str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or a name of `align list`.")
     ] = None,
     set: Set = [],  # noqa: B006 - typer reads the default, nobody changes it
-    run_dir: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> by default.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The run folder; defaults to runs/<name>.")] = None,
     from_stage: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Redo this stage and what follows from it.")
+        str | None, typer.Option("--from", metavar="STAGE", help="Redo this stage and those that depend on it.")
     ] = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Redo just this stage.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; what is there is kept in superseded/.")] = False,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Redo only this stage.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; the old results are kept in superseded/.")
+    ] = False,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Train with this many processes (accelerate launch).")
     ] = None,
@@ -65,7 +67,7 @@ def run(
     method: Annotated[str, typer.Option(help="Without a recipe: the parameterization.")] = "lora",
     stage: Annotated[str, typer.Option(help="Without a recipe: the stage.")] = "sft",
 ) -> None:
-    """Run a recipe, or go on with it: the same command again skips what is done and resumes the rest.
+    """Run a recipe, or resume it: the same command again skips what is done and resumes the rest.
 
     [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
     [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
@@ -78,7 +80,9 @@ def run(
     options = Options(from_stage, only, fresh)
     path = _without_recipe(model, data, method, stage, set) if recipe is None else recipes.locate(recipe)
     if recipe is not None and (model is not None or data is not None):
-        raise AlignError("--model and --data are for a run without a recipe", "use --set model.base=... with a recipe")
+        raise AlignError(
+            "--model and --data cannot be combined with a recipe", "use --set model.base=... with a recipe"
+        )
     loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
     folder = folder_of(loaded.recipe.name, run_dir)
     with Watcher(_errors()) as watcher:
@@ -97,7 +101,7 @@ def _without_recipe(model: str | None, data: str | None, method: str, stage: str
     from align.recipe import from_flags
 
     path = from_flags.write(model, data, method=method, stage=stage, overrides=set)
-    _errors().print(line(f"wrote {path}, and runs it"))
+    _errors().print(line(f"wrote {path}; running it"))
     return path
 
 
@@ -105,7 +109,9 @@ def _without_recipe(model: str | None, data: str | None, method: str, stage: str
 def check(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or a name of `align list`.")],
     set: Set = [],  # noqa: B006 - as above
-    offline: Annotated[bool, typer.Option("--offline", help="Take names on the Hugging Face Hub on trust.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not look up models and datasets on the Hugging Face Hub.")
+    ] = False,
 ) -> None:
     """Check a recipe, its data row by row and its model's files, without loading a model."""
     from align import api
@@ -126,10 +132,10 @@ def check(
 def show(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or a name of `align list`.")],
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the recipe.")],
-    row: Annotated[int, typer.Option(min=1, help="The row, counted from 1 among those that are trained on.")] = 1,
+    row: Annotated[int, typer.Option(min=1, help="The number of the row among the training rows, from 1.")] = 1,
     set: Set = [],  # noqa: B006 - as above
 ) -> None:
-    """A row exactly as the model sees it, special tokens and all, with what is learnt in brackets."""
+    """Show a row exactly as the model sees it, with special tokens, and the trained tokens in brackets."""
     from align.recipe import load as recipes
     from align.results import show_rows
 
@@ -140,7 +146,7 @@ def show(
 
 @app.command(rich_help_panel="Look")
 def status(run_dir: RunFolder) -> None:
-    """What each stage of a run has done."""
+    """Show the state of each stage of a run."""
     from rich.table import Table
 
     from align.run_folder import files, paths
@@ -148,7 +154,7 @@ def status(run_dir: RunFolder) -> None:
     record = files.read_json(run_dir / "run.json")
     held = record is not None and paths.RunDir(run_dir).is_held()
     if record is None:
-        what = f"'{run_dir}' is no run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
+        what = f"'{run_dir}' is not a run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
         raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
     table = Table(box=None, title=Text(str(record["name"]), style="italic"), title_justify="left")
     for name in ("stage", "program", "from", "status", "steps", "seconds"):
@@ -179,7 +185,7 @@ def report(run_dir: RunFolder) -> None:
 
 @app.command("list", rich_help_panel="Look")
 def list_() -> None:
-    """The recipes, pipelines, stages and parameterizations that there are."""
+    """List the available recipes, pipelines, stages and parameterizations."""
     from rich.table import Table
 
     from align import shipped
@@ -193,7 +199,7 @@ def list_() -> None:
         ("pipelines", {name: pipeline.preset(name).description for name in shipped.names("pipelines")}),
         ("stages", {name: load(name, Path()).stage.description for name in shipped.names("stages")}),
         ("parameterizations", {name: methods.load(name).DESCRIPTION for name in methods.files()}),
-        ("parameterizations of PEFT, by its names", {"": ", ".join(methods.others())}),
+        ("other PEFT methods", {"": ", ".join(methods.others())}),
     ]
     for title, entries in sections:
         table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold")
@@ -227,12 +233,12 @@ def schema() -> None:
 def chat(
     run_dir: RunFolder,
     stage: Annotated[
-        str | None, typer.Option(help="Talk to the policy after this stage; the last one by default.")
+        str | None, typer.Option(help="Talk to the policy of this stage; defaults to the last one.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
 ) -> None:
-    """Talk to the result of a run. An empty line or Ctrl-D ends it; /new begins a new conversation."""
+    """Talk to the result of a run. An empty line or Ctrl-D ends it; /new starts a new conversation."""
     from align.results import chat as chats
 
     chats.talk(run_dir, stage, max_new_tokens=max_new_tokens, temperature=temperature)
@@ -242,13 +248,14 @@ def chat(
 def spectrum(
     model: Annotated[str, typer.Argument(help="A model folder, a Hugging Face id, or lab.")],
     snr_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Mark what `method: spectrum` would train; higher marks fewer.")
+        float,
+        typer.Option(min=0, max=1, help="Mark the layers that `method: spectrum` would train; higher marks fewer."),
     ] = 0.5,
-    estimator: Annotated[str, typer.Option(help="Of the noise: mp, or reference as published.")] = "mp",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scan there as well.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
+    estimator: Annotated[str, typer.Option(help="Noise estimator: mp, or reference (as published).")] = "mp",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scan to this file.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; defaults to one per core.")] = None,
 ) -> None:
-    """Signal-to-noise ratio of every weight matrix of a model, straight from its files."""
+    """Show the signal-to-noise ratio of every weight matrix of a model, read directly from its files."""
     from align.policy import base as bases
     from align.run_folder import files
     from align.spectrum import scan, table
@@ -256,7 +263,7 @@ def spectrum(
     folder = bases.resolve(model, None, root=Path.cwd()).path
     assert folder is not None
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise AlignError(f"'{json_file}' cannot be written", "give a file in a folder that there is")
+        raise AlignError(f"'{json_file}' cannot be written", "choose a file in an existing folder")
     records = scan.scan(folder, estimator, workers=workers)
     Console().print(table.snr_table(records, estimator, snr_threshold))
     if json_file is not None:
@@ -268,12 +275,14 @@ def export(
     run_dir: RunFolder,
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     stage: Annotated[
-        str | None, typer.Option(help="The policy, or the reward model, after this stage; the last policy by default.")
+        str | None, typer.Option(help="The stage whose policy or reward model to export; defaults to the last policy.")
     ] = None,
-    form: Annotated[str, typer.Option(help="merged: whole weights; adapter: what was trained alone.")] = "merged",
-    dtype: Annotated[str, typer.Option(help="Of merged weights; auto: as in the recipe, or in the files.")] = "auto",
+    form: Annotated[str, typer.Option(help="merged: full weights; adapter: only the trained adapter.")] = "merged",
+    dtype: Annotated[
+        str, typer.Option(help="dtype of merged weights; auto: as in the recipe, or in the files.")
+    ] = "auto",
 ) -> None:
-    """Write a result as a folder of its own: whole weights or adapters, tokenizer, chat template, model card."""
+    """Export a result to a separate folder: full weights or adapters, tokenizer, chat template, model card."""
     from align.results import export as exports
 
     for option, value, choices in (("--form", form, exports.FORMS), ("--dtype", dtype, exports.DTYPES)):
@@ -288,10 +297,12 @@ def export(
 def merge(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     adapter: Annotated[list[str], typer.Argument(metavar="ADAPTER[=WEIGHT]...", help="Folders of LoRA adapters.")],
-    rank: Annotated[int | None, typer.Option(min=1, help="Keep this rank; the sum of their ranks by default.")] = None,
-    form: Annotated[str, typer.Option(help="adapter: one LoRA; merged: whole weights.")] = "adapter",
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Truncate to this rank; defaults to the sum of their ranks.")
+    ] = None,
+    form: Annotated[str, typer.Option(help="adapter: one LoRA; merged: full weights.")] = "adapter",
 ) -> None:
-    """Combine LoRA adapters of one base by weights; 0.5 and 0.5 interpolates between two.
+    """Combine LoRA adapters of one base with weights; 0.5 and 0.5 averages two.
 
     [dim]align merge mean runs/a/stages/sft/model=0.7 runs/b/stages/sft/model=0.3[/dim]
     """
@@ -315,9 +326,9 @@ def _warn_of(merge: Merge | None) -> None:
 @lab_app.command("build")
 def lab_build(
     out: Annotated[Path, typer.Argument(help="A folder for the model.")],
-    seed: Annotated[int, typer.Option(help="Of the data and of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the data and the weights.")] = 0,
 ) -> None:
-    """Pretrain the lab model anew, from nothing, in under ten CPU minutes."""
+    """Pretrain the lab model from scratch, in under ten CPU minutes."""
     from align.lab.build import build
 
     build(out, seed=seed, progress=lambda text: _errors().print(line(text)))

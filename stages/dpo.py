@@ -1,4 +1,4 @@
-"""Direct preference optimization on TRL's DPOTrainer; the reference is the policy that came in."""
+"""Direct preference optimization on TRL's DPOTrainer; the reference is the starting policy."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _OF_DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robus
 class Keys(StageKeys):
     """Recipe keys of a `dpo` stage, by TRL's names."""
 
-    beta: float = Field(0.1, gt=0, description="0.1-0.5; higher stays closer to the policy that came in")
+    beta: float = Field(0.1, gt=0, description="0.1-0.5; higher values stay closer to the starting policy")
     loss_type: str | list[str] = Field("sigmoid", description=f"one of {', '.join(LOSSES)}, or several")
-    loss_weights: list[float] | None = Field(None, description="one weight for each of several losses")
+    loss_weights: list[float] | None = Field(None, description="one weight per loss, if there are several")
     label_smoothing: float = Field(
         0.0,
         ge=0,
         lt=0.5,
         validate_default=True,
-        description=f"share of labels taken to be flipped; of the losses {', '.join(_SMOOTHED)}",
+        description=f"assumed share of flipped labels; for the losses {', '.join(_SMOOTHED)}",
     )
 
     @field_validator("loss_type")
@@ -57,7 +57,7 @@ class Keys(StageKeys):
         if unknown:
             raise ValueError(f"TRL has no DPO loss '{unknown[0]}'; choose from {', '.join(LOSSES)}")
         if not value:
-            raise ValueError(f"no loss is named; choose from {', '.join(LOSSES)}")
+            raise ValueError(f"no loss is given; choose from {', '.join(LOSSES)}")
         return value
 
     @field_validator("loss_weights")
@@ -65,7 +65,7 @@ class Keys(StageKeys):
     def _one_each(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
         losses = _listed(info.data.get("loss_type", []))
         if value is not None and losses and len(value) != len(losses):
-            raise ValueError(f"{len(value)} weights for {len(losses)} of loss_type: write one for each")
+            raise ValueError(f"{len(losses)} losses need as many weights, not {len(value)}: write one for each")
         return value
 
     @field_validator("label_smoothing")
@@ -73,21 +73,21 @@ class Keys(StageKeys):
     def _used(cls, value: float, info: ValidationInfo) -> float:
         losses = _listed(info.data.get("loss_type", []))
         if losses and value > 0 and not set(losses) & set(_SMOOTHED):
-            what = f"TRL smooths no labels in the loss '{losses[0]}'"
+            what = f"TRL has no label smoothing for the loss '{losses[0]}'"
             raise ValueError(f"{what}: write `loss_type: robust`, which is sigmoid with label smoothing")
         if "exo_pair" in losses and value == 0:
-            raise ValueError("the loss 'exo_pair' needs smoothed labels: write `label_smoothing: 0.001`")
+            raise ValueError("the loss 'exo_pair' needs label smoothing: write `label_smoothing: 0.001`")
         return value
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
-        """An f-divergence is one of the difference of two answers, which not every loss is made of."""
+        """An f-divergence applies to the difference of two answers, which not every loss uses."""
         divergence = self.training.get("f_divergence_type", "reverse_kl")
         losses = _listed(self.loss_type)
         beside = _OF_DIFFERENCES if losses == ["sft"] else (*_OF_DIFFERENCES, "sft")
         others = [name for name in losses if name not in beside]
         if divergence == "reverse_kl" or not others:
             return []
-        what = f"the loss '{others[0]}' knows no `f_divergence_type: {divergence}`"
+        what = f"the loss '{others[0]}' does not support `f_divergence_type: {divergence}`"
         return [("training", what, f"leave it out, or choose from {', '.join(_OF_DIFFERENCES)}")]
 
 
@@ -128,7 +128,7 @@ def train(job: Job) -> dict[str, float]:
 
 
 STAGE = Stage(
-    description="direct preference optimization against the policy that came in",
+    description="direct preference optimization against the starting policy",
     rows=frozenset({"preference"}),
     train=train,
     keys=Keys,

@@ -1,4 +1,4 @@
-"""GRPO: each answer is judged against the mean and spread of the answers to the same prompt; no critic."""
+"""GRPO: each answer is compared with the mean and spread of the answers to the same prompt; no critic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Keys(RewardedKeys):
     """Recipe keys of a `grpo` stage, by TRL's names."""
 
-    beta: float = Field(0.0, ge=0, description="KL coefficient, of a penalty in every token's loss; 0: no reference")
+    beta: float = Field(0.0, ge=0, description="coefficient of the KL penalty in each token's loss; 0: no reference")
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def train(job: Job) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    description="GRPO against a reward: answers to one prompt are a group",
+    description="GRPO against a reward: answers to the same prompt form a group",
     rows=defaults.ROWS,
     samples=True,
     train=train,

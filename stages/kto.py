@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization on TRL's KTOTrainer: each answer alone is desirable or not."""
+"""Kahneman-Tversky optimization on TRL's KTOTrainer: single answers, desirable or not."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ should lie."""
 class Keys(StageKeys):
     """Recipe keys of a `kto` stage, by TRL's names."""
 
-    beta: float = Field(0.1, gt=0, description="higher stays closer to the policy that came in")
-    desirable_weight: float = Field(1.0, ge=0, description="of the desirable answers' losses")
-    undesirable_weight: float = Field(1.0, ge=0, description="of the undesirable answers' losses")
+    beta: float = Field(0.1, gt=0, description="higher values stay closer to the starting policy")
+    desirable_weight: float = Field(1.0, ge=0, description="weight of the losses of desirable answers")
+    undesirable_weight: float = Field(1.0, ge=0, description="weight of the losses of undesirable answers")
     loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
-        "kto", description="kto: holds answers against the KL of their update; apo_zero_unpaired: against nothing"
+        "kto", description="kto: an estimate of the KL is the baseline; apo_zero_unpaired: no baseline"
     )
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """KL is estimated from the other answers of a batch."""
         if self.loss_type != "kto" or self.training.get("per_device_train_batch_size") != 1:
             return []
-        what = "the loss 'kto' estimates KL from the other answers of a batch, and a batch holds one"
+        what = "the loss 'kto' estimates the KL from the other answers of a batch, but a batch has only one"
         return [("training", what, "raise `per_device_train_batch_size`, or use `loss_type: apo_zero_unpaired`")]
 
     def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:
@@ -47,17 +47,21 @@ class Keys(StageKeys):
             or any(row.value.get("prompt") != rows[0].value.get("prompt") for row in rows)
         ):
             return []
-        what = "all answers are to one prompt, and the loss 'kto' estimates KL from answers to other prompts"
+        what = "all answers have the same prompt, but the loss 'kto' estimates the KL from answers to other prompts"
         return [("data", what, "use `loss_type: apo_zero_unpaired`, or data with more prompts")]
 
     def notes(self, rows: Sequence[Example]) -> list[str]:
         """Whether desirable and undesirable answers weigh about the same."""
         good, bad = answers(rows)
         up, down = good * self.desirable_weight, bad * self.undesirable_weight
-        counted = f"{good:,} desirable answers of weight {self.desirable_weight:g} stand against {bad:,} undesirable "
-        counted += f"ones of weight {self.undesirable_weight:g}"
+        counted = f"{good:,} desirable answers with weight {self.desirable_weight:g} and {bad:,} undesirable "
+        counted += f"ones with weight {self.undesirable_weight:g}"
         if not up or not down:
-            return [f"{counted}: with one kind alone KTO only raises or only lowers what it sees"] if good + bad else []
+            return (
+                [f"{counted}: with only one kind, KTO either only raises or only lowers probabilities"]
+                if good + bad
+                else []
+            )
         ratio = up / down
         if BALANCED[0] <= ratio <= BALANCED[1]:
             return []
@@ -65,7 +69,7 @@ class Keys(StageKeys):
         if ratio > BALANCED[1]:
             key, least, most = "undesirable_weight", up / bad / BALANCED[1], up / bad
         least, most = math.ceil(round(100 * least, 6)) / 100, math.floor(round(100 * most, 6)) / 100
-        return [f"{counted}, {ratio:.2f} to 1; TRL recommends 1 to 1.33: set {key} between {least:g} and {most:g}"]
+        return [f"{counted}: {ratio:.2f} to 1; TRL recommends 1 to 1.33: set {key} between {least:g} and {most:g}"]
 
 
 def answers(rows: Sequence[Example]) -> tuple[int, int]:
@@ -102,7 +106,7 @@ def train(job: Job) -> dict[str, float]:
 
 
 STAGE = Stage(
-    description="KTO on single answers, against the policy that came in",
+    description="KTO on single answers, against the starting policy",
     rows=frozenset({"preference", "unpaired"}),
     train=train,
     keys=Keys,

@@ -1,4 +1,4 @@
-"""PPO with a learned critic and a KL penalty that is held where it was told to be."""
+"""PPO with a learned critic and a KL penalty that is steered to a target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def train(job: Job) -> dict[str, Any]:
 
     keys = job.keys
     assert isinstance(keys, PpoKeys)
-    args = job.arguments(PPOConfig, disable_dropout=True, beta=0.0)  # RLOO's own KL is off: ours is in the rewards
+    args = job.arguments(
+        PPOConfig, disable_dropout=True, beta=0.0
+    )  # RLOO's own KL is off; the penalty is in the rewards
     kind = keys.critic_of(trains_base=parts.trains_base(job.ticket))
     trainer = PpoTrainer(
         job=job,
@@ -40,7 +42,7 @@ def train(job: Job) -> dict[str, Any]:
 
 
 def preload(ticket: Ticket, model: Any, run: Path) -> Any:
-    """Put the adapters of the reference, of the reward models and of the critic under the policy's own."""
+    """Add the adapters of the reference, the reward models and the critic beneath the policy's own."""
     from align.rl import shared_base
 
     keys = PpoKeys.model_validate(ticket.keys)

@@ -1,4 +1,4 @@
-"""A reward model on TRL's RewardTrainer: one number for an answer, learnt from pairs (Bradley-Terry)."""
+"""A reward model on TRL's RewardTrainer: one score per answer, learned from pairs (Bradley-Terry)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Keys(StageKeys):
     """Recipe keys of a `reward` stage."""
 
     eval_data: DataSource | list[DataSource] | int | float | None = Field(
-        0.1, description="held-out pairs, on which the model is judged: a source; or of `data` a share or a number"
+        0.1, description="held-out pairs to evaluate the model on: a source, or a share or number of `data`'s rows"
     )
     center_rewards_coefficient: float | None = Field(
-        0.01, ge=0, description="keeps the mean of scores near 0 (Eisenstein et al. 2023); null: not at all"
+        0.01, ge=0, description="keeps the mean score near 0 (Eisenstein et al. 2023); null turns it off"
     )
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train on the pairs of the job, then judge the held-out ones."""
+    """Train on the pairs of the job, then evaluate on the held-out ones."""
     from trl import RewardConfig
 
     from align.data import tokens
@@ -49,7 +49,7 @@ def train(job: Job) -> dict[str, Any]:
     )
     metrics: dict[str, Any] = dict(job.fit(trainer))
     if held is None:
-        job.warn("no pairs were held out, so nothing is known of the model but its training loss")
+        job.warn("no pairs were held out, so the model was not evaluated beyond its training loss")
         return metrics
     found = reward.figures(*trainer.scores(held))
     doubt = reward.doubt(found["pair_accuracy"], len(held))

@@ -1,4 +1,4 @@
-"""RLOO: each answer is judged against the others to the same prompt; no critic."""
+"""RLOO: each answer is compared with the others to the same prompt; no critic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class Keys(RewardedKeys):
     """Recipe keys of an `rloo` stage, by TRL's names."""
 
-    beta: float = Field(0.05, ge=0, description="KL coefficient, of a penalty in an answer's reward; 0: no reference")
+    beta: float = Field(
+        0.05, ge=0, description="coefficient of the KL penalty in each answer's reward; 0: no reference"
+    )
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def train(job: Job) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    description="RLOO against a reward: an answer's siblings are its baseline",
+    description="RLOO against a reward: the other answers to the prompt are the baseline",
     rows=defaults.ROWS,
     samples=True,
     train=train,

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class Keys(StageKeys):
     """Recipe keys of an `sft` stage."""
 
-    completion_only_loss: bool = Field(True, description="learn the answers only; false: prompts too")
+    completion_only_loss: bool = Field(True, description="compute the loss on answers only; false: on prompts too")
     turns: Literal["all", "last", "each"] = Field(
         "all",
-        description="which of the assistant's turns are learnt: all; the last; or each, in a row of its own that ends "
-        "with it, as the model meets it (for templates that leave the thoughts of earlier turns out)",
+        description="which assistant turns are trained on: all; the last; or each, in a separate row that ends with "
+        "it, as at inference (for templates that drop the reasoning of earlier turns)",
     )
 
 

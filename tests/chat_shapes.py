@@ -56,18 +56,18 @@ SHAPES: Final[dict[str, list[dict[str, Any]]]] = {
     "system": [SYSTEM, user("asked1"), said("answer1"), user("asked2"), said("answer2")],
     "spaces": [user("  asked1\n"), said("\n  answer1  \n"), user("asked2 "), said(" answer2\n\n")],
     "lines": [user("asked1\n\nassistant\nasked2"), said("answer1\n\nuser: answer2\n- answer3")],
-    "thoughts": [user("asked1"), said("answer1", reasoning_content="thought1"), user("asked2"),
+    "reasoning": [user("asked1"), said("answer1", reasoning_content="thought1"), user("asked2"),
                  said("answer2", reasoning_content="thought2")],
-    "thoughts in the text": [user("asked1"), said("<think>\nthought1\n</think>\n\nanswer1")],
+    "reasoning in the text": [user("asked1"), said("<think>\nthought1\n</think>\n\nanswer1")],
     "tools": [user("asked1"), said("", tool_calls=calls("port1")), result("result1"), said("answer1")],
     "tools, then on": [user("asked1"), said("", tool_calls=calls("port1")), result("result1"), said("answer1"),
                        user("asked2"), said("answer2")],
-    "thoughts and tools": [user("asked1"), said("", tool_calls=calls("port1"), reasoning_content="thought1"),
+    "reasoning and tools": [user("asked1"), said("", tool_calls=calls("port1"), reasoning_content="thought1"),
                            result("result1"), said("answer1", reasoning_content="thought2"), user("asked2"),
                            said("answer2", reasoning_content="thought3")],
     "in a row": [user("asked1"), said("answer1"), said("answer2"), user("asked2"), said("answer3")],
     "assistant first": [said("answer1"), user("asked1"), said("answer2")],
-    "one not learnt": [user("asked1"), said("hidden1", train=False), user("asked2"), said("answer2")],
+    "one not trained on": [user("asked1"), said("hidden1", train=False), user("asked2"), said("answer2")],
 }  # fmt: skip
 
 
@@ -96,34 +96,35 @@ def decoded(tokenizer: TextTokenizer, ids: list[int]) -> str:
 
 
 COLUMNS: Final = {
-    "turns": ("one turn", "two turns", "five turns", "spaces", "lines", "one not learnt"),
+    "turns": ("one turn", "two turns", "five turns", "spaces", "lines", "one not trained on"),
     "system": ("system",),
-    "thoughts": ("thoughts", "thoughts in the text"),
-    "tools": ("tools", "tools, then on", "thoughts and tools"),
+    "reasoning": ("reasoning", "reasoning in the text"),
+    "tools": ("tools", "tools, then on", "reasoning and tools"),
     "in a row": ("in a row",),
     "assistant first": ("assistant first",),
 }
 _PAGE: Final = """# Chat templates
 
-What is learnt of conversations under each chat template that TRL ships: the words of the assistant and the end token of
-each of its turns, and nothing else. `python tests/chat_shapes.py > docs/chat_templates.md` makes this table, and a test
-holds it; [tests/test_templates.py](../tests/test_templates.py) holds what it says.
+Which tokens of a conversation are trained on under each chat template that TRL ships: the assistant's words and the end
+token of each of its turns, and nothing else. `python tests/chat_shapes.py > docs/chat_templates.md` generates this
+page, and a test keeps it up to date; [tests/test_templates.py](../tests/test_templates.py) tests what it says.
 
-- **all**: every turn of the assistant, through its end.
-- **refused**: the template refuses such a conversation, or leaves out what the assistant says; `align check` says so,
-  with the row, before anything is loaded.
-- **without …**: the template leaves this out of some turns, and so it is not learnt; `align check` says of how many
-  rows. What it leaves out of earlier turns only is learnt with `turns: each`, which makes a row of every turn.
+- **all**: every turn of the assistant, including its end token.
+- **refused**: the template rejects such a conversation, or drops the assistant's words; `align check` reports the row
+  before anything is loaded.
+- **without …**: the template drops this from some turns, so it is not trained on; `align check` reports how many rows
+  are affected. `turns: each` makes a row of every turn, and so includes what the template drops only from earlier
+  turns.
 
 | template | ends a turn with | {columns} |
 |---|---|{lines}|
 {rows}
 Conversations: {shapes}.
 
-Where the end of a turn is not the tokenizer's end token, models that are trained here stop at both, in `align chat`, in
-probes, in PPO, and by the `generation_config.json` that is saved with them. Where a template writes no end, the
-tokenizer's end token is put after the last answer. GLM ends a turn by the head of the next one, which is learnt as its
-end.
+If the end-of-turn token is not the tokenizer's EOS token, models that are trained here stop at both: in `align chat`,
+in probes, in PPO, and through the `generation_config.json` that is saved with them. If a template writes no end of
+turn, the EOS token is appended to the last answer. GLM marks the end of a turn with the header of the next one, which
+is trained on as its end.
 """
 
 

@@ -494,7 +494,7 @@ def test_thoughts_are_missed_where_they_are_to_be_learnt(bytewise: Path) -> None
     )
     thought = LIMA | {"reasoning_content": "It begins with L."}
     rows = [example("chat", messages=[ASK, thought, ASK, thought])]
-    left_out = "the chat template leaves out the thoughts of 1 of 1 rows (first: x.jsonl:9)"
+    left_out = "the chat template leaves out the reasoning of 1 of 1 rows (first: x.jsonl:9)"
     known = lengths(bytewise, reads_one)
     assert fitting(rows, known, None)[1] == [f"{left_out}; those of every turn are learnt with `turns: each`"]
     assert fitting(each_turn(rows), known, None, turns="last")[1] == []  # those of earlier turns are not learnt

@@ -1,4 +1,4 @@
-"""The plan of the house: docs/ARCHITECTURE.md names every room, and imports run downwards."""
+"""The structure of the package: docs/ARCHITECTURE.md names every package, and imports run downwards."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "align"
-FLAT = 8  # files that may stand beside the rooms
+FLAT = 8  # files allowed next to the packages
 
 
-def rooms() -> list[str]:
-    """The rooms of the map, from the top floor down."""
-    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("## Rooms")[1].split("\n## ")[0]
+def packages() -> list[str]:
+    """The packages of the table, from top to bottom."""
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("## Packages")[1].split("\n## ")[0]
     return [
         name.removesuffix("/").removesuffix(".py") for name in re.findall(r"^\| `([\w/.]+)` \|", text, re.MULTILINE)
     ]
@@ -41,29 +41,31 @@ def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
                 yield inner if inner in known else str(node.module)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "align"
 
 
-def test_the_map_names_every_room() -> None:
+def test_the_map_names_every_package() -> None:
     here = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").is_file()} | {p.stem for p in PACKAGE.glob("*.py")}
-    assert sorted(rooms()) == sorted(here - {"__init__", "__main__"})
+    assert sorted(packages()) == sorted(here - {"__init__", "__main__"})
     assert len(list(PACKAGE.glob("*.py"))) <= FLAT
 
 
 def test_imports_run_downwards() -> None:
-    known, floors = modules(), {room: floor for floor, room in enumerate(rooms())}
+    known, levels = modules(), {package: level for level, package in enumerate(packages())}
     upward = [
         f"{module} -> {target}"
         for module, path in known.items()
         for target in imports(path, known)
-        if room_of(module) in floors and room_of(target) in floors and floors[room_of(target)] < floors[room_of(module)]
+        if package_of(module) in levels
+        and package_of(target) in levels
+        and levels[package_of(target)] < levels[package_of(module)]
     ]
     assert upward == []
 
 
 def test_no_two_files_import_each_other() -> None:
-    """A room's face (`__init__.py`) hands names on; whoever imports one imports the files behind it."""
+    """A package's `__init__.py` re-exports names; importing one imports the file behind it."""
     known = modules()
     graph = {module: set(imports(path, known)) for module, path in known.items()}
     try:
@@ -79,8 +81,8 @@ def test_a_stage_imports_no_other_stage() -> None:
         assert not [name for name in names if name.split(".")[0] == "stages"], path.name
 
 
-def test_the_ways_of_a_run_and_of_a_row_name_what_is_there() -> None:
-    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("## The way of", 1)[1]
+def test_the_traces_of_a_run_and_of_a_row_name_existing_code() -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("## Trace of", 1)[1]
     text = text.split("## Where do I add")[0]
     steps = re.findall(r"^ {4,}((?:\w+/)?\w+)\.(\w+)(?:\.(\w+))?[ (]", text, re.MULTILINE)
     assert len(steps) >= 18

@@ -99,8 +99,8 @@ def bare(text: str) -> str:
 def test_what_trl_marks_is_learnt(tokenizers: dict[str, TextTokenizer], name: str) -> None:
     compared = 0
     for shape in SHAPES:
-        if shape == "one not learnt" or "thoughts" in shape:  # which TRL's variants write where the originals do not
-            continue
+        if shape == "one not trained on" or "reasoning" in shape:
+            continue  # TRL's variants write these where the originals do not
         if (name, shape) == ("glm4moe", "in a row"):  # TRL's variant puts the head of a user's turn between the two
             continue
         row, marked = row_of(tokenizers[name], shape), marked_by_trl(name, tokenizers[name], shape)
@@ -128,13 +128,13 @@ BY_HAND: dict[str, dict[str, list[str] | None]] = {
             "answer1<|im_end|>",
         ],
         "assistant first": ["answer1<|im_end|>", "answer2<|im_end|>"],
-        "one not learnt": ["answer2<|im_end|>"],
+        "one not trained on": ["answer2<|im_end|>"],
     },
     "qwen3": {
         "two turns": ["answer1<|im_end|>", "<think>\n\n</think>\n\nanswer2<|im_end|>"],
-        "thoughts": ["answer1<|im_end|>", "<think>\nthought2\n</think>\n\nanswer2<|im_end|>"],
-        "thoughts in the text": ["<think>\nthought1\n</think>\n\nanswer1<|im_end|>"],
-        "thoughts and tools": [
+        "reasoning": ["answer1<|im_end|>", "<think>\nthought2\n</think>\n\nanswer2<|im_end|>"],
+        "reasoning in the text": ["<think>\nthought1\n</think>\n\nanswer1<|im_end|>"],
+        "reasoning and tools": [
             '<tool_call>\n{"name": "tide", "arguments": {"port": "port1"}}\n</tool_call><|im_end|>',
             "answer1<|im_end|>",
             "<think>\nthought3\n</think>\n\nanswer2<|im_end|>",
@@ -158,7 +158,7 @@ BY_HAND: dict[str, dict[str, list[str] | None]] = {
     "phi3": {
         "two turns": ["answer1<|end|>", "answer2<|end|>"],
         "in a row": ["answer1<|end|>", "answer2<|end|>", "answer3<|end|>"],
-        "one not learnt": ["answer2<|end|>"],
+        "one not trained on": ["answer2<|end|>"],
     },
     "gemma4": {
         "two turns": ["answer1<turn|>", "answer2<turn|>"],
@@ -169,7 +169,7 @@ BY_HAND: dict[str, dict[str, list[str] | None]] = {
         ],
     },
     "deepseek_r1_distill": {
-        "thoughts in the text": ["\n\nanswer1<｜end▁of▁sentence｜>"],
+        "reasoning in the text": ["\n\nanswer1<｜end▁of▁sentence｜>"],
         "two turns": ["answer1<｜end▁of▁sentence｜>", "answer2<｜end▁of▁sentence｜>"],
     },
     "llama3": {

@@ -169,7 +169,7 @@ def _left_out(examples: Sequence[Example], lengths: Lengths, turns: Turns) -> li
         text = (
             f"the chat template leaves out the {what} of {count:,} of {len(examples):,} rows (first: {example.place})"
         )
-        if what == "thoughts" and turns == "all" and example.kind == "chat" and _written_each(example, lengths):
+        if what == "reasoning" and turns == "all" and example.kind == "chat" and _written_each(example, lengths):
             text += "; those of every turn are learnt with `turns: each`"
         found.append(text)
     return found
@@ -178,7 +178,7 @@ def _left_out(examples: Sequence[Example], lengths: Lengths, turns: Turns) -> li
 def _written_each(example: Example, lengths: Lengths) -> bool:
     """Whether the thoughts of every turn are written where it is the last one."""
     try:
-        return "thoughts" not in lengths.left_out(each_turn([example]), "last")
+        return "reasoning" not in lengths.left_out(each_turn([example]), "last")
     except AlignError:  # the template refuses a conversation that ends there
         return False
 

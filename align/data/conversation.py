@@ -260,7 +260,7 @@ def _left_out(followed: Followed, messages: Sequence[Message], last: bool) -> fr
         missed = not last or number == answers[-1]
         thoughts = [*_THOUGHT.findall(content), *(message[key] for key in THOUGHTS if message.get(key))]
         if missed and any(isinstance(one, str) and one.strip() and one.strip() not in said for one in thoughts):
-            found.add("thoughts")
+            found.add("reasoning")
         if any(line not in said for line in _lines(content)):
             found.add("words")
         if any(_name(call) not in said for call in message.get("tool_calls") or []):

@@ -37,14 +37,14 @@ class DataSource(BaseModel):
     source: Annotated[
         str, Field(min_length=1, description="lab/NAME, a file, a folder, a pattern such as data/*.jsonl, or org/name")
     ]
-    split: Annotated[str, Field(description="The split of a Hub data set or of a folder that names its splits")] = (
-        "train"
-    )
-    subset: Annotated[str | None, Field(description="The subset (configuration) of a Hub data set")] = None
-    revision: Annotated[str | None, Field(description="The branch, tag or commit of a Hub data set")] = None
-    format: Annotated[Format, Field(description="What the rows look like; auto: seen from their fields")] = "auto"
+    split: Annotated[
+        str, Field(description="The split of a Hub dataset, or of a folder whose files are named after splits")
+    ] = "train"
+    subset: Annotated[str | None, Field(description="The subset (configuration) of a Hub dataset")] = None
+    revision: Annotated[str | None, Field(description="The branch, tag or commit of a Hub dataset")] = None
+    format: Annotated[Format, Field(description="The format of the rows; auto: inferred from their fields")] = "auto"
     columns: Annotated[dict[str, str], Field(description="Renames: {prompt: question} reads 'question' as prompt")] = {}
-    limit: Annotated[int | None, Field(ge=1, description="Take the first rows only, this many")] = None
+    limit: Annotated[int | None, Field(ge=1, description="Take only this many rows from the start")] = None
 
     @model_validator(mode="before")
     @classmethod

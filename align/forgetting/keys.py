@@ -31,7 +31,7 @@ def _ratio(value: float) -> float:
 def _probe_set(value: str) -> str:
     if value not in ("auto", "lab", "none"):
         raise ValueError(
-            f"{value!r} is no set of probes: write auto, lab or none, or name your own, as in "
+            f"{value!r} is not a set of probes: write auto, lab or none, or name your own, as in "
             "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`"
         )
     return value
@@ -39,9 +39,9 @@ def _probe_set(value: str) -> str:
 
 def _own_probes(value: dict[str, ProbeFile]) -> dict[str, ProbeFile]:
     if not value:
-        raise ValueError("no probe is named: write `probes: none` to measure nothing")
+        raise ValueError("no probe is given: write `probes: none` to measure nothing")
     if "default" in value:
-        raise ValueError("a probe cannot be called 'default', which in `max_drop` stands for all the others")
+        raise ValueError("a probe cannot be called 'default', which means all other probes in `max_drop`")
     return value
 
 
@@ -57,8 +57,8 @@ class ProbeFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    data: str = Field(description="File of held-out items that no stage trains on, one JSON object a line.")
-    metric: Metric = Field(description="accuracy: prompts with the answers expected; perplexity: running text.")
+    data: str = Field(description="File of held-out items that no stage trains on, one JSON object per line.")
+    metric: Metric = Field(description="accuracy: prompts with their expected answers; perplexity: running text.")
 
 
 class ForgettingKeys(BaseModel):
@@ -78,18 +78,18 @@ class ForgettingKeys(BaseModel):
         Annotated[Fraction, Tag("for all")] | Annotated[dict[str, Fraction], Tag("by name")], Discriminator(_shape)
     ] = Field(
         default=DEFAULT_DROP,
-        description="Greatest drop of one probe's accuracy against the base, 0 to 1; or one for each probe by name, "
-        f"and `default` for the others ({DEFAULT_DROP:g} if left out).",
+        description="Largest tolerated drop of one probe's accuracy relative to the base, 0 to 1; or limits by "
+        f"probe name, with `default` for the others ({DEFAULT_DROP:g} if left out).",
     )
     max_mean_drop: Fraction = Field(
-        default=0.05, description="Greatest drop of the mean accuracy over all skills against the base, 0 to 1."
+        default=0.05, description="Largest tolerated drop of the mean accuracy over all skills, 0 to 1."
     )
     max_perplexity_ratio: Annotated[float, AfterValidator(_ratio)] | None = Field(
         default=1.5,
-        description="Greatest perplexity after / before, at least 1; null: perplexity is shown, not judged.",
+        description="Largest tolerated perplexity after / before, at least 1; null: shown without a verdict.",
     )
     on_violation: Literal["warn", "stop"] = Field(
-        default="warn", description="warn: say it and go on; stop: end the run after the stage that forgot."
+        default="warn", description="warn: report it and continue; stop: end the run after the stage that forgot."
     )
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class ForgettingKeys(BaseModel):
         """
         unknown = self._unknown_limits(probes)
         if unknown:
-            raise AlignError(unknown, "correct the name under `forgetting.max_drop`, or take it out")
+            raise AlignError(unknown, "correct the name under `forgetting.max_drop`, or remove it")
 
     def thresholds(self) -> dict[str, float | dict[str, float] | str | None]:
         """What was judged by, as it is written into decisions and the matrix."""
@@ -137,4 +137,4 @@ class ForgettingKeys(BaseModel):
         unknown = sorted(named - set(known))
         if not unknown:
             return None
-        return f"max_drop limits {', '.join(unknown)}, but the probes are {', '.join(known) or 'none'}"
+        return f"max_drop has limits for {', '.join(unknown)}, but the probes are {', '.join(known) or 'none'}"

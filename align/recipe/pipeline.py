@@ -25,8 +25,10 @@ class Edge(BaseModel):
     """One stage of a pipeline file."""
 
     model_config = ConfigDict(extra="forbid")
-    stage: str | None = Field(None, description="the program: a name of `align list`; default: the stage's own name")
-    policy: str | None = Field(None, description="the stage whose policy it starts from; default: the base model")
+    stage: str | None = Field(
+        None, description="the program: a name from `align list`; defaults to the stage's own name"
+    )
+    policy: str | None = Field(None, description="the stage whose policy it starts from; defaults to the base model")
     reward: str | None = Field(None, description="the stage whose reward model scores its answers")
 
 
@@ -35,7 +37,7 @@ class Graph(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     description: str = Field(min_length=1, description="one line for `align list`")
-    stages: dict[str, Edge] = Field(min_length=1, description="the stages in order, each with what it takes")
+    stages: dict[str, Edge] = Field(min_length=1, description="the stages in order, each with its inputs")
 
 
 @dataclass(frozen=True)

@@ -11,65 +11,70 @@ from align.stage.rewarded import RewardedKeys
 
 
 class KlKeys(BaseModel):
-    """`kl:` what keeps the policy near the one that came in: a penalty in the reward of every token."""
+    """`kl:` what keeps the policy near its starting point: a penalty in the reward of every token."""
 
     model_config = ConfigDict(extra="forbid")
     controller: Literal["adaptive", "fixed"] = Field(
-        "adaptive", description="adaptive: the coefficient is steered so that the KL comes to `target`; fixed: it stays"
+        "adaptive",
+        description="adaptive: the coefficient is adjusted to bring the KL to `target`; fixed: it is constant",
     )
-    coef: float = Field(0.05, ge=0, description="of the penalty, at the start; 0.01-0.1 is usual")
+    coef: float = Field(0.05, ge=0, description="initial coefficient of the penalty; 0.01-0.1 is usual")
     target: float = Field(
         6.0,
         gt=0,
-        description="KL to the policy that came in, nats an answer, that adaptive steers to and alarms are judged by; "
+        description="target KL to the starting policy, in nats per answer, for the adaptive controller and for alarms; "
         "1-10 is usual",
     )
     horizon: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="answers over which the coefficient may change by about 20 %; auto: so that it can change tenfold "
-        "within a third of the run",
+        description="number of answers over which the coefficient may change by about 20 %; auto: allows a tenfold "
+        "change within a third of the run",
     )
     estimator: Literal["k1", "k2", "k3"] = Field(
-        "k1", description="of the KL in the reward; k1, the log ratio, is the one without bias there"
+        "k1", description="estimator of the KL in the reward; k1, the log ratio, is the unbiased one here"
     )
 
 
 class PpoKeys(RewardedKeys):
     """Recipe keys of a `ppo` stage."""
 
-    kl: KlKeys = Field(KlKeys(), description="the penalty for leaving the policy that came in")
+    kl: KlKeys = Field(KlKeys(), description="the penalty for moving away from the starting policy")
     critic: Literal["auto", "adapter", "head", "model"] = Field(
         "auto",
-        description="adapter: on the same frozen base; head: on the policy's own hidden states; model: a network of "
-        "its own; auto: adapter where the base is frozen, else head",
+        description="adapter: an adapter on the same frozen base; head: a head on the policy's hidden states; model: a "
+        "separate network; auto: adapter if the base is frozen, else head",
     )
-    critic_learning_rate: float | None = Field(None, ge=0, description="of the critic; by default the policy's")
-    critic_warmup: int = Field(0, ge=0, description="rollouts at the start in which the critic alone is trained")
+    critic_learning_rate: float | None = Field(
+        None, ge=0, description="learning rate of the critic; defaults to the policy's"
+    )
+    critic_warmup: int = Field(0, ge=0, description="rollouts at the start in which only the critic is trained")
     reference: Literal["auto", "model"] = Field(
         "auto",
-        description="auto: the policy's own base with its new weights switched off; model: a copy held beside it",
+        description="auto: the policy's own base with its new weights off; model: a separate copy of the model",
     )
     target_kl: float | None = Field(
         None,
         gt=0,
-        description="a rollout's updates end once the policy is this far from the one that sampled it, nats a token",
+        description="stops a rollout's updates once the policy is this far from the one that sampled it, in nats per "
+        "token",
     )
-    gamma: float = Field(1.0, gt=0, le=1, description="discount of a later token's reward")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount factor")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of GAE: 0 trusts the critic, 1 the sampled rewards")
     vf_coef: float = Field(0.1, gt=0, description="weight of the value loss")
     cliprange_value: float | None = Field(
-        None, gt=0, description="how far a value may move in the updates of a rollout; null: as far as it will"
+        None, gt=0, description="how far a value may move during the updates of a rollout; null: no limit"
     )
     whiten_advantages: bool = Field(True, description="scale advantages to mean 0 and variance 1 over a rollout")
     whiten_rewards: bool = Field(False, description="scale rewards to variance 1 over a rollout")
     missing_eos_penalty: float | None = Field(
-        None, ge=0, description="taken off the score of an answer that `max_completion_length` cut off"
+        None, ge=0, description="subtracted from the score of an answer that `max_completion_length` cut off"
     )
     ptx_coef: float = Field(
-        1.0, ge=0, description="weight of the replayed rows' language-model loss beside PPO's, where there is a replay"
+        1.0, ge=0, description="weight of the language-model loss on replayed rows, if there is a replay"
     )
     on_alarm: Literal["warn", "stop"] = Field(
-        "warn", description="when a run goes wrong (reward hacking, mode collapse, ...): say so, or end the stage"
+        "warn",
+        description="what to do if a run goes wrong (reward hacking, mode collapse, ...): warn, or stop the stage",
     )
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
@@ -78,7 +83,7 @@ class PpoKeys(RewardedKeys):
         traits, stage = setting.own.traits, setting.own.stage
         critic = self.critic_of(trains_base=traits.trains_base)
         if critic == "adapter" and traits.trains_base:
-            what = f"the critic 'adapter' stands on a frozen base, and {setting.own.keys.method} trains it"
+            what = f"the critic 'adapter' needs a frozen base, but {setting.own.keys.method} trains the base"
             remedy = "use `critic: head` or `critic: model`, or a parameterization that freezes the base"
             found.append(("critic", what, remedy))
         start = setting.rewards[0] if setting.rewards else setting.policy

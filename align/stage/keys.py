@@ -50,26 +50,27 @@ class StageKeys(BaseModel):
     model_config = ConfigDict(extra="forbid")
     stage: str | None = Field(
         None,
-        description="the program: a name of `align list`, or ./my_stage.py; by default the entry's own name",
+        description="the program: a name from `align list`, or ./my_stage.py; defaults to the name of the entry",
     )
     policy: str | None = Field(None, description="the stage whose policy it starts from; `base` is the base model")
     data: DataSource | list[DataSource] = Field(
-        description="what it trains on: a file, a folder, a Hub id, lab/helpdesk"
+        description="the training data: a file, a folder, a Hub id, lab/helpdesk"
     )
     eval_data: DataSource | list[DataSource] | int | float | None = Field(
-        None, description="held-out rows for a validation loss: a source; or of `data` a share (0.05) or a number (200)"
+        None,
+        description="held-out rows for a validation loss: a source, or a share (0.05) or number (200) of `data`'s rows",
     )
     parameterization: dict[str, Any] | None = Field(
-        None, description="which weights this stage trains, as in `{method: qlora}`; replaces the recipe's whole"
+        None, description="which weights this stage trains, as in `{method: qlora}`; replaces the recipe's entirely"
     )
-    replay: Replay | None = Field(None, description="replaces the recipe's; `null` means none in this stage")
+    replay: Replay | None = Field(None, description="replaces the recipe's; `null` turns replay off for this stage")
     too_long: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="rows whose answer `max_length` would cut away entirely: refuse the recipe, or drop them and say "
-        "how many",
+        description="rows whose answer `max_length` would cut off entirely: refuse the recipe, or drop them and report "
+        "their number",
     )
     training: dict[str, Any] = Field(
-        default_factory=dict, description="the trainer's own arguments, as in `{learning_rate: 1e-4}`"
+        default_factory=dict, description="training arguments, as in `{learning_rate: 1e-4}`"
     )
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:

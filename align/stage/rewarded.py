@@ -21,8 +21,8 @@ class RewardSource(BaseModel):
         min_length=1,
         description="a stage of this recipe, a folder, a Hugging Face id, or a function ./rewards.py:polite",
     )
-    weight: float = Field(1.0, description="of its scores in the sum", allow_inf_nan=False)
-    revision: str | None = Field(None, description="branch, tag or commit of a model on the Hub")
+    weight: float = Field(1.0, description="weight of its scores in the sum", allow_inf_nan=False)
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
 
     @model_validator(mode="before")
     @classmethod
@@ -43,7 +43,7 @@ class RewardedKeys(StageKeys):
         if not (setting.own.quantized and self.training.get("use_vllm")):
             return []
         method = setting.own.keys.method
-        what = f"vLLM cannot sample from {method} over a quantised base: TRL would merge it into those weights"
+        what = f"vLLM cannot sample from {method} on a quantised base: TRL would merge it into those weights"
         return [("training", what, "use `method: lora`, or leave `use_vllm` out")]
 
     @property

@@ -25,11 +25,11 @@ class AdapterKeys(BaseModel):
     r: int = Field(64, ge=1, le=4096, description="width of the bottleneck, 64-256 is usual")
     non_linearity: Literal["gelu", "relu", "silu", "tanh"] = Field("gelu", description="between the two projections")
     placement: Literal["pfeiffer", "houlsby"] = Field(
-        "pfeiffer", description="pfeiffer: one a layer, after the MLP; houlsby: two, after the attention as well"
+        "pfeiffer", description="pfeiffer: one per layer, after the MLP; houlsby: two, one of them after the attention"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
     target_modules: Literal["auto"] | Names = Field(
-        "auto", description="the blocks that an adapter follows; auto: found by `placement`"
+        "auto", description="the blocks that get an adapter after them; auto: chosen by `placement`"
     )
     layers_to_transform: Layers | int | None = Field(None, description="only these layers get an adapter")
 

@@ -23,21 +23,26 @@ class LoraKeys(BaseModel):
     """`lora:`, by PEFT's names; `alpha` and `dropout` are its `lora_alpha` and `lora_dropout`."""
 
     model_config = ConfigDict(extra="forbid")
-    r: int = Field(16, ge=1, le=256, description="rank: 4-8 simple tasks, 16-32 medium, 64-128 complex")
-    alpha: int = Field(32, ge=1, description="scale of the update, alpha / r; 2 r is usual")
+    r: int = Field(
+        16, ge=1, le=256, description="rank: 4-8 for simple tasks, 16-32 for medium ones, 64-128 for complex ones"
+    )
+    alpha: int = Field(32, ge=1, description="the update is scaled by alpha / r; 2 r is usual")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
     target_modules: Literal["auto"] | Names = Field("auto", description="auto: every linear layer but the head")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained as well")
-    use_dora: bool = Field(False, description="train magnitude and direction apart (DoRA); slower")
+    use_dora: bool = Field(False, description="train magnitude and direction separately (DoRA); slower")
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r), for high ranks")
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] = Field(
-        True, description="true: no change at first; the starts of PEFT that rewrite the base, as pissa, are left out"
+        True,
+        description="true: no change at first; initialisations that change the base, such as pissa, are not supported",
     )
-    modules_to_save: Names | None = Field(None, description="modules that are trained whole and saved beside it")
+    modules_to_save: Names | None = Field(
+        None, description="modules that are trained in full and saved with the adapter"
+    )
     exclude_modules: list[str] | str | None = Field(None, description="modules that get no adapter")
     layers_to_transform: Layers | int | None = Field(None, description="only these layers get an adapter")
-    rank_pattern: dict[str, Rank] = Field({}, description="another r for modules by name")
-    alpha_pattern: dict[str, Rank] = Field({}, description="another alpha for modules by name")
+    rank_pattern: dict[str, Rank] = Field({}, description="a different r for some modules, by name")
+    alpha_pattern: dict[str, Rank] = Field({}, description="a different alpha for some modules, by name")
     target_parameters: Names | None = Field(None, description="3-D expert tensors that get an adapter")
     lora_bias: bool = Field(False, description="give the adapter's second matrix a bias")
 
@@ -56,7 +61,7 @@ class LoraKeys(BaseModel):
         head = next((name for name in value if name.rpartition(".")[2] in HEADS), None) if value != "auto" else None
         if head is not None:
             raise ValueError(
-                f"TRL's trainers take no LoRA on {head!r}: write `modules_to_save: [{head}]` to train it whole"
+                f"TRL's trainers do not support LoRA on {head!r}: write `modules_to_save: [{head}]` to train it in full"
             )
         return value
 

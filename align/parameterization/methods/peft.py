@@ -17,7 +17,7 @@ from align.parameterization.traits import ParameterizationKeys, Traits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DESCRIPTION = "any other method of PEFT"
+DESCRIPTION = "any other PEFT method"
 VIRTUAL_TOKENS = 20
 # What a recipe cannot give them.
 REFUSED = {

@@ -15,20 +15,22 @@ from align.parameterization.traits import ParameterizationKeys, Traits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DESCRIPTION = "LoRA over a base in 4 or 8 bits"
+DESCRIPTION = "LoRA on a base in 4 or 8 bits"
 
 
 class QuantizationKeys(BaseModel):
     """`quantization:`, by bitsandbytes' names."""
 
     model_config = ConfigDict(extra="forbid")
-    bits: Literal[4, 8] = Field(4, description="of a weight of the base; 8 costs twice the memory")
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="the 4-bit numbers; nf4 suits normal weights")
+    bits: Literal[4, 8] = Field(4, description="bits per weight of the base; 8 takes twice the memory")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
+        "nf4", description="4-bit data type; nf4 suits normally distributed weights"
+    )
     bnb_4bit_use_double_quant: bool = Field(
-        True, description="quantise the scales too: 4.13 instead of 4.5 bits a weight"
+        True, description="quantise the scales too: 4.13 instead of 4.5 bits per weight"
     )
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="what weights are unpacked to for a product"
+        "bfloat16", description="dtype to which weights are dequantised for computation"
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -43,9 +45,10 @@ class Keys(ParameterizationKeys):
 
     method: Literal["qlora"] = "qlora"
     lora: LoraKeys = Field(LoraKeys(), description="the adapter")
-    quantization: QuantizationKeys = Field(QuantizationKeys(), description="how the base is held")
+    quantization: QuantizationKeys = Field(QuantizationKeys(), description="how the base is quantised")
     adapter_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="what the adapter is trained in; bfloat16 as TRL does, in which small updates are lost"
+        "float32",
+        description="dtype in which the adapter is trained; bfloat16 is TRL's choice, but loses small updates",
     )
 
     @model_serializer(mode="wrap")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from align.spectrum.choose import Choice, Record
 
-DESCRIPTION = "the layers with most signal: their weights, or LoRA on them alone"
+DESCRIPTION = "the layers with the highest signal-to-noise ratio, in full or with LoRA"
 
 
 class SpectrumKeys(BaseModel):
@@ -31,13 +31,14 @@ class SpectrumKeys(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="quantile of each type's ratios below which a layer stays frozen; higher trains fewer",
+        description="share of each type of layer that stays frozen, those with the lowest ratios; higher trains fewer",
     )
     layers_to_finetune: Literal["auto"] | Layers = Field(
-        "auto", description="auto: chosen by `snr_threshold`; or layers by number, all of whose projections are trained"
+        "auto",
+        description="auto: chosen by `snr_threshold`; or layer numbers, to train all projections of these layers",
     )
     estimator: Literal["mp", "reference"] = Field(
-        "mp", description="of the noise: mp for matrices of any shape; reference as the published program has it"
+        "mp", description="noise estimator: mp suits matrices of any shape; reference is that of the published program"
     )
 
 
@@ -45,8 +46,8 @@ class Keys(ParameterizationKeys):
     """`{method: spectrum, spectrum: {snr_threshold: 0.5}}`, and `lora: {...}` for adapters on the chosen layers"""
 
     method: Literal["spectrum"] = "spectrum"
-    spectrum: SpectrumKeys = Field(SpectrumKeys(), description="which layers")
-    lora: LoraKeys | None = Field(None, description="put LoRA on the chosen layers, instead of training their weights")
+    spectrum: SpectrumKeys = Field(SpectrumKeys(), description="which layers are trained")
+    lora: LoraKeys | None = Field(None, description="put LoRA on the chosen layers instead of training their weights")
     quantization: QuantizationKeys | None = Field(None, description="with `lora`: hold the frozen base in 4 or 8 bits")
 
     @field_validator("lora")
