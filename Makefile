@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # a worker for each core; a file stays with one of them, so that what its tests share is made once
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-all test-real lint clean
+.PHONY: install demo test test-all test-real lint pictures clean
 
 install: $(STAMP)
 
@@ -32,6 +32,10 @@ test-all: install
 # one worker: each test holds a real model
 test-real: install
 	$(BIN)/python -m pytest -m real
+
+# the pictures and the terminal text of README.md, from two runs of the demo
+pictures: install
+	$(BIN)/python docs/pictures.py
 
 lint: install
 	$(BIN)/ruff check
