@@ -247,7 +247,8 @@ def entry(stage: str, status: str, parent: str = "base") -> JSON:
     return {
         "stage": stage, "about": ABOUT.get(stage),
         "inputs": {"policy": parent}, "status": status, "fingerprint": f"{stage}-1f0c",
-        "started": 1.79e9, "ended": 1.79e9 + 83, "seconds": 83.3, "resumed_from": None,
+        "started": "2026-09-22T13:33:20+00:00", "ended": "2026-09-22T13:34:43+00:00", "seconds": 83.3,
+        "resumed_from": None,
     }  # fmt: skip
 
 

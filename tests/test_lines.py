@@ -88,7 +88,7 @@ def test_status_shows_a_run_as_it_is(
         cli.main()
     out = capsys.readouterr().out
     assert out.splitlines()[0].strip() == "[/x]"
-    assert out.splitlines()[-1].split() == ["[a]", "./[b].py", "base", "done", "3"]
+    assert out.splitlines()[-1].split() == ["[a]", "./[b].py", "base", "done", "3.0"]
 
 
 def test_the_matrix_names_probes_as_they_are(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from align.forgetting.table import Cell, Forgetting, ProbeEntry
 from align.report import findings, numbers
 from align.report.findings import BASE
-from align.report.schema import Cell, Comparison, Forgetting, Probe, Report, StageRecord
+from align.report.schema import Report, StageRecord
+from align.run_folder.comparison import ComparisonResult
 
 NONE: Final = "-"
 
@@ -77,7 +79,7 @@ def _measured(forgetting: Forgetting, ids: Sequence[str]) -> Iterable[Line]:
             yield _scores(name, probe, forgetting.matrix, forgetting, ids)
     if any("all" in forgetting.mean.get(id, {}) for id in ids):
         means = {id: {"mean": row["all"]} for id, row in forgetting.mean.items() if "all" in row}
-        yield _scores("mean", Probe(), means, forgetting, ids, title="Mean of all skills")
+        yield _scores("mean", ProbeEntry(), means, forgetting, ids, title="Mean of all skills")
     for name, probe in forgetting.probes.items():
         if probe.metric == "perplexity":
             yield _scores(name, probe, forgetting.matrix, forgetting, ids, title=f"Perplexity of {name}")
@@ -85,7 +87,7 @@ def _measured(forgetting: Forgetting, ids: Sequence[str]) -> Iterable[Line]:
 
 def _scores(
     name: str,
-    probe: Probe,
+    probe: ProbeEntry,
     matrix: Mapping[str, Mapping[str, Cell]],
     forgetting: Forgetting,
     ids: Sequence[str],
@@ -104,7 +106,9 @@ def _scores(
     return _line(title or name, ids, value)
 
 
-def _sampled(comparison: Comparison | None, stages: Mapping[str, StageRecord], ids: Sequence[str]) -> Iterable[Line]:
+def _sampled(
+    comparison: ComparisonResult | None, stages: Mapping[str, StageRecord], ids: Sequence[str]
+) -> Iterable[Line]:
     """Reward, KL and length of sampled answers: as compared on the same prompts, else as the stages tell it."""
     compared = comparison.stages if comparison else {}
 
@@ -141,7 +145,7 @@ def _trainable(stage: StageRecord | None) -> str:
     return f"{parameters['trainable']:,}" if parameters else NONE
 
 
-def _notes(parent: str, comparison: Comparison | None, lines: Iterable[Line]) -> Iterable[str]:
+def _notes(parent: str, comparison: ComparisonResult | None, lines: Iterable[Line]) -> Iterable[str]:
     if any(value.change for line in lines for value in line.values):
         yield f"Beside a score: its change from {parent}. The branches are not tested against each other."
     if comparison:

@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from align.forgetting.records import BrokenAnswer, Sample
+from align.forgetting.table import Cell, Effect, Forgetting, ProbeEntry
 from align.report import curves, findings, numbers, sentence
 from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
-from align.report.schema import Broken, Cell, Effect, Forgetting, Probe, Report, Sample
+from align.report.schema import Report
 from align.report.stage_page import Fact, StagePage, flat, stage_page
 from align.run_folder.records import Policy
 
@@ -82,7 +84,7 @@ class BrokenGroup:
     stage: str
     probe: str
     total: int
-    shown: tuple[Broken, ...]
+    shown: tuple[BrokenAnswer, ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Page:
 def build(report: Report) -> Page:
     """Everything that the report says, as text; what has not been measured or run is left empty."""
     forgetting = report.forgetting or Forgetting()
-    versions = dict(report.run.versions)
+    versions: dict[str, str] = {}
     for stage in report.stages:
         versions |= stage.outcome.versions if stage.outcome else {}
     return Page(
@@ -182,7 +184,7 @@ def _columns(forgetting: Forgetting) -> list[str]:
     return [name for name in forgetting.stages if name in forgetting.matrix]
 
 
-def _entry(cell: Cell | None, probe: Probe) -> Entry | None:
+def _entry(cell: Cell | None, probe: ProbeEntry) -> Entry | None:
     if cell is None:
         return None
     return Entry(
@@ -208,7 +210,7 @@ def _summary(forgetting: Forgetting) -> Iterable[Row]:
         cells = [forgetting.mean.get(column, {}).get(key) for column in columns]
         if any(cells):
             n = next((cell.n for cell in cells if cell), None)
-            yield Row(title, n, tuple(_entry(cell, Probe()) for cell in cells))
+            yield Row(title, n, tuple(_entry(cell, ProbeEntry()) for cell in cells))
     for title, values in (
         ("Backward transfer", forgetting.backward_transfer),
         ("Average forgetting", forgetting.average_forgetting),

@@ -6,12 +6,13 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from align.forgetting.table import Forgetting
 from align.report import curves, findings, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
 from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPage, reward_page
 from align.report.rollout_page import RolloutsPage, rollouts_page
-from align.report.schema import Forgetting, StageRecord
+from align.report.schema import StageRecord
 from align.run_folder.records import Decision, Outcome
 
 DEVICES: Final = {"MULTI_CPU": " on CPUs", "MULTI_GPU": " on GPUs"}
@@ -141,9 +142,9 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         yield Fact("Peak memory", numbers.memory(outcome.peak_memory_bytes))
 
 
-def _named(source: JsonValue) -> str:
+def _named(source: str | list[str]) -> str:
     """The stage that an input comes from, or the stages."""
-    return " and ".join(map(str, source)) if isinstance(source, list) else str(source)
+    return " and ".join(source) if isinstance(source, list) else source
 
 
 def _time(wall: float, cpu: float) -> str:
