@@ -8,6 +8,7 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -24,7 +25,7 @@ from align.report.page import described
 from align.report.records import load
 from align.report.terminal import matrix_table, verdict_line
 from align.run_folder import files, reading
-from align.run_folder.records import BaseModelIdentity, Decision, Policy
+from align.run_folder.records import BaseModelIdentity, Decision, Outcome, Policy
 from align.run_folder.run_record import RunRecord
 from align.spectrum.choose import Record
 from align.spectrum.table import spectrum
@@ -116,6 +117,10 @@ def test_the_page_of_a_run_as_it_was_written(gated: runs.Gated, tmp_path: Path) 
         "Scores after every stage", "Loss of sft", "learning rate of sft", "Loss of dpo", "reward margin of dpo",
         "preferred answer ranked first of dpo", "learning rate of dpo",
     ]  # fmt: skip
+    assert "Base lab, 4-bit nf4, the rest bfloat16 Cost of quantising perplexity x" in text
+    assert "Data 80 rows; 16 eval rows Steps 12" in text and "Data 64 rows Steps 8" in text, "none replayed"
+    assert "A limit that a gate finds broken is told, and the run goes on ( on_violation: warn )." in text
+    assert "Limits of the recipe max_drop 0.05 max_mean_drop 0 max_perplexity_ratio 1.5 To do it again" in text
     broken = reading.rows(gated.run / "stages/dpo/measurements/broken.jsonl", BrokenAnswer)
     shown = re.findall(r"^- asked ", markdown.partition("## Answers that broke")[2].partition("\n## ")[0], re.MULTILINE)
     assert len(shown) >= len(broken) > 0
@@ -305,6 +310,7 @@ def test_nothing_but_a_run_json(tmp_path: Path) -> None:
     assert verdict_line(load(tmp_path)) == "Nothing has been measured yet."
     page, _ = (path.read_text(encoding="utf-8") for path in report.write(tmp_path))
     assert "No stage has been started." in page
+    assert words(page).partition("Nothing has been measured yet. ")[2].startswith("Stages done 0 of 0 Started n/a What")
     assert shown(tmp_path, 80) == "Nothing has been measured yet.\n"
 
 
@@ -522,20 +528,32 @@ def test_a_spectrum_scan_is_drawn_by_type_with_what_was_trained(run_dir: Path) -
     assert drawing.count("fill: var(--blue)") == 2, "one trained layer of each type"
 
 
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
 @pytest.mark.parametrize(
-    ("quantization", "revision", "words"),
+    ("loaded", "revision", "told"),
     [
-        (None, None, ["acme/base"]),
-        (None, "0123abc", ["acme/base", "revision 0123abc"]),
-        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, None, ["acme/base", "4-bit nf4"]),
-        ({"load_in_8bit": True}, "0123abc", ["acme/base", "revision 0123abc", "8-bit"]),
+        ([(None, "bfloat16")], None, "acme/base, bfloat16"),
+        ([(None, "float32")], "0123abc", "acme/base, revision 0123abc, float32"),
+        ([(NF4, "bfloat16")] * 2, None, "acme/base, 4-bit nf4, the rest bfloat16"),
+        ([({"load_in_8bit": True}, "float16")], "0123abc", "acme/base, revision 0123abc, 8-bit, the rest float16"),
+        ([(None, "bfloat16"), (None, "float32")], None, "acme/base, bfloat16 in sft, float32 in dpo"),
+        ([(NF4, None)], None, "acme/base, 4-bit nf4"),
+        ([(None, None)], None, "acme/base"),
     ],
 )
-def test_the_base_is_named_with_its_revision_and_quantisation(
-    quantization: dict[str, object] | None, revision: str | None, words: list[str]
+def test_the_base_is_named_with_its_revision_and_precision(
+    gated: runs.Gated, loaded: list[tuple[dict[str, Any] | None, str | None]], revision: str | None, told: str
 ) -> None:
+    """The last two are of an older align, which did not say in what the base was loaded."""
+    real = reading.read(gated.run / "stages/sft/outcome.json", Outcome)
     base = BaseModelIdentity(name="acme/base", path="/models/base", identity="1f0c", revision=revision)
-    assert [*described(Policy(base=base, quantization=quantization))] == words
+    outcomes = {
+        stage: real.model_copy(update={"policy": Policy(base=base, quantization=quantization), "dtype": dtype})
+        for stage, (quantization, dtype) in zip(("sft", "dpo"), loaded, strict=False)
+    }
+    assert described(outcomes) == told
 
 
 def test_a_moment_is_in_words() -> None:

@@ -93,7 +93,12 @@ def test_an_alarm_is_a_finding_with_its_answers_and_what_to_try(run_dir: Path) -
     assert "lamp 13.3" not in text, "three samples, not four"
     assert f"- **reward hacking** in rollout 13: {made.ALARM.figure}" in markdown
     assert f"  - what to try: {made.ALARM.remedy}" in markdown
-    assert "answered `We | are sorry 13.1. <script>" in markdown
+    answers = markdown.partition("**reward hacking**")[2].partition("| Figure |")[0]
+    lines = re.findall(
+        r"^  - asked `Where is my lamp (.*?)\?`, answered `We \| are sorry (.*?)\. <script>", answers, re.M
+    )
+    assert lines == [("13.0", "13.0"), ("13.1", "13.1"), ("13.2", "13.2")], "each on a line of its own"
+    assert answers.endswith("\n\n"), "a table begins after an empty line"
     assert verdict_line(load(run_dir)).endswith("; ppo raised an alarm: reward hacking (rollout 13).")
 
 
@@ -113,6 +118,7 @@ def test_the_rollouts_of_a_run_as_it_was_written(rlhf: tuple[Path, Path], tmp_pa
         "learning rate of reward", "Scores of chosen and rejected answers of reward",
         "Calibration of the pairs of reward",
     ]  # fmt: skip
+    assert "Training time" in article(page, "reward") and "Measuring time" not in article(page, "reward")
     last = load(run).stages[3].rollouts[-1]
     text = words(article(page, "ppo"))
     assert f"KL to the reference, nats 0 {last.kl:.4g} {last.kl:.4g} target" in text
@@ -359,14 +365,16 @@ def test_branches_are_compared_by_score_cost_and_what_their_answers_earn(compare
 
 
 def test_branches_without_a_comparison_show_what_the_stages_know(run_dir: Path) -> None:
-    rows = branches(written(run_dir)[1])
+    _, markdown = written(run_dir)
+    rows = branches(markdown)
+    assert "KL: as a stage measured it itself on the answers that it sampled; - where it did not." in markdown
     assert rows["KL to sft, nats an answer"] == ["-", "-", "5.8"]
-    assert "Tokens an answer" not in rows
+    assert not {"Mean reward", "Tokens an answer"} & rows.keys(), "a row where there are figures for it"
 
 
 def test_a_comparison_of_another_branching_is_not_used(compared: Path) -> None:
     made.change(compared / "comparison.json", ComparisonResult, parent="other")
-    assert "Tokens an answer" not in branches(written(compared)[1])
+    assert not {"Mean reward", "Tokens an answer"} & branches(written(compared)[1]).keys()
 
 
 def test_branches_from_the_base_and_without_measurements(run_dir: Path) -> None:
@@ -376,8 +384,6 @@ def test_branches_from_the_base_and_without_measurements(run_dir: Path) -> None:
     assert "Branches compared sft, dpo, each on base" in words(page)
     assert branches(markdown) == {
         "After the stage": ["base (before them)", "sft", "dpo"],
-        "Mean reward": ["-", "-", "-"],
-        "KL to base, nats an answer": ["-", "-", "-"],
         "CPU time of training": ["-", "1 min 41 s", "1 min 41 s"],
         "Trainable weights": ["-", "135,168", "135,168"],
     }

@@ -22,24 +22,18 @@ from align.spectrum.records import Spectrum
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-"""Names of the page's colours, with the values that stand in for them while matplotlib draws (after Okabe and Ito)."""
-
-
-"""Points of one curve; a longer one is drawn as the means of so many stretches."""
-
 PANELS: Final = (
     ("rewards/margins", "reward margin", "green"),
     ("rewards/accuracies", "preferred answer ranked first", "purple"),
     ("margin", "reward margin", "green"),
     ("accuracy", "preferred answer ranked first", "purple"),
     ("reward", "reward", "green"),
-    ("objective/kl", "KL to the reference", "purple"),
     ("kl", "KL to the reference", "purple"),
     ("learning_rate", "learning rate", "muted"),
 )
 """Logged numbers that get a small panel of their own where a stage logs them."""
 
-OF_ROLLOUTS: Final = frozenset({"reward", "objective/kl", "kl"})
+OF_ROLLOUTS: Final = frozenset({"reward", "kl"})
 """Those of them that the figures of the rollouts show, where a stage has any."""
 
 

@@ -101,8 +101,6 @@ def _facts(stage: StageRecord) -> Iterable[Fact]:
     yield Fact("Goes on from", ", ".join(inputs) or "base")
     if stage.outcome:
         yield from _outcome_facts(stage.outcome)
-    elif stage.entry.seconds is not None:
-        yield Fact("Time until it ended", numbers.seconds(stage.entry.seconds))
     if stage.entry.resumed_from:
         yield Fact("Resumed from", stage.entry.resumed_from)
     train, evaluation = curves.train_loss(stage), curves.finite(curves.eval_loss(stage))
@@ -128,16 +126,17 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
     data = outcome.data
     if data.get("rows") is not None:
         replay = ""
-        if data.get("replay_rows") is not None:
+        if data.get("replay_rows"):
             ratio = "" if data.get("replay_ratio") is None else f", ratio {data['replay_ratio']:g}"
             replay = f"; {data['replay_rows']:,} replay rows{ratio}"
-        held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") is not None else ""
+        held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") else ""
         yield Fact("Data", f"{data['rows']:,} rows{replay}{held}")
     yield Fact("Steps", f"{outcome.steps:,}, batches of {outcome.global_batch_size:,}")
     where = DEVICES.get(outcome.distributed_type, "") if outcome.world_size > 1 else ""
     yield Fact("Processes", f"{outcome.world_size}{where}")
     yield Fact("Training time", _time(outcome.seconds, outcome.cpu_seconds))
-    yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
+    if outcome.measure_seconds:
+        yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
     if outcome.peak_memory_bytes is not None:
         yield Fact("Peak memory", numbers.memory(outcome.peak_memory_bytes))
 

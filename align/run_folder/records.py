@@ -151,6 +151,7 @@ class Outcome(BaseModel):
     steps: int
     parameters: dict[str, int]
     parameterization: dict[str, Any]
+    dtype: str | None = None  # that the base was loaded in, as far as it is not quantised; None of an older run
     trained: list[str] = []  # the modules that hold trainable weights
     metrics: dict[str, Any]
     data: dict[str, Any]
