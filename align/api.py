@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError, Exit
 from align.preflight.check import prepare
 from align.recipe import load as recipes
-from align.run_folder import files, reading
+from align.run_folder import reading
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Outcome, Policy
+from align.run_folder.records import Decision, Outcome, Policy
+from align.run_folder.run_record import RunRecord
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from align.report.schema import Cell, Report
+    from align.forgetting.table import Cell
+    from align.report.schema import Report
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,10 @@ def folder_of(name: str, run_dir: str | Path | None) -> RunDir:
 
 def _stopped(folder: RunDir) -> AlignError:
     """A run that the gate stopped, with the gate's reasons."""
-    stages = files.read_json(folder.record)["stages"]
-    id = next(id for id, entry in stages.items() if entry["status"] == "stopped")
-    decision = files.read_json(folder.stage(id).decision)
-    reasons = "; ".join(decision["reasons"][: len(decision["violations"])])
+    stages = reading.read(folder.record, RunRecord).stages
+    id = next(id for id, entry in stages.items() if entry.status == "stopped")
+    decision = reading.read(folder.stage(id).decision, Decision)
+    reasons = "; ".join(decision.reasons[: len(decision.violations)])
     remedy = "change the recipe (forgetting limits, replay, learning rate) and run it again"
     return AlignError(f"the gate stopped the run after '{id}': {reasons}", remedy, exit=Exit.GATE)
 

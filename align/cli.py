@@ -149,26 +149,28 @@ def status(run_dir: RunFolder) -> None:
     """Show the state of each stage of a run."""
     from rich.table import Table
 
-    from align.run_folder import files, paths
+    from align.run_folder import files, paths, reading
+    from align.run_folder.run_record import RunRecord, StageEntry
 
-    record = files.read_json(run_dir / "run.json")
-    held = record is not None and paths.RunDir(run_dir).is_held()
+    folder = paths.RunDir(run_dir)
+    record = reading.whole(folder.record, RunRecord)
+    held = record is not None and folder.is_held()
     if record is None:
         what = f"'{run_dir}' is not a run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
         raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
-    table = Table(box=None, title=Text(str(record["name"]), style="italic"), title_justify="left")
+    table = Table(box=None, title=Text(record.name, style="italic"), title_justify="left")
     for name in ("stage", "program", "from", "status", "steps", "seconds"):
         table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
-    for id in record["order"]:
-        entry = record["stages"].get(id, {})
-        outcome = files.read_json(run_dir / "stages" / id / "outcome.json", {})
+    for id in record.order:
+        entry = record.stages.get(id, StageEntry(stage=""))
+        outcome = files.read_json(folder.stage(id).outcome, {})
         cells = [
             id,
-            entry.get("stage", ""),
-            entry.get("inputs", {}).get("policy", ""),
-            "interrupted" if entry.get("status") == "running" and not held else entry.get("status", "pending"),
+            entry.stage,
+            entry.inputs.get("policy", ""),
+            "interrupted" if entry.status == "running" and not held else entry.status,
             outcome.get("steps", ""),
-            entry.get("seconds", ""),
+            "" if entry.seconds is None else entry.seconds,
         ]
         table.add_row(*(Text(str(cell)) for cell in cells))
     Console().print(table)
@@ -267,7 +269,7 @@ def spectrum(
     records = scan.scan(folder, estimator, workers=workers)
     Console().print(table.snr_table(records, estimator, snr_threshold))
     if json_file is not None:
-        files.write_json(json_file, table.snr_json(records, estimator))
+        files.write_json(json_file, table.spectrum(records, estimator).written())
 
 
 @app.command(rich_help_panel="Use")

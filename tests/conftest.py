@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import runs
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,6 +32,19 @@ def _plain_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     yield
+
+
+@pytest.fixture(scope="session")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> runs.Gated:
+    """A run of sft and dpo that its gate had stopped. It forgot much."""
+    return runs.Gated(runs.once(tmp_path_factory, "gated", lambda folder: runs.Gated(folder).make()))
+
+
+@pytest.fixture(scope="session")
+def rlhf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe with two branches, dpo and reward model with ppo, and its run."""
+    folder = runs.once(tmp_path_factory, "rlhf", runs.make_rlhf)
+    return folder / "small.yaml", folder / "run"
 
 
 @pytest.fixture(scope="session")

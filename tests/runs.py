@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+from filelock import FileLock
 
 ALIGN = (sys.executable, "-m", "align")
 
@@ -28,6 +33,47 @@ stages:
   dpo:
     data: {source: lab/helpdesk_preferences, limit: 64}
     training: {learning_rate: 2.0e-4, max_steps: 8, per_device_train_batch_size: 4, save_steps: 2, logging_steps: 1}
+"""
+
+GATED = (
+    RECIPE.replace("probes: none", "probes: lab, max_drop: 0.05, max_mean_drop: 0.0, on_violation: stop")
+    .replace("learning_rate: 1.0e-3, max_steps: 12", "learning_rate: 1.0e-2, max_steps: 12")
+    .replace("limit: 96}\n", "limit: 96}\n    eval_data: 16\n")
+    .replace("ratio: 0.25", "ratio: 0.0")
+)
+RLHF = """\
+name: small
+seed: 3
+model: {base: lab, dtype: bfloat16}
+pipeline: dpo_and_rlhf
+parameterization: {method: lora}
+forgetting: {probes: none}
+stages:
+  sft:
+    data: {source: lab/helpdesk, limit: 96}
+    training: {learning_rate: 1.0e-3, max_steps: 6, per_device_train_batch_size: 8}
+  dpo:
+    data: {source: lab/helpdesk_preferences, limit: 64}
+    training: {learning_rate: 2.0e-4, max_steps: 4, per_device_train_batch_size: 4}
+  reward:
+    data: {source: lab/helpdesk_preferences, limit: 96}
+    eval_data: 16
+    training: {learning_rate: 1.0e-3, max_steps: 6, per_device_train_batch_size: 8}
+  ppo:
+    data: {source: lab/helpdesk, limit: 64}
+    reward: [{source: reward}, {source: "./own.py:short", weight: 0.5}]
+    training:
+      learning_rate: 1.0e-3
+      max_steps: 12
+      per_device_train_batch_size: 8
+      steps_per_generation: 2
+      num_iterations: 2
+      max_completion_length: 12
+      save_steps: 3
+"""
+OWN = """\
+def short(prompts, completions, **kwargs):
+    return [-len(said[-1]["content"]) / 100 for said in completions]
 """
 
 
@@ -112,3 +158,54 @@ def children(pid: int) -> list[int]:
 
 def environment(**values: str) -> dict[str, str]:
     return {**os.environ, **values}
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A run of GATED: as its gate stopped it after sft, and the same when another limit had let it go on to dpo."""
+
+    folder: Path
+
+    @property
+    def stopped(self) -> Path:
+        return self.folder / "stopped"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def said_at_the_stop(self) -> str:
+        return (self.folder / "stopped.txt").read_text(encoding="utf-8")
+
+    @property
+    def said_afterwards(self) -> str:
+        return (self.folder / "went_on.txt").read_text(encoding="utf-8")
+
+    def make(self) -> None:
+        recipe = write(self.folder, GATED)
+        stopped = run(recipe, self.run, code=3)
+        shutil.copytree(self.run, self.stopped)
+        went_on = run(recipe, self.run, "--set", "forgetting.on_violation=warn")
+        (self.folder / "stopped.txt").write_text(stopped.stderr, encoding="utf-8")
+        (self.folder / "went_on.txt").write_text(went_on.stderr, encoding="utf-8")
+
+
+def make_rlhf(folder: Path) -> None:
+    """RLHF and its run, `small.yaml` and `run`."""
+    (folder / "own.py").write_text(OWN, encoding="utf-8")
+    run(write(folder, RLHF), folder / "run")
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once in a session, by whichever of pytest's workers needs it first. Nobody changes it."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, whole = root / name, root / f"{name}.whole"
+    with FileLock(root / f"{name}.lock"):
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            whole.touch()
+    return folder

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import report_fixture as made
+import runs
 from align import cli
 from align.report import records, terminal
+from align.run_folder import files, reading
+from align.run_folder.run_record import RunRecord
 from align.runner import progress
 from align.runner.lines import line
 
@@ -78,27 +82,22 @@ def test_check_shows_notes_and_faults_as_they_are(
 
 
 def test_status_shows_a_run_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gated: runs.Gated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = {"stage": "./[b].py", "inputs": {"policy": "base"}, "status": "done", "seconds": 3}
-    record = {"name": "[/x]", "order": ["[a]"], "stages": {"[a]": entry}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    record = reading.read(gated.run / "run.json", RunRecord)
+    entry = record.stages["sft"].but(stage="./[b].py", seconds=3.0)
+    files.write_json(tmp_path / "run.json", record.but(name="[/x]", order=("[a]",), stages={"[a]": entry}).written())
     monkeypatch.setattr("sys.argv", ["align", "status", str(tmp_path)])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     out = capsys.readouterr().out
     assert out.splitlines()[0].strip() == "[/x]"
-    assert out.splitlines()[-1].split() == ["[a]", "./[b].py", "base", "done", "3"]
+    assert out.splitlines()[-1].split() == ["[a]", "./[b].py", "base", "done", "3.0"]
 
 
-def test_the_matrix_names_probes_as_they_are(tmp_path: Path) -> None:
-    from tests.report_fixture import write_run
-
-    run = write_run(tmp_path)
-    path = run / "forgetting.json"
-    text = path.read_text()
-    probe = next(iter(json.loads(text)["probes"]))
-    path.write_text(text.replace(json.dumps(probe), '"[/x] [a]"'))
+def test_the_matrix_names_probes_as_they_are(gated: runs.Gated, tmp_path: Path) -> None:
+    run = made.copied(gated.run, tmp_path / "run")
+    made.rename_probe(run, "extract", "[/x] [a]")
     report = records.load(run)
     assert "[/x] [a]" in shown(terminal.matrix_table(report), line(terminal.verdict_line(report)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,13 @@ def row(copy: int, sort: int, nats: float, task: int) -> Measurement:
         texts={"stories": nats},
         replayed={"copy": True, "sort": False},
     )
+
+
+def table(
+    order: list[str], parents: dict[str, str], measured: dict[str, Measurement], keys: ForgettingKeys
+) -> dict[str, Any]:
+    """The matrix as it stands in forgetting.json."""
+    return build(order, parents, measured, keys).written()
 
 
 MEASURED = {"base": row(90, 80, 0.6, 0), "sft": row(82, 30, 1.2, 95), "dpo": row(86, 40, 1.1, 80)}
@@ -143,7 +151,7 @@ def test_a_perplexity_said_to_be_better_when_higher_is_refused(tmp_path: Path) -
 
 
 def test_the_matrix_of_a_chain() -> None:
-    found = build(ORDER, PARENTS, MEASURED, KEYS)
+    found = table(ORDER, PARENTS, MEASURED, KEYS)
     assert (found["format"], found["split"], found["stages"]) == (1, "report", ["base", "sft", "dpo"])
     assert found["parent"] == {"sft": "base", "dpo": "sft"}
     assert found["no_row"] == {"reward": "it hands on no policy, so there is nothing to probe"}
@@ -168,19 +176,19 @@ def test_the_matrix_of_a_chain() -> None:
 
 
 def test_perplexity_has_ratios() -> None:
-    cell = build(ORDER, PARENTS, MEASURED, KEYS)["matrix"]["dpo"]["stories"]
+    cell = table(ORDER, PARENTS, MEASURED, KEYS)["matrix"]["dpo"]["stories"]
     assert (cell["score"], cell["delta"]) == (3.00417, round(math.exp(1.1) - math.exp(0.6), 5))
     assert cell["ratio"] == pytest.approx(math.exp(0.5), rel=1e-5)
     low, high = cell["ci95"]
     assert low is not None and high is not None and low < cell["ratio"] < high
     assert (cell["verdict"], cell["lost"], cell["gained"]) == ("FORGOT", None, None)
     assert cell["since_parent"]["ratio"] == pytest.approx(math.exp(-0.1), rel=1e-5)
-    unlimited = build(ORDER, PARENTS, MEASURED, ForgettingKeys(max_perplexity_ratio=None))["matrix"]["dpo"]["stories"]
+    unlimited = table(ORDER, PARENTS, MEASURED, ForgettingKeys(max_perplexity_ratio=None))["matrix"]["dpo"]["stories"]
     assert unlimited["verdict"] is None
 
 
 def test_means_over_the_skills_and_their_groups() -> None:
-    found = build(ORDER, PARENTS, MEASURED, KEYS)
+    found = table(ORDER, PARENTS, MEASURED, KEYS)
     assert found["mean"]["base"] == {
         "all": {"score": 0.85, "probes": 2, "n": 200},
         "replayed": {"score": 0.9, "probes": 1, "n": 100},
@@ -199,13 +207,13 @@ def test_means_over_the_skills_and_their_groups() -> None:
     }  # fmt: skip
     assert found["average_forgetting"]["dpo"] == 0.22
     unknown = {"base": measurement({"copy": (9, 10)}), "sft": measurement({"copy": (9, 10)})}
-    assert list(build(["base", "sft"], {}, unknown, KEYS)["mean"]["sft"]) == ["all"]
+    assert list(table(["base", "sft"], {}, unknown, KEYS)["mean"]["sft"]) == ["all"]
 
 
 def test_branches_are_compared_along_their_own_line() -> None:
     """Two stages from one SFT: the second is not measured against the first."""
     measured = MEASURED | {"ppo": row(90, 10, 0.6, 90)}
-    found = build([*ORDER, "ppo"], PARENTS | {"ppo": "sft"}, measured, KEYS)
+    found = table([*ORDER, "ppo"], PARENTS | {"ppo": "sft"}, measured, KEYS)
     assert found["parent"]["ppo"] == "sft"
     assert found["matrix"]["ppo"]["sort"]["since_parent"]["delta"] == -0.2
     assert found["average_forgetting"]["ppo"] == pytest.approx((0 + 0.7) / 2)
@@ -213,16 +221,16 @@ def test_branches_are_compared_along_their_own_line() -> None:
 
 def test_a_parent_without_a_row_is_stepped_over() -> None:
     measured = {"base": MEASURED["base"], "dpo": MEASURED["dpo"]}
-    found = build(["base", "sft", "dpo"], {"sft": "base", "dpo": "sft"}, measured, KEYS)
+    found = table(["base", "sft", "dpo"], {"sft": "base", "dpo": "sft"}, measured, KEYS)
     assert (found["parent"], found["stages"]) == ({"dpo": "base"}, ["base", "dpo"])
 
 
 def test_gate_items_serve_where_there_are_no_others() -> None:
     measured = {stage: measurement({"copy": (9, 10)}, splits=("gate",)) for stage in ("base", "sft")}
-    assert build(["base", "sft"], {"sft": "base"}, measured, KEYS)["split"] == "gate"
+    assert table(["base", "sft"], {"sft": "base"}, measured, KEYS)["split"] == "gate"
     mixed = measurement({"copy": (9, 10), "sort": (9, 10)})
     del mixed.items["report", "sort"]
-    found = build(["base"], {}, {"base": mixed}, KEYS)
+    found = table(["base"], {}, {"base": mixed}, KEYS)
     assert (found["split"], list(found["probes"])) == ("report", ["copy"])
     assert found["left_out"] == {"sort": "it has no report items"}
 
@@ -235,7 +243,7 @@ def test_advice_names_what_was_lost_and_whether_replay_covered_it() -> None:
         ),
         "dpo": measurement({"copy": (20, 100), "sort": (30, 100), "add": (10, 100)}),
     }
-    assert build(["base", "sft", "dpo"], PARENTS, measured, KEYS)["advice"] == [
+    assert table(["base", "sft", "dpo"], PARENTS, measured, KEYS)["advice"] == [
         "sft forgot sort, which no replay covers, and replay protects only what it covers: add rows of that kind to "
         "the replay data, `replay: {data: FILE, ratio: 0.1}`.",
         "sft forgot copy although replay covers it: raise `replay.ratio`.",
@@ -257,12 +265,12 @@ def test_advice_for_a_mean_that_fell_and_none_where_nothing_is_certain() -> None
         "sft": measurement(dict.fromkeys(names, (86, 100))),
     }
     keys = ForgettingKeys(max_drop=0.2, on_violation="stop")
-    advice = build(["base", "sft"], PARENTS, measured, keys)["advice"]
+    advice = table(["base", "sft"], PARENTS, measured, keys)["advice"]
     assert advice[0] == "After sft no single probe is beyond its limit for certain, but the mean of the skills is."
     assert len(advice) == 3
     later = measured | {"dpo": measured["sft"]}
-    assert build(["base", "sft", "dpo"], PARENTS, later, keys)["advice"] == advice, "dpo lost nothing that sft had not"
-    assert build(["base", "sft"], PARENTS, measured, ForgettingKeys(max_drop=0.2, max_mean_drop=0.09))["advice"] == []
+    assert table(["base", "sft", "dpo"], PARENTS, later, keys)["advice"] == advice, "dpo lost nothing that sft had not"
+    assert table(["base", "sft"], PARENTS, measured, ForgettingKeys(max_drop=0.2, max_mean_drop=0.09))["advice"] == []
 
 
 def test_what_json_cannot_hold_is_null() -> None:
@@ -271,7 +279,7 @@ def test_what_json_cannot_hold_is_null() -> None:
         "sft": measurement(texts={"stories": float("inf")}),
         "dpo": measurement(texts={"stories": float("inf")}),
     }
-    found = build(["base", "sft", "dpo"], PARENTS, measured, KEYS)
+    found = table(["base", "sft", "dpo"], PARENTS, measured, KEYS)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     cell = found["matrix"]["dpo"]["stories"]
     assert (cell["score"], cell["delta"], cell["ratio"], cell["verdict"]) == (None, None, None, "FORGOT")
@@ -282,7 +290,7 @@ def test_what_json_cannot_hold_is_null() -> None:
 
 def test_without_a_base_there_is_no_matrix() -> None:
     with pytest.raises(AlignError) as caught:
-        build(["base", "sft"], PARENTS, {"sft": MEASURED["sft"]}, KEYS)
+        table(["base", "sft"], PARENTS, {"sft": MEASURED["sft"]}, KEYS)
     assert str(caught.value) == (
         "the base was not measured, so nothing can be compared with it\n  -> run `align run` again"
     )
@@ -290,7 +298,7 @@ def test_without_a_base_there_is_no_matrix() -> None:
 
 def test_numbers_have_six_digits_and_tiny_p_values_are_not_zero() -> None:
     measured = {"base": measurement({"copy": (2, 3)}), "sft": measurement({"copy": (2, 3)})}
-    assert build(["base", "sft"], PARENTS, measured, KEYS)["matrix"]["sft"]["copy"]["score"] == 0.666667
+    assert table(["base", "sft"], PARENTS, measured, KEYS)["matrix"]["sft"]["copy"]["score"] == 0.666667
     measured = {"base": measurement({"copy": (100, 100)}), "sft": measurement({"copy": (0, 100)})}
-    p_value = build(["base", "sft"], PARENTS, measured, KEYS)["matrix"]["sft"]["copy"]["p_value"]
+    p_value = table(["base", "sft"], PARENTS, measured, KEYS)["matrix"]["sft"]["copy"]["p_value"]
     assert p_value == float(f"{2 * 0.5**100:.6g}")

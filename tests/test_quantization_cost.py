@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from align.forgetting import quantization
 from align.forgetting.measure import Bench
 from align.forgetting.probes import Agreement, Question, Texts
+from align.forgetting.records import QuantizationCost
 from align.lab import MODEL_DIR
 from align.lab import probes as lab
 from align.report.page import build
@@ -21,16 +22,16 @@ from align.report.records import load
 from align.run_folder.paths import RunDir
 from models import BASE, QLORA, Stages, lab_tokenizer
 
-COST = {"before": 22.11, "after": 28.74, "ratio": 1.30, "ci95": [1.2481, 1.3549], "n": 40}
+COST = QuantizationCost(before=22.11, after=28.74, ratio=1.30, ci95=(1.2481, 1.3549), n=40)
 
 
 def test_the_cost_is_the_ratio_of_the_perplexities_over_all_texts() -> None:
     """Two texts by hand: 3 nats a token each before; after 3.2 and 3.4."""
     found = quantization.compare([(30.0, 10), (60.0, 20)], [(32.0, 10), (68.0, 20)])
-    assert found["before"] == pytest.approx(math.exp(3))
-    assert found["after"] == pytest.approx(math.exp(100 / 30))
-    assert found["ratio"] == pytest.approx(math.exp(10 / 30))
-    assert found["ci95"][0] < found["ratio"] < found["ci95"][1] and found["n"] == 2
+    assert found.before == pytest.approx(math.exp(3))
+    assert found.after == pytest.approx(math.exp(100 / 30))
+    assert found.ratio == pytest.approx(math.exp(10 / 30)) and found.n == 2
+    assert found.ci95 is not None and found.ci95[0] < found.ratio < found.ci95[1]
 
 
 def test_a_cost_that_is_surely_there_and_large_is_a_warning() -> None:
@@ -39,9 +40,9 @@ def test_a_cost_that_is_surely_there_and_large_is_a_warning() -> None:
         "interval x1.25 to x1.35, 40 texts); every change of this run is counted from the quantised base; "
         "`method: lora` keeps the base whole where there is memory for it"
     )
-    assert quantization.warning(COST | {"ratio": 1.1, "ci95": [1.05, 1.15]}) is None
-    assert quantization.warning(COST | {"ci95": [0.9, 1.9]}) is None, "too few texts to be sure"
-    assert quantization.warning(COST | {"ratio": None}) is None
+    assert quantization.warning(COST.but(ratio=1.1, ci95=(1.05, 1.15))) is None
+    assert quantization.warning(COST.but(ci95=(0.9, 1.9))) is None, "too few texts to be sure"
+    assert quantization.warning(COST.but(ratio=None)) is None
 
 
 def test_only_running_text_is_asked() -> None:
@@ -62,15 +63,16 @@ def test_a_worse_model_costs_more_than_the_same() -> None:
     whole, same, worse = (
         quantization.measured(Bench(model, lab_tokenizer(), autocast=False), texts) for model in (base, base, shaken)
     )
-    assert quantization.compare(whole, same)["ratio"] == 1
+    assert quantization.compare(whole, same).ratio == 1
     found = quantization.compare(whole, worse)
-    assert found["ratio"] > 1.1 and found["ci95"][0] > 1 and quantization.warning(found) is not None
+    assert found.ratio is not None and found.ratio > 1.1 and quantization.warning(found) is not None
+    assert found.ci95 is not None and found.ci95[0] is not None and found.ci95[0] > 1
 
 
 def test_a_run_that_quantises_its_base_measures_that_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = tmp_path / "stories.txt"
     texts.write_text("\n\n".join(lab.stories("report")[:30]))
-    monkeypatch.setattr(quantization, "warning", lambda found: f"told: {found['n']}")
+    monkeypatch.setattr(quantization, "warning", lambda found: f"told: {found.n}")
     stages = Stages(RunDir(tmp_path / "run"))
     ticket = stages.ticket("sft", "sft", BASE, QLORA)
     ticket.probes = {"stories": {"data": str(texts), "metric": "perplexity"}}
@@ -88,7 +90,7 @@ def test_a_run_that_quantises_its_base_measures_that_first(tmp_path: Path, monke
 def test_the_cost_stands_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 1, "name": "q"}')
     (tmp_path / "base" / "measurements").mkdir(parents=True)
-    (tmp_path / "base" / "measurements" / "quantization.json").write_text(json.dumps(COST))
+    (tmp_path / "base" / "measurements" / "quantization.json").write_text(json.dumps(COST.written()))
     page = build(load(tmp_path))
     assert [fact.value for fact in page.facts if fact.label == "Cost of quantising"] == [
         "perplexity x1.30 [x1.25, x1.35]"

@@ -8,23 +8,32 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import report_fixture as made
+import runs
 from align import report
 from align.errors import AlignError
+from align.forgetting.records import BrokenAnswer, Sample
+from align.forgetting.table import Forgetting
+from align.lab import MODEL_DIR
 from align.report import curves, findings, numbers, plots
 from align.report.page import described
 from align.report.records import load
 from align.report.terminal import matrix_table, verdict_line
-from align.run_folder.records import BaseModelIdentity, Policy
+from align.run_folder import files, reading
+from align.run_folder.records import BaseModelIdentity, Decision, Outcome, Policy
+from align.run_folder.run_record import RunRecord
+from align.spectrum.choose import Record
+from align.spectrum.table import spectrum
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return made.write_run(tmp_path / "runs" / "dpo_qlora")
+def run_dir(gated: runs.Gated, tmp_path: Path) -> Path:
+    return made.write_run(gated, tmp_path / "runs" / "dpo_qlora")
 
 
 @pytest.fixture
@@ -80,9 +89,8 @@ def test_what_a_model_wrote_is_text_and_never_markup(page: str, markdown: str) -
 
 
 def test_names_are_text_and_never_markup(run_dir: Path) -> None:
-    text = (run_dir / "forgetting.json").read_text(encoding="utf-8")
     evil = "</text><script>x</script>"
-    (run_dir / "forgetting.json").write_text(text.replace('"sentiment"', json.dumps(evil)), encoding="utf-8")
+    made.rename_probe(run_dir, "sentiment", evil)
     made_page = report.write(run_dir)[0].read_text(encoding="utf-8")
     assert "<script" not in made_page
     assert made_page.count(html.escape(evil)) >= 2  # in the table and in the heat map
@@ -101,6 +109,31 @@ def test_ids_are_unique_and_every_reference_finds_its_own(page: str) -> None:
     assert references and set(references) <= set(ids)
 
 
+def test_the_page_of_a_run_as_it_was_written(gated: runs.Gated, tmp_path: Path) -> None:
+    """Nothing is changed here: what the run wrote is what the page finds."""
+    page, markdown = (path.read_text(encoding="utf-8") for path in report.write(made.copied(gated.run, tmp_path / "r")))
+    text = words(page)
+    assert re.findall(r'aria-label="([^"]*)"', page) == [
+        "Scores after every stage", "Loss of sft", "learning rate of sft", "Loss of dpo", "reward margin of dpo",
+        "preferred answer ranked first of dpo", "learning rate of dpo",
+    ]  # fmt: skip
+    assert "Base lab, 4-bit nf4, the rest bfloat16 Cost of quantising perplexity x" in text
+    assert "Data 80 rows; 16 eval rows Steps 12" in text and "Data 64 rows Steps 8" in text, "none replayed"
+    assert "A limit that a gate finds broken is told, and the run goes on ( on_violation: warn )." in text
+    assert "Limits of the recipe max_drop 0.05 max_mean_drop 0 max_perplexity_ratio 1.5 To do it again" in text
+    broken = reading.rows(gated.run / "stages/dpo/measurements/broken.jsonl", BrokenAnswer)
+    shown = re.findall(r"^- asked ", markdown.partition("## Answers that broke")[2].partition("\n## ")[0], re.MULTILINE)
+    assert len(shown) >= len(broken) > 0
+    sample = reading.rows(gated.run / "stages/dpo/measurements/samples.jsonl", Sample)[0]
+    assert set(sample.marks) == {"correct", "polite", "parses"}
+    assert f"dpo {words(html.escape(sample.output))} correct: no" in text
+    decision = reading.read(gated.run / "stages/dpo/decision.json", Decision)
+    assert decision.violations and all(words(html.escape(reason)) in text for reason in decision.reasons)
+    assert (
+        "Goes on from policy sft Method qlora Trains 233,472 of 2,158,272 weights (10.82%) Hands on base + dpo" in text
+    )
+
+
 def test_figures_are_small_and_bring_no_style_for_the_page(page: str) -> None:
     figures = re.findall(r"<figure>(<svg.*?</svg>)", page, re.DOTALL)
     assert len(figures) == 1 + 2 + 4  # heat map; loss and rate of sft; loss, margin, accuracy and rate of dpo
@@ -109,25 +142,32 @@ def test_figures_are_small_and_bring_no_style_for_the_page(page: str) -> None:
     assert "größer_als_$x$" in figures[0]
 
 
-def test_every_figure_of_the_matrix_is_on_the_page(run_dir: Path, page: str, markdown: str) -> None:
-    matrix = json.loads((run_dir / "forgetting.json").read_text(encoding="utf-8"))["matrix"]
-    rows = {}
-    for row in re.findall(r"<tr><th scope=\"row\"[^>]*>(.*?)</tr>", page.split('id="end-1"')[0], re.DOTALL):
-        name, *rest = words("<p>" + row).split(" ")
-        rows[name] = rest
+@pytest.mark.parametrize("real", [False, True])
+def test_every_figure_of_the_matrix_is_on_the_page(
+    gated: runs.Gated, run_dir: Path, tmp_path: Path, real: bool
+) -> None:
+    folder = made.copied(gated.run, tmp_path / "real") if real else run_dir
+    page, markdown = (path.read_text(encoding="utf-8") for path in report.write(folder))
+    matrix = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))["matrix"]
+    rows = matrix_rows(page)
     lines = {line.split(" | ")[0].strip("| "): line for line in markdown.split("## What was learnt")[0].splitlines()}
     for stage in ("base", "sft", "dpo"):
         for probe, cell in matrix[stage].items():
             digits = 2 if probe == "stories" else 3
-            expected = [f"{cell['score']:.{digits}f}"]
-            if "delta" in cell:
-                expected.append("0.000" if abs(cell["delta"]) < 0.0005 else f"{cell['delta']:+.3f}")
-                expected.append(cell["verdict"])
+            expected = [f"{cell['score']:.{digits}f}", cell.get("verdict") or ""]
             if "ratio" in cell:
                 expected.append(f"x{cell['ratio']:.2f}")
-            for text in expected:
+            elif "delta" in cell:
+                expected.append("0.000" if abs(cell["delta"]) < 0.0005 else f"{cell['delta']:+.3f}")
+            for text in filter(None, expected):
                 assert text in rows[probe], (stage, probe)
                 assert text in lines[re.sub(r"([_$])", r"\\\1", probe)], (stage, probe)
+
+
+def matrix_rows(page: str) -> dict[str, list[str]]:
+    """The words of each row of the matrix, by its name."""
+    found = re.findall(r'<tr><th scope="row"[^>]*>(.*?)</th>(.*?)</tr>', page.split('id="end-1"')[0], re.DOTALL)
+    return {html.unescape(name): words(rest).split(" ") for name, rest in found}
 
 
 def test_learnt_and_lost_carry_interval_p_and_verdict(page: str, markdown: str) -> None:
@@ -135,7 +175,10 @@ def test_learnt_and_lost_carry_interval_p_and_verdict(page: str, markdown: str) 
     row = "add 0.375 0.050 -0.325 [-0.403, -0.247] < 0.001 69 / 4 FORGOT"
     learnt, _, lost = words(page).partition("What was lost")
     assert row in lost
-    assert "helpdesk 0.015 0.880 +0.865 [+0.800, +0.930] < 0.001 4 / 177 OK" in learnt.partition("What was learnt")[2]
+    assert (
+        "helpdesk correct 0.015 0.880 +0.865 [+0.800, +0.930] < 0.001 4 / 177 OK"
+        in learnt.partition("What was learnt")[2]
+    )
     assert "stories 1.75 4.06 x2.32 [x2.20, x2.44]" in lost
     assert "| add | 0.375 | 0.050 | -0.325 | [-0.403, -0.247] | &lt; 0.001 | 69 / 4 | FORGOT |" in markdown
 
@@ -155,8 +198,8 @@ def test_unclear_rows_say_how_many_items_would_decide(page: str, markdown: str) 
 
 
 def test_undefined_backward_transfer_says_why_and_is_not_zero(page: str, markdown: str) -> None:
-    assert "Backward transfer sft undefined: no task was learnt before sft dpo -0.050" in words(page)
-    assert "| **Backward transfer** |  |  | undefined: no task was learnt before sft | -0.050 |" in markdown
+    assert "Backward transfer sft undefined: no skill was measured dpo -0.050" in words(page)
+    assert "| **Backward transfer** |  |  | undefined: no skill was measured | -0.050 |" in markdown
 
 
 def test_broken_answers_are_counted_and_shown_whole(page: str, markdown: str) -> None:
@@ -193,8 +236,8 @@ def test_a_stage_says_what_it_did(page: str) -> None:
         "Overfits yes: the eval loss rose from 0.584 at step 180 to 0.615 at step 240, while the train loss fell",
     ):
         assert expected in sft
-    assert "/secret/place" not in page
-    assert "reward is not shown: a reward model has no policy to measure" in words(page)
+    assert str(MODEL_DIR) not in page, "no path of this machine"
+    assert "reward is not shown: it hands on no policy, so there is nothing to probe" in words(page)
 
 
 @pytest.mark.parametrize(
@@ -202,24 +245,19 @@ def test_a_stage_says_what_it_did(page: str) -> None:
     [(1, "NO", "Processes 1 Training"), (4, "MULTI_GPU", "4 on GPUs Training"), (2, "FSDP", "Processes 2 Training")],
 )
 def test_processes_are_told_in_words(run_dir: Path, world: int, kind: str, told: str) -> None:
-    path = run_dir / "stages" / "sft" / "outcome.json"
-    outcome = json.loads(path.read_text()) | {"world_size": world, "distributed_type": kind}
-    path.write_text(json.dumps(outcome))
+    made.change_outcome(run_dir, "sft", world_size=world, distributed_type=kind)
     assert told in words(report.write(run_dir)[0].read_text(encoding="utf-8"))
 
 
-def test_every_shipped_stage_is_described_by_its_own_file(tmp_path: Path) -> None:
+def test_every_shipped_stage_is_described_by_its_own_file(run_dir: Path) -> None:
     from align import shipped
     from align.stage import program
 
     for name in shipped.names("stages"):
         text = program.load(name, Path()).stage.description
-        made.write_json(
-            tmp_path / "run.json",
-            {"format": 1, "name": "x", "order": ["a"], "stages": {"a": {"stage": name, "about": text}}},
-        )
-        page = words(report.write(tmp_path)[0].read_text(encoding="utf-8"))
-        assert f"a pending {text}" in page and "the stage program" not in page
+        made.change_stage(run_dir, "ppo", stage=name, about=text)
+        page = words(report.write(run_dir)[0].read_text(encoding="utf-8"))
+        assert f"ppo pending {text}" in page and "the stage program" not in page
 
 
 def test_decision_failure_and_advice_are_told(page: str) -> None:
@@ -231,32 +269,34 @@ def test_decision_failure_and_advice_are_told(page: str) -> None:
     assert "\x1b" not in page and "10% 100%" not in text
     assert "<code>--set stages.dpo.training.learning_rate=1e-4</code>" in page
     assert "ppo pending" in text
-    assert "yaml-language-server" in text
+    assert "written by align: the recipe with every default and inherited value" in text
 
 
 def test_verdict_is_one_sentence(run_dir: Path) -> None:
     assert verdict_line(load(run_dir)) == (
-        "After dpo the model gained helpdesk (0.015 to 0.880) and helpdesk_polite (0.210 to 0.980) and forgot add "
-        "(-0.325), beyond the tolerated drop of 0.2; 3 more fell; it is UNCLEAR whether the mean of the skills is "
+        "After dpo the model gained helpdesk correct (0.015 to 0.880) and helpdesk polite (0.210 to 0.980) and forgot "
+        "add (-0.325), beyond the tolerated drop of 0.2; 3 more fell; it is UNCLEAR whether the mean of the skills is "
         "within its limit of 0.1 (-0.099); 2 of 10 judged are UNCLEAR (95 % intervals, the same held-out items before "
         "and after); stage reward failed."
     )
 
 
 def test_branches_are_judged_each_for_itself(run_dir: Path) -> None:
-    value = made.forgetting()
-    value["stages"].append("ppo")
-    value["parent"]["ppo"] = "sft"
-    value["matrix"]["ppo"] = value["matrix"]["sft"]
-    made.write_json(run_dir / "forgetting.json", value)
-    forgetting = load(run_dir).forgetting
-    assert forgetting is not None
+    path = run_dir / "forgetting.json"
+    table = reading.read(path, Forgetting)
+    forgetting = made.change(
+        path,
+        Forgetting,
+        stages=(*table.stages, "ppo"),
+        parent={**table.parent, "ppo": "sft"},
+        matrix={**table.matrix, "ppo": table.matrix["sft"]},
+    )
     assert findings.ends(forgetting) == ["dpo", "ppo"]
     assert "; after ppo the model gained" in verdict_line(load(run_dir))
 
 
-def test_only_the_base_measured(tmp_path: Path) -> None:
-    folder = made.write_base_only(tmp_path / "fresh")
+def test_only_the_base_measured(gated: runs.Gated, tmp_path: Path) -> None:
+    folder = made.write_base_only(gated, tmp_path / "fresh")
     sentence = "Only the base has been measured (11 capabilities), and no trained stage yet."
     assert verdict_line(load(folder)) == sentence
     page, markdown = (path.read_text(encoding="utf-8") for path in report.write(folder))
@@ -266,10 +306,11 @@ def test_only_the_base_measured(tmp_path: Path) -> None:
 
 
 def test_nothing_but_a_run_json(tmp_path: Path) -> None:
-    made.write_json(tmp_path / "run.json", {"format": 1, "name": "empty"})
+    files.write_json(tmp_path / "run.json", RunRecord(format=1, name="empty").written())
     assert verdict_line(load(tmp_path)) == "Nothing has been measured yet."
     page, _ = (path.read_text(encoding="utf-8") for path in report.write(tmp_path))
     assert "No stage has been started." in page
+    assert words(page).partition("Nothing has been measured yet. ")[2].startswith("Stages done 0 of 0 Started n/a What")
     assert shown(tmp_path, 80) == "Nothing has been measured yet.\n"
 
 
@@ -316,7 +357,7 @@ def test_a_damaged_file_is_named(run_dir: Path, text: str, message: str) -> None
 
 
 def test_a_format_from_the_future(run_dir: Path) -> None:
-    made.write_json(run_dir / "forgetting.json", {"format": 2})
+    made.change(run_dir / "forgetting.json", Forgetting, format=2)
     with pytest.raises(AlignError) as caught:
         load(run_dir)
     place = run_dir / "forgetting.json"
@@ -337,7 +378,7 @@ def test_the_table_shows_every_name_and_score_on_one_line(run_dir: Path, width: 
     assert all(len(line) <= width for line in lines) and "…" not in text and "\x1b" not in text
     for name, (_, _, scores) in made.SCORES.items():
         assert any(line.startswith(f"{name} ") and f"{scores[2]:.3f}" in line for line in lines), name
-    assert lines.index(next(line for line in lines if line.startswith("helpdesk_polite"))) < lines.index(
+    assert lines.index(next(line for line in lines if line.startswith("helpdesk polite"))) < lines.index(
         next(line for line in lines if line.startswith("copy"))
     )
     add = [line for line in lines if line.startswith("add ")]
@@ -436,10 +477,8 @@ def test_records_and_terminal_import_nothing_heavy() -> None:
 
 
 def test_a_diverged_model_has_no_finite_perplexity_and_is_named_as_lost(run_dir: Path) -> None:
-    value = made.forgetting()
-    cell = {"score": None, "n": 100, "delta": None, "ratio": None, "ci95": [None, None], "p_value": 0.0}
-    value["matrix"]["dpo"]["stories"] = cell | {"verdict": "FORGOT", "lost": None, "gained": None}
-    made.write_json(run_dir / "forgetting.json", value)
+    lost = {"score": None, "delta": None, "ratio": None, "ci95": (None, None), "p_value": 0.0, "verdict": "FORGOT"}
+    made.change_matrix(run_dir, "dpo", "stories", **lost)
     page, markdown = (path.read_text(encoding="utf-8") for path in report.write(run_dir))
     assert "stories 1.75 inf n/a < 0.001 FORGOT" in words(page).partition("What was lost")[2]
     assert "| stories | 1.75 | inf |" in markdown
@@ -448,14 +487,13 @@ def test_a_diverged_model_has_no_finite_perplexity_and_is_named_as_lost(run_dir:
 
 
 def test_limits_by_name(run_dir: Path) -> None:
-    value = made.forgetting()
-    value["thresholds"]["max_drop"] = {"facts": 0.05, "default": 0.3}
-    for name, probe in value["probes"].items():
-        probe["limit"] = None if name == "stories" else 0.05 if name == "facts" else 0.3
-    value["matrix"]["dpo"]["facts"]["verdict"] = "FORGOT"
-    made.write_json(run_dir / "forgetting.json", value)
-    found = load(run_dir).forgetting
-    assert found is not None
+    path = run_dir / "forgetting.json"
+    thresholds = reading.read(path, Forgetting).thresholds
+    made.change(path, Forgetting, thresholds={**thresholds, "max_drop": {"facts": 0.05, "default": 0.3}})
+    for name in made.SCORES:
+        made.change_probe(run_dir, name, limit=0.05 if name == "facts" else 0.3)
+    made.change_matrix(run_dir, "dpo", "facts", verdict="FORGOT")
+    found = reading.read(path, Forgetting)
     assert (findings.limit(found, "facts"), findings.limit(found, "add")) == (0.05, 0.3)
     text = words(report.write(run_dir)[0].read_text(encoding="utf-8"))
     assert "max_drop.facts 0.05 max_drop.default 0.3" in text
@@ -463,13 +501,10 @@ def test_limits_by_name(run_dir: Path) -> None:
 
 
 def test_skills_whose_replay_is_unknown_stand_apart(run_dir: Path) -> None:
-    value = made.forgetting()
-    value["probes"]["copy"]["replayed"] = None
-    made.write_json(run_dir / "forgetting.json", value)
-    found = load(run_dir).forgetting
-    assert found is not None
+    made.change_probe(run_dir, "copy", replayed=None)
+    found = reading.read(run_dir / "forgetting.json", Forgetting)
     assert {group.key: group.probes for group in findings.groups(found)} == {
-        "task": ("helpdesk", "helpdesk_polite"),
+        "task": ("helpdesk correct", "helpdesk polite"),
         "replayed": ("reverse", "sort", "facts"),
         "not_replayed": ("sentiment", "add", "larger", "größer_als_$x$"),
         "skill": ("copy",),
@@ -479,9 +514,12 @@ def test_skills_whose_replay_is_unknown_stand_apart(run_dir: Path) -> None:
 
 def test_a_spectrum_scan_is_drawn_by_type_with_what_was_trained(run_dir: Path) -> None:
     names = [f"model.layers.{layer}.{kind}" for kind in ("mlp.up_proj", "self_attn.q_proj") for layer in range(3)]
-    modules = [{"name": name, "type": name.split(".", 3)[3], "snr": 0.1 * at} for at, name in enumerate(names)]
-    scan = {"estimator": "mp", "snr_threshold": 0.5, "modules": modules, "chosen": [names[2], names[5]]}
-    (run_dir / "stages/sft/spectrum.json").write_text(json.dumps(scan))
+    measured = [
+        Record(name, name.split(".", 3)[3], at % 3, (8, 8), snr=0.1 * at, threshold=1.0, degenerate=False)
+        for at, name in enumerate(names)
+    ]
+    scan = spectrum(measured, "mp").but(snr_threshold=0.5, chosen=(names[2], names[5]))
+    files.write_json(run_dir / "stages/sft/spectrum.json", scan.written())
     report.write(run_dir)
     text = (run_dir / "report.html").read_text(encoding="utf-8")
     assert text.count("Which layers were trained") == 1
@@ -490,20 +528,32 @@ def test_a_spectrum_scan_is_drawn_by_type_with_what_was_trained(run_dir: Path) -
     assert drawing.count("fill: var(--blue)") == 2, "one trained layer of each type"
 
 
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
 @pytest.mark.parametrize(
-    ("quantization", "revision", "words"),
+    ("loaded", "revision", "told"),
     [
-        (None, None, ["acme/base"]),
-        (None, "0123abc", ["acme/base", "revision 0123abc"]),
-        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, None, ["acme/base", "4-bit nf4"]),
-        ({"load_in_8bit": True}, "0123abc", ["acme/base", "revision 0123abc", "8-bit"]),
+        ([(None, "bfloat16")], None, "acme/base, bfloat16"),
+        ([(None, "float32")], "0123abc", "acme/base, revision 0123abc, float32"),
+        ([(NF4, "bfloat16")] * 2, None, "acme/base, 4-bit nf4, the rest bfloat16"),
+        ([({"load_in_8bit": True}, "float16")], "0123abc", "acme/base, revision 0123abc, 8-bit, the rest float16"),
+        ([(None, "bfloat16"), (None, "float32")], None, "acme/base, bfloat16 in sft, float32 in dpo"),
+        ([(NF4, None)], None, "acme/base, 4-bit nf4"),
+        ([(None, None)], None, "acme/base"),
     ],
 )
-def test_the_base_is_named_with_its_revision_and_quantisation(
-    quantization: dict[str, object] | None, revision: str | None, words: list[str]
+def test_the_base_is_named_with_its_revision_and_precision(
+    gated: runs.Gated, loaded: list[tuple[dict[str, Any] | None, str | None]], revision: str | None, told: str
 ) -> None:
+    """The last two are of an older align, which did not say in what the base was loaded."""
+    real = reading.read(gated.run / "stages/sft/outcome.json", Outcome)
     base = BaseModelIdentity(name="acme/base", path="/models/base", identity="1f0c", revision=revision)
-    assert [*described(Policy(base=base, quantization=quantization))] == words
+    outcomes = {
+        stage: real.model_copy(update={"policy": Policy(base=base, quantization=quantization), "dtype": dtype})
+        for stage, (quantization, dtype) in zip(("sft", "dpo"), loaded, strict=False)
+    }
+    assert described(outcomes) == told
 
 
 def test_a_moment_is_in_words() -> None:

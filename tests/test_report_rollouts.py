@@ -1,29 +1,45 @@
 """The report of rollouts, of reward models and of branches, against figures worked out by hand."""
 
-import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import report_fixture as made
+import runs
 from align import report
 from align.errors import AlignError
 from align.report import rollout_plots
 from align.report.records import load
 from align.report.terminal import verdict_line
 from align.rl.rollouts import Rollout
+from align.run_folder.comparison import ComparisonResult
 from test_report import words
 
 ROLLOUTS = Path("stages/ppo/rollouts.jsonl")
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return made.write_rlhf_run(tmp_path / "runs" / "rlhf")
+def run_dir(gated: runs.Gated, rlhf: tuple[Path, Path], tmp_path: Path) -> Path:
+    return made.write_rlhf_run(gated, rlhf[1], tmp_path / "runs" / "rlhf")
+
+
+@pytest.fixture
+def rollouts(rlhf: tuple[Path, Path]) -> list[Rollout]:
+    """Those of `run_dir`, to be changed."""
+    return made.all_rollouts(rlhf[1])
+
+
+@pytest.fixture
+def compared(rlhf: tuple[Path, Path], run_dir: Path) -> Path:
+    """The same run with a comparison of its branches."""
+    made.write_comparison(rlhf[1], run_dir)
+    return run_dir
 
 
 def written(run_dir: Path) -> tuple[str, str]:
@@ -44,16 +60,9 @@ def figure(section: str, title: str) -> str:
     return next(svg for svg in re.findall(r"<svg.*?</svg>", section, re.DOTALL) if f'aria-label="{title}"' in svg)
 
 
-def rewrite(run_dir: Path, **changes: Any) -> None:
+def rewrite(run_dir: Path, rollouts: Iterable[Rollout], **changes: Any) -> None:
     """Write all rollouts anew with some figures changed."""
-    made.write_rows(run_dir / ROLLOUTS, [made.rollout(number) | changes for number in range(1, 16)])
-
-
-def change_metrics(run_dir: Path, stage: str, **changes: Any) -> None:
-    path = run_dir / "stages" / stage / "outcome.json"
-    outcome = json.loads(path.read_text(encoding="utf-8"))
-    outcome["metrics"] |= changes
-    made.write_json(path, outcome)
+    made.write_rollouts(run_dir, [replace(one, **changes) for one in rollouts])
 
 
 def test_figures_from_first_to_last_rollout(run_dir: Path) -> None:
@@ -82,16 +91,52 @@ def test_an_alarm_is_a_finding_with_its_answers_and_what_to_try(run_dir: Path) -
     assert "Asked Where is my lamp 13.2? Answered We | are sorry 13.2." in text
     assert "score 13.2 KL 0.5" in text
     assert "lamp 13.3" not in text, "three samples, not four"
-    assert f"- **reward hacking** in rollout 13: {made.ALARM['figure']}" in markdown
-    assert f"  - what to try: {made.ALARM['remedy']}" in markdown
-    assert "answered `We | are sorry 13.1. <script>" in markdown
+    assert f"- **reward hacking** in rollout 13: {made.ALARM.figure}" in markdown
+    assert f"  - what to try: {made.ALARM.remedy}" in markdown
+    answers = markdown.partition("**reward hacking**")[2].partition("| Figure |")[0]
+    lines = re.findall(
+        r"^  - asked `Where is my lamp (.*?)\?`, answered `We \| are sorry (.*?)\. <script>", answers, re.M
+    )
+    assert lines == [("13.0", "13.0"), ("13.1", "13.1"), ("13.2", "13.2")], "each on a line of its own"
+    assert answers.endswith("\n\n"), "a table begins after an empty line"
     assert verdict_line(load(run_dir)).endswith("; ppo raised an alarm: reward hacking (rollout 13).")
 
 
-def test_several_alarms_are_counted(run_dir: Path) -> None:
-    rows = [made.rollout(number) for number in range(1, 16)]
-    rows[4]["alarms"] = [made.ALARM | {"name": "kl_explosion", "rollout": 5}]
-    made.write_rows(run_dir / ROLLOUTS, rows)
+def test_the_rollouts_of_a_run_as_it_was_written(rlhf: tuple[Path, Path], tmp_path: Path) -> None:
+    """Nothing is changed here: what the trainers wrote is what the page finds."""
+    run = made.copied(rlhf[1], tmp_path / "r")
+    page, markdown = written(run)
+    drawn = titles(article(page, "ppo"))
+    assert sorted(drawn) == sorted([
+        "Loss of ppo", "learning rate of ppo", "Score by rollout of ppo", "Score against KL of ppo",
+        "KL to the reference, nats by rollout of ppo", "KL coefficient (log scale) by rollout of ppo",
+        "tokens an answer by rollout of ppo", "entropy of a token, nats by rollout of ppo",
+        "share of tokens clipped by rollout of ppo", "explained variance by rollout of ppo",
+    ])  # fmt: skip
+    assert titles(article(page, "reward")) == [
+        "Loss of reward", "reward margin of reward", "preferred answer ranked first of reward",
+        "learning rate of reward", "Scores of chosen and rejected answers of reward",
+        "Calibration of the pairs of reward",
+    ]  # fmt: skip
+    assert "Training time" in article(page, "reward") and "Measuring time" not in article(page, "reward")
+    last = load(run).stages[3].rollouts[-1]
+    text = words(article(page, "ppo"))
+    assert f"KL to the reference, nats 0 {last.kl:.4g} {last.kl:.4g} target" in text
+    for name in ("reward", "short"):
+        assert f"| Reward {name} | " in markdown
+    found = branches(markdown)
+    assert list(found) == [
+        "After the stage", "Mean reward", "KL to sft, nats an answer", "Tokens an answer", "CPU time of training",
+        "CPU time of reward, which it needs", "Trainable weights",
+    ]  # fmt: skip
+    real = load(run).comparison
+    assert real is not None
+    assert found["Mean reward"] == [f"{real.stages[id].score:.4g}" for id in ("sft", "dpo", "ppo")]
+
+
+def test_several_alarms_are_counted(run_dir: Path, rollouts: list[Rollout]) -> None:
+    rollouts[4].alarms = [replace(made.ALARM, name="kl_explosion", rollout=5)]
+    made.write_rollouts(run_dir, rollouts)
     page, _ = written(run_dir)
     assert "2 alarms in 15 rollouts KL explosion in rollout 5" in words(page)
     sentence = "; ppo raised alarms: KL explosion (rollout 5) and reward hacking (rollout 13)."
@@ -100,8 +145,8 @@ def test_several_alarms_are_counted(run_dir: Path) -> None:
     assert "KL explosion" in drawn and "reward hacking" in drawn
 
 
-def test_no_alarm_is_one_line(run_dir: Path) -> None:
-    rewrite(run_dir, alarms=[])
+def test_no_alarm_is_one_line(run_dir: Path, rollouts: list[Rollout]) -> None:
+    rewrite(run_dir, rollouts, alarms=[])
     page, markdown = written(run_dir)
     assert "Alarms no alarm in 15 rollouts" in words(page)
     assert "What to try" not in page and "raised" not in verdict_line(load(run_dir))
@@ -122,9 +167,8 @@ def test_answers_of_the_first_rollout_stand_beside_those_of_the_last(run_dir: Pa
     assert "1.3" not in re.findall(r"lamp ([\d.]+)\?", text)
 
 
-def test_every_table_of_the_markdown_has_rows_as_wide_as_its_head(run_dir: Path) -> None:
-    made.write_json(run_dir / "comparison.json", made.comparison())
-    _, markdown = written(run_dir)
+def test_every_table_of_the_markdown_has_rows_as_wide_as_its_head(compared: Path) -> None:
+    _, markdown = written(compared)
     tables = re.findall(r"(?:^\|.*\n)+", markdown.partition("## What was learnt")[0], re.MULTILINE)
     tables += re.findall(r"(?:^\|.*\n)+", markdown.partition("### reward")[2], re.MULTILINE)
     assert len(tables) == 2 + 2 + 2  # matrix, branches; calibration, histogram; figures, answers
@@ -169,10 +213,10 @@ def test_ids_stay_unique_and_nothing_is_markup(run_dir: Path) -> None:
     assert "<script" not in page.lower() and "<img" not in page.lower()
 
 
-def test_what_no_rollout_has_is_left_out(run_dir: Path) -> None:
+def test_what_no_rollout_has_is_left_out(run_dir: Path, rollouts: list[Rollout]) -> None:
     nothing = dict.fromkeys(("kl", "coef", "entropy", "clip_fraction", "explained_variance"))
-    rewrite(run_dir, alarms=[], **nothing)
-    change_metrics(run_dir, "ppo", kl_target=None)
+    rewrite(run_dir, rollouts, alarms=[], **nothing)
+    made.change_outcome(run_dir, "ppo", metrics={"kl_target": None})
     page, markdown = written(run_dir)
     section = article(page, "ppo")
     assert sorted(titles(section)) == ["Loss of ppo", "Score by rollout of ppo", "tokens an answer by rollout of ppo"]
@@ -184,36 +228,36 @@ def test_what_no_rollout_has_is_left_out(run_dir: Path) -> None:
     ]  # fmt: skip
 
 
-def test_figures_that_only_some_rollouts_have(run_dir: Path) -> None:
-    rows = [made.rollout(number) | {"explained_variance": 0.5 if number == 14 else None} for number in range(1, 16)]
-    made.write_rows(run_dir / ROLLOUTS, rows)
+def test_figures_that_only_some_rollouts_have(run_dir: Path, rollouts: list[Rollout]) -> None:
+    for one in rollouts:
+        one.explained_variance = 0.5 if one.number == 14 else None
+    made.write_rollouts(run_dir, rollouts)
     page, markdown = written(run_dir)
     assert "explained variance by rollout of ppo" in titles(page)
     assert "| Explained variance of the critic | - | - | 0.5 |" in markdown
 
 
-def test_a_run_that_broke_is_still_told(run_dir: Path) -> None:
-    rows = [made.rollout(number) for number in range(1, 16)]
-    rows[-1] |= {"score": float("nan"), "score_std": float("nan"), "kl": float("inf"), "coef": 0.0}
-    made.write_rows(run_dir / ROLLOUTS, rows)
+def test_a_run_that_broke_is_still_told(run_dir: Path, rollouts: list[Rollout]) -> None:
+    lost = replace(rollouts[-1], score=float("nan"), score_std=float("nan"), kl=float("inf"), coef=0.0)
+    made.write_rollouts(run_dir, [*rollouts[:-1], lost])
     page, markdown = written(run_dir)
     assert "| Score | 0.15 | nan | nan |" in markdown
     assert "| KL to the reference, nats | 0 | inf | inf | target 3 |" in markdown
     assert "Score by rollout of ppo" in titles(page) and "nan" not in figure(page, "Score by rollout of ppo")
-    rewrite(run_dir, score=float("nan"), coef=0.0)
+    rewrite(run_dir, rollouts, score=float("nan"), coef=0.0)
     assert not {"Score by rollout of ppo", "Score against KL of ppo"} & set(titles(written(run_dir)[0]))
 
 
-def test_a_single_rollout(run_dir: Path) -> None:
-    made.write_rows(run_dir / ROLLOUTS, [made.rollout(1)])
+def test_a_single_rollout(run_dir: Path, rollouts: list[Rollout]) -> None:
+    made.write_rollouts(run_dir, rollouts[:1])
     page, markdown = written(run_dir)
     assert "Alarms no alarm in 1 rollout " in words(page)
     assert "| | Rollout 1 |\n|---|---|\n| Asked | `Where is my lamp 1.0?` |" in markdown
     assert len(titles(article(page, "ppo"))) == 1 + 2 + 6
 
 
-def test_a_long_run_is_drawn_in_stretches(run_dir: Path) -> None:
-    made.write_rows(run_dir / ROLLOUTS, [made.rollout(1) | {"number": n, "kl": n / 100} for n in range(1, 1001)])
+def test_a_long_run_is_drawn_in_stretches(run_dir: Path, rollouts: list[Rollout]) -> None:
+    made.write_rollouts(run_dir, [replace(rollouts[0], number=n, kl=n / 100) for n in range(1, 1001)])
     page, _ = written(run_dir)
     assert all(len(svg.encode()) < 100_000 for svg in re.findall(r"<svg.*?</svg>", article(page, "ppo"), re.DOTALL))
 
@@ -241,7 +285,7 @@ def test_a_stage_with_rollouts_is_judged_by_its_reward_and_by_no_eval_loss(run_d
     expected = "Converged not yet: the reward is still rising, by 0.5 over the last third"
     text = words(article(written(run_dir)[0], "ppo"))
     assert expected in text and "Overfits" not in text
-    made.write_rows(run_dir / "stages/ppo/metrics.jsonl", [{"step": n, "loss": 0.1} for n in range(1, 16)])
+    made.write_metrics(run_dir / "stages/ppo/metrics.jsonl", [{"step": n, "loss": 0.1} for n in range(1, 16)])
     # nothing but the loss is logged: the scores of rollouts 11 to 15 rise by 0.4
     text = words(article(written(run_dir)[0], "ppo"))
     assert "the reward is still rising, by 0.5" in text or "the reward is still rising, by 0.4" in text
@@ -278,7 +322,7 @@ def test_a_reward_model_is_told_by_its_pairs(run_dir: Path) -> None:
     ],
 )
 def test_metrics_of_another_form_are_only_listed(run_dir: Path, broken: dict[str, Any]) -> None:
-    change_metrics(run_dir, "reward", **broken)
+    made.change_outcome(run_dir, "reward", metrics=broken)
     page, markdown = written(run_dir)
     assert "Pair accuracy 0.880" in words(page) and not titles(article(page, "reward"))
     assert "score\\_histogram.edges 0" in markdown
@@ -294,15 +338,14 @@ def branches(markdown: str) -> dict[str, list[str]]:
     return {row[0].replace("\\", ""): row[1:] for row in rows}
 
 
-def test_branches_are_compared_by_score_cost_and_what_their_answers_earn(run_dir: Path) -> None:
-    made.write_json(run_dir / "comparison.json", made.comparison())
-    page, markdown = written(run_dir)
+def test_branches_are_compared_by_score_cost_and_what_their_answers_earn(compared: Path) -> None:
+    page, markdown = written(compared)
     expected = {
         "After the stage": ["sft (before them)", "dpo", "ppo"],
-        "helpdesk": ["0.930", "0.880 (-0.050)", "0.970 (+0.040)"],
-        "helpdesk_polite": ["0.550", "0.980 (+0.430)", "0.550 (0.000)"],
-        "Mean of all skills": ["0.769", "0.722 (-0.046)", "0.769 (0.000)"],
-        "Perplexity of stories": ["3.12", "4.06", "3.12 (x1.00)"],
+        "helpdesk correct": ["0.930", "0.880 (-0.050)", "0.970 (+0.040)"],
+        "helpdesk polite": ["0.550", "0.980 (+0.430)", "0.550 (0.000)"],
+        "Mean of all skills": ["0.769", "0.722", "0.769"],
+        "Perplexity of stories": ["3.12", "4.06 (x1.30)", "3.12 (x1.00)"],
         "Mean reward": ["0.25", "1.125", "1.625"],
         "KL to sft, nats an answer": ["-", "9.75", "6.5"],
         "Tokens an answer": ["12.5", "14", "26.5"],
@@ -322,62 +365,54 @@ def test_branches_are_compared_by_score_cost_and_what_their_answers_earn(run_dir
 
 
 def test_branches_without_a_comparison_show_what_the_stages_know(run_dir: Path) -> None:
-    change_metrics(run_dir, "dpo", reward_of_probes=1.5)
-    rows = branches(written(run_dir)[1])
-    assert rows["Mean reward"] == ["-", "1.5", "-"]
+    _, markdown = written(run_dir)
+    rows = branches(markdown)
+    assert "KL: as a stage measured it itself on the answers that it sampled; - where it did not." in markdown
     assert rows["KL to sft, nats an answer"] == ["-", "-", "5.8"]
-    assert "Tokens an answer" not in rows
+    assert not {"Mean reward", "Tokens an answer"} & rows.keys(), "a row where there are figures for it"
 
 
-def test_a_comparison_of_another_branching_is_not_used(run_dir: Path) -> None:
-    made.write_json(run_dir / "comparison.json", made.comparison() | {"parent": "other"})
-    assert branches(written(run_dir)[1])["Mean reward"] == ["-", "-", "-"]
+def test_a_comparison_of_another_branching_is_not_used(compared: Path) -> None:
+    made.change(compared / "comparison.json", ComparisonResult, parent="other")
+    assert not {"Mean reward", "Tokens an answer"} & branches(written(compared)[1]).keys()
 
 
 def test_branches_from_the_base_and_without_measurements(run_dir: Path) -> None:
     (run_dir / "forgetting.json").unlink()
-    run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    run["stages"]["dpo"]["inputs"] = {"policy": "base"}
-    made.write_json(run_dir / "run.json", run)
+    made.change_stage(run_dir, "dpo", inputs={"policy": "base"})
     page, markdown = written(run_dir)
     assert "Branches compared sft, dpo, each on base" in words(page)
     assert branches(markdown) == {
         "After the stage": ["base (before them)", "sft", "dpo"],
-        "Mean reward": ["-", "-", "-"],
-        "KL to base, nats an answer": ["-", "-", "-"],
         "CPU time of training": ["-", "1 min 41 s", "1 min 41 s"],
         "Trainable weights": ["-", "135,168", "135,168"],
     }
 
 
 def test_changes_of_branches_from_the_base_are_those_from_the_base(run_dir: Path) -> None:
-    run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    run["stages"]["dpo"]["inputs"] = run["stages"]["ppo"]["inputs"] = {"policy": "base"}
-    made.write_json(run_dir / "run.json", run)
-    assert branches(written(run_dir)[1])["helpdesk"] == ["0.015", "0.930 (+0.915)", "0.880 (+0.865)", "0.970 (+0.915)"]
+    for stage in ("dpo", "ppo"):
+        made.change_stage(run_dir, stage, inputs={"policy": "base"})
+    values = ["0.015", "0.930 (+0.915)", "0.880 (+0.865)", "0.970 (+0.915)"]
+    assert branches(written(run_dir)[1])["helpdesk correct"] == values
 
 
 @pytest.mark.parametrize("missing", ["outcome", "policy", "parent"])
 def test_one_branch_is_none(run_dir: Path, missing: str) -> None:
     """A branch that is not done, that gives no policy, or that goes on from another policy is not compared."""
-    path = run_dir / "stages/ppo/outcome.json"
-    outcome = json.loads(path.read_text(encoding="utf-8"))
     if missing == "outcome":
-        path.unlink()
+        (run_dir / "stages/ppo/outcome.json").unlink()
     elif missing == "policy":
-        made.write_json(path, outcome | {"policy": None})
+        made.change_outcome(run_dir, "ppo", policy=None)
     else:
-        run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-        run["stages"]["ppo"]["inputs"]["policy"] = "dpo"
-        made.write_json(run_dir / "run.json", run)
+        made.change_stage(run_dir, "ppo", inputs={"policy": "dpo", "reward": ["reward"]})
     page, markdown = written(run_dir)
     assert "Branches compared" not in page and "Branches compared" not in markdown
 
 
-def test_a_comparison_from_the_future(run_dir: Path) -> None:
-    made.write_json(run_dir / "comparison.json", {"format": 2, "parent": "sft"})
+def test_a_comparison_from_the_future(compared: Path) -> None:
+    made.change(compared / "comparison.json", ComparisonResult, format=2)
     with pytest.raises(AlignError, match=r"comparison\.json: it has format 2 and this align reads format 1"):
-        load(run_dir)
+        load(compared)
 
 
 @pytest.mark.parametrize(

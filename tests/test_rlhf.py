@@ -15,56 +15,12 @@ import runs
 from align.rl import rollouts
 
 ROOT = Path(__file__).parent.parent
-SMALL = """\
-name: small
-seed: 3
-model: {base: lab, dtype: bfloat16}
-pipeline: dpo_and_rlhf
-parameterization: {method: lora}
-forgetting: {probes: none}
-stages:
-  sft:
-    data: {source: lab/helpdesk, limit: 96}
-    training: {learning_rate: 1.0e-3, max_steps: 6, per_device_train_batch_size: 8}
-  dpo:
-    data: {source: lab/helpdesk_preferences, limit: 64}
-    training: {learning_rate: 2.0e-4, max_steps: 4, per_device_train_batch_size: 4}
-  reward:
-    data: {source: lab/helpdesk_preferences, limit: 96}
-    eval_data: 16
-    training: {learning_rate: 1.0e-3, max_steps: 6, per_device_train_batch_size: 8}
-  ppo:
-    data: {source: lab/helpdesk, limit: 64}
-    reward: [{source: reward}, {source: "./own.py:short", weight: 0.5}]
-    training:
-      learning_rate: 1.0e-3
-      max_steps: 12
-      per_device_train_batch_size: 8
-      steps_per_generation: 2
-      num_iterations: 2
-      max_completion_length: 12
-      save_steps: 3
-"""
-OWN = """\
-def short(prompts, completions, **kwargs):
-    return [-len(said[-1]["content"]) / 100 for said in completions]
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A recipe, and its run."""
-    folder = tmp_path_factory.mktemp("rlhf")
-    (folder / "own.py").write_text(OWN, encoding="utf-8")
-    recipe = runs.write(folder, SMALL)
-    runs.run(recipe, folder / "run")
-    return recipe, folder / "run"
 
 
 @pytest.fixture
-def copy(finished: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+def copy(rlhf: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     """The same, to be changed."""
-    recipe, run = finished
+    recipe, run = rlhf
     shutil.copy(recipe.parent / "own.py", tmp_path / "own.py")
     shutil.copytree(run, tmp_path / "run")
     return Path(shutil.copy(recipe, tmp_path / "small.yaml")), tmp_path / "run"
@@ -74,8 +30,8 @@ def done_already(said: str) -> set[str]:
     return {line.partition(":")[0] for line in said.splitlines() if line.endswith(": done already")}
 
 
-def test_what_a_run_writes(finished: tuple[Path, Path]) -> None:
-    run = finished[1]
+def test_what_a_run_writes(rlhf: tuple[Path, Path]) -> None:
+    run = rlhf[1]
     reward, ppo = runs.outcome(run, "reward"), runs.outcome(run, "ppo")
     assert reward["policy"] is None and [one["name"] for one in reward["reward"]["adapters"]] == ["sft", "reward"][1:]
     assert reward["data"]["eval_rows"] == 16 and 0 <= reward["metrics"]["pair_accuracy"] <= 1
@@ -88,19 +44,19 @@ def test_what_a_run_writes(finished: tuple[Path, Path]) -> None:
     assert (run / "stages/ppo/critic/critic.safetensors").is_file()
 
 
-def test_the_branches_are_compared(finished: tuple[Path, Path]) -> None:
-    found = json.loads((finished[1] / "comparison.json").read_text(encoding="utf-8"))
+def test_the_branches_are_compared(rlhf: tuple[Path, Path]) -> None:
+    found = json.loads((rlhf[1] / "comparison.json").read_text(encoding="utf-8"))
     assert set(found["stages"]) == {"sft", "dpo", "ppo"} and found["parent"] == "sft"
     assert found["stages"]["sft"]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert found["prompts"] == {"of": "reward", "held_out": True, "count": found["prompts"]["count"]}
     assert found["prompts"]["count"] >= 10
 
 
-def test_the_same_command_again_runs_nothing(finished: tuple[Path, Path]) -> None:
-    before = (finished[1] / "comparison.json").stat().st_mtime_ns
-    said = runs.run(*finished).stderr
+def test_the_same_command_again_runs_nothing(copy: tuple[Path, Path]) -> None:
+    before = (copy[1] / "comparison.json").stat().st_mtime_ns
+    said = runs.run(*copy).stderr
     assert done_already(said) == {"sft", "dpo", "reward", "ppo"}
-    assert (finished[1] / "comparison.json").stat().st_mtime_ns == before
+    assert (copy[1] / "comparison.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
@@ -117,7 +73,7 @@ def test_another_reward_model_runs_it_and_ppo_again(copy: tuple[Path, Path]) -> 
 
 def test_a_changed_reward_function_runs_ppo_again_alone(copy: tuple[Path, Path]) -> None:
     recipe, run = copy
-    (recipe.parent / "own.py").write_text(OWN.replace("-len", "len"), encoding="utf-8")
+    (recipe.parent / "own.py").write_text(runs.OWN.replace("-len", "len"), encoding="utf-8")
     assert done_already(runs.run(recipe, run).stderr) == {"sft", "dpo", "reward"}
 
 

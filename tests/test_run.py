@@ -175,17 +175,9 @@ def test_status_and_chat(finished: tuple[Path, Path]) -> None:
     assert said.strip(), "no answer"
 
 
-GATED = (
-    runs.RECIPE.replace("probes: none", "probes: lab, max_drop: 0.05, max_mean_drop: 0.0, on_violation: stop")
-    .replace("learning_rate: 1.0e-3, max_steps: 12", "learning_rate: 1.0e-2, max_steps: 12")
-    .replace("ratio: 0.25", "ratio: 0.0")
-)
-
-
-def test_a_gate_stops_the_run_which_goes_on_when_the_limits_change(tmp_path: Path) -> None:
-    recipe, folder = runs.write(tmp_path, GATED), tmp_path / "run"
-    stopped = runs.run(recipe, folder, code=3)
-    assert "gate" in stopped.stderr
+def test_a_gate_stops_the_run_which_goes_on_when_the_limits_change(gated: runs.Gated) -> None:
+    folder = gated.stopped
+    assert "gate" in gated.said_at_the_stop
     assert statuses(folder) == {"sft": "stopped", "dpo": "pending"}
     decision = json.loads((folder / "stages/sft/decision.json").read_text(encoding="utf-8"))
     assert decision["action"] == "stop" and decision["violations"] and decision["split"] == "gate"
@@ -193,8 +185,8 @@ def test_a_gate_stops_the_run_which_goes_on_when_the_limits_change(tmp_path: Pat
     assert matrix["stages"] == ["base", "sft"] and matrix["split"] == "report"
     trained = runs.weights(folder)
 
-    went_on = runs.run(recipe, folder, "--set", "forgetting.on_violation=warn")
-    assert "sft: done already" in went_on.stderr, "a changed limit trains nothing"
+    folder = gated.run
+    assert "sft: done already" in gated.said_afterwards, "a changed limit trains nothing"
     assert runs.weights(folder)["sft/adapter_model.safetensors"] == trained["sft/adapter_model.safetensors"]
     assert statuses(folder) == {"sft": "done", "dpo": "done"}
     matrix = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))

@@ -619,7 +619,7 @@ def test_the_table_shows_what_is_chosen_and_what_is_degenerate() -> None:
 
 
 def test_json_holds_every_module() -> None:
-    given = table.snr_json(HAND[:1], "mp")
+    given = table.spectrum(HAND[:1], "mp").written()
     module = {"name": "model.layers.0.mlp.gate", "type": "mlp.gate", "shape": [4, 8]}
     assert given == {"estimator": "mp", "modules": [{**module, "snr": 0.1, "threshold": 1.0, "degenerate": False}]}
     assert json.loads(json.dumps(given)) == given

@@ -46,7 +46,7 @@ def write(folder: Path, base: Measurement, after: Measurement, keys: ForgettingK
     run = {"format": 1, "name": "one", "order": ["sft"], "stages": {"sft": entry}, "probes": "own"}
     (folder / "stages" / "sft").mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "forgetting.json").write_text(json.dumps(table))
+    (folder / "forgetting.json").write_text(json.dumps(table.written()))
     (folder / "stages" / "sft" / "decision.json").write_text(json.dumps(decision))
     return decision
 
@@ -79,8 +79,8 @@ def test_what_is_gated_is_what_is_drawn(after: Measurement, keys: dict[str, Any]
     base, limits = skilled(190, 190, 190), ForgettingKeys(**keys)
     decision = decide("sft", base, after, limits)
     table = build(["base", "sft"], {"sft": "base"}, {"base": base, "sft": after}, limits)
-    drawn = {name: cell["verdict"] for name, cell in table["matrix"]["sft"].items()}
-    drawn["mean of the skills"] = table["mean"]["sft"]["all"]["verdict"]
+    drawn = {name: cell.verdict for name, cell in table.matrix["sft"].items()}
+    drawn["mean of the skills"] = table.mean["sft"]["all"].verdict
     assert {name for name, verdict in drawn.items() if verdict == "FORGOT"} == {
         one.probe for one in decision.violations
     }

@@ -1,13 +1,13 @@
 """The forgetting matrix: every capability after every stage, against the base and against the stage before.
 
-`build` makes the content of a run's `forgetting.json`; the typed dictionaries below are its schema. Numbers have six
-significant digits; a number that does not exist is null.
+Numbers have six significant digits; a number that does not exist is null.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from align.errors import AlignError
 from align.forgetting.judgement import MEAN, Finding, is_skill, judge
@@ -21,7 +21,8 @@ from align.forgetting.statistics import (
     backward_transfer,
     mean_change,
 )
-from align.forgetting.table import ALL, BASE, Cell, Difference, Forgetting, MeanCell, NoValue, Number, ProbeEntry
+from align.forgetting.table import ALL, BASE, Cell, Effect, Figure, Forgetting, NoValue, Number, ProbeEntry
+from align.run_folder.records import FORMAT
 
 
 def build(
@@ -64,9 +65,9 @@ def build(
     skills = groups.get(ALL, [])
     scores = {stage: {probe: measurements[stage].score(split, probe) for probe in skills} for stage in stages}
     return Forgetting(
-        format=1,
+        format=FORMAT,
         split=split,
-        stages=stages,
+        stages=tuple(stages),
         parent={stage: history[stage][-2] for stage in stages if stage != BASE},
         no_row={stage: "it hands on no policy, so there is nothing to probe" for stage in order if stage not in stages},
         probes=probes,
@@ -76,7 +77,7 @@ def build(
         backward_transfer={stage: _value(backward_transfer(scores, history[stage])) for stage in stages},
         average_forgetting={stage: _value(average_forgetting(scores, history[stage])) for stage in stages},
         thresholds=keys.thresholds(),
-        advice=_advice(history, matrix, mean, measurements, keys),
+        advice=tuple(_advice(history, matrix, mean, measurements, keys)),
     )
 
 
@@ -117,7 +118,7 @@ def _cell(
     return Cell(
         score=_number(after.score(split, probe)),
         n=change.n,
-        **_difference(base, after, split, probe),
+        **_given(_difference(base, after, split, probe)),
         verdict=finding.verdict if finding else None,
         lost=change.lost if isinstance(change, Change) else None,
         gained=change.gained if isinstance(change, Change) else None,
@@ -126,39 +127,42 @@ def _cell(
     )
 
 
-def _difference(before: Measurement, after: Measurement, split: Split, probe: str) -> Difference:
+def _difference(before: Measurement, after: Measurement, split: Split, probe: str) -> Effect:
     change = compare(before, after, split, probe)
     delta = after.score(split, probe) - before.score(split, probe)
-    difference = Difference(
-        delta=_number(delta), ci95=[_number(change.low), _number(change.high)], p_value=_number(change.p_value)
+    found = Effect(
+        delta=_number(delta), ci95=(_number(change.low), _number(change.high)), p_value=_number(change.p_value)
     )
-    if isinstance(change, PerplexityChange):
-        difference["ratio"] = _number(change.ratio)
-    return difference
+    return found.but(ratio=_number(change.ratio)) if isinstance(change, PerplexityChange) else found
+
+
+def _given(effect: Effect) -> dict[str, Any]:
+    """What was given of a change: a difference has no ratio, not even an empty one."""
+    return {name: getattr(effect, name) for name in effect.model_fields_set}
 
 
 def _groups(skills: list[str], entries: Mapping[str, ProbeEntry]) -> dict[str, list[str]]:
     groups = {
         ALL: skills,
-        "replayed": [probe for probe in skills if entries[probe]["replayed"] is True],
-        "not_replayed": [probe for probe in skills if entries[probe]["replayed"] is False],
+        "replayed": [probe for probe in skills if entries[probe].replayed is True],
+        "not_replayed": [probe for probe in skills if entries[probe].replayed is False],
     }
     return {group: members for group, members in groups.items() if members}
 
 
-def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str], finding: Finding | None) -> MeanCell:
+def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str], finding: Finding | None) -> Cell:
     score = math.fsum(after.score(split, probe) for probe in skills) / len(skills)
     items = sum(len(base.items[split, probe]) for probe in skills)
     if after is base:
-        return MeanCell(score=_number(score), probes=len(skills), n=items)
+        return Cell(score=_number(score), probes=len(skills), n=items)
     changes = [compare(base, after, split, probe) for probe in skills]
     change = mean_change([each for each in changes if isinstance(each, Change)])
-    return MeanCell(
+    return Cell(
         score=_number(score),
         probes=len(skills),
         n=items,
         delta=_number(change.delta),
-        ci95=[_number(change.low), _number(change.high)],
+        ci95=(_number(change.low), _number(change.high)),
         p_value=_number(change.p_value),
         verdict=finding.verdict if finding else None,
     )
@@ -167,7 +171,7 @@ def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str]
 def _advice(
     history: Mapping[str, Sequence[str]],
     matrix: Mapping[str, Mapping[str, Cell]],
-    mean: Mapping[str, Mapping[str, MeanCell]],
+    mean: Mapping[str, Mapping[str, Cell]],
     measurements: Mapping[str, Measurement],
     keys: ForgettingKeys,
 ) -> list[str]:
@@ -218,11 +222,11 @@ def _advice_for(stage: str, lost: Mapping[str, bool | None]) -> list[str]:
     return found
 
 
-def _forgot(cell: Mapping[str, object]) -> bool:
-    return cell.get("verdict") == "FORGOT"
+def _forgot(cell: Cell) -> bool:
+    return cell.verdict == "FORGOT"
 
 
-def _value(measure: float | Undefined) -> Number | NoValue:
+def _value(measure: float | Undefined) -> Figure:
     return NoValue(undefined=measure.why) if isinstance(measure, Undefined) else _number(measure)
 
 

@@ -22,6 +22,7 @@ from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.forgetting.measurements import Split
 from align.forgetting.probes import SPLITS, Agreement, Exact, Graded, Probe, Question, Texts
+from align.forgetting.records import BrokenAnswer, Sample
 from align.policy import generation
 from align.policy.unwrapped import unwrapped
 from align.run_folder import files
@@ -52,7 +53,7 @@ class Bench:
     tokenizer: PreTrainedTokenizerBase
     autocast: bool
     items: list[Record] = field(default_factory=list)
-    samples: list[Record] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     own_answers: dict[str, list[int]] = field(default_factory=dict)
     encoded: dict[tuple[str, Split], Encoded] = field(default_factory=dict)
 
@@ -98,8 +99,8 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     if base is None and bench.own_answers:
         files.write_json(folder / "own_answers.json", bench.own_answers)
     _write_lines(folder / "items.jsonl", bench.items)
-    _write_lines(folder / "samples.jsonl", bench.samples)
-    _write_lines(folder / "broken.jsonl", broken)
+    _write_lines(folder / "samples.jsonl", [sample.written() for sample in bench.samples])
+    _write_lines(folder / "broken.jsonl", [answer.written() for answer in broken])
     summary = {
         "probes": _describe(probes),
         "scores": _scores(bench.items),
@@ -152,11 +153,14 @@ def _graded(bench: Bench, probe: Graded) -> None:
     for (split, question), ids in zip(asked, answers, strict=True):
         text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
         grades = probe.grade(split, question.id, text)
-        here = {"split": split, "id": question.id}
         for name in probe.measures:
-            bench.items.append({"probe": f"{probe.name} {name}", **here, "score": int(grades[name])})
+            item = {"probe": f"{probe.name} {name}", "split": split, "id": question.id, "score": int(grades[name])}
+            bench.items.append(item)
         if split == "report" and question.id in shown:
-            bench.samples.append({"probe": probe.name, **here, "prompt": question.prompt, "output": text, **grades})
+            sample = Sample(
+                probe=probe.name, split=split, id=question.id, prompt=question.prompt, output=text, marks=grades
+            )
+            bench.samples.append(sample)
 
 
 def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
@@ -291,7 +295,7 @@ def _fill(bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], order:
     return batch
 
 
-def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[Record]:
+def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[BrokenAnswer]:
     """Answers of skills that the base had right and this model has wrong, written out."""
     before = {(r["probe"], r["split"], r["id"]): r for r in _read_lines(base / "items.jsonl")}
     out = []
@@ -308,15 +312,15 @@ def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[Record]:
         for question, ids in zip(lost, answers, strict=True):
             text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
             out.append(
-                {
-                    "probe": probe.name,
-                    "id": question.id,
-                    "split": "report",
-                    "prompt": question.prompt,
-                    "answer": question.answer,
-                    "before": question.answer,
-                    "after": text,
-                }
+                BrokenAnswer(
+                    probe=probe.name,
+                    id=question.id,
+                    split="report",
+                    prompt=question.prompt,
+                    answer=question.answer,
+                    before=question.answer,
+                    after=text,
+                )
             )
     return out
 

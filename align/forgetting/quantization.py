@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from align.forgetting.gate import finite
 from align.forgetting.measure import Bench, likelihoods
 from align.forgetting.probes import Probe, Texts
+from align.forgetting.records import QuantizationCost
 from align.forgetting.statistics import exp, paired_perplexity
 
 WORSE = 1.1  # perplexity quantised / in its own precision, from where on it is worth a warning; ours
@@ -44,27 +44,27 @@ def measured(bench: Bench, asked: Sequence[str]) -> Likelihoods:
         return [found for found in likelihoods(bench, asked) if found[1] > 0]
 
 
-def compare(own: Likelihoods, quantised: Likelihoods) -> dict[str, Any]:
+def compare(own: Likelihoods, quantised: Likelihoods) -> QuantizationCost:
     """The perplexity in the base's own precision, quantised, and their ratio with its 95 % interval."""
     change = paired_perplexity(own, quantised)
     before, after = (exp(sum(nll for nll, _ in each) / sum(n for _, n in each)) for each in (own, quantised))
-    return {
-        "before": finite(before),
-        "after": finite(after),
-        "ratio": finite(change.ratio),
-        "ci95": [finite(change.low), finite(change.high)],
-        "n": change.n,
-    }
+    return QuantizationCost(
+        before=finite(before),
+        after=finite(after),
+        ratio=finite(change.ratio),
+        ci95=(finite(change.low), finite(change.high)),
+        n=change.n,
+    )
 
 
-def warning(found: dict[str, Any]) -> str | None:
+def warning(found: QuantizationCost) -> str | None:
     """What is to be said of a quantised base that is surely and clearly worse; None of one that is not."""
-    ratio, (low, high) = found["ratio"], found["ci95"]
+    ratio, (low, high) = found.ratio, found.ci95 or (None, None)
     if ratio is None or low is None or high is None or ratio <= WORSE or low <= 1:
         return None
-    figures = f"{found['before']:.2f} to {found['after']:.2f}, x{ratio:.2f}"
+    figures = f"{found.before:.2f} to {found.after:.2f}, x{ratio:.2f}"
     return (
         f"quantising the base costs before anything is trained: perplexity of running text {figures} (95 % interval "
-        f"x{low:.2f} to x{high:.2f}, {found['n']} texts); every change of this run is counted from the quantised base; "
+        f"x{low:.2f} to x{high:.2f}, {found.n} texts); every change of this run is counted from the quantised base; "
         "`method: lora` keeps the base whole where there is memory for it"
     )

@@ -2,88 +2,103 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from pydantic import JsonValue
 
 from align.forgetting.measurements import Split
+from align.forgetting.statistics import Verdict
+from align.run_folder.records import FORMAT, Record
 
 BASE = "base"
 ALL = "all"  # of the groups of skills
 
-Number = float | None
-Interval = list[Number]
+Number: TypeAlias = float | None
+Interval: TypeAlias = tuple[Number, Number]
+"""Low and high; None for an end that is not finite."""
 
 
-class ProbeEntry(TypedDict):
-    """One probe; `replayed` is true where any stage replayed it, null where that is not known; `n` counts items;
-    `limit` is what its verdicts are held against, a drop or a perplexity ratio, null where it has none."""
+class ProbeEntry(Record):
+    """One probe.
 
-    metric: str
-    higher_is_better: bool
-    kind: str
-    replayed: bool | None
-    n: int
-    limit: Number
-
-
-class Difference(TypedDict):
-    """A change. `ci95` is the interval of `ratio` where there is one (perplexity), else of `delta`, after - before."""
-
-    delta: Number
-    ratio: NotRequired[Number]
-    ci95: Interval
-    p_value: Number
-
-
-class Cell(TypedDict):
-    """One probe after one stage; the base has `score` and `n` only, everything else is against the base.
-
-    `verdict` is null where no limit is set. `lost` and `gained` count items, null for perplexity. `items_to_decide` is
-    null unless the verdict is UNCLEAR and a number of items would settle it.
+    Attributes:
+        kind: skill, task, text or agreement.
+        replayed: whether any stage replayed it; None where that is not known, or nothing is replayed.
+        n: items.
+        limit: what its verdicts are held against, a drop or a perplexity ratio; None where it has none.
     """
 
-    score: Number
-    n: int
-    delta: NotRequired[Number]
-    ratio: NotRequired[Number]
-    ci95: NotRequired[Interval]
-    p_value: NotRequired[Number]
-    verdict: NotRequired[str | None]
-    lost: NotRequired[int | None]
-    gained: NotRequired[int | None]
-    items_to_decide: NotRequired[int | None]
-    since_parent: NotRequired[Difference]
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    kind: str = "skill"
+    replayed: bool | None = None
+    n: int | None = None
+    limit: Number = None
+
+    @property
+    def stands_apart(self) -> bool:
+        """Whether it is no capability: agreement with the base moves with anything that is learnt."""
+        return self.kind == "agreement" and self.limit is None
 
 
-class MeanCell(TypedDict):
-    """The unweighted mean over a group of skills; `n` counts the items of all of them, `probes` the skills. Only that
-    of all skills has a limit, and so a verdict."""
+class Scored(Record):
+    """A score over `n` items; of a mean over skills `probes` counts these."""
 
-    score: Number
-    probes: int
-    n: int
-    delta: NotRequired[Number]
-    ci95: NotRequired[Interval]
-    p_value: NotRequired[Number]
-    verdict: NotRequired[str | None]
+    score: Number = None
+    probes: int | None = None
+    n: int | None = None
 
 
-class NoValue(TypedDict):
+class Effect(Record):
+    """A change. `ci95` is the interval of `ratio`, after / before, where there is one (perplexity), else of `delta`."""
+
+    delta: Number = None
+    ci95: Interval | None = None
+    p_value: Number = None
+    ratio: Number = None
+
+
+class Cell(Effect, Scored):  # the keys of Scored come first in the file
+    """One probe after one stage, or the unweighted mean over a group of skills. The base has a score only, everything
+    else is against the base.
+
+    Attributes:
+        verdict: None where no limit is set; of the means only that of all skills has one.
+        lost, gained: items; None of perplexity.
+        items_to_decide: None unless the verdict is UNCLEAR and a number of items would settle it.
+    """
+
+    verdict: Verdict | None = None
+    lost: int | None = None
+    gained: int | None = None
+    items_to_decide: int | None = None
+    since_parent: Effect | None = None
+
+
+class NoValue(Record):
+    """A figure that has no meaning here, and why."""
+
     undefined: str
 
 
-class Forgetting(TypedDict):
-    """`forgetting.json`. `left_out` names probes of the base that have no items in this split."""
+Figure: TypeAlias = float | NoValue | None
+"""A number, or the reason why there is none."""
 
-    format: int
-    split: Split
-    stages: list[str]
-    parent: dict[str, str]
-    no_row: dict[str, str]
-    probes: dict[str, ProbeEntry]
-    left_out: dict[str, str]
-    matrix: dict[str, dict[str, Cell]]
-    mean: dict[str, dict[str, MeanCell]]
-    backward_transfer: dict[str, Number | NoValue]
-    average_forgetting: dict[str, Number | NoValue]
-    thresholds: dict[str, float | dict[str, float] | str | None]
-    advice: list[str]
+
+class Forgetting(Record):
+    """forgetting.json. `left_out` names probes of the base that have no items in this split."""
+
+    format: int = FORMAT
+    split: Split | None = None
+    stages: tuple[str, ...] = ()
+    parent: Mapping[str, str] = {}
+    no_row: Mapping[str, str] = {}
+    probes: Mapping[str, ProbeEntry] = {}
+    left_out: Mapping[str, str] = {}
+    matrix: Mapping[str, Mapping[str, Cell]] = {}
+    mean: Mapping[str, Mapping[str, Cell]] = {}
+    backward_transfer: Mapping[str, Figure] = {}
+    average_forgetting: Mapping[str, Figure] = {}
+    thresholds: Mapping[str, JsonValue] = {}
+    advice: tuple[str, ...] = ()

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from align.forgetting.table import Cell, Forgetting, ProbeEntry
 from align.report import findings, numbers
 from align.report.findings import BASE
-from align.report.schema import Cell, Comparison, Forgetting, Probe, Report, StageRecord
+from align.report.schema import Report, StageRecord
+from align.run_folder.comparison import Compared, ComparisonResult
 
 NONE: Final = "-"
+KL: Final = "KL"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _measured(forgetting: Forgetting, ids: Sequence[str]) -> Iterable[Line]:
             yield _scores(name, probe, forgetting.matrix, forgetting, ids)
     if any("all" in forgetting.mean.get(id, {}) for id in ids):
         means = {id: {"mean": row["all"]} for id, row in forgetting.mean.items() if "all" in row}
-        yield _scores("mean", Probe(), means, forgetting, ids, title="Mean of all skills")
+        yield _scores("mean", ProbeEntry(), means, forgetting, ids, title="Mean of all skills")
     for name, probe in forgetting.probes.items():
         if probe.metric == "perplexity":
             yield _scores(name, probe, forgetting.matrix, forgetting, ids, title=f"Perplexity of {name}")
@@ -85,7 +88,7 @@ def _measured(forgetting: Forgetting, ids: Sequence[str]) -> Iterable[Line]:
 
 def _scores(
     name: str,
-    probe: Probe,
+    probe: ProbeEntry,
     matrix: Mapping[str, Mapping[str, Cell]],
     forgetting: Forgetting,
     ids: Sequence[str],
@@ -104,19 +107,24 @@ def _scores(
     return _line(title or name, ids, value)
 
 
-def _sampled(comparison: Comparison | None, stages: Mapping[str, StageRecord], ids: Sequence[str]) -> Iterable[Line]:
-    """Reward, KL and length of sampled answers: as compared on the same prompts, else as the stages tell it."""
-    compared = comparison.stages if comparison else {}
+def _sampled(
+    comparison: ComparisonResult | None, stages: Mapping[str, StageRecord], ids: Sequence[str]
+) -> Iterable[Line]:
+    """Reward, KL and length of sampled answers on the same prompts; without a comparison the KL that a stage tells."""
+    kl = f"{KL} to {ids[0]}, nats an answer"
+    if comparison is None:
+        told = {id: _metric(stages.get(id), "kl") for id in ids[1:]}
+        if any(value is not None for value in told.values()):
+            yield _line(kl, ids, lambda id: _plain(told.get(id)))
+        return
+    compared = {id: comparison.stages.get(id, Compared()) for id in ids}
+    yield _line("Mean reward", ids, lambda id: _plain(compared[id].score))
+    yield _line(kl, ids, lambda id: Value() if id == ids[0] else _plain(compared[id].kl))
+    yield _line("Tokens an answer", ids, lambda id: _plain(compared[id].length))
 
-    def one(id: str, field: str, metric: str) -> Value:
-        value = getattr(compared[id], field) if id in compared else _metric(stages.get(id), metric)
-        return Value(NONE if value is None else numbers.plain(float(value)))
 
-    yield _line("Mean reward", ids, lambda id: one(id, "score", "reward_of_probes"))
-    title = f"KL to {ids[0]}, nats an answer"
-    yield _line(title, ids, lambda id: Value() if id == ids[0] else one(id, "kl", "kl"))
-    if compared:
-        yield _line("Tokens an answer", ids, lambda id: one(id, "length", ""))
+def _plain(value: float | None) -> Value:
+    return Value(NONE if value is None else numbers.plain(float(value)))
 
 
 def _metric(stage: StageRecord | None, name: str) -> float | None:
@@ -141,7 +149,7 @@ def _trainable(stage: StageRecord | None) -> str:
     return f"{parameters['trainable']:,}" if parameters else NONE
 
 
-def _notes(parent: str, comparison: Comparison | None, lines: Iterable[Line]) -> Iterable[str]:
+def _notes(parent: str, comparison: ComparisonResult | None, lines: Sequence[Line]) -> Iterable[str]:
     if any(value.change for line in lines for value in line.values):
         yield f"Beside a score: its change from {parent}. The branches are not tested against each other."
     if comparison:
@@ -151,5 +159,5 @@ def _notes(parent: str, comparison: Comparison | None, lines: Iterable[Line]) ->
         judge = f" (given by {comparison.reward})" if comparison.reward else ""
         source = f" of the stage {prompts.of}" if prompts.of else ""
         yield f"Reward{judge}, KL and length: means over one sampled answer to each of {count} {kind}{source}."
-    else:
-        yield f"Reward and KL: as a stage measured them itself on the answers that it sampled; {NONE} where it did not."
+    elif any(line.name.startswith(KL) for line in lines):
+        yield f"KL: as a stage measured it itself on the answers that it sampled; {NONE} where it did not."

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
+from align.forgetting.table import Forgetting
 from align.report import findings, numbers
 from align.report.findings import Change
-from align.report.schema import Forgetting
 
 BAR_WIDTH: Final = 190
 """Pixels of the little axis on which a change and its interval are drawn."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from align.report.schema import Cell, Effect, Forgetting, Probe
+from align.forgetting.table import Cell, Effect, Forgetting, ProbeEntry
 
 BASE: Final = "base"
 ALL: Final = "all"
@@ -28,7 +28,7 @@ class Change:
 
     stage: str
     name: str
-    probe: Probe
+    probe: ProbeEntry
     before: float | None
     after: float | None
     effect: Effect
@@ -45,7 +45,7 @@ class Change:
 def groups(forgetting: Forgetting) -> list[Group]:
     """Tasks, replayed skills, skills that are not replayed, text, and whatever kinds a newer align may add."""
 
-    def key(probe: Probe) -> str:
+    def key(probe: ProbeEntry) -> str:
         if probe.stands_apart:
             return APART
         if probe.kind != "skill" or probe.replayed is None:
@@ -67,7 +67,7 @@ def groups(forgetting: Forgetting) -> list[Group]:
     return [Group(k, titles.get(k, k.capitalize()), tuple(names)) for k, names in found.items() if names]
 
 
-def direction(effect: Effect, probe: Probe) -> Direction | None:
+def direction(effect: Effect, probe: ProbeEntry) -> Direction | None:
     """Better or worse if the whole 95 % interval says so, else None; a change that is neither has no direction."""
     if effect.ci95 is None or probe.stands_apart:
         return None

@@ -3,7 +3,7 @@
 import math
 from datetime import UTC, datetime
 
-from align.report.schema import Cell, Effect, Figure, Probe, Undefined
+from align.forgetting.table import Cell, Effect, Figure, NoValue, ProbeEntry
 
 NONE = "n/a"
 MONTHS = (
@@ -12,7 +12,7 @@ MONTHS = (
 )  # in English, whatever the machine's locale
 
 
-def score(value: float | None, probe: Probe | None = None) -> str:
+def score(value: float | None, probe: ProbeEntry | None = None) -> str:
     """A score with three decimals; a perplexity, which has no upper end, with two, and `inf` for a diverged one."""
     if value is None or not math.isfinite(value):
         return "inf" if probe and probe.metric == "perplexity" else NONE
@@ -59,7 +59,7 @@ def p_value(value: float | None) -> str:
 
 def figure(value: Figure) -> str:
     """A number, or `undefined: why`."""
-    return f"undefined: {value.undefined}" if isinstance(value, Undefined) else score(value)
+    return f"undefined: {value.undefined}" if isinstance(value, NoValue) else score(value)
 
 
 def seconds(value: float | None) -> str:

@@ -1,21 +1,28 @@
 """The report as a page, before it is HTML or Markdown: every sentence and figure that both of them show."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from align.forgetting.records import BrokenAnswer, Sample
+from align.forgetting.table import Cell, Effect, Forgetting, ProbeEntry
 from align.report import curves, findings, numbers, sentence
 from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
-from align.report.schema import Broken, Cell, Effect, Forgetting, Probe, Report, Sample
+from align.report.schema import Report
 from align.report.stage_page import Fact, StagePage, flat, stage_page
-from align.run_folder.records import Policy
+from align.run_folder.records import Outcome, Policy
 
 BROKEN_SHOWN: Final = 5
 """Broken answers shown of one probe."""
 
 SAMPLES_SHOWN: Final = 6
+
+VIOLATION: Final = "on_violation"
+"""Stands among the limits in forgetting.json, and is none."""
+
+VIOLATIONS: Final = {"warn": "is told, and the run goes on", "stop": "ends the run"}
 
 MEANS: Final = {"all": "Mean of all skills", "replayed": "Mean, in the replay", "not_replayed": "Mean, not replayed"}
 
@@ -82,7 +89,7 @@ class BrokenGroup:
     stage: str
     probe: str
     total: int
-    shown: tuple[Broken, ...]
+    shown: tuple[BrokenAnswer, ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Page:
 def build(report: Report) -> Page:
     """Everything that the report says, as text; what has not been measured or run is left empty."""
     forgetting = report.forgetting or Forgetting()
-    versions = dict(report.run.versions)
+    versions: dict[str, str] = {}
     for stage in report.stages:
         versions |= stage.outcome.versions if stage.outcome else {}
     return Page(
@@ -142,7 +149,7 @@ def build(report: Report) -> Page:
         broken=tuple(_broken(report)),
         samples=tuple(_samples(report, forgetting)),
         measured=tuple(_measured(forgetting, report)),
-        thresholds=tuple(flat(forgetting.thresholds)),
+        thresholds=tuple(fact for fact in flat(forgetting.thresholds) if fact.label != VIOLATION),
         recipe=report.recipe,
         versions=tuple(Fact(name, version) for name, version in {"align": report.run.align, **versions}.items()),
     )
@@ -151,9 +158,9 @@ def build(report: Report) -> Page:
 def _facts(report: Report) -> Iterable[Fact]:
     outcomes = [stage.outcome for stage in report.stages if stage.outcome]
     done = sum(stage.entry.status == "done" for stage in report.stages)
-    policy = next((given for outcome in outcomes if (given := outcome.policy or outcome.reward)), None)
-    if policy:
-        yield Fact("Base", ", ".join(described(policy)))
+    base = described({stage.id: stage.outcome for stage in report.stages if stage.outcome})
+    if base:
+        yield Fact("Base", base)
     cost = report.quantization
     if cost and cost.ratio is not None:
         effect = Effect(ratio=cost.ratio, ci95=cost.ci95)
@@ -161,28 +168,47 @@ def _facts(report: Report) -> Iterable[Fact]:
     if report.run.pipeline:
         yield Fact("Pipeline", report.run.pipeline)
     yield Fact("Stages done", f"{done} of {len(report.stages)}")
-    spent = sum((outcome.seconds or 0) + (outcome.measure_seconds or 0) for outcome in outcomes)
-    yield Fact("Training and measuring", numbers.seconds(spent))
+    if outcomes:
+        spent = sum(outcome.seconds + outcome.measure_seconds for outcome in outcomes)
+        yield Fact("Training and measuring", numbers.seconds(spent))
     yield Fact("Started", numbers.moment(report.run.created))
 
 
-def described(policy: Policy) -> Iterable[str]:
-    """The base by its name, its revision of the Hub, and how it is quantised."""
-    yield policy.base.name
-    if policy.base.revision:
-        yield f"revision {policy.base.revision}"
+def described(outcomes: Mapping[str, Outcome]) -> str:
+    """The base by its name, its revision of the Hub, and the precision in which the stages loaded it."""
+    policies = {id: policy for id, outcome in outcomes.items() if (policy := outcome.policy or outcome.reward)}
+    if not policies:
+        return ""
+    base = next(iter(policies.values())).base
+    loaded: dict[str, list[str]] = {}
+    for id, policy in policies.items():
+        loaded.setdefault(", ".join(_precision(policy, outcomes[id].dtype)), []).append(id)
+    if len(loaded) > 1:
+        precisions = [f"{precision or 'unknown'} in {' and '.join(ids)}" for precision, ids in loaded.items()]
+    else:
+        precisions = list(loaded)
+    return ", ".join(filter(None, [base.name, base.revision and f"revision {base.revision}", *precisions]))
+
+
+def _precision(policy: Policy, dtype: str | None) -> Iterable[str]:
+    """`4-bit nf4` and what the rest is in, `bfloat16`, or nothing where an older run does not say."""
     settings = policy.quantization or {}
     if settings.get("load_in_4bit"):
         yield f"4-bit {settings.get('bnb_4bit_quant_type', '')}".rstrip()
     elif settings.get("load_in_8bit"):
         yield "8-bit"
+    elif dtype:
+        yield dtype
+        return
+    if settings and dtype:
+        yield f"the rest {dtype}"
 
 
 def _columns(forgetting: Forgetting) -> list[str]:
     return [name for name in forgetting.stages if name in forgetting.matrix]
 
 
-def _entry(cell: Cell | None, probe: Probe) -> Entry | None:
+def _entry(cell: Cell | None, probe: ProbeEntry) -> Entry | None:
     if cell is None:
         return None
     return Entry(
@@ -208,7 +234,7 @@ def _summary(forgetting: Forgetting) -> Iterable[Row]:
         cells = [forgetting.mean.get(column, {}).get(key) for column in columns]
         if any(cells):
             n = next((cell.n for cell in cells if cell), None)
-            yield Row(title, n, tuple(_entry(cell, Probe()) for cell in cells))
+            yield Row(title, n, tuple(_entry(cell, ProbeEntry()) for cell in cells))
     for title, values in (
         ("Backward transfer", forgetting.backward_transfer),
         ("Average forgetting", forgetting.average_forgetting),
@@ -283,6 +309,9 @@ def _measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             "whole interval lies within it. UNCLEAR: neither; the number of items that would decide it stands beside "
             "it. What has no verdict has no limit, and no gate looks at it."
         )
+        action = forgetting.thresholds.get(VIOLATION)
+        if action in VIOLATIONS:
+            yield f"A limit that a gate finds broken {VIOLATIONS[str(action)]} (`on_violation: {action}`)."
     if report.quantization:
         yield (
             "The cost of quantising is the perplexity of the probes' running text under the quantised base, over that "

@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from align.forgetting.table import Cell, Forgetting, ProbeEntry
 from align.report import curves, findings, numbers
 from align.report.reward_page import reward_page
 from align.report.rollout_page import kl_target
-from align.report.schema import Cell, Forgetting, Probe, Spectrum, StageRecord
+from align.report.schema import StageRecord
 from align.report.svg import PALETTE, RC, canvas, clip, finish, inline, inset, smooth, thinned, whole
+from align.spectrum.records import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-"""Names of the page's colours, with the values that stand in for them while matplotlib draws (after Okabe and Ito)."""
-
-
-"""Points of one curve; a longer one is drawn as the means of so many stretches."""
 
 PANELS: Final = (
     ("rewards/margins", "reward margin", "green"),
@@ -31,13 +28,12 @@ PANELS: Final = (
     ("margin", "reward margin", "green"),
     ("accuracy", "preferred answer ranked first", "purple"),
     ("reward", "reward", "green"),
-    ("objective/kl", "KL to the reference", "purple"),
     ("kl", "KL to the reference", "purple"),
     ("learning_rate", "learning rate", "muted"),
 )
 """Logged numbers that get a small panel of their own where a stage logs them."""
 
-OF_ROLLOUTS: Final = frozenset({"reward", "objective/kl", "kl"})
+OF_ROLLOUTS: Final = frozenset({"reward", "kl"})
 """Those of them that the figures of the rollouts show, where a stage has any."""
 
 
@@ -140,7 +136,7 @@ def _heat_map(forgetting: Forgetting) -> "Figure":
     return figure
 
 
-def _square(axes: Any, x: int, y: float, cell: Cell, probe: Probe, shade: float) -> None:
+def _square(axes: Any, x: int, y: float, cell: Cell, probe: ProbeEntry, shade: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     forgot = cell.verdict == "FORGOT"
@@ -156,7 +152,7 @@ def _square(axes: Any, x: int, y: float, cell: Cell, probe: Probe, shade: float)
         axes.text(x + 0.4, y, mark[0], color=mark[1], ha="right", va="center_baseline", fontsize=7, weight="bold")
 
 
-def _shades(row: Sequence[Cell], probe: Probe) -> list[float]:
+def _shades(row: Sequence[Cell], probe: ProbeEntry) -> list[float]:
     """Opacity of every cell: its score where that lies between 0 and 1, else the best score of the row over it."""
     scores = [cell.score for cell in row if cell.score is not None]
     if probe.higher_is_better:

@@ -7,7 +7,8 @@ from typing import Final, TypeVar
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from align.report import numbers
-from align.report.schema import CalibrationBin, ScoreHistogram, StageRecord
+from align.report.schema import StageRecord
+from align.run_folder.reward_figures import CalibrationBin, ScoreHistogram
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from align.report.reward_page import RewardPage
-from align.report.schema import CalibrationBin, ScoreHistogram
 from align.report.svg import PALETTE, canvas, finish, inset
+from align.run_folder.reward_figures import CalibrationBin, ScoreHistogram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

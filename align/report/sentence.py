@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from align.forgetting.judgement import MEAN
+from align.forgetting.table import Forgetting, ProbeEntry
 from align.report import findings, numbers
 from align.report.alarms import words
 from align.report.findings import Change
-from align.report.schema import Forgetting, Probe, Report, StageRecord
+from align.report.schema import Report, StageRecord
 
 AGREEMENT: Final = (
     "Agreement with the base is how many of the base's own answer tokens the model would still choose. Whatever is "
@@ -43,7 +44,7 @@ def notes(forgetting: Forgetting) -> list[str]:
     return found if any(is_capability(probe) for probe in probes) else [*found, NO_SKILL]
 
 
-def is_capability(probe: Probe) -> bool:
+def is_capability(probe: ProbeEntry) -> bool:
     """Whether it says what the model can do: a score of answers, neither running text nor unjudged agreement."""
     return probe.metric != "perplexity" and not probe.stands_apart
 

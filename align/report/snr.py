@@ -4,8 +4,8 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from align.report.schema import Spectrum, SpectrumModule
 from align.report.svg import PALETTE, canvas, finish, whole
+from align.spectrum.records import Spectrum, SpectrumModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,12 +6,13 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from align.forgetting.table import Forgetting
 from align.report import curves, findings, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
 from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPage, reward_page
 from align.report.rollout_page import RolloutsPage, rollouts_page
-from align.report.schema import Forgetting, StageRecord
+from align.report.schema import StageRecord
 from align.run_folder.records import Decision, Outcome
 
 DEVICES: Final = {"MULTI_CPU": " on CPUs", "MULTI_GPU": " on GPUs"}
@@ -100,8 +101,6 @@ def _facts(stage: StageRecord) -> Iterable[Fact]:
     yield Fact("Goes on from", ", ".join(inputs) or "base")
     if stage.outcome:
         yield from _outcome_facts(stage.outcome)
-    elif stage.entry.seconds is not None:
-        yield Fact("Time until it ended", numbers.seconds(stage.entry.seconds))
     if stage.entry.resumed_from:
         yield Fact("Resumed from", stage.entry.resumed_from)
     train, evaluation = curves.train_loss(stage), curves.finite(curves.eval_loss(stage))
@@ -127,23 +126,24 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
     data = outcome.data
     if data.get("rows") is not None:
         replay = ""
-        if data.get("replay_rows") is not None:
+        if data.get("replay_rows"):
             ratio = "" if data.get("replay_ratio") is None else f", ratio {data['replay_ratio']:g}"
             replay = f"; {data['replay_rows']:,} replay rows{ratio}"
-        held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") is not None else ""
+        held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") else ""
         yield Fact("Data", f"{data['rows']:,} rows{replay}{held}")
     yield Fact("Steps", f"{outcome.steps:,}, batches of {outcome.global_batch_size:,}")
     where = DEVICES.get(outcome.distributed_type, "") if outcome.world_size > 1 else ""
     yield Fact("Processes", f"{outcome.world_size}{where}")
     yield Fact("Training time", _time(outcome.seconds, outcome.cpu_seconds))
-    yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
+    if outcome.measure_seconds:
+        yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
     if outcome.peak_memory_bytes is not None:
         yield Fact("Peak memory", numbers.memory(outcome.peak_memory_bytes))
 
 
-def _named(source: JsonValue) -> str:
+def _named(source: str | list[str]) -> str:
     """The stage that an input comes from, or the stages."""
-    return " and ".join(map(str, source)) if isinstance(source, list) else str(source)
+    return " and ".join(source) if isinstance(source, list) else source
 
 
 def _time(wall: float, cpu: float) -> str:

@@ -11,8 +11,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from align.forgetting.table import Cell, Effect, Forgetting, ProbeEntry
 from align.report import findings, numbers
-from align.report.schema import Cell, Effect, Forgetting, Probe, Report
+from align.report.schema import Report
 from align.report.sentence import notes, nothing, tolerated, verdict_line
 
 __all__ = ["matrix_table", "verdict_line"]
@@ -83,11 +84,11 @@ def _table(forgetting: Forgetting, stages: list[str], marks: dict[str, str], *, 
     for key, title in MEANS.items():
         means = [forgetting.mean.get(stage, {}).get(key) for stage in [findings.BASE, *stages]]
         if any(means):
-            table.add_row(Text(title, style="bold" if key == "all" else ""), *_cells(means, Probe(), marks))
+            table.add_row(Text(title, style="bold" if key == "all" else ""), *_cells(means, ProbeEntry(), marks))
     return table
 
 
-def _cells(row: list[Cell | None], probe: Probe, marks: dict[str, str]) -> Iterator[Text]:
+def _cells(row: list[Cell | None], probe: ProbeEntry, marks: dict[str, str]) -> Iterator[Text]:
     """The base's score, then score, change and verdict of every stage."""
     for number, cell in enumerate(row):
         text = Text(numbers.score(cell.score, probe) if cell else "-")
@@ -106,7 +107,7 @@ def _mark(cell: Cell, marks: dict[str, str]) -> str:
     return marks.get(word, word)
 
 
-def _tone(effect: Effect, probe: Probe) -> str:
+def _tone(effect: Effect, probe: ProbeEntry) -> str:
     return "green" if findings.direction(effect, probe) == "better" else ""
 
 

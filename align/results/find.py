@@ -8,6 +8,7 @@ from align.errors import AlignError
 from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
+from align.run_folder.run_record import RunRecord
 
 
 def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
@@ -55,10 +56,10 @@ def model(outcome: Outcome) -> Policy:
 
 def _done(folder: Path) -> dict[str, Outcome]:
     run = RunDir(folder)
-    record = files.read_json(run.record)
+    record = reading.whole(run.record, RunRecord)
     if record is None:
         raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
-    read = {id: reading.outcome(run.stage(id)) for id in record["order"]}
+    read = {id: reading.outcome(run.stage(id)) for id in record.order}
     return {id: outcome for id, outcome in read.items() if outcome and (outcome.policy or outcome.reward)}
 
 

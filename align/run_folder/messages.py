@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from align.run_folder import files
+from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Comparison
 
 
 class Execute(BaseModel):
@@ -27,7 +27,7 @@ class Compare(BaseModel):
     """The branches of the run, side by side."""
 
     do: Literal["compare"] = "compare"
-    branches: Comparison
+    branches: ComparisonRequest
 
 
 class Finish(BaseModel):

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-PROMPTS = 200  # that stages which go on from one policy are compared on
 LOADING = "loading"  # what a stage is at until it says otherwise
 Gives = Literal["policy", "reward"]
+FORMAT = 1  # of a run's files, as this align writes and reads them
+
+
+class Record(BaseModel):
+    """Content of a file of a run. It keeps the keys that it knows and passes over those a newer align may add."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def written(self) -> dict[str, Any]:
+        """As it stands in the file: what was given. A key that was not is absent, which is not the same as null."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def but(self, **changed: Any) -> Self:
+        """A copy with some keys changed.
+
+        Raises:
+            TypeError: the record has no such key.
+        """
+        unknown = changed.keys() - type(self).model_fields.keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        return self.model_copy(update=changed)
 
 
 _FORMERLY_MEASURED = Field(validation_alias=AliasChoices("probes_sha256", "measured"))
@@ -130,6 +151,7 @@ class Outcome(BaseModel):
     steps: int
     parameters: dict[str, int]
     parameterization: dict[str, Any]
+    dtype: str | None = None  # that the base was loaded in, as far as it is not quantised; None of an older run
     trained: list[str] = []  # the modules that hold trainable weights
     metrics: dict[str, Any]
     data: dict[str, Any]
@@ -173,26 +195,17 @@ class Decision(BaseModel):
     split: Literal["gate"] = "gate"
 
 
-class Comparison(BaseModel):
-    """What the child is asked to compare.
+class Failure(Record):
+    """error.json: why a stage failed and what to do.
 
     Attributes:
-        parent: the stage that all go on from.
-        policies: by stage, the parent's among them.
-        reward: scores the sampled answers.
-        prompts: rows that have a prompt, the first of which are asked; `of` is the stage that they come from.
-        key: hash of all this: what was compared already is not compared again.
+        exit: the code that the command ends with.
+        traceback: of what nobody expected.
+        rank: the process that failed first.
     """
 
-    format: int = 1
-    parent: str
-    policies: dict[str, Policy]
-    reward: Reward
-    prompts: Rows
-    of: str
-    held_out: bool
-    model: dict[str, Any]
-    chat_template: str | None
-    training: dict[str, Any]
-    seed: int
-    key: str = ""
+    what: str
+    remedy: str = ""
+    exit: int = 1
+    traceback: str | None = None
+    rank: int = 0

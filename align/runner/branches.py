@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded
 from align.run_folder import files, reading
+from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Comparison, Ticket
+from align.run_folder.records import Ticket
 
 
-def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Comparison | None:
+def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> ComparisonRequest | None:
     """The first branching of a run whose stages are done and whose recipe has a reward; None without one."""
     scored = next((plan for plan in loaded.stages if tickets[plan.id].rewards), None)
     if scored is None:
@@ -34,7 +35,7 @@ def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Co
             return None
         reward.model = judge.reward
     asking = tickets[reward.stage] if reward.stage is not None else ticket
-    found = Comparison(
+    found = ComparisonRequest(
         parent=parent,
         policies=policies,
         reward=reward,

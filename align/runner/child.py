@@ -10,10 +10,11 @@ import time
 
 from align.errors import AlignError, Exit
 from align.parameterization import chain
-from align.run_folder import files, messages
+from align.run_folder import files, messages, reading
+from align.run_folder.comparison import ComparisonRequest, ComparisonResult
 from align.run_folder.messages import Compare, Execute, Finish
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import Comparison
+from align.run_folder.records import Failure
 from align.runner import launch
 from align.runner.progress import Watcher
 
@@ -45,11 +46,11 @@ class Child:
         self.watcher.refresh()
         self.watcher.end()
 
-    def compare(self, request: Comparison) -> bool:
+    def compare(self, request: ComparisonRequest) -> bool:
         """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
         process = self._started()
         self._send(Compare(branches=request))
-        while files.read_json(self.dir.comparison, {}).get("key") != request.key:
+        while (done := reading.whole(self.dir.comparison, ComparisonResult)) is None or done.key != request.key:
             if process.poll() is not None:
                 return False
             time.sleep(POLL_SECONDS)
@@ -97,12 +98,12 @@ class Child:
         messages.send(self.dir, self.sent, message)
 
     def _failure(self, stage: str, here: StageDir, code: int) -> AlignError:
-        error = files.read_json(here.error)
+        error = reading.whole(here.error, Failure)
         if error is not None:
-            what, remedy = error["what"], error["remedy"]
-            if error["traceback"]:
+            remedy = error.remedy
+            if error.traceback:
                 remedy = f"the traceback is in {here.log}; when it is mended, run the same command again"
-            return AlignError(what, remedy, exit=Exit(error["exit"]))
+            return AlignError(error.what, remedy, exit=Exit(error.exit))
         if code == Exit.INTERRUPTED:
             raise KeyboardInterrupt
         step = self.watcher.state.get("step")

@@ -17,8 +17,10 @@ from align.recipe import resolved
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import checkpoints, files, reading
+from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Outcome, Ticket
+from align.run_folder.records import FORMAT, Outcome, Ticket
+from align.run_folder.run_record import Pinned, RunRecord, StageEntry
 from align.runner import branches, tickets
 from align.runner.child import Child
 from align.runner.progress import Watcher
@@ -56,7 +58,7 @@ class Run:
     options: Options
     dir: RunDir
     watcher: Watcher
-    record: dict[str, Any] = field(default_factory=dict)
+    record: RunRecord = field(init=False)
     tickets: dict[str, Ticket] = field(default_factory=dict)
     changed: bool = False  # whether the report has to be written again
     redo: bool = False  # whether --from, --only or --fresh is to be obeyed, or was before and the run goes on with it
@@ -70,8 +72,9 @@ class Run:
         """
         _check_names(self.loaded, self.options)
         hub = self.loaded.recipe.model
-        pinned = files.read_json(self.dir.record, {}).get("hub", {})
-        known = pinned.get("commit") if pinned.get("base") == [hub.base, hub.revision] else None
+        old = _recorded(self.dir)
+        pinned = old.hub if old else None
+        known = pinned.commit if pinned and pinned.base == (hub.base, hub.revision) else None
         prepared = prepare(self.loaded, commit=None if self.options.fresh else known)
         check_disk(self.loaded, prepared.base, self.dir.root)
         for note in prepared.notes:
@@ -84,36 +87,34 @@ class Run:
             self._check_base(prepared)
             self._supersede()
             code = self._stages()
-            self.record.pop("redo", None)
+            self._set(redo=None)
             self._save()
             return code
 
     def _open(self, prepared: Prepared) -> None:
-        old = files.read_json(self.dir.record)
+        old = _recorded(self.dir)
         name, hub = self.loaded.recipe.name, self.loaded.recipe.model
-        if old is not None and old["name"] != name:
+        if old is not None and old.name != name:
             raise AlignError(
-                f"the run folder '{self.dir.root}' belongs to the recipe '{old['name']}', not '{name}'",
+                f"the run folder '{self.dir.root}' belongs to the recipe '{old.name}', not '{name}'",
                 "give another --run-dir, or name the recipe as before",
             )
         asked = self.options.redo()
-        self.redo = bool(asked) and (old is None or old.get("redo") != asked)  # begun before: go on with it
+        self.redo = bool(asked) and (old is None or old.redo != asked)  # begun before: go on with it
         if self.options.fresh and self.redo:
             for part in ("recipe.yaml", "run.json", "base", "stages", "forgetting.json", "report.html", "report.md"):
                 self.dir.supersede(self.dir.root / part)
             old = None
-        self.record = old or {"format": 1, "name": name, "created": _now(), "stages": {}}
-        self.record |= {
-            "align": VERSION,
-            "pipeline": self.loaded.recipe.pipeline,
-            "order": [plan.id for plan in self.loaded.stages],
-            "probes": probes if isinstance(probes := self.loaded.recipe.forgetting.probes, str) else "own",
-        }
-        self.record.pop("redo", None)
-        if asked:
-            self.record["redo"] = asked
+        self.record = old or RunRecord(format=FORMAT, name=name, created=_now(), stages={})
+        self._set(
+            align=VERSION,
+            pipeline=self.loaded.recipe.pipeline,
+            order=tuple(plan.id for plan in self.loaded.stages),
+            probes=probes if isinstance(probes := self.loaded.recipe.forgetting.probes, str) else "own",
+            redo=asked,
+        )
         if prepared.base.revision:  # a run stays with one commit of a model that goes on changing
-            self.record["hub"] = {"base": [hub.base, hub.revision], "commit": prepared.base.revision}
+            self._set(hub=Pinned(base=(hub.base, hub.revision), commit=prepared.base.revision))
         self.tickets = tickets.build(self.loaded, prepared, self.dir, self.loaded.recipe.launch.processes)
         write_recipe(self.dir.recipe, self.loaded)
 
@@ -124,14 +125,14 @@ class Run:
         quantization = plan.method.quantization(plan.method_keys)
         asked = [first.probes_sha256, prepared.chat_template, first.replays]
         known = files.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])
-        if self.record.get("base", known) != known:
+        if self.record.base not in (None, known):
             self.dir.supersede(self.dir.base_measurements)
-        self.record["base"] = known
+        self._set(base=known)
 
     def _supersede(self) -> None:
         """Move away what a changed recipe, or the command line, replaces; descendants too."""
         only, again = self.options.only, set[str]()
-        known = {id: entry.get("fingerprint") for id, entry in self.record["stages"].items()}
+        known = {id: entry.fingerprint for id, entry in self.record.stages.items()}
         changed = {id for id, ticket in self.tickets.items() if known.get(id, ticket.fingerprint) != ticket.fingerprint}
         for plan in self.loaded.stages:
             asked = self.redo and plan.id in (self.options.from_stage, only)
@@ -146,9 +147,10 @@ class Run:
                     self.dir.supersede(self.dir.stage(plan.id).root)
                     why = "its recipe changed" if plan.id in changed else "it is to run again"
                     self.watcher.say(f"{plan.id}: {why}; the old one is kept in superseded/")
-        for id in [id for id in self.record["stages"] if id not in self.tickets and only is None]:
+        gone = [id for id in self.record.stages if id not in self.tickets and only is None]
+        for id in gone:
             self.dir.supersede(self.dir.stage(id).root)
-            del self.record["stages"][id]
+        self._set(stages={id: entry for id, entry in self.record.stages.items() if id not in gone})
 
     def _refuse_changed_ancestors(self, plan: StagePlan, changed: set[str]) -> None:
         inputs = {other.id: other.inputs for other in self.loaded.stages}
@@ -176,9 +178,9 @@ class Run:
             child.finish()
         except KeyboardInterrupt:
             child.interrupt()
-            for id, entry in self.record["stages"].items():
-                if entry["status"] == "running":
-                    self.record["stages"][id]["status"] = "interrupted"
+            for id, entry in self.record.stages.items():
+                if entry.status == "running":
+                    self._set_stage(id, entry.but(status="interrupted"))
             self._save()
             raise
         finally:
@@ -196,7 +198,8 @@ class Run:
             if self.options.only is None:
                 self.dir.comparison.unlink(missing_ok=True)
             return
-        if files.read_json(self.dir.comparison, {}).get("key") == request.key:
+        done = reading.whole(self.dir.comparison, ComparisonResult)
+        if done is not None and done.key == request.key:
             return
         self.changed = True
         self.watcher.say(f"comparing {', '.join(id for id in request.policies if id != request.parent)}")
@@ -322,13 +325,13 @@ class Run:
         lost = measured and files.read_json(self.dir.forgetting) is None
         if not (self.changed or lost) and (self.dir.root / "report.html").is_file():
             return
-        order = [id for id in self.record["order"] if self._measured(id)]
+        order = [id for id in self.record.order if self._measured(id)]
         if (self.dir.base_measurements / "summary.json").is_file():
             found = {id: measurements.load(self.dir.stage(id).measurements) for id in order}
             parents = {plan.id: plan.policy for plan in self.loaded.stages}
             base = measurements.load(self.dir.base_measurements)
             table = matrix.build([BASE, *order], parents, {BASE: base, **found}, self.loaded.recipe.forgetting)
-            files.write_json(self.dir.forgetting, table)
+            files.write_json(self.dir.forgetting, table.written())
         else:  # what an older recipe had measured
             self.dir.forgetting.unlink(missing_ok=True)
         report.write(self.dir.root)
@@ -340,25 +343,37 @@ class Run:
         asked_the_same = outcome is not None and outcome.probes_sha256 == self.tickets[id].probes_sha256
         return asked_the_same and (here.measurements / "summary.json").is_file()
 
-    def _note(self, plan: StagePlan, **entry: Any) -> None:
-        stages = self.record["stages"]
-        old = stages.get(plan.id, {})
-        if entry.get("status") == "pending" and self.dir.stage(plan.id).outcome.is_file():
-            entry["status"] = old.get("status", "done")
-        stages[plan.id] = {
-            "stage": plan.program.name,
-            "about": plan.program.stage.description,
-            "inputs": {"policy": plan.policy} | ({"reward": list(plan.rewards)} if plan.rewards else {}),
-            "fingerprint": self.tickets[plan.id].fingerprint,
-            **{k: v for k, v in old.items() if k not in ("stage", "about", "inputs", "fingerprint")},
-            **entry,
-        }
+    def _note(self, plan: StagePlan, **changed: Any) -> None:
+        """Write into run.json what is known of a stage, and what has changed."""
+        old = self.record.stages.get(plan.id)
+        if changed.get("status") == "pending" and self.dir.stage(plan.id).outcome.is_file():
+            changed["status"] = old.status if old else "done"
+        entry = StageEntry(
+            stage=plan.program.name,
+            about=plan.program.stage.description,
+            inputs={"policy": plan.policy} | ({"reward": list(plan.rewards)} if plan.rewards else {}),
+            fingerprint=self.tickets[plan.id].fingerprint,
+        )
+        known = {name: getattr(entry, name) for name in entry.model_fields_set}
+        self._set_stage(plan.id, (old or entry).but(**(known | changed)))
         self._save()
 
+    def _set(self, **changed: Any) -> None:
+        self.record = self.record.but(**changed)
+
+    def _set_stage(self, id: str, entry: StageEntry) -> None:
+        self._set(stages={**self.record.stages, id: entry})
+
     def _save(self) -> None:
-        if files.read_json(self.dir.record) != self.record:
-            files.write_json(self.dir.record, self.record)
+        written = self.record.written()
+        if files.read_json(self.dir.record) != written:
+            files.write_json(self.dir.record, written)
             self.changed = True
+
+
+def _recorded(run: RunDir) -> RunRecord | None:
+    """run.json as it was left; None where there is none."""
+    return reading.whole(run.record, RunRecord, "give another --run-dir, or take the file away: the run begins anew")
 
 
 def _check_names(loaded: Loaded, options: Options) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from align.spectrum import choose
 from align.spectrum.choose import Record
+from align.spectrum.records import Spectrum, SpectrumModule
 
 CHOSEN, DEGENERATE = "*", "?"
 
@@ -48,20 +48,20 @@ def snr_table(records: Sequence[Record], estimator: str, threshold: float | None
     return table
 
 
-def snr_json(records: Sequence[Record], estimator: str) -> dict[str, Any]:
-    """`{estimator, modules: [{name, type, shape, snr, threshold, degenerate}]}`"""
+def spectrum(records: Sequence[Record], estimator: str) -> Spectrum:
+    """A scan as a record."""
     modules = [
-        {
-            "name": record.name,
-            "type": record.type,
-            "shape": list(record.shape),
-            "snr": record.snr,
-            "threshold": record.threshold,
-            "degenerate": record.degenerate,
-        }
+        SpectrumModule(
+            name=record.name,
+            type=record.type,
+            shape=record.shape,
+            snr=record.snr,
+            threshold=record.threshold,
+            degenerate=record.degenerate,
+        )
         for record in records
     ]
-    return {"estimator": estimator, "modules": modules}
+    return Spectrum(estimator=estimator, modules=tuple(modules))
 
 
 def _cell(group: list[Record], chosen: set[str]) -> Text:

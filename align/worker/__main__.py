@@ -22,9 +22,10 @@ from types import FrameType
 from align.errors import AlignError, Exit
 from align.parameterization import chain
 from align.run_folder import files, messages
+from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.messages import Compare, Execute, Finish
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import Comparison, Ticket
+from align.run_folder.records import Failure, Ticket
 
 POLL_SECONDS = 0.05
 _asked = threading.Event()
@@ -76,7 +77,7 @@ def _messages(run: RunDir) -> Iterator[Execute | Compare]:
         number += 1
 
 
-def _compare(run: RunDir, branches: Comparison) -> None:
+def _compare(run: RunDir, branches: ComparisonRequest) -> None:
     """Compare the branches; only the first process does."""
     from align.worker.compare import compare
 
@@ -143,10 +144,8 @@ def _unexpected(error: Exception, ticket: Ticket) -> AlignError:
 
 def _failed(here: StageDir, error: AlignError, trace: str | None = None) -> Exit:
     if not here.error.is_file():  # of several processes, the first that failed knows why
-        files.write_json(
-            here.error,
-            {"what": error.what, "remedy": error.remedy, "exit": int(error.exit), "traceback": trace, "rank": _rank()},
-        )
+        failure = Failure(what=error.what, remedy=error.remedy, exit=int(error.exit), traceback=trace, rank=_rank())
+        files.write_json(here.error, failure.written())
     return error.exit
 
 

@@ -19,14 +19,15 @@ from align.policy import load as models
 from align.rl import scoring
 from align.rl.scoring import Question
 from align.run_folder import files
+from align.run_folder.comparison import PROMPTS, Compared, ComparisonRequest, ComparisonResult, Prompts
 from align.run_folder.paths import RunDir
-from align.run_folder.records import PROMPTS, Comparison
+from align.run_folder.records import FORMAT
 
 BATCH = 64  # rows at a time
 
 
 @torch.no_grad()
-def compare(run: RunDir, asked: Comparison) -> None:
+def compare(run: RunDir, asked: ComparisonRequest) -> None:
     """Write `comparison.json`: for each policy the mean score of its sampled answers, their KL to the parent in nats an
     answer, and their length in tokens."""
     started = time.process_time()
@@ -48,7 +49,7 @@ def compare(run: RunDir, asked: Comparison) -> None:
         else:
             del model
             gc.collect()
-    found: dict[str, Any] = {}
+    found: dict[str, Compared] = {}
     reference = first
     with _autocast(asked):
         kl = {id: (own[id] - _log_probs(reference, ids, answers[id], tokenizer)).mean().item() for id in answers}
@@ -64,26 +65,22 @@ def compare(run: RunDir, asked: Comparison) -> None:
         question = Question(prompts, said, ids, sampled, scoring.columns(rows))
         with _autocast(asked):
             scores = [score for score in scorer(question) if score is not None]
-        found[id] = {
-            "score": sum(scores) / max(len(scores), 1),
-            "kl": kl[id],
-            "length": sum(map(len, sampled)) / len(sampled),
-        }
-    files.write_json(
-        run.comparison,
-        {
-            "format": 1,
-            "key": asked.key,
-            "parent": asked.parent,
-            "reward": asked.reward.name,
-            "prompts": {"of": asked.of, "held_out": asked.held_out, "count": len(prompts)},
-            "stages": found,
-            "cpu_seconds": time.process_time() - started,
-        },
+        found[id] = Compared(
+            score=sum(scores) / max(len(scores), 1), kl=kl[id], length=sum(map(len, sampled)) / len(sampled)
+        )
+    result = ComparisonResult(
+        format=FORMAT,
+        key=asked.key,
+        parent=asked.parent,
+        reward=asked.reward.name,
+        prompts=Prompts(of=asked.of, held_out=asked.held_out, count=len(prompts)),
+        stages=found,
+        cpu_seconds=time.process_time() - started,
     )
+    files.write_json(run.comparison, result.written())
 
 
-def _prompts(run: RunDir, asked: Comparison) -> list[dict[str, Any]]:
+def _prompts(run: RunDir, asked: ComparisonRequest) -> list[dict[str, Any]]:
     """Rows with different prompts, in their order."""
     lines = (run.root / asked.prompts.path).read_text(encoding="utf-8").splitlines()
     found: dict[str, dict[str, Any]] = {}
@@ -97,14 +94,14 @@ def _prompts(run: RunDir, asked: Comparison) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _autocast(asked: Comparison) -> torch.autocast:
+def _autocast(asked: ComparisonRequest) -> torch.autocast:
     bf16 = asked.training.get("bf16")
     enabled = models.native_bf16() if bf16 is None else bool(bf16)
     return torch.autocast(models.device().type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _sampled(
-    model: Any, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, asked: Comparison, ends: list[int]
+    model: Any, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, asked: ComparisonRequest, ends: list[int]
 ) -> list[list[int]]:
     """One answer to each prompt, with its end where it came to one."""
     found: list[list[int]] = []
@@ -141,7 +138,7 @@ def _log_probs(
     return torch.stack(sums)
 
 
-def _scorer(run: RunDir, asked: Comparison, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Any:
+def _scorer(run: RunDir, asked: ComparisonRequest, tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Any:
     if asked.reward.kind == "function":
         return scoring.Function(asked.reward)
     return scoring.own_model(asked.reward, asked.model, run.root, tokenizer, ends, BATCH)

@@ -169,6 +169,7 @@ def save(
         steps=job.steps,
         parameters=built.parameters,
         parameterization=ticket.parameterization,
+        dtype=str(at.builder.dtype).removeprefix("torch."),
         trained=built.trained,
         metrics=metrics,
         data=job.data,

@@ -56,7 +56,7 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
     measure(bench, bench_probes, run.base_measurements, base=None)
     if own:
         found = quantization.compare(own, quantization.measured(bench, texts))
-        files.write_json(run.quantization, found)
+        files.write_json(run.quantization, found.written())
         text = quantization.warning(found)
         if text:
             job.warn(text)

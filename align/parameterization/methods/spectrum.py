@@ -95,13 +95,14 @@ def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreT
     """
     from align.policy import stack
     from align.run_folder import files, paths
-    from align.spectrum.table import snr_json
+    from align.spectrum import table
 
     base = stack.bare(model)
     choice, records = _choose(base, keys.spectrum)
     if folder is not None:
-        found = snr_json(records, keys.spectrum.estimator) | {"chosen": choice.names}
-        files.write_json(paths.StageDir(folder).spectrum, found | {"snr_threshold": keys.spectrum.snr_threshold})
+        found = table.spectrum(records, keys.spectrum.estimator)
+        found = found.but(chosen=tuple(choice.names), snr_threshold=keys.spectrum.snr_threshold)
+        files.write_json(paths.StageDir(folder).spectrum, found.written())
     modules = [each for each in choice.names if "[" not in each]
     experts = sorted({each.partition("[")[0] for each in choice.names if "[" in each})
     if keys.lora is not None:

@@ -1,0 +1,59 @@
+"""What lies beside the scores in a folder of measurements: answers, and what quantising the base costs. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import model_validator
+
+from align.forgetting.measurements import Split
+from align.forgetting.table import Interval, Number
+from align.run_folder.records import Record
+
+
+class BrokenAnswer(Record):
+    """A line of broken.jsonl: an answer that was right in the base and is wrong now."""
+
+    probe: str
+    id: str | int
+    split: Split | None = None
+    prompt: str = ""
+    answer: str = ""
+    before: str = ""
+    after: str = ""
+
+
+class Sample(Record):
+    """A line of samples.jsonl: an answer with the marks that its probe gave it, which are keys of the line."""
+
+    probe: str
+    split: Split | None = None
+    id: str | int
+    prompt: str = ""
+    output: str = ""
+    marks: Mapping[str, bool] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, line: Any) -> Any:
+        """Every further key that is true or false."""
+        if not isinstance(line, dict) or isinstance(line.get("marks"), Mapping):
+            return line
+        return line | {"marks": {key: value for key, value in line.items() if isinstance(value, bool)}}
+
+    def written(self) -> dict[str, Any]:
+        """With a key for each mark."""
+        line = super().written()
+        line |= line.pop("marks", {})
+        return line
+
+
+class QuantizationCost(Record):
+    """quantization.json: perplexity of running text in the base's own precision and quantised, and their ratio."""
+
+    before: Number = None
+    after: Number = None
+    ratio: Number = None
+    ci95: Interval | None = None
+    n: int | None = None

@@ -1,0 +1,74 @@
+"""run.json: the stages of a run, in their order, and how far each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from pydantic import ConfigDict
+
+from align.run_folder.records import FORMAT, Record
+
+Status: TypeAlias = Literal["pending", "running", "done", "stopped", "failed", "interrupted"]
+
+
+class Kept(Record):
+    """A record that is read, changed and written again: what a newer align has added stays in it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class StageEntry(Kept):
+    """One stage: what it runs, on whose output, and how far it is.
+
+    Attributes:
+        inputs: the stage whose policy it takes, or `base`, and those whose reward models it takes.
+        started, ended: ISO 8601.
+        seconds: of training and measuring.
+        resumed_from: name of a checkpoint.
+    """
+
+    stage: str
+    about: str | None = None
+    inputs: Mapping[str, str | list[str]] = {}
+    fingerprint: str | None = None
+    status: Status = "pending"
+    started: str | None = None
+    resumed_from: str | None = None
+    ended: str | None = None
+    seconds: float | None = None
+
+
+class Pinned(Record):
+    """The commit of a model of the Hub that a run began with; `base` is its name and revision in the recipe."""
+
+    base: tuple[str, str | None]
+    commit: str
+
+
+class RunRecord(Kept):
+    """run.json.
+
+    Attributes:
+        align: the version that wrote it.
+        pipeline: its name; None for stages of the recipe alone.
+        probes: a set by its name, or `own`.
+        redo: what the command line asked to be done again, until it is done.
+        base: hash of what the base row of the matrix depends on.
+    """
+
+    format: int = FORMAT
+    name: str
+    created: str | None = None
+    stages: Mapping[str, StageEntry] = {}
+    align: str = "unknown"
+    pipeline: str | None = None
+    order: tuple[str, ...] = ()
+    probes: str | None = None
+    redo: str | None = None
+    hub: Pinned | None = None
+    base: str | None = None
+
+    def written(self) -> dict[str, Any]:
+        """Without `redo` where nothing is asked again."""
+        return {key: value for key, value in super().written().items() if key != "redo" or value is not None}
