@@ -87,12 +87,12 @@ def test_a_result_has_one_role(role: str) -> None:
         ),
         (
             {"function": {"arguments": {}}},
-            "call 1 of message 2 of 'messages' names no function\n"
+            "call 1 of message 2 of 'messages' does not name a function\n"
             '  -> give {"name": ..., "arguments": {...}}',
         ),
         (
             "tide",
-            "call 1 of message 2 of 'messages' names no function\n"
+            "call 1 of message 2 of 'messages' does not name a function\n"
             '  -> give {"name": ..., "arguments": {...}}',
         ),
     ],

@@ -62,7 +62,7 @@ def _call(call: Any, where: str, place: Place) -> dict[str, Any]:
         call = {"type": "function", "function": call}
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise AlignError(f"{where} names no function", _OBJECT, place=place)
+        raise AlignError(f"{where} does not name a function", _OBJECT, place=place)
     if "arguments" not in function:
         return dict(call)
     given = function["arguments"]

@@ -30,8 +30,8 @@ def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> l
             faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
         held[plan.id] = None if plan.trains_base else plan.method.quantization(plan.method_keys)
         if plan.policy in held and not plan.trains_base and held[plan.policy] != held[plan.id]:
-            what = f"'{plan.policy}' was trained over a base in another precision (4 or 8 bits, or none)"
-            notes.append(f"stage {plan.id}: {what}, so that it starts from a policy that is a little off")
+            what = f"'{plan.policy}' was trained on a base with different quantisation (4 or 8 bits, or none)"
+            notes.append(f"stage {plan.id}: {what}, so its starting policy is slightly different")
     return notes
 
 
@@ -42,7 +42,7 @@ def _check_copies(plan: StagePlan, policies: Mapping[str, Sequence[chain.Layer]]
     start = plan.rewards[0] if plan.rewards else plan.policy
     stuck = next((layer for layer in policies.get(start, []) if not layer.traits.merges), None)
     if stuck is not None:
-        what = f"the critic of stage '{plan.id}', a model of its own, would start from '{start}', whose "
+        what = f"the critic of stage '{plan.id}', a separate model, would start from '{start}', whose "
         what += f"{stuck.keys.method} cannot be merged"
         raise AlignError(what, "use `critic: adapter` or `critic: head`")
 
@@ -54,7 +54,7 @@ def of_stage(read: Document, plan: StagePlan, processes: int) -> list[AlignError
     found = plan.keys.contradictions(method=method, trains_base=plan.trains_base, quantized=quantized)
     if (stage.gives == "reward" or "prompt" in stage.rows) and not plan.method.traits(plan.method_keys).inside:
         what = (
-            f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"
+            f"stage '{plan.id}' cannot train {method}, which learns a prompt, because nothing can share a base with it"
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
     if "prompt" in stage.rows:
@@ -72,7 +72,7 @@ def of_base(read: Document, plans: Sequence[StagePlan], base: Base) -> Iterator[
     for plan in plans:
         if plan.keys.training.get("router_aux_loss_coef"):
             path = ("stages", plan.id, "training", "router_aux_loss_coef")
-            what = f"'{dotted(path)}' is for a mixture of experts, and '{base.name}' is none"
+            what = f"'{dotted(path)}' is for mixture-of-experts models, and '{base.name}' is not one"
             yield read.fault(path, what, "leave it out")
 
 
@@ -96,7 +96,7 @@ def notes(plan: StagePlan) -> list[str]:
     passes = plan.training.get("steps_per_generation"), plan.training.get("num_iterations", 1)
     clips = next((name for name in ("epsilon", "epsilon_high", "delta") if name in plan.keys.training), None)
     if "prompt" in plan.program.stage.rows and clips and passes == (plan.global_batch[1], 1):
-        said.append(f"`{clips}` clips nothing: a rollout is one update, of the policy that sampled it")
+        said.append(f"`{clips}` has no effect: a rollout has only one update, made by the policy that sampled it")
     return [f"stage {plan.id}: {text}" for text in said]
 
 
@@ -112,14 +112,14 @@ def _online(plan: StagePlan) -> list[tuple[str, str, str]]:
     """What does not stand beside a reference and a critic on one base, or has nothing to act on."""
     found = []
     if "ptx_coef" in plan.keys.model_fields_set and not (plan.replay and plan.replay.ratio > 0):
-        what = f"'ptx_coef' weighs the loss of replayed rows, and stage '{plan.id}' has no replay"
+        what = f"'ptx_coef' weights the loss on replayed rows, but stage '{plan.id}' has no replay"
         found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
     lora = getattr(plan.method_keys, "lora", None)
     if not plan.method.traits(plan.method_keys).switches:
-        what = f"stage '{plan.id}' cannot train biases of the base: the reference has them too, and would move"
+        what = f"stage '{plan.id}' cannot train biases of the base, because they would change the reference too"
         found.append(("parameterization", what, "write `bias: none`"))
     if lora is not None and lora.modules_to_save and getattr(plan.keys, "critic", "head") in ("auto", "adapter"):
-        what = f"stage '{plan.id}' trains modules whole, and its critic `adapter` would take their place"
+        what = f"stage '{plan.id}' trains modules in full, which its critic `adapter` would replace"
         found.append(("parameterization", what, "use `critic: head` or `critic: model`, or leave them out"))
     return found
 
@@ -133,22 +133,26 @@ def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:
         return []  # refused as arguments
     answers, each = sizes[0] * steps * processes, sizes[2]
     if answers < 2:
-        what = f"stage '{plan.id}' would learn from one answer at a time, and there is nothing to compare it with"
+        what = f"stage '{plan.id}' would learn from one answer at a time, with nothing to compare it with"
         return [("training", what, "raise `steps_per_generation` or `per_device_train_batch_size`")]
     if answers % each:
         what = f"a rollout of stage '{plan.id}' has {answers} answers (per_device_train_batch_size x "
-        what += f"steps_per_generation x processes), which is no multiple of num_generations, {each}"
+        what += f"steps_per_generation x processes), which is not a multiple of num_generations, {each}"
         return [("training", what, "change one of these")]
     if each < 2 <= plan.program.stage.defaults["all"].get("num_generations", 1):
-        what = f"stage '{plan.id}' judges an answer against the others to its prompt, and num_generations is {each}"
+        what = f"stage '{plan.id}' compares an answer with the others to its prompt, but num_generations is {each}"
         return [
-            ("training", what, "write `num_generations: 2` or more, or take a stage `ppo`, whose critic needs none")
+            (
+                "training",
+                what,
+                "write `num_generations: 2` or more, or use a `ppo` stage, whose critic needs no other answers",
+            )
         ]
     passes, of_update = steps * training.get("num_iterations", 1), training["gradient_accumulation_steps"]
     if isinstance(of_update, int) and of_update > 0 and passes % of_update:
         what = (
-            f"a rollout of stage '{plan.id}' is {passes} passes (steps_per_generation x num_iterations), which is no "
+            f"a rollout of stage '{plan.id}' is {passes} passes (steps_per_generation x num_iterations), which is not "
         )
-        what += f"multiple of gradient_accumulation_steps, {of_update}: an update would mix two rollouts"
+        what += f"a multiple of gradient_accumulation_steps, {of_update}: an update would mix two rollouts"
         return [("training", what, "change one of these")]
     return []

@@ -24,7 +24,7 @@ def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
     if not found:
         if done:
             raise _no_policy(folder, next(iter(done)), {})
-        raise AlignError(f"no stage of '{folder}' is done", "run it first: align run")
+        raise AlignError(f"no stage of '{folder}' has finished", "run it first: align run")
     return found
 
 
@@ -57,7 +57,7 @@ def _done(folder: Path) -> dict[str, Outcome]:
     run = RunDir(folder)
     record = files.read_json(run.record)
     if record is None:
-        raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
+        raise AlignError(f"'{folder}' is not a run folder", "give a folder that `align run` wrote")
     read = {id: files.read_json(run.stage(id).outcome) for id in record["order"]}
     return {
         id: Outcome.model_validate(raw) for id, raw in read.items() if raw and (raw.get("policy") or raw.get("reward"))
@@ -69,6 +69,6 @@ def _any_policy(done: dict[str, Outcome]) -> bool:
 
 
 def _no_policy(folder: Path, stage: str, others: dict[str, Outcome]) -> AlignError:
-    what = f"stage '{stage}' of '{folder}' gave a reward model, which scores answers and writes none"
+    what = f"stage '{stage}' of '{folder}' trained a reward model, which scores answers but cannot write them"
     talkers = f"choose one of: {', '.join(others)}; or " if others else ""
-    return AlignError(what, f"{talkers}write it out whole: align export {folder} FOLDER --stage {stage}")
+    return AlignError(what, f"{talkers}export it: align export {folder} FOLDER --stage {stage}")
