@@ -110,7 +110,7 @@ def _beside(other: str, wanted: verdicts.Values) -> str:
 
 def _not(other: str, wanted: verdicts.Values) -> str:
     if wanted.others:
-        return f"it stands beside {training_arguments.one_of_values(other, wanted.listed)}"
+        return f"it is used with {training_arguments.one_of_values(other, wanted.listed)}"
     return f"`{other}` is given" if wanted.listed == (-1,) else f"there is no {training_arguments.said(other, wanted)}"
 
 

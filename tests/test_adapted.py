@@ -607,7 +607,7 @@ def test_what_cannot_be_combined(base: LlamaForCausalLM) -> None:
         ),
         "block": ("adapter", {}, "the updates of adapter are not products B A that can be added up"),
         "dora": ("lora", {"lora": {"use_dora": True}}, "DoRA and other variants of LoRA are not linear in B A"),
-        "head": ("lora", {"lora": {"modules_to_save": ["lm_head"]}}, "it trains whole modules"),
+        "head": ("lora", {"lora": {"modules_to_save": ["lm_head"]}}, "it trains full modules"),
         "words": ("lora", {"lora": {"target_modules": ["embed_tokens"]}}, "it is on embeddings"),
     }
     model.add("plain", "lora", **TWO)

@@ -224,7 +224,7 @@ def test_rows_that_need_more_than_text_are_refused(field: str) -> None:
     placeholder = {"messages": [{**ASK, "content": f"<{kind}>What is it?"}, YES]}
     assert fault({**placeholder, field: []}) == (
         f"data/x.jsonl:17: the row contains <{kind}>, '{field}' is empty, and only text is supported\n"
-        "  -> take the row out"
+        "  -> remove the row"
     )
     assert value({**row, field: [None]}) == row  # a table in which other rows have one
     assert value(placeholder) == placeholder  # of which nothing says that it is more than text

@@ -329,7 +329,7 @@ def test_folder_rank_and_form() -> None:
         ({"peft_type": "BOTTLENECK"}, "the updates of adapter are not products B A that can be added up"),
         ({"use_dora": True}, "DoRA and other variants of LoRA are not linear in B A"),
         ({"alora_invocation_tokens": [1]}, "DoRA and other variants of LoRA are not linear in B A"),
-        ({"modules_to_save": ["lm_head"]}, "it trains whole modules"),
+        ({"modules_to_save": ["lm_head"]}, "it trains full modules"),
         ({"target_parameters": ["experts"]}, "it is on expert tensors"),
         ({"lora_bias": True}, "its B has a bias"),
         ({"bias": "all"}, "`bias: all` trains biases of the base itself, which cannot be switched off"),
@@ -349,8 +349,8 @@ def test_settings_that_do_not_add_up(change: dict[str, Any], reason: str) -> Non
     ("settings", "reason"),
     [
         ({"use_dora": True, "target_modules": ["q_proj"]}, "DoRA and other variants of LoRA are not linear in B A"),
-        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "it trains whole modules"),
-        ({"target_modules": ["embed_tokens"]}, "it trains whole modules"),  # PEFT saves the embedding itself beside it
+        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "it trains full modules"),
+        ({"target_modules": ["embed_tokens"]}, "it trains full modules"),  # PEFT saves the embedding itself beside it
         ({"lora_bias": True, "target_modules": ["q_proj"]}, "its B has a bias"),
     ],
 )

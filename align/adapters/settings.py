@@ -80,7 +80,7 @@ def no_factors(method: str, *, variant: bool, whole: bool, experts: bool, embedd
     if variant:
         return "DoRA and other variants of LoRA are not linear in B A"
     if whole:
-        return "it trains whole modules"
+        return "it trains full modules"
     if experts:
         return "it is on expert tensors"
     if embeddings:

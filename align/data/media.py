@@ -37,7 +37,7 @@ def _refuse_fields(value: dict[str, Any], place: Place) -> None:
         placeholder = f"<{name.removesuffix('s')}>"
         if placeholder in said:
             what = f"the row contains {placeholder}, '{name}' is empty, and only text is supported"
-            raise AlignError(what, "take the row out", place=place)
+            raise AlignError(what, "remove the row", place=place)
 
 
 def _holds(value: Any) -> bool:

@@ -68,7 +68,7 @@ def _call(call: Any, where: str, place: Place) -> dict[str, Any]:
     given = function["arguments"]
     arguments = _parsed(given, {}) if isinstance(given, str) else given
     if not isinstance(arguments, dict):
-        what = f"the arguments of {where}, to '{function['name']}', are no JSON object"
+        what = f"the arguments of {where}, to '{function['name']}', are not a JSON object"
         raise AlignError(what, 'give {"name": value, ...}, or the JSON text of it', place=place)
     return {**call, "function": {**function, "arguments": arguments}}
 

@@ -154,7 +154,7 @@ def _way_out(name: str, other: str, wanted: Values, keys: frozenset[str]) -> str
     if wanted.others and wanted != verdicts.SET:
         return "leave one of them out"
     written = f"{other}:" if wanted == verdicts.SET else f"{other}: {_yaml(wanted.listed[0])}"
-    place = "beside `training:`" if other in keys else "beside it"
+    place = "next to `training:`" if other in keys else "next to it"
     return f"write `{written}` {place}, or leave it out"
 
 

@@ -62,7 +62,7 @@ class Keys(ParameterizationKeys):
     def _not_alone(cls, value: QuantizationKeys | None, info: ValidationInfo) -> QuantizationKeys | None:
         if value is not None and info.data.get("lora") is None:
             raise ValueError(
-                "weights in 4 or 8 bits cannot be trained: write `lora: {}` beside it for adapters on the chosen "
+                "weights in 4 or 8 bits cannot be trained: write `lora: {}` next to it for adapters on the chosen "
                 "layers, or leave `quantization` out"
             )
         return value
