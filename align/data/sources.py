@@ -29,7 +29,7 @@ Format = Literal[
 
 
 class DataSource(BaseModel):
-    """Rows to train on. In a recipe a plain string is short for `{source: string}`."""
+    """Rows to train on. In a recipe, a plain string is short for `{source: string}`."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -44,7 +44,7 @@ class Keys(ParameterizationKeys):
 
     method: str
     peft: dict[str, Any] = Field({}, validate_default=True, description="settings of the method, by PEFT's names")
-    quantization: QuantizationKeys | None = Field(None, description="hold the frozen base in 4 or 8 bits")
+    quantization: QuantizationKeys | None = Field(None, description="quantise the frozen base to 4 or 8 bits")
 
     @field_validator("method")
     @classmethod

@@ -48,7 +48,9 @@ class Keys(ParameterizationKeys):
     method: Literal["spectrum"] = "spectrum"
     spectrum: SpectrumKeys = Field(SpectrumKeys(), description="which layers are trained")
     lora: LoraKeys | None = Field(None, description="put LoRA on the chosen layers instead of training their weights")
-    quantization: QuantizationKeys | None = Field(None, description="with `lora`: hold the frozen base in 4 or 8 bits")
+    quantization: QuantizationKeys | None = Field(
+        None, description="with `lora`: quantise the frozen base to 4 or 8 bits"
+    )
 
     @field_validator("lora")
     @classmethod
