@@ -387,7 +387,7 @@ def guarded(command: Callable[[], Any]) -> int:
 
 
 def _interrupted() -> int:
-    _errors().print("interrupted; the same command again goes on from here")
+    _errors().print("interrupted; run the same command again to resume")
     return Exit.INTERRUPTED
 
 

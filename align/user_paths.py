@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-START = "paths start from the current folder, then from the recipe's"
+START = "paths are resolved from the current folder, then from the recipe's"
 
 
 def candidates(name: str, root: Path) -> list[Path]:

@@ -65,7 +65,9 @@ class Keys(StageKeys):
     def _one_each(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
         losses = _listed(info.data.get("loss_type", []))
         if value is not None and losses and len(value) != len(losses):
-            raise ValueError(f"{len(losses)} losses need as many weights, not {len(value)}: write one for each")
+            raise ValueError(
+                f"there must be as many weights as losses ({len(losses)}), not {len(value)}: write one for each"
+            )
         return value
 
     @field_validator("label_smoothing")

@@ -18,31 +18,31 @@ _ORDER = ("sft", "dpo", "kto", "reward", "ppo", "rloo", "grpo")
 _HEAD = """\
 # Training arguments
 
-What `training:` of a recipe may hold. The names are those of TRL's configs and of the `TrainingArguments` of
-transformers that they inherit. None is taken that does nothing, and none that fails only once the model was loaded:
-`align check` refuses it, with the line and with what to write instead. How recipes are written:
+The arguments that `training:` accepts in a recipe. The names are those of TRL's configs and of the `TrainingArguments`
+of transformers, from which they inherit. `align check` refuses an argument that would have no effect, or that would
+fail only after the model has loaded, with the line and what to write instead. How to write recipes:
 [recipes.md](recipes.md#training).
 
 | in the table | |
 |---|---|
-| acts | it does in this stage what TRL says of it |
-| acts if | it acts beside what the last column names, and is refused without it |
-| key | it is a key of the stage: write it beside `training:` |
+| acts | it works in this stage as TRL documents it |
+| acts if | it works only under the condition in the last column, and is refused otherwise |
+| key | it is a key of the stage: write it next to `training:` |
 | refused | the last column says what to write instead |
-| | TRL's config has no such argument; it is refused with the nearest that there is |
+| | TRL's config has no such argument; it is refused, and the nearest one is suggested |
 
-What is noted stops no run: `align check` says it. A value that is the default anyhow is always taken. A warm-up that
-is longer than the run, and evaluations that come after its end, are noted as well.
+Notes are reported by `align check` and do not stop a run. A value that equals the default is always accepted. Notes
+also report a warm-up that is longer than the run, and evaluations that would come after its end.
 
-This page is made from [align/recipe/verdicts.py](../align/recipe/verdicts.py) and the installed TRL and transformers,
-by `python tests/arguments_page.py > docs/training_arguments.md`.
+This page is generated from [align/recipe/verdicts.py](../align/recipe/verdicts.py) and the installed TRL and
+transformers, by `python tests/arguments_page.py > docs/training_arguments.md`.
 
 """
 
 
 @lru_cache
 def stages() -> dict[str, Stage]:
-    """The shipped stages that train by a config of TRL, in the order in which they are mostly met."""
+    """The shipped stages that train by a config of TRL, in the order in which they are usually used."""
     names = sorted(shipped.names("stages"), key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
     found = {name: program.load(name, Path()).stage for name in names}
     return {name: declared for name, declared in found.items() if declared.arguments}
@@ -93,7 +93,7 @@ def _remark(argument: str, found: dict[str, Verdict]) -> str:
         texts = [verdict.remedy] if verdict.kind not in ("acts", "key") else []
         if verdict.kind == "acts":
             texts += _conditions(argument, name)
-            texts += [f"noted where {_not(*one)}" for one in verdicts.NOTED.get(argument, {}).items()]
+            texts += [f"noted if {_not(*one)}" for one in verdicts.NOTED.get(argument, {}).items()]
             texts += ["needs a GPU"] if argument in verdicts.NEED_A_GPU else []
             texts += [verdicts.ALSO[argument]] if argument in verdicts.ALSO else []
         for text in texts:
@@ -104,13 +104,13 @@ def _remark(argument: str, found: dict[str, Verdict]) -> str:
 
 def _beside(other: str, wanted: verdicts.Values) -> str:
     if wanted.others and wanted != verdicts.SET:
-        return f"not beside {training_arguments.one_of_values(other, wanted.listed)}"
+        return f"not with {training_arguments.one_of_values(other, wanted.listed)}"
     return f"with {training_arguments.said(other, wanted)}"
 
 
 def _not(other: str, wanted: verdicts.Values) -> str:
     if wanted.others:
-        return f"it stands beside {training_arguments.one_of_values(other, wanted.listed)}"
+        return f"it is used with {training_arguments.one_of_values(other, wanted.listed)}"
     return f"`{other}` is given" if wanted.listed == (-1,) else f"there is no {training_arguments.said(other, wanted)}"
 
 

@@ -96,8 +96,8 @@ def _entry(case: Case) -> str:
 _HEAD = """\
 # Errors
 
-An input that is wrong is told in a sentence: where it stands (file, line, column), what is wrong, and what to do. All
-faults of a recipe are told at once, and before anything heavy is loaded: `align check` answers in under a second.
+Every invalid input gets a message that says where it is (file, line, column), what is wrong, and what to do. All errors
+of a recipe are reported at once and before anything heavy is loaded: `align check` answers in under a second.
 
 | exit code | meaning |
 |---|---|
@@ -105,11 +105,11 @@ faults of a recipe are told at once, and before anything heavy is loaded: `align
 | 1 | a stage failed; its log is named |
 | 2 | the recipe, the data or the command line is wrong |
 | 3 | the gate stopped the run, because a stage forgot more than the recipe allows |
-| 4 | the machine lacks something: a package, a GPU, room on the disk |
-| 130 | interrupted; the same command again goes on from there |
+| 4 | the machine lacks something: a package, a GPU, disk space |
+| 130 | interrupted; run the same command again to resume |
 
-Below is what was given, and the answer; where no command stands, it was `align check recipe.yaml`. This page is made
-from the cases in `tests/bad_inputs/`, which a test holds the command to.
+Each entry below shows an input and the answer to it; if no command is shown, it was `align check recipe.yaml`. The page
+is generated from the cases in `tests/bad_inputs/`, which are tests of the command.
 """
 
 if __name__ == "__main__":

@@ -492,7 +492,7 @@ def test_adapters_over_a_4_bit_base(quantized: Any, tmp_path: Path) -> None:
     with refused("the base is in memory already", "leave `quantization` out, and load the base quantised"):
         model.add("more", "qlora", quantization={"bits": 4})
     with refused(
-        "'quantization': PEFT's 'boft' cannot stand on a quantised base",
+        "'quantization': PEFT's 'boft' does not support a quantised base",
         "choose ia3, or leave `quantization` out",
     ):
         model.add("more", "boft")
@@ -510,11 +510,11 @@ def test_names(base: LlamaForCausalLM) -> None:
     with refused("'a.b' cannot be an adapter's name", "use letters, digits, - and _"):
         model.add("a.b", "lora")
     model.add("sft", "lora", **TWO)
-    with refused("there is an adapter 'sft' already", "give it another name"):
+    with refused("there is already an adapter 'sft'", "give it another name"):
         model.add("sft", "lora")
     with refused("there is no adapter 'sff'", "did you mean 'sft'?"):
         model.switch("sff")
-    with refused("the adapter 'sft' is named twice", "name each once"):
+    with refused("the adapter 'sft' is named twice", "name each only once"):
         model.switch("sft", "sft")
     assert model.active == ("sft",)
 
@@ -522,8 +522,8 @@ def test_names(base: LlamaForCausalLM) -> None:
 @pytest.mark.parametrize(
     ("method", "keys", "what", "remedy"),
     [
-        ("full", {}, "full trains the base's own weights, and is no adapter", "choose another method"),
-        ("spectrum", {}, "spectrum trains the base's own weights, and is no adapter", "give spectrum `lora={}`"),
+        ("full", {}, "full trains the base's own weights and is not an adapter", "choose another method"),
+        ("spectrum", {}, "spectrum trains the base's own weights and is not an adapter", "give spectrum `lora={}`"),
         ("loraa", {}, "there is no parameterization 'loraa'", "did you mean 'lora'?"),
         ("qlora", {}, "qlora needs a base in 4 or 8 bits", "load the base quantised, or use lora"),
         ("lora", {"lora": {"rank": 4}}, "unknown key 'lora.rank'", None),
@@ -588,7 +588,7 @@ def test_what_cannot_be_merged(base: LlamaForCausalLM) -> None:
     for name in ("adapter", "prompt_tuning", "beft", "lily"):
         model.add(f"my_{name}", name)
         with refused(
-            f"'my_{name}' cannot be merged: what {name} learns is no change of a weight", "keep it as an adapter"
+            f"'my_{name}' cannot be merged: what {name} learns is not a change of weights", "keep it as an adapter"
         ):
             model.merge(f"my_{name}")
         assert model.merged == ()
@@ -599,15 +599,15 @@ def test_what_cannot_be_merged(base: LlamaForCausalLM) -> None:
 def test_what_cannot_be_combined(base: LlamaForCausalLM) -> None:
     model = Adapted(base)
     made: dict[str, tuple[str, dict[str, Any], str]] = {
-        "ia3": ("ia3", {}, "the updates of ia3 are no products B A that add up to another"),
+        "ia3": ("ia3", {}, "the updates of ia3 are not products B A that can be added up"),
         "ada": (
             "adalora",
             {"peft": {"init_r": 4, "target_r": 2}},
-            "the updates of adalora are no products B A that add up to another",
+            "the updates of adalora are not products B A that can be added up",
         ),
-        "block": ("adapter", {}, "the updates of adapter are no products B A that add up to another"),
+        "block": ("adapter", {}, "the updates of adapter are not products B A that can be added up"),
         "dora": ("lora", {"lora": {"use_dora": True}}, "DoRA and other variants of LoRA are not linear in B A"),
-        "head": ("lora", {"lora": {"modules_to_save": ["lm_head"]}}, "it trains whole modules"),
+        "head": ("lora", {"lora": {"modules_to_save": ["lm_head"]}}, "it trains full modules"),
         "words": ("lora", {"lora": {"target_modules": ["embed_tokens"]}}, "it is on embeddings"),
     }
     model.add("plain", "lora", **TWO)
@@ -634,7 +634,7 @@ def test_an_adapter_that_would_silence_another_cannot_act_over_it(base: LlamaFor
     spread(model, "low")
     acting = logits(model)
     with refused(
-        f"'over' cannot act over 'low': {method} computes with the base's own weights, and 'low' would have no say",
+        f"'over' cannot act over 'low': {method} computes with the base's own weights, and 'low' would have no effect",
         "put 'over' first, or merge()",
     ):
         model.add("over", method, **keys)
@@ -652,7 +652,7 @@ def test_modules_that_are_trained_whole_act_alone(base: LlamaForCausalLM, tmp_pa
     spread(model, "head")
     head = logits(model)
     with refused(
-        "'head' and 'other' cannot act together: 'head' trains lm_head whole", "let one of them act at a time"
+        "'head' and 'other' cannot be active together: 'head' trains lm_head in full", "activate one of them at a time"
     ):
         model.add("other", "lora", lora={"r": 2, "modules_to_save": ["lm_head"]})
     model.switch()
@@ -670,5 +670,5 @@ def test_modules_that_are_trained_whole_act_alone(base: LlamaForCausalLM, tmp_pa
 def test_two_adapters_with_prompts_do_not_act_together(base: LlamaForCausalLM) -> None:
     model = Adapted(base)
     model.add("one", "prompt_tuning")
-    with refused("'one' and 'two' both have prompts", "let one of them act at a time"):
+    with refused("'one' and 'two' both have prompts", "activate one of them at a time"):
         model.add("two", "prefix_tuning")

@@ -36,7 +36,7 @@ def loaded(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> r
 
 def notes(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> list[str]:
     """All but what is said of the rows."""
-    return [note for note in prepare(loaded(folder, stage, training, **keys)).notes if "by heart" not in note]
+    return [note for note in prepare(loaded(folder, stage, training, **keys)).notes if "memorise" not in note]
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_a_warm_up_that_is_longer_than_the_run_is_noted(
     tmp_path: Path, stage: str, training: dict[str, Any], steps: int, share: int
 ) -> None:
     wanted = training["warmup_steps"]
-    text = f"stage {stage}: the warm-up takes {wanted} steps and the run has {steps}, so the learning rate comes to"
-    assert notes(tmp_path, stage, training) == [f"{text} {share} % of what is asked: lower warmup_steps"]
+    text = f"stage {stage}: the warm-up takes {wanted} steps but the run has {steps}, so the learning rate reaches"
+    assert notes(tmp_path, stage, training) == [f"{text} {share} % of the requested value: lower warmup_steps"]
 
 
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({"max_steps": 3, "num_train_epochs": 2}, "`num_train_epochs` does nothing beside `max_steps: 3`"),
-        ({"save_strategy": "no", "save_steps": 100}, "`save_steps` does nothing beside `save_strategy: no`"),
-        ({"save_strategy": "no", "save_total_limit": 5}, "`save_total_limit` does nothing beside `save_strategy: no`"),
-        ({"logging_strategy": "no", "logging_steps": 1}, "`logging_steps` does nothing beside `logging_strategy: no`"),
+        ({"max_steps": 3, "num_train_epochs": 2}, "`num_train_epochs` has no effect with `max_steps: 3`"),
+        ({"save_strategy": "no", "save_steps": 100}, "`save_steps` has no effect with `save_strategy: no`"),
+        ({"save_strategy": "no", "save_total_limit": 5}, "`save_total_limit` has no effect with `save_strategy: no`"),
+        ({"logging_strategy": "no", "logging_steps": 1}, "`logging_steps` has no effect with `logging_strategy: no`"),
     ],
 )
 def test_what_is_passed_over_is_noted(tmp_path: Path, training: dict[str, Any], said: str) -> None:
@@ -72,7 +72,7 @@ def test_what_is_passed_over_is_noted(tmp_path: Path, training: dict[str, Any], 
 @pytest.mark.parametrize("stage", ["ppo", "rloo", "grpo"])
 def test_a_ratio_that_is_always_1_is_noted(tmp_path: Path, stage: str) -> None:
     once = {"epsilon": 0.1, "steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 1}
-    said = f"stage {stage}: `epsilon` clips nothing: a rollout is one update, of the policy that sampled it"
+    said = f"stage {stage}: `epsilon` has no effect: a rollout has only one update, made by the policy that sampled it"
     assert notes(tmp_path, stage, once) == [said]
     assert notes(tmp_path, stage, once | {"num_iterations": 2}) == []
 

@@ -123,12 +123,12 @@ def test_wrong_values(name: str, value: Any, what: str) -> None:
     ("given", "fault"),
     [
         ({"no_repeat_ngram_size": 3, "typical_p": 0.9}, None),
-        ({"top_p": 0.9}, ("'{key}.top_p' has an argument of its own", "write `top_p` beside `generation_kwargs`")),
+        ({"top_p": 0.9}, ("'{key}.top_p' has its own argument", "write `top_p` next to `generation_kwargs`")),
         (
             {"max_new_tokens": 9},
             (
-                "'{key}.max_new_tokens' has an argument of its own",
-                "write `max_completion_length` beside `generation_kwargs`",
+                "'{key}.max_new_tokens' has its own argument",
+                "write `max_completion_length` next to `generation_kwargs`",
             ),
         ),
         (

@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 NO_MERGE = (
     "a bottleneck adapter is non-linear and cannot be merged into the weights of its base: "
-    "keep it as an adapter, or call unload() to take it off"
+    "keep it as an adapter, or call unload() to remove it"
 )
 
 
@@ -371,8 +371,8 @@ def test_a_second_bottleneck_model_is_refused() -> None:
     with pytest.raises(ValueError) as error:
         over(model.get_base_model(), bottleneck(), "second")
     assert str(error.value) == (
-        "the model has bottleneck adapters already: give them another with add_adapter() or load_adapter(), and let "
-        "several act with base_model.set_adapter([...])"
+        "the model already has bottleneck adapters: add another with add_adapter() or load_adapter(), and "
+        "activate several with base_model.set_adapter([...])"
     )
 
 
@@ -397,8 +397,8 @@ def test_a_model_without_the_two_blocks_is_refused_and_left_as_it_was() -> None:
     with pytest.raises(ValueError) as error:
         get_peft_model(model, bottleneck())
     assert str(error.value) == (
-        "the attention and MLP blocks of MambaForCausalLM cannot be told from its structure: name the blocks that "
-        "adapters shall follow in target_modules"
+        "the attention and MLP blocks of MambaForCausalLM cannot be determined from its structure: name the "
+        "blocks that get an adapter in target_modules"
     )
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     named = get_peft_model(model, bottleneck(target_modules=["mixer"]))

@@ -57,7 +57,7 @@ def test_a_learnt_prompt_cannot_stay_beneath_another_method() -> None:
     with pytest.raises(AlignError) as error:
         handed_on(PROMPT, LORA)
     assert str(error.value) == (
-        "stage 'b' cannot go on from the prompt_tuning of stage 'a' with lora\n"
+        "stage 'b' cannot continue from the prompt_tuning of stage 'a' with lora\n"
         "  -> give both stages the same parameterization, or 'a' another"
     )
 
@@ -67,7 +67,7 @@ def test_a_bottleneck_does_not_return_over_another_method() -> None:
         handed_on(BOTTLENECK, LORA, {"method": "adapter", "adapter": {"r": 8}})
     assert str(error.value) == (
         "stage 'c' cannot train adapter on top of the lora of stage 'b'\n"
-        "  -> give this stage another parameterization, such as lora, or the very one of the stage before it"
+        "  -> give this stage another parameterization, such as lora, or the same one as the stage before it"
     )
 
 

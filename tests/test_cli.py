@@ -92,7 +92,7 @@ def test_results_go_to_stdout_and_all_else_to_stderr(tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text(CHATS + CHATS)
     done = align("check", "recipe.yaml", cwd=tmp_path)
     assert done.stdout == "sft: sft from base, full, 6 rows\nrecipe.yaml: ok\n"
-    assert done.stderr == "note stage sft: 3 of 6 rows are copies of another row\n[]\n"
+    assert done.stderr == "note stage sft: 3 of 6 rows are duplicates\n[]\n"
 
 
 def test_most_rows_dropped_is_a_warning_not_a_note(tmp_path: Path) -> None:
@@ -104,8 +104,7 @@ def test_most_rows_dropped_is_a_warning_not_a_note(tmp_path: Path) -> None:
     said = [line for line in align("check", "recipe.yaml", cwd=tmp_path).stderr.splitlines() if "dropped" in line]
     assert "note stage sft: 26 of 28 rows are dropped: no answer is left by max_length 32" in said
     assert said[-1] == (
-        "warning sft: 2 of 28 rows are left: 26 (93%) were dropped; raise `training.max_length` (32), or shorten "
-        "the rows"
+        "warning sft: 2 of 28 rows remain: 26 (93%) were dropped; raise `training.max_length` (32), or shorten the rows"
     )
     (tmp_path / "chats.jsonl").write_text(long * 2 + short * 2)
     assert "warning" not in align("check", "recipe.yaml", cwd=tmp_path).stderr
@@ -153,7 +152,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         "error it is wrong\n  -> mend it\n"
         "error no GPU\n"
         "error a\nerror b\n"
-        "interrupted; the same command again goes on from here\n"
+        "interrupted; run the same command again to resume\n"
     )
 
 
@@ -163,7 +162,7 @@ def test_ctrl_c_in_a_command_is_told(monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setattr("align.recipe.load.locate", interrupt)
     assert guarded("check", "recipe.yaml") == 130
-    assert capsys.readouterr().err == "interrupted; the same command again goes on from here\n"
+    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
 
 
 def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +193,7 @@ def test_list_names_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_status_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded("status", str(tmp_path)) == 2
     assert capsys.readouterr().err == (
-        f"error '{tmp_path}' is no run folder\n  -> give a folder that `align run` wrote, such as runs/NAME\n"
+        f"error '{tmp_path}' is not a run folder\n  -> give a folder that `align run` wrote, such as runs/NAME\n"
     )
 
 
@@ -230,4 +229,4 @@ def test_a_run_without_a_recipe_writes_a_right_one(data: str, tmp_path: Path, mo
     path.write_text("changed by its owner\n")
     with pytest.raises(AlignError) as error:
         from_flags.write("lab", data, method="qlora", stage="sft")
-    assert str(error.value) == f"'{path}' is there already, and differs\n  -> align run {path}, or remove it"
+    assert str(error.value) == f"'{path}' already exists and differs\n  -> align run {path}, or remove it"

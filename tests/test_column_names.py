@@ -72,7 +72,7 @@ def test_a_fault_names_the_field_that_the_row_has() -> None:
     for field, row in rows.items():
         with pytest.raises(AlignError) as error:
             normalise(Row(row, PLACE))
-        assert str(error.value) == f"data/x.jsonl:17: '{field}' is empty\n  -> fill it, or take the row out"
+        assert str(error.value) == f"data/x.jsonl:17: '{field}' is empty\n  -> fill it in, or remove the row"
 
 
 GIVE = "give messages, prompt + completion, instruction + output, conversations, text, or prompt + chosen + rejected"
@@ -87,8 +87,8 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
         ({"ask": "1+1?", "Question": "1+1?", "worse_answer": "3", "better_answer": "2"},
          "; or map columns: {prompt: Question, chosen: better_answer, rejected: worse_answer}"),
         ({"id": "7", "dialog": [ASK, LIMA]}, "; or map columns: {messages: dialog}"),
-        ({"title": "seven", "url": "x"}, "; or say with columns which field is which"),
-        ({"question_a": "x", "question_b": "y"}, "; or say with columns which field is which"),
+        ({"title": "seven", "url": "x"}, "; or map them with `columns`"),
+        ({"question_a": "x", "question_b": "y"}, "; or map them with `columns`"),
         ({"id": 7, "scores": [1]}, ""),
     ],
 )  # fmt: skip
@@ -109,8 +109,8 @@ def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, 
 def test_a_prompt_that_has_its_answers_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"prompt": "1+1?", "chosen_reply": "2", "rejected_reply": "3"}
     assert fault(tmp_path, monkeypatch, [row], "preference") == (
-        "x.jsonl:1: stage 's' needs prompt + chosen + rejected, the row is a prompt without an answer\n"
-        "  -> give other data, or say with format and columns how to read it; "
+        "x.jsonl:1: stage 's' needs prompt + chosen + rejected, but the row is a prompt without an answer\n"
+        "  -> use other data, or set `format` and `columns`; "
         "or map columns: {chosen: chosen_reply, rejected: rejected_reply}"
     )
 
@@ -119,15 +119,15 @@ def test_a_fault_of_many_rows_is_told_once(tmp_path: Path, monkeypatch: pytest.M
     same = [{"prompt": f"{n}?", "chosen": "4", "rejected": "4 "} for n in range(20)]
     rows = [*same[:2], {"prompt": " ", "chosen": "4", "rejected": "5"}, *same[2:]]
     assert fault(tmp_path, monkeypatch, rows, "preference") == (
-        "x.jsonl:1: 'chosen' and 'rejected' are the same, so the pair prefers nothing "
-        "(so it is in 19 more rows: x.jsonl:2, x.jsonl:4, x.jsonl:5, and 16 more)\n"
-        "  -> take the row out, or correct one of the two\n"
-        "x.jsonl:3: 'prompt' is empty\n  -> fill it, or take the row out"
+        "x.jsonl:1: 'chosen' and 'rejected' are identical, so the pair expresses no preference "
+        "(also in 19 more rows: x.jsonl:2, x.jsonl:4, x.jsonl:5, and 16 more)\n"
+        "  -> remove the row, or correct one of the two\n"
+        "x.jsonl:3: 'prompt' is empty\n  -> fill it in, or remove the row"
     )
     four = fault(tmp_path, monkeypatch, [{"text": ""}] * 4, "text")
     assert four == (
-        "x.jsonl:1: 'text' is empty (so it is in 3 more rows: x.jsonl:2, x.jsonl:3, x.jsonl:4)\n"
-        "  -> fill it, or take the row out"
+        "x.jsonl:1: 'text' is empty (also in 3 more rows: x.jsonl:2, x.jsonl:3, x.jsonl:4)\n"
+        "  -> fill it in, or remove the row"
     )
     three = fault(tmp_path, monkeypatch, [{"text": ""}] * 3, "text")
-    assert three.count("'text' is empty\n  -> fill it, or take the row out") == 3, "few are told with their lines"
+    assert three.count("'text' is empty\n  -> fill it in, or remove the row") == 3, "few are told with their lines"

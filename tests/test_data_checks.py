@@ -77,31 +77,31 @@ def test_all_faults_come_at_once_and_the_rest_is_counted(data: Data) -> None:
     rows = [{"text": "fine"}, {"text": ""}, {"prompt": "x"}, *({"foo": n} for n in range(5))]
     text = fault(data(rows), max_faults=2)
     assert text == (
-        "rows.jsonl:2: 'text' is empty\n  -> fill it, or take the row out\n"
+        "rows.jsonl:2: 'text' is empty\n  -> fill it in, or remove the row\n"
         "rows.jsonl:3: stage 'sft' needs messages or prompt + completion or prompt + chosen + rejected or text, "
-        "the row is a prompt without an answer\n"
-        "  -> give other data, or say with format and columns how to read it\n"
-        "and 5 more faults in the data"
+        "but the row is a prompt without an answer\n"
+        "  -> use other data, or set `format` and `columns`\n"
+        "and 5 more errors in the data"
     )
 
 
 def test_faults_of_several_sources_come_together(data: Data) -> None:
     sources = [DataSource(source="lab/helpdesc"), *data([{"text": ""}])]
     assert fault(sources) == (
-        "the lab has no data set 'lab/helpdesc'\n  -> did you mean lab/helpdesk?\n"
-        "rows.jsonl:1: 'text' is empty\n  -> fill it, or take the row out"
+        "the lab has no dataset 'lab/helpdesc'\n  -> did you mean lab/helpdesk?\n"
+        "rows.jsonl:1: 'text' is empty\n  -> fill it in, or remove the row"
     )
     assert fault([]) == "stage 'sft' has no data\n  -> name it with the key data"
 
 
 def test_a_kind_that_the_stage_does_not_take(data: Data) -> None:
     assert fault(data([{"messages": [ASK, LIMA]}]), PREFERENCE, "dpo") == (
-        "rows.jsonl:1: stage 'dpo' needs prompt + chosen + rejected, the row is a chat\n"
-        "  -> give other data, or say with format and columns how to read it"
+        "rows.jsonl:1: stage 'dpo' needs prompt + chosen + rejected, but the row is a chat\n"
+        "  -> use other data, or set `format` and `columns`"
     )
     assert fault(data([pair("x")]), frozenset({"chat", "text"})) == (
-        "rows.jsonl:1: stage 'sft' needs messages or text, the row is a preference pair\n"
-        "  -> give other data, or say with format and columns how to read it"
+        "rows.jsonl:1: stage 'sft' needs messages or text, but the row is a preference pair\n"
+        "  -> use other data, or set `format` and `columns`"
     )
 
 
@@ -132,17 +132,17 @@ def test_prompts_keep_the_columns_of_their_rows_where_a_function_may_ask_for_the
 def test_texts_and_conversations_are_not_asked_together(data: Data) -> None:
     rows = [{"prompt": "a"}, {"prompt": "b"}, {"messages": [ASK, LIMA]}, {"prompt": [ASK]}]
     assert fault(data(rows), ASKED, "ppo") == (
-        "rows.jsonl:3: the prompt is a conversation, and that of the first row is a text\n"
-        "  -> write all prompts in one of the two ways"
+        "rows.jsonl:3: the prompt is a conversation, but that of the first row is plain text\n"
+        "  -> use one form for all prompts"
     )
 
 
 def test_a_text_asks_nothing_and_an_answer_alone_neither(data: Data) -> None:
     assert fault(data([{"text": "a passage"}, {"messages": [LIMA]}]), ASKED, "ppo") == (
         "rows.jsonl:1: stage 'ppo' needs messages or prompt + completion or prompt + chosen + rejected or prompts, "
-        "the row is plain text\n"
-        "  -> give other data, or say with format and columns how to read it\n"
-        "rows.jsonl:2: the row has an answer and nothing that it answers\n  -> take it out"
+        "but the row is plain text\n"
+        "  -> use other data, or set `format` and `columns`\n"
+        "rows.jsonl:2: the row has an answer but no prompt\n  -> remove it"
     )
 
 
@@ -155,14 +155,14 @@ def test_a_text_asks_nothing_and_an_answer_alone_neither(data: Data) -> None:
 )
 def test_a_pair_of_equal_answers_is_refused(data: Data, row: dict[str, Any]) -> None:
     assert fault(data([row]), PREFERENCE, "dpo") == (
-        "rows.jsonl:1: 'chosen' and 'rejected' are the same, so the pair prefers nothing\n"
-        "  -> take the row out, or correct one of the two"
+        "rows.jsonl:1: 'chosen' and 'rejected' are identical, so the pair expresses no preference\n"
+        "  -> remove the row, or correct one of the two"
     )
 
 
 def test_copies_are_counted(data: Data) -> None:
     rows = [{"text": text} for text in ("a", "b", "a", "c", "a")]
-    assert table(data(rows)).warnings == ["2 of 5 rows are copies of another row"]
+    assert table(data(rows)).warnings == ["2 of 5 rows are duplicates"]
 
 
 def diverse(n: int) -> list[dict[str, str]]:
@@ -179,15 +179,13 @@ def test_diverse_pairs_raise_no_warning(data: Data) -> None:
 def test_few_and_repeated_prompts(data: Data) -> None:
     few = [{**row, "prompt": f"prompt {i % 7}"} for i, row in enumerate(diverse(60))]
     assert table(data(few), PREFERENCE, "dpo").warnings == [
-        "the 60 pairs have only 7 different prompts: the model may learn these prompts by heart"
+        "the 60 pairs have only 7 different prompts: the model may memorise these prompts"
     ]
     one = [{**row, "prompt": "the prompt"} for row in diverse(3)]
     assert table(data(one), PREFERENCE, "dpo").warnings == [
-        "the 3 pairs have the same prompt: the model may learn it by heart"
+        "the 3 pairs have the same prompt: the model may memorise it"
     ]
-    assert table(data(one[:1]), PREFERENCE, "dpo").warnings == [
-        "there is only one pair: the model may learn it by heart"
-    ]
+    assert table(data(one[:1]), PREFERENCE, "dpo").warnings == ["there is only one pair: the model may memorise it"]
     repeated = [{**row, "prompt": f"prompt {i % 60}"} for i, row in enumerate(diverse(200))]
     assert table(data(repeated), PREFERENCE, "dpo").warnings == ["140 of 200 pairs (70 %) repeat a prompt"]
 
@@ -195,7 +193,7 @@ def test_few_and_repeated_prompts(data: Data) -> None:
 def test_few_chosen_answers(data: Data) -> None:
     rows = [{**row, "chosen": f"reply number {i % 3}"} for i, row in enumerate(diverse(60))]
     assert table(data(rows), PREFERENCE, "dpo").warnings == [
-        "the 60 pairs have only 3 different chosen answers: the model may learn these by heart"
+        "the 60 pairs have only 3 different chosen answers: the model may memorise these"
     ]
 
 
@@ -205,7 +203,7 @@ def test_length_bias_from_85_percent_on(data: Data, longer: int, warned: bool) -
             for i in range(60)]  # fmt: skip
     chosen = (20 * longer + 10 * (60 - longer)) / 60
     expected = (
-        f"chosen is longer than rejected in 52 of 60 pairs (87 %; {chosen:.0f} against {30 - chosen:.0f} characters "
+        f"chosen is longer than rejected in 52 of 60 pairs (87 %; {chosen:.0f} vs. {30 - chosen:.0f} characters "
         "on average): the model may learn to be long rather than good"
     )
     assert table(data(rows), PREFERENCE, "dpo").warnings == ([expected] if warned else [])
@@ -318,7 +316,7 @@ def test_answers_that_would_be_cut_away_are_refused_and_cut_ones_counted(bytewis
     with pytest.raises(AlignError) as error:
         fitting(long, lengths(bytewise), 64, "keep_start")
     assert str(error.value) == (
-        "x.jsonl:9: nothing of the answer is left: the prompt has 2,006 tokens, max_length is 64\n"
+        "x.jsonl:9: max_length 64 leaves nothing of the answer: the prompt has 2,006 tokens\n"
         "  -> raise max_length above 2,006, shorten the row, or write `too_long: drop` in the stage"
     )
     kept, warnings = fitting(long, lengths(bytewise), 64, "keep_start", drop=True)
@@ -333,9 +331,9 @@ def test_rows_that_must_be_whole_are_refused_or_dropped(bytewise: Path) -> None:
     with pytest.raises(AlignError) as error:
         fitting(rows, lengths(bytewise), 23, "whole")
     assert str(error.value) == (
-        "x.jsonl:9: the row has 24 tokens and must be whole, max_length is 23\n"
+        "x.jsonl:9: the row has 24 tokens and must not be truncated, but max_length is 23\n"
         "  -> raise max_length above 23, shorten the row, or write `too_long: drop` in the stage\n"
-        "x.jsonl:9: the row has 32 tokens and must be whole, max_length is 23\n"
+        "x.jsonl:9: the row has 32 tokens and must not be truncated, but max_length is 23\n"
         "  -> raise max_length above 31, shorten the row, or write `too_long: drop` in the stage"
     )
     assert fitting(rows, lengths(bytewise), 23, "whole", drop=True) == (
@@ -354,18 +352,18 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(bytewise: Path) 
     with pytest.raises(AlignError) as error:
         within_context(rows, lengths(bytewise), None, context=100, answer=40)
     assert str(error.value) == (
-        "x.jsonl:3: a prompt of 90 tokens and an answer of 40 (max_completion_length) are more than the 100 that the "
-        "model was made for; so are 2 more rows\n"
+        "x.jsonl:3: a prompt of 90 tokens and an answer of 40 (max_completion_length) exceed the "
+        "model's context of 100; 2 more rows are affected\n"
         "  -> lower `training.max_completion_length`, or shorten the rows"
     )
     with pytest.raises(AlignError) as error:
         within_context(rows[:1], lengths(bytewise), None, context=100, answer=91)
     assert str(error.value) == (
-        "x.jsonl:1: a prompt of 10 tokens and an answer of 91 (max_completion_length) are more than the 100 that the "
-        "model was made for\n"
+        "x.jsonl:1: a prompt of 10 tokens and an answer of 91 (max_completion_length) exceed the model's "
+        "context of 100\n"
         "  -> lower `training.max_completion_length`, or shorten the rows"
     )
-    with pytest.raises(AlignError, match=r"a prompt of 90 tokens and an answer of 500 .* so are 4 more rows"):
+    with pytest.raises(AlignError, match=r"a prompt of 90 tokens and an answer of 500 .* 4 more rows are affected"):
         within_context(rows, lengths(bytewise), None, context=100, answer=500)
 
 
@@ -380,7 +378,7 @@ def test_the_template_of_a_question_counts_before_its_answer(bytewise: Path) -> 
 def test_a_model_without_a_fast_tokenizer_skips_the_check(tmp_path: Path) -> None:
     assert Lengths.of(tmp_path) is None
     assert fitting([], None, 64, "keep_start")[1] == [
-        "the model has no tokenizer.json, so the lengths of the rows were not checked"
+        "the model has no tokenizer.json, so row lengths were not checked"
     ]
 
 
@@ -393,14 +391,14 @@ def test_conversations_that_the_template_cannot_write_are_refused_whatever_their
     with pytest.raises(AlignError) as error:
         fitting(rows, lengths(bytewise, strict), 4096, "keep_start")
     assert str(error.value) == (
-        "x.jsonl:9: the chat template refuses the messages: no system role\n"
+        "x.jsonl:9: the chat template rejects the messages: no system role\n"
         "  -> change the row, or choose another chat_template"
     )
     with pytest.raises(AlignError) as error:
         fitting(rows[:1], lengths(bytewise, None), 4096, "keep_start")
     assert str(error.value) == (
-        "x.jsonl:9: the row is a conversation, and the model has no chat template\n"
-        "  -> set chat_template: plain, or give a .jinja file"
+        "x.jsonl:9: the row is a conversation, but the model has no chat template\n"
+        "  -> set `chat_template: plain`, or give a .jinja file"
     )
 
 
@@ -451,7 +449,7 @@ def test_the_plain_template() -> None:
 
 @pytest.mark.parametrize("attack", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"])
 def test_a_template_cannot_leave_its_sandbox(attack: str) -> None:
-    with pytest.raises(AlignError, match="the chat template refuses the messages: "):
+    with pytest.raises(AlignError, match="the chat template rejects the messages: "):
         template.render(attack, TALK, add_generation_prompt=False, bos_token=None, eos_token=None)
 
 
@@ -494,9 +492,9 @@ def test_thoughts_are_missed_where_they_are_to_be_learnt(bytewise: Path) -> None
     )
     thought = LIMA | {"reasoning_content": "It begins with L."}
     rows = [example("chat", messages=[ASK, thought, ASK, thought])]
-    left_out = "the chat template leaves out the reasoning of 1 of 1 rows (first: x.jsonl:9)"
+    left_out = "the chat template drops the reasoning of 1 of 1 rows (first: x.jsonl:9)"
     known = lengths(bytewise, reads_one)
-    assert fitting(rows, known, None)[1] == [f"{left_out}; those of every turn are learnt with `turns: each`"]
+    assert fitting(rows, known, None)[1] == [f"{left_out}; `turns: each` includes that of every turn"]
     assert fitting(each_turn(rows), known, None, turns="last")[1] == []  # those of earlier turns are not learnt
     named = LIMA | {"reasoning": "It begins with L."}  # which the template does not read
     rows = [example("chat", messages=[ASK, named])]

@@ -157,7 +157,7 @@ def test_an_answer_to_nothing_is_refused_where_it_is_asked() -> None:
     assert alone.kind == "chat"  # to learn an answer by itself is no fault
     with pytest.raises(AlignError) as error:
         prompt_of(alone)
-    assert str(error.value) == "data/x.jsonl:17: the row has an answer and nothing that it answers\n  -> take it out"
+    assert str(error.value) == "data/x.jsonl:17: the row has an answer but no prompt\n  -> remove it"
 
 
 PAIR = {"prompt": [ASK], "chosen": [LIMA], "rejected": [CUSCO]}
@@ -222,7 +222,7 @@ def test_a_margin_stays_with_its_pair(margin: float) -> None:
 @pytest.mark.parametrize(
     ("margin", "is_what"),
     [
-        ("half", "a text"),
+        ("half", "a string"),
         (True, "true or false"),
         ([1], "a list"),
         (float("nan"), "a number"),
@@ -232,7 +232,7 @@ def test_a_margin_stays_with_its_pair(margin: float) -> None:
 def test_a_margin_must_be_a_finite_number(margin: Any, is_what: str) -> None:
     assert fault({**PAIR, "margin": margin}) == (
         f"data/x.jsonl:17: 'margin' is {is_what}, not a finite number\n"
-        "  -> give by how much the chosen answer is better, or leave it out"
+        "  -> say by how much the chosen answer is better, or leave it out"
     )
 
 
@@ -242,7 +242,7 @@ def test_a_format_that_is_named_is_the_only_one_tried() -> None:
     assert meaning(row, "messages") == ("chat", {"messages": [ASK, LIMA]})
     assert fault(row, "alpaca") == (
         "data/x.jsonl:17: the row has the fields 'messages', 'chosen', 'rejected', 'prompt', which is not the format "
-        "'alpaca'\n  -> give instruction + output, or leave format out"
+        "'alpaca'\n  -> give instruction + output, or remove `format`"
     )
 
 
@@ -257,13 +257,12 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
             f"the row has the fields 'foo', 'bar', which is no known format\n  -> {GIVE}",
         ),
         ({"prompt": None}, f"the row has the field 'prompt' (null), which is no known format\n  -> {GIVE}"),
-        ({"prompt": " \n"}, "'prompt' is empty\n  -> fill it, or take the row out"),
-        ({"prompt": 7}, "'prompt' is a number, not a text and not messages\n  -> put it in quotes"),
-        ({"prompt": []}, "'prompt' has no messages\n  -> add messages, or take the row out"),
+        ({"prompt": " \n"}, "'prompt' is empty\n  -> fill it in, or remove the row"),
+        ({"prompt": 7}, "'prompt' is a number, not a string or messages\n  -> put it in quotes"),
+        ({"prompt": []}, "'prompt' has no messages\n  -> add messages, or remove the row"),
         (
             {"prompt": [ASK, LIMA]},
-            "'prompt' ends with a message of the assistant, so the answer answers nothing\n"
-            "  -> end it with a message of the user",
+            "'prompt' ends with an assistant message, so there is nothing to answer\n  -> end it with a user message",
         ),
         ({"messages": None}, f"the row has the field 'messages' (null), which is no known format\n  -> {GIVE}"),
         ({}, f"the row has no fields\n  -> {GIVE}"),
@@ -274,17 +273,17 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
         ),
         (
             {"messages": "hello"},
-            '\'messages\' is a text, not a list of messages\n  -> give [{"role": "user", "content": "..."}, ...]',
+            '\'messages\' is a string, not a list of messages\n  -> give [{"role": "user", "content": "..."}, ...]',
         ),
-        ({"messages": []}, "'messages' has no messages\n  -> add messages, or take the row out"),
+        ({"messages": []}, "'messages' has no messages\n  -> add messages, or remove the row"),
         (
             {"messages": [ASK]},
-            "the last message of 'messages' is from the user, so there is no answer to learn\n"
-            "  -> end with a message of the assistant, or take the row out",
+            "the last message of 'messages' is from the user, so there is no answer to train on\n"
+            "  -> end with an assistant message, or remove the row",
         ),
         (
             {"messages": [ASK, "Lima."]},
-            'message 2 of \'messages\' is a text, not an object\n  -> give {"role": "user", "content": "..."}',
+            'message 2 of \'messages\' is a string, not an object\n  -> give {"role": "user", "content": "..."}',
         ),
         (
             {"messages": [{"role": "usr", "content": "x"}, LIMA]},
@@ -296,61 +295,60 @@ GIVE = "give messages, prompt + completion, instruction + output, conversations,
         ),
         (
             {"messages": [ASK, {"role": "assistant", "content": None}]},
-            "message 2 of 'messages' has no content\n  -> write it, or take the row out",
+            "message 2 of 'messages' has no content\n  -> write it, or remove the row",
         ),
         (
             {"conversations": [{"from": "human", "value": " \n"}, LIMA]},
-            "message 1 of 'conversations', the user's prompt, is empty\n  -> write it, or take the row out",
+            "message 1 of 'conversations', the user's prompt, is empty\n  -> write it, or remove the row",
         ),
         (
             {"messages": [ASK, {"role": "assistant", "content": ""}]},
-            "message 2 of 'messages', the assistant's answer, is empty\n  -> write it, or take the row out",
+            "message 2 of 'messages', the assistant's answer, is empty\n  -> write it, or remove the row",
         ),
         (
             {"messages": [{"role": "user", "content": 7}, LIMA]},
-            "the content of message 1 of 'messages' is a number, not a text\n  -> put it in quotes",
+            "the content of message 1 of 'messages' is a number, not a string\n  -> put it in quotes",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, LIMA]},
-            "message 1 of 'messages' has a part of type 'image'; only text can be trained on\n"
-            "  -> keep the text parts only, or take the row out",
+            "message 1 of 'messages' has a part of type 'image', but only text is supported\n"
+            "  -> keep only the text parts, or remove the row",
         ),
-        ({"instruction": "x", "output": 3}, "'output' is a number, not a text\n  -> put it in quotes"),
-        ({"instruction": "x", "output": " "}, "'output' is empty\n  -> fill it, or take the row out"),
+        ({"instruction": "x", "output": 3}, "'output' is a number, not a string\n  -> put it in quotes"),
+        ({"instruction": "x", "output": " "}, "'output' is empty\n  -> fill it in, or remove the row"),
         (
             {"instruction": "x", "output": "y", "history": ["q", "a"]},
-            '\'history\' is not a list of pairs of texts\n  -> give [["question", "answer"], ...]',
+            '\'history\' is not a list of pairs of strings\n  -> give [["question", "answer"], ...]',
         ),
-        ({"text": ""}, "'text' is empty\n  -> fill it, or take the row out"),
-        ({"prompt": " ", "completion": "x"}, "'prompt' is empty\n  -> fill it, or take the row out"),
-        ({"question": "x", "answer": "\n"}, "'answer' is empty\n  -> fill it, or take the row out"),
-        ({"prompt": 1, "completion": "x"}, "'prompt' is a number, not a text and not messages\n  -> put it in quotes"),
+        ({"text": ""}, "'text' is empty\n  -> fill it in, or remove the row"),
+        ({"prompt": " ", "completion": "x"}, "'prompt' is empty\n  -> fill it in, or remove the row"),
+        ({"question": "x", "answer": "\n"}, "'answer' is empty\n  -> fill it in, or remove the row"),
+        ({"prompt": 1, "completion": "x"}, "'prompt' is a number, not a string or messages\n  -> put it in quotes"),
         (
             {"prompt": [ASK, LIMA], "completion": [LIMA]},
-            "'prompt' ends with a message of the assistant, so the answer answers nothing\n"
-            "  -> end it with a message of the user",
+            "'prompt' ends with an assistant message, so there is nothing to answer\n  -> end it with a user message",
         ),
         (
             {"prompt": [ASK], "completion": [ASK, LIMA]},
             "the first message of 'completion' is from the user, not from the assistant\n"
-            "  -> begin and end an answer with the assistant",
+            "  -> start and end an answer with an assistant message",
         ),
         (
             {"prompt": "x", "chosen": "y", "rejected": " "},
-            "'rejected' is empty\n  -> fill it, or take the row out",
+            "'rejected' is empty\n  -> fill it in, or remove the row",
         ),
         (
             {"chosen": "I like it", "rejected": "I hate it"},
-            "the row has no prompt, and 'chosen' and 'rejected' share none\n  -> add a field prompt",
+            "the row has no prompt, and 'chosen' and 'rejected' have none in common\n  -> add a field `prompt`",
         ),
         (
             {"chosen": [ASK, LIMA], "rejected": [MORE, LIMA]},
-            "the row has no prompt, and 'chosen' and 'rejected' share none\n  -> add a field prompt",
+            "the row has no prompt, and 'chosen' and 'rejected' have none in common\n  -> add a field `prompt`",
         ),
         (
             {"prompt": "Something else?", "chosen": [ASK, LIMA], "rejected": [ASK, CUSCO]},
-            "'chosen' and 'rejected' begin with turns that are not the row's prompt\n"
-            "  -> take those turns out, or take the field prompt out",
+            "'chosen' and 'rejected' start with turns that differ from the row's prompt\n"
+            "  -> remove those turns, or the field `prompt`",
         ),
     ],
 )
@@ -361,7 +359,7 @@ def test_faults(row: dict[str, Any], text: str) -> None:
 def test_a_row_of_a_table_is_named_by_its_number() -> None:
     with pytest.raises(AlignError) as error:
         normalise(Row({"text": ""}, RecordPlace("x.parquet", row=12)))
-    assert str(error.value) == "x.parquet: row 12: 'text' is empty\n  -> fill it, or take the row out"
+    assert str(error.value) == "x.parquet: row 12: 'text' is empty\n  -> fill it in, or remove the row"
 
 
 def test_the_canonical_text_follows_the_content_and_nothing_else() -> None:

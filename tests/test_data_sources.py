@@ -60,8 +60,8 @@ def test_every_broken_line_is_reported_with_its_own_line_and_column(write: Write
         "a.jsonl:3:14: malformed JSON: expected a comma or the closing bracket\n  -> correct the file there",
         'a.jsonl:4: the row is a list, not an object\n  -> write each row as an object: {"field": ...}',
         "a.jsonl:5: the byte 0xe9 is not UTF-8\n  -> save the file as UTF-8",
-        "a.jsonl:6:10: malformed JSON: expected the end of the line, there is more\n  -> correct the file there",
-        "a.jsonl:7:10: malformed JSON: the text that begins here has no closing quote\n  -> correct the file there",
+        "a.jsonl:6:10: malformed JSON: expected the end of the line, but there is more\n  -> correct the file there",
+        "a.jsonl:7:10: malformed JSON: the string that starts here has no closing quote\n  -> correct the file there",
     ]
     assert len(list(scan(DataSource(source="a.jsonl"), root=Path.cwd()))) == 7
 
@@ -69,10 +69,11 @@ def test_every_broken_line_is_reported_with_its_own_line_and_column(write: Write
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ('{"a": 1, "a": 2}', "the row gives the field 'a' twice\n  -> keep one of the two"),
+        ('{"a": 1, "a": 2}', "the row has the field 'a' twice\n  -> keep one of the two"),
         (
             '{"a": "\\ud83d"}',
-            "the row holds one half of a surrogate pair, which is not a character\n  -> write the whole character",
+            "the row contains half of a surrogate pair, which is not a valid character\n"
+            "  -> write the complete character",
         ),
         ('{"a": %s}' % ("9" * 5000), "a value of the row is nested too deeply or has too many digits\n  -> shorten it"),
         ("[" * 90_000, "a value of the row is nested too deeply or has too many digits\n  -> shorten it"),
@@ -98,8 +99,8 @@ def test_a_json_object_around_one_list_gives_the_rows_of_the_list(write: Write) 
     assert rows_of("b.json") == [("b.json:1", {"messages": [{"role": "user", "content": "x"}]})]
     write("c.json", '{"good": [], "bad": []}')
     assert faults_of("c.json") == [
-        "c.json:1: the file is one object with 2 lists, and which of them holds the rows is not clear\n"
-        "  -> write an array of objects, or one object a line"
+        "c.json:1: the file is one object with 2 lists, and it is unclear which of them has the rows\n"
+        "  -> write an array of objects, or one object per line"
     ]
 
 
@@ -116,8 +117,8 @@ def test_json_files_that_hold_lines_and_lines_files_that_hold_an_array(write: Wr
     ("text", "fault"),
     [
         ('[{"a": 1},\n {"a": 2}', "2:10: malformed JSON: expected a comma or the closing bracket ]"),
-        ('[{"a": 1},\n]', "1:10: malformed JSON: the comma before ] is one too many"),
-        ('[{"a": 1}]\n{', "2:1: malformed JSON: expected the end of the file, there is more"),
+        ('[{"a": 1},\n]', "1:10: malformed JSON: there is an extra comma before ]"),
+        ('[{"a": 1}]\n{', "2:1: malformed JSON: expected the end of the file, but there is more"),
         ('[{"a": 1},\n {"a" 2}]', "2:7: malformed JSON: expected a colon after the field name"),
         ('[{"a": 1},\n {a: 2}]', "2:3: malformed JSON: expected a field name in double quotes"),
     ],
@@ -130,8 +131,8 @@ def test_a_malformed_array_names_line_and_column(write: Write, text: str, fault:
 def test_csv_names_the_physical_line_of_a_record(write: Write) -> None:
     write("a.csv", 'prompt,completion\r\n"two\nlines, ""quoted""",yes\r\n\r\nshort\r\nlast,"x\n\ny"\r\nend,z\r\n')
     assert faults_of("a.csv") == [
-        "a.csv:5: the record has 1 cell, the header names 2 columns\n"
-        "  -> put texts that hold the separator or a line break into quotes"
+        "a.csv:5: the record has 1 cell, but the header has 2 columns\n"
+        "  -> quote values that contain the separator or a line break"
     ]
     found = scan(DataSource(source="a.csv"), root=Path.cwd())
     assert [(str(each.place), each.value) for each in found if not isinstance(each, AlignError)] == [
@@ -145,10 +146,10 @@ def test_csv_with_a_forgotten_quote_or_a_repeated_column(write: Write) -> None:
     write("a.csv", 'text\nfine\n"never closed\nmore\n')
     assert faults_of("a.csv") == [
         "a.csv:3: the record is not well-formed: unexpected end of data\n"
-        '  -> put texts in double quotes, and write a double quote inside one as ""'
+        '  -> put values in double quotes, and write a double quote inside a value as ""'
     ]
     write("b.tsv", "text\ttext\nx\ty\n")
-    assert faults_of("b.tsv") == ["b.tsv:1: the header names the column 'text' twice\n  -> rename one of the two"]
+    assert faults_of("b.tsv") == ["b.tsv:1: the header has the column 'text' twice\n  -> rename one of the two"]
 
 
 def test_text_parquet_and_gzip(write: Write, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_text_parquet_and_gzip(write: Write, tmp_path: Path) -> None:
         ("c.parquet: row 2", {"text": "y", "turns": None}),
     ]
     write("d.txt.gz", gzip.compress(b"x" * 1000)[:20])
-    assert faults_of("d.txt.gz") == ["d.txt.gz: the file is not whole gzip data\n  -> copy or compress it again"]
+    assert faults_of("d.txt.gz") == ["d.txt.gz: the gzip file is incomplete or damaged\n  -> copy or compress it again"]
     write("e.parquet", "no parquet at all")
     assert len(faults_of("e.parquet")) == 1
     assert faults_of("e.parquet")[0].startswith("e.parquet: the file is not readable Parquet: ")
@@ -171,16 +172,17 @@ def test_text_parquet_and_gzip(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.jsonl", "", "the file is empty\n  -> add rows, or take the file out of the recipe"),
-        ("a.jsonl", "\n \n", "the file holds no rows\n  -> add rows, or take the file out of the recipe"),
-        ("a.json", "[]", "the file holds no rows\n  -> add rows, or take the file out of the recipe"),
-        ("a.csv", "a,b\n", "the file holds no rows\n  -> add rows, or take the file out of the recipe"),
+        ("a.jsonl", "", "the file is empty\n  -> add rows, or remove the file from the recipe"),
+        ("a.jsonl", "\n \n", "the file has no rows\n  -> add rows, or remove the file from the recipe"),
+        ("a.json", "[]", "the file has no rows\n  -> add rows, or remove the file from the recipe"),
+        ("a.csv", "a,b\n", "the file has no rows\n  -> add rows, or remove the file from the recipe"),
         ("a.txt", "x".encode("utf-16"), "the file is UTF-16, not UTF-8\n  -> save the file as UTF-8"),
         (
             "a.xlsx",
             "x",
-            "the ending '.xlsx' is not known\n  -> known are .jsonl, .ndjson, .json, .parquet, .csv, .tsv, .txt; "
-            ".gz may follow all but .parquet",
+            "the file extension '.xlsx' is not supported\n"
+            "  -> supported are .jsonl, .ndjson, .json, .parquet, .csv, .tsv, "
+            ".txt; all but .parquet may be followed by .gz",
         ),
     ],
 )
@@ -221,12 +223,12 @@ def test_missing_sources(write: Write) -> None:
     ]
     assert faults_of("imdb") == [
         "there is no file or folder 'imdb'\n"
-        "  -> paths start from the current folder, then from the recipe's; a Hub data set is written org/name"
+        "  -> paths are resolved from the current folder, then from the recipe's; a Hub dataset is written org/name"
     ]
     assert faults_of("data/*.csv") == [
         "no file matches 'data/*.csv'\n  -> check the pattern; ** crosses folders, * does not"
     ]
-    assert faults_of("lab/helpdesc") == ["the lab has no data set 'lab/helpdesc'\n  -> did you mean lab/helpdesk?"]
+    assert faults_of("lab/helpdesc") == ["the lab has no dataset 'lab/helpdesc'\n  -> did you mean lab/helpdesk?"]
 
 
 def test_lab_rows_and_limit() -> None:
@@ -242,14 +244,13 @@ def test_columns_rename_and_may_swap(write: Write) -> None:
         ("a.jsonl:1", {"id": 7, "prompt": "question?", "completion": "answer!"})
     ]
     assert faults_of("a.jsonl", columns={"prompt": "promt"}) == [
-        "a.jsonl:1: columns names 'promt', which the row does not have; it has 'prompt', 'q', 'id'\n"
-        "  -> did you mean 'prompt'?"
+        "a.jsonl:1: `columns` names 'promt', but the row only has 'prompt', 'q', 'id'\n  -> did you mean 'prompt'?"
     ]
 
 
 def test_a_source_may_be_a_string_and_refuses_what_it_does_not_know() -> None:
     assert DataSource.model_validate("lab/general") == DataSource(source="lab/general")
-    with pytest.raises(ValidationError, match=r"'promt' is no field of a known format; did you mean 'prompt'\?"):
+    with pytest.raises(ValidationError, match=r"'promt' is not a field of any known format; did you mean 'prompt'\?"):
         DataSource(source="x", columns={"promt": "q"})
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         DataSource.model_validate({"source": "x", "sorce": 1})
@@ -260,7 +261,7 @@ def test_a_source_may_be_a_string_and_refuses_what_it_does_not_know() -> None:
 
 @pytest.fixture
 def cached(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a file into the cached snapshot of the data set org/set; the Hub itself is out of reach."""
+    """Writes a file into the cached snapshot of the dataset org/set; the Hub itself is out of reach."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -317,14 +318,15 @@ def test_the_converted_branch_is_the_way_out_for_a_script(cached: Write, write: 
 def test_a_cache_that_holds_only_some_of_the_files_is_not_trusted(cached: Write) -> None:
     cached("data/train-00001-of-00003.jsonl", '{"text": "x"}')
     assert faults_of("org/set") == [
-        "only 1 of the 3 files of org/set are there\n  -> download it whole: hf download --repo-type dataset org/set"
+        "only 1 of the 3 files of org/set are present\n"
+        "  -> download it completely: hf download --repo-type dataset org/set"
     ]
 
 
 def test_not_cached_and_no_network(cached: Write) -> None:
     assert faults_of("org/other") == [
-        "the data set org/other is not in the local cache, and the Hub cannot be reached\n"
-        "  -> connect, or fetch it where there is a network: hf download --repo-type dataset org/other"
+        "the dataset org/other is not in the local cache, and the Hub cannot be reached\n"
+        "  -> connect to the network, or download it elsewhere: hf download --repo-type dataset org/other"
     ]
 
 
@@ -333,17 +335,17 @@ def test_not_cached_and_no_network(cached: Write) -> None:
     [
         (
             "RepositoryNotFoundError",
-            "there is no file or folder 'org/set', and no data set of this name on the Hub that you may read\n"
-            "  -> check the spelling; for a private data set run: hf auth login",
+            "there is no file or folder 'org/set', and no dataset of this name on the Hub that you can access\n"
+            "  -> check the spelling; for a private dataset, run: hf auth login",
         ),
         (
             "GatedRepoError",
-            "the data set org/set is gated\n"
+            "the dataset org/set is gated\n"
             "  -> accept the terms on https://huggingface.co/datasets/org/set and run: hf auth login",
         ),
         (
             "RevisionNotFoundError",
-            "the data set org/set has no revision 'v9'\n  -> see https://huggingface.co/datasets/org/set/tree/main",
+            "the dataset org/set has no revision 'v9'\n  -> see https://huggingface.co/datasets/org/set/tree/main",
         ),
     ],
 )

@@ -49,8 +49,8 @@ def notes(folder: Path, model: str) -> list[str]:
 
 
 def test_a_template_that_ends_otherwise_than_the_tokenizer_is_noted(base: Path, tmp_path: Path) -> None:
-    what = "the chat template ends answers with <|end|>, and the tokenizer's end token is <|system|>: trained models "
-    assert what + "stop at each of them (`model.eos_token` names another)" in notes(tmp_path, f"{{base: {base}}}")
+    what = "the chat template ends answers with <|end|>, but the tokenizer's EOS token is <|system|>: trained models "
+    assert what + "stop at any of them (`model.eos_token` sets another)" in notes(tmp_path, f"{{base: {base}}}")
     named = notes(tmp_path, f"{{base: {base}, eos_token: '{END}'}}")
     assert not any("end token" in note for note in named)
 
@@ -60,7 +60,10 @@ def test_a_template_without_an_end_is_noted(tmp_path: Path) -> None:
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    what = "the chat template writes no end token after an answer: <|end|> is put there, so that the model learns it"
+    what = (
+        "the chat template writes no end-of-turn token after an answer: <|end|> is appended, so that the model learns "
+    )
+    what += "to stop"
     assert what in notes(tmp_path, "{base: lab, chat_template: plain.jinja}")
 
 
@@ -70,7 +73,7 @@ def test_a_template_that_writes_the_date_is_noted(tmp_path: Path) -> None:
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     found = notes(tmp_path, "{base: lab, chat_template: dated.jinja}")
-    assert "the chat template writes the day's date: the same rows have other tokens tomorrow" in found
+    assert "the chat template writes today's date, so the same rows will have different tokens tomorrow" in found
 
 
 @pytest.mark.parametrize("key", ["eos_token", "pad_token"])
@@ -79,7 +82,9 @@ def test_a_token_that_is_not_there_is_refused(tmp_path: Path, key: str) -> None:
         notes(tmp_path, f"{{base: lab, {key}: '<|stop|>'}}")
     place = f"{tmp_path / 'x.yaml'}:2:"
     assert str(caught.value).startswith(place)
-    assert str(caught.value).endswith("the tokenizer of 'lab' has no token '<|stop|>'\n  -> name one of its own tokens")
+    assert str(caught.value).endswith(
+        "the tokenizer of 'lab' has no token '<|stop|>'\n  -> choose a token of its vocabulary"
+    )
 
 
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])

@@ -79,8 +79,8 @@ def test_a_merged_policy_picks_the_adapted_model_s_tokens(run: Path, tmp_path: P
     done = runs.align("export", str(run), str(tmp_path / "out"), "--stage", "more")
     assert done.stderr == "", "what libraries say to each other is not told"
     found = re.fullmatch(
-        r"(.*): [\d.]+ MB, merged; KL ([\d.e-]+) nats a token from the adapted model \(bfloat16 itself costs the base "
-        r"([\d.e-]+)\), loss [\d.]+ -> [\d.]+, of the base [\d.]+\n",
+        r"(.*): [\d.]+ MB, merged; KL ([\d.e-]+) nats per token from the adapted model \(bfloat16 itself costs the "
+        r"base ([\d.e-]+)\), loss [\d.]+ -> [\d.]+, of the base [\d.]+\n",
         done.stdout,
     )
     assert found and 0 < float(found[2]) < 2 * float(found[3]) < 0.02
@@ -102,7 +102,7 @@ def test_what_is_exported(run: Path, tmp_path: Path) -> None:
         assert weights.get_tensor("model.norm.weight").dtype == torch.bfloat16, "as the base's own file"
     card = (tmp_path / "out/README.md").read_text()
     assert "Base model: **lab**" in card and "library_name: transformers" in card
-    assert re.search(r"- merged into the weights of the base: KL [\d.e-]+ nats a token from the adapted model", card)
+    assert re.search(r"- merged into the weights of the base: KL [\d.e-]+ nats per token from the adapted model", card)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == lab_tokenizer().chat_template
 
@@ -122,10 +122,10 @@ def test_an_adapter_alone(run: Path, tmp_path: Path) -> None:
         (
             ["behind", "out", "merged"],
             "the adapter of stage 'behind' cannot be merged into weights\n"
-            "  -> export the adapters of 'behind' alone: --form adapter",
+            "  -> export only the adapters of 'behind': --form adapter",
         ),
         (["none", "out", "merged"], "'RUN' has no finished stage 'none'\n  -> choose one of: sft, more, behind"),
-        (["sft", "full", "merged"], "'full' is there already\n  -> give a new folder, or remove it"),
+        (["sft", "full", "merged"], "'full' already exists\n  -> give a new folder, or remove it"),
     ],
 )
 def test_what_is_refused(
@@ -167,7 +167,7 @@ def test_a_talk_switches_by_name(run: Path) -> None:
     assert nobody == "there is no 'nobody' on these weights"
     assert way == "  -> choose one of: base, sft, more, behind"
     assert what == (
-        "there is no /what: an empty line ends, /new begins a new conversation, /use NAME talks to another of "
+        "there is no /what: an empty line ends, /new starts a new conversation, /use NAME switches to one of "
         "base, sft, more, behind"
     )
 

@@ -118,8 +118,8 @@ def test_another_recipe_takes_the_export(run: Path, tmp_path: Path) -> None:
 
 def test_nobody_talks_to_a_reward_model(run: Path, tmp_path: Path) -> None:
     says = (
-        f"stage 'judge' of '{run}' gave a reward model, which scores answers and writes none\n"
-        f"  -> choose one of: sft; or write it out whole: align export {run} FOLDER --stage judge"
+        f"stage 'judge' of '{run}' trained a reward model, which scores answers but cannot write them\n"
+        f"  -> choose one of: sft; or export it: align export {run} FOLDER --stage judge"
     )
     said = runs.align("chat", str(run), "--stage", "judge", code=2)
     assert said.stderr == f"error {says}\n" and said.stdout == ""

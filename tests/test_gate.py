@@ -98,18 +98,18 @@ def test_every_key_is_described() -> None:
         (
             {"probes": "mmlu"},
             ("probes", "for all"),
-            "Value error, 'mmlu' is no set of probes: write auto, lab or none, or name your own, as in "
+            "Value error, 'mmlu' is not a set of probes: write auto, lab or none, or name your own, as in "
             "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`",
         ),
         (
             {"probes": {}},
             ("probes", "by name"),
-            "Value error, no probe is named: write `probes: none` to measure nothing",
+            "Value error, no probe is given: write `probes: none` to measure nothing",
         ),
         (
             {"probes": {"default": {"data": "a.jsonl", "metric": "accuracy"}}},
             ("probes", "by name"),
-            "Value error, a probe cannot be called 'default', which in `max_drop` stands for all the others",
+            "Value error, a probe cannot be called 'default', which means all other probes in `max_drop`",
         ),
         (
             {"probes": {"law": {"data": "a.jsonl", "metric": "f1"}}},
@@ -119,7 +119,7 @@ def test_every_key_is_described() -> None:
         (
             {"probes": {"law": {"data": "a.jsonl", "metric": "accuracy"}}, "max_drop": {"lwa": 0.2}},
             (),
-            "Value error, max_drop limits lwa, but the probes are law",
+            "Value error, max_drop has limits for lwa, but the probes are law",
         ),
         ({"max_drp": 0.1}, ("max_drp",), "Extra inputs are not permitted"),
     ],
@@ -140,8 +140,8 @@ def test_a_skill_that_was_lost_is_a_violation_with_its_figures() -> None:
     assert (violation.low, violation.high) == pytest.approx((centre - spread, centre + spread))
     assert decision.reasons == [
         "copy: 0.95 -> 0.45 (-0.500, 95 % interval -0.591 to -0.389, 100 items) is beyond the limit, a drop of 0.1",
-        "the run goes on all the same: on_violation is warn",
-        "2 of 3 limits kept, 1 broken, 0 unclear",
+        "the run continues anyway, because on_violation is warn",
+        "2 of 3 limits met, 1 violated, 0 unclear",
     ]
 
 
@@ -153,8 +153,8 @@ def test_stop_stops_only_on_a_violation() -> None:
     assert (unclear.action, unclear.violations, unclear.unclear) == ("continue", [], ["copy"])
     assert unclear.reasons == [
         "copy: 0.95 -> 0.83 (-0.120, 95 % interval -0.186 to -0.049, 100 items) may or may not be beyond the limit, "
-        "a drop of 0.1: about 2375 items would tell",
-        "2 of 3 limits kept, 0 broken, 1 unclear",
+        "a drop of 0.1: about 2375 items would decide",
+        "2 of 3 limits met, 0 violated, 1 unclear",
     ]
     assert decide("sft", BASE, BASE, keys).action == "continue"
 
@@ -178,9 +178,9 @@ def test_the_task_is_judged_agreement_only_by_name_and_neither_counts_in_the_mea
     decision = decide("sft", base, after, ForgettingKeys())
     assert [violation.probe for violation in decision.violations] == ["helpdesk"]
     assert decision.reasons[1:] == [
-        "the run goes on all the same: on_violation is warn",
-        "2 of 3 limits kept, 1 broken, 0 unclear",
-        "same: 1.000 -> 0.200 is not judged: it moves with anything that is learnt",
+        "the run continues anyway, because on_violation is warn",
+        "2 of 3 limits met, 1 violated, 0 unclear",
+        "same: 1.000 -> 0.200 has no verdict, because any training moves it",
     ]
     decision = decide("sft", base, after, ForgettingKeys(max_drop={"same": 0.3, "helpdesk": 1}))
     assert [violation.probe for violation in decision.violations] == ["same"]
@@ -243,8 +243,8 @@ def test_a_limit_for_no_probe_is_refused() -> None:
     with pytest.raises(AlignError) as caught:
         decide("sft", BASE, BASE, keys)
     assert str(caught.value) == (
-        "max_drop limits cpoy, but the probes are copy, sort\n"
-        "  -> correct the name under `forgetting.max_drop`, or take it out"
+        "max_drop has limits for cpoy, but the probes are copy, sort\n"
+        "  -> correct the name under `forgetting.max_drop`, or remove it"
     )
 
 
@@ -256,7 +256,7 @@ def test_other_items_are_refused() -> None:
             decide("sft", base, after, ForgettingKeys())
         assert str(caught.value) == (
             f"base/measurements and sft did not measure the same gate items of the probe 'copy': {only}\n"
-            "  -> delete the later of the two folders and run `align run` again: the model is measured anew"
+            "  -> delete the later of the two folders and run `align run` again: the model is measured again"
         )
 
 

@@ -194,11 +194,13 @@ def test_a_merge_that_loses_the_policy_fails(stages: Stages, monkeypatch: pytest
     says = caught.value
     number = r"[\d.e-]+"
     assert re.fullmatch(
-        f"the merged model is not the adapted one: KL {number} nats a token from the adapted model, loss {number} -> "
-        f"{number}, of the base {number}; the adapters change the base by KL {number}",
+        f"the merged model differs from the adapted one: KL {number} nats per token from the adapted model, loss "
+        f"{number} -> {number}, of the base {number}; the adapters change the base by KL {number}",
         says.what,
     )
-    assert says.remedy == "keep the adapters: a parameterization that freezes the base, or another precision"
+    assert (
+        says.remedy == "keep the adapters by using a parameterization that freezes the base, or use a different dtype"
+    )
     assert says.exit == Exit.STAGE_FAILED
 
 

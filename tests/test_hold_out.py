@@ -43,10 +43,10 @@ def test_a_reward_stage_on_few_pairs_holds_one_out(tmp_path: Path, count: int) -
 def test_a_reward_stage_on_one_prompt_trains_and_says_that_nothing_is_held_out(tmp_path: Path) -> None:
     found = prepared(tmp_path, REWARD, [pair("My lamp is cracked.", more) for more in ("", " Bye.", " So long.")])
     assert (len(found.rows["reward"].train), found.rows["reward"].evaluation) == (3, [])
-    note = "stage reward: all 3 rows have the same prompt and train, so none is held out to judge the result by"
+    note = "stage reward: all 3 rows have the same prompt and are trained on, so none is held out for evaluation"
     assert note in found.notes
     alone = prepared(tmp_path, REWARD, FEW[:1])
-    assert "stage reward: the only row trains, so none is held out to judge the result by" in alone.notes
+    assert "stage reward: the only row is trained on, so none is held out for evaluation" in alone.notes
 
 
 @pytest.mark.parametrize("name", ["reward", "dpo"])

@@ -260,7 +260,7 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
     with pytest.raises(KeyError) as error:
         data.rows("lab/helpdesks")
     assert error.value.args == (
-        "there is no lab data set 'lab/helpdesks'; there are lab/helpdesk, lab/helpdesk_preferences, lab/general",
+        "there is no lab dataset 'lab/helpdesks'; there are lab/helpdesk, lab/helpdesk_preferences, lab/general",
     )
     assert data.NAMES == ("lab/helpdesk", "lab/helpdesk_preferences", "lab/general")
 

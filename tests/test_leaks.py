@@ -50,18 +50,18 @@ def test_disjoint_rows_say_nothing(tmp_path: Path, clean: dict[str, list[dict[st
 
 def test_held_out_rows_that_are_trained_on(tmp_path: Path, clean: dict[str, list[dict[str, object]]]) -> None:
     clean["train"] += clean["held"][:1]
-    said = "stage sft: 1 of 4 rows of eval_data are training rows too, so its loss flatters"
+    said = "stage sft: 1 of 4 rows of eval_data are also training rows, so its loss is too optimistic"
     assert notes(tmp_path, **clean) == [said]
 
 
 def test_probe_items_that_are_trained_on(tmp_path: Path, clean: dict[str, list[dict[str, object]]]) -> None:
     """As one turn of a longer conversation too; a question alone, with another answer, is none."""
     clean["train"] += [chat("3 + 3?", "6", before="Can you add?"), chat("4 + 4?", "Eight."), chat("5 + 5?", " 10 ")]
-    said = "stage sft: 2 of 8 items of the probe 'sums' are training rows too, so it measures learning by heart"
+    said = "stage sft: 2 of 8 items of the probe 'sums' are also training rows, so it measures memorisation"
     assert notes(tmp_path, **clean) == [said]
 
 
 def test_texts_of_a_probe_that_are_trained_on(tmp_path: Path, clean: dict[str, list[dict[str, object]]]) -> None:
     clean["train"] = [{"text": row["text"]} for row in clean["prose"][:5]]
-    said = "stage sft: 5 of 8 items of the probe 'prose' are training rows too, so it measures learning by heart"
+    said = "stage sft: 5 of 8 items of the probe 'prose' are also training rows, so it measures memorisation"
     assert notes(tmp_path, **clean) == [said]

@@ -77,7 +77,7 @@ def test_check_shows_notes_and_faults_as_they_are(
     file.write_text("\n" * 99 + json.dumps(ROWS[1]) + "\n")
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    said = "error [a]/x.jsonl:100: 'text' is empty\n  -> fill it, or take the row out\n"
+    said = "error [a]/x.jsonl:100: 'text' is empty\n  -> fill it in, or remove the row\n"
     assert capsys.readouterr().err == said
 
 

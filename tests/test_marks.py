@@ -1,4 +1,4 @@
-"""What of a message reaches the trainer: marks of what is learnt, thoughts, and nothing lost without a word."""
+"""What of a message reaches the trainer: marks of what is trained on, thoughts, and nothing lost without a word."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_every_spelling_of_a_mark_becomes_one(mark: dict[str, Any]) -> None:
 def test_a_mark_of_somebody_else_says_what_is_so_anyway_or_is_refused() -> None:
     assert value({"messages": [{**ASK, "weight": 0}, {**YES, "weight": 1}]}) == {"messages": [ASK, YES]}
     assert fault({"messages": [{**ASK, "train": True}, YES]}) == (
-        "data/x.jsonl:17: message 1 of 'messages' is from the user and marked to be learnt by 'train'\n"
-        "  -> take the mark out: only the assistant's messages are learnt"
+        "data/x.jsonl:17: message 1 of 'messages' is from the user, but 'train' marks it as trained\n"
+        "  -> remove the mark: only assistant messages are trained on"
     )
 
 
@@ -65,12 +65,12 @@ def test_a_mark_of_somebody_else_says_what_is_so_anyway_or_is_refused() -> None:
     [
         (
             {"weight": 0.5},
-            "message 2 of 'messages' has the weight 0.5, and a message is learnt whole or not at all\n"
+            "message 2 of 'messages' has the weight 0.5, but a message is trained on in full or not at all\n"
             "  -> write 0 or 1, true or false, or leave it out",
         ),
         (
             {"train": "no"},
-            "message 2 of 'messages' has the train 'no', and a message is learnt whole or not at all\n"
+            "message 2 of 'messages' has the train 'no', but a message is trained on in full or not at all\n"
             "  -> write 0 or 1, true or false, or leave it out",
         ),
         (
@@ -80,8 +80,8 @@ def test_a_mark_of_somebody_else_says_what_is_so_anyway_or_is_refused() -> None:
         ),
         (
             {"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": False}]},
-            "message 2 of 'messages' has 'train_detail', marks of parts of it, and a message is learnt whole or not at "
-            "all\n  -> mark the whole message with `train`, or take the marks out",
+            "message 2 of 'messages' has 'train_detail', which marks parts of it, but a message is trained on in "
+            "full or not at all\n  -> mark the whole message with `train`, or remove the marks",
         ),
     ],
 )
@@ -100,8 +100,8 @@ def test_a_mark_that_cannot_be_obeyed_is_refused(mark: dict[str, Any], text: str
 )
 def test_a_row_of_which_nothing_is_learnt_is_refused(row: dict[str, Any], field: str) -> None:
     assert fault(row) == (
-        f"data/x.jsonl:17: no message of '{field}' is to be learnt: each of the assistant's is marked not to be\n"
-        "  -> take the row out, or one of the marks"
+        f"data/x.jsonl:17: no message of '{field}' is trained on: all assistant messages are marked as not trained\n"
+        "  -> remove the row, or one of the marks"
     )
 
 
@@ -121,8 +121,8 @@ def test_thoughts_stay_under_their_own_name(name: str) -> None:
     assert value({"messages": [ASK, thinking]}) == {"messages": [ASK, thinking]}
     assert value({"messages": [ASK, {**YES, name: None}]}) == {"messages": [ASK, YES]}
     assert fault({"messages": [ASK, {**YES, name: {"text": "x"}}]}) == (
-        f"data/x.jsonl:17: the {name} of message 2 of 'messages' is an object, not a text\n"
-        "  -> put it in quotes, or take it out"
+        f"data/x.jsonl:17: the {name} of message 2 of 'messages' is an object, not a string\n"
+        "  -> put it in quotes, or remove it"
     )
 
 
@@ -143,7 +143,7 @@ def test_a_system_prompt_is_a_text_or_its_parts(system: Any) -> None:
 
 def test_a_system_prompt_that_is_no_text_is_refused() -> None:
     assert fault({"system": 7, "messages": [ASK, YES]}) == (
-        "data/x.jsonl:17: 'system' is a number, not a text\n  -> put it in quotes"
+        "data/x.jsonl:17: 'system' is a number, not a string\n  -> put it in quotes"
     )
 
 
@@ -210,21 +210,21 @@ def test_what_a_reward_function_may_ask_for_is_used(tmp_path: Path) -> None:
 def test_rows_that_need_more_than_text_are_refused(field: str) -> None:
     row = {"messages": [ASK, YES]}
     assert fault({**row, field: ["cat.jpg"]}) == (
-        f"data/x.jsonl:17: the row has something in '{field}', and only text can be trained on\n"
-        "  -> take the row out; or the field, where the text says all without it"
+        f"data/x.jsonl:17: the row has data in '{field}', but only text is supported\n"
+        "  -> remove the row, or the field if the text is complete without it"
     )
     assert fault({"prompt": "x", "chosen": "y", "rejected": "z", field: "cat.jpg"}).startswith(
-        f"data/x.jsonl:17: the row has something in '{field}', and"
+        f"data/x.jsonl:17: the row has data in '{field}', but"
     )
     assert fault({"messages": [{**ASK, field: ["cat.jpg"]}, YES]}) == (
-        f"data/x.jsonl:17: message 1 of 'messages' has something in '{field}', and only text can be trained on\n"
-        "  -> take it out, or the row"
+        f"data/x.jsonl:17: message 1 of 'messages' has data in '{field}', but only text is supported\n"
+        "  -> remove it, or the row"
     )
     kind = field.removesuffix("s")
     placeholder = {"messages": [{**ASK, "content": f"<{kind}>What is it?"}, YES]}
     assert fault({**placeholder, field: []}) == (
-        f"data/x.jsonl:17: the row says <{kind}>, '{field}' holds none, and only text can be trained on\n"
-        "  -> take the row out"
+        f"data/x.jsonl:17: the row contains <{kind}>, '{field}' is empty, and only text is supported\n"
+        "  -> remove the row"
     )
     assert value({**row, field: [None]}) == row  # a table in which other rows have one
     assert value(placeholder) == placeholder  # of which nothing says that it is more than text

@@ -121,12 +121,12 @@ def test_damaged_items_are_refused(tmp_path: Path, line: str, fault: str) -> Non
     with pytest.raises(AlignError) as caught:
         load(tmp_path)
     assert str(caught.value).startswith(f"{file}{fault}")
-    remedy = "delete this folder and run `align run` again: the model is measured anew"
+    remedy = "delete this folder and run `align run` again: the model is measured again"
     assert str(caught.value).endswith(f"\n  -> {remedy}")
 
 
 def test_lost_lines_and_files_are_refused(tmp_path: Path) -> None:
-    remedy = "delete this folder and run `align run` again: the model is measured anew"
+    remedy = "delete this folder and run `align run` again: the model is measured again"
     file = write(tmp_path, measurement({"copy": (1, 3)}, splits=("gate",))) / "items.jsonl"
     file.write_text(file.read_text(encoding="utf-8").split("\n", 1)[1], encoding="utf-8")
     with pytest.raises(AlignError) as caught:
@@ -146,7 +146,7 @@ def test_a_perplexity_said_to_be_better_when_higher_is_refused(tmp_path: Path) -
         load(tmp_path)
     assert str(caught.value) == (
         f"{file}: the measurement is damaged: the probe 'stories' says that of perplexity the wrong end is better\n"
-        "  -> delete this folder and run `align run` again: the model is measured anew"
+        "  -> delete this folder and run `align run` again: the model is measured again"
     )
 
 

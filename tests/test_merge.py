@@ -249,8 +249,8 @@ def stage(adapter: str, run: Path, name: str, *beneath: str) -> str:
 def test_an_adapter_on_top_of_another_is_merged_with_it_alone() -> None:
     sft, dpo = stage("a", Path("run"), "sft"), stage("b", Path("run"), "dpo", "sft")
     assert refusal([dpo]) == (
-        f"'{dpo}' was trained on top of the adapter in '{Path(sft).resolve()}', and is nothing without it\n"
-        "  -> give that one too, each with its weight; at weight 1 both are what the run made"
+        f"'{dpo}' was trained on top of the adapter in '{Path(sft).resolve()}' and does not work without it\n"
+        "  -> give that one too, each with its weight; with weight 1 for both you get the policy of the run"
     )
     done = merge(Path("out"), [f"{sft}=1", f"{dpo}=1"], rank=None, form="merged")
     policy = [Adapter(name=each, path=f"run/stages/{each}/model", method="", settings={}) for each in ("sft", "dpo")]
@@ -288,15 +288,15 @@ Q = "model.layers.0.self_attn.q_proj"
         ([], "no adapter is given\n  -> give folders with an adapter_config.json"),
         (["a=much", "b=1"], "the weight of 'a' cannot be 'much'\n  -> give a number, as in FOLDER=0.7"),
         (["a=nan", "b=1"], "the weight of 'a' cannot be 'nan'\n  -> give a number, as in FOLDER=0.7"),
-        (["a=1", "b"], "'b' has no weight, and others have one\n  -> give each adapter a weight, or none"),
-        (["a", "./a"], "the adapter './a' is named twice\n  -> name each once"),
-        (["a=1", "a=2"], "the adapter 'a' is named twice\n  -> name each once"),
+        (["a=1", "b"], "'b' has no weight, but others have one\n  -> give every adapter a weight, or none of them"),
+        (["a", "./a"], "the adapter './a' is named twice\n  -> name each only once"),
+        (["a=1", "a=2"], "the adapter 'a' is named twice\n  -> name each only once"),
         (
             ["base", "no", "run", "empty"],
-            "'base' holds whole weights, and no adapter\n  -> give a folder with an adapter_config.json\n"
+            "'base' has full weights and no adapter\n  -> give a folder with an adapter_config.json\n"
             "there is no folder 'no'\n  -> give a folder with an adapter_config.json\n"
             "'run' is a run, not an adapter\n  -> give one of its stages: run/stages/sft/model\n"
-            "'empty' holds no adapter\n  -> give a folder with an adapter_config.json",
+            "'empty' has no adapter\n  -> give a folder with an adapter_config.json",
         ),
     ],
 )
@@ -309,7 +309,7 @@ def test_what_was_given(given: list[str], says: str) -> None:
 
 @pytest.mark.usefixtures("two")
 def test_folder_rank_and_form() -> None:
-    assert refusal(["a"], out="base") == "'base' is there already\n  -> give a new folder, or remove it"
+    assert refusal(["a"], out="base") == "'base' already exists\n  -> give a new folder, or remove it"
     file = Path("b/README.md").absolute()
     under = f"'b/README.md/out' cannot be a folder: '{file}' is a file\n  -> give another folder"
     assert refusal(["a"], out="b/README.md/out") == under
@@ -325,11 +325,11 @@ def test_folder_rank_and_form() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"peft_type": "IA3"}, "the updates of ia3 are no products B A that add up to another"),
-        ({"peft_type": "BOTTLENECK"}, "the updates of adapter are no products B A that add up to another"),
+        ({"peft_type": "IA3"}, "the updates of ia3 are not products B A that can be added up"),
+        ({"peft_type": "BOTTLENECK"}, "the updates of adapter are not products B A that can be added up"),
         ({"use_dora": True}, "DoRA and other variants of LoRA are not linear in B A"),
         ({"alora_invocation_tokens": [1]}, "DoRA and other variants of LoRA are not linear in B A"),
-        ({"modules_to_save": ["lm_head"]}, "it trains whole modules"),
+        ({"modules_to_save": ["lm_head"]}, "it trains full modules"),
         ({"target_parameters": ["experts"]}, "it is on expert tensors"),
         ({"lora_bias": True}, "its B has a bias"),
         ({"bias": "all"}, "`bias: all` trains biases of the base itself, which cannot be switched off"),
@@ -349,8 +349,8 @@ def test_settings_that_do_not_add_up(change: dict[str, Any], reason: str) -> Non
     ("settings", "reason"),
     [
         ({"use_dora": True, "target_modules": ["q_proj"]}, "DoRA and other variants of LoRA are not linear in B A"),
-        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "it trains whole modules"),
-        ({"target_modules": ["embed_tokens"]}, "it trains whole modules"),  # PEFT saves the embedding itself beside it
+        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "it trains full modules"),
+        ({"target_modules": ["embed_tokens"]}, "it trains full modules"),  # PEFT saves the embedding itself beside it
         ({"lora_bias": True, "target_modules": ["q_proj"]}, "its B has a bias"),
     ],
 )
@@ -365,21 +365,21 @@ def test_tensors_that_do_not_add_up(settings: dict[str, Any], reason: str) -> No
 @pytest.mark.usefixtures("two")
 def test_other_methods_and_broken_files() -> None:
     adapter_in(Path("ia3"), Path("base"), IA3Config(task_type="CAUSAL_LM"))
-    reason = "the updates of ia3 are no products B A that add up to another"
+    reason = "the updates of ia3 are not products B A that can be added up"
     assert refusal(["a", "ia3"]) == f"'ia3' cannot be combined: {reason}\n  -> give plain LoRA adapters"
     weights, whole = Path("b/adapter_model.safetensors"), load_file(Path("b/adapter_model.safetensors"))
     again = "copy or download the adapter again"
-    cut = f"the adapter_model.safetensors of 'b' is cut short, or no safetensors file\n  -> {again}"
+    cut = f"the adapter_model.safetensors of 'b' is truncated, or not a safetensors file\n  -> {again}"
     for content in (weights.read_bytes()[:-9], weights.read_bytes()[:40], b"version https://git-lfs.github.com/spec"):
         weights.write_bytes(content)
         assert refusal(["a", "b"]) == cut
     save_file({key: tensor for key, tensor in whole.items() if "lora_A" in key}, weights)
-    assert refusal(["a", "b"]) == f"the weights of 'b' are no pairs of lora_A and lora_B\n  -> {again}"
+    assert refusal(["a", "b"]) == f"the weights of 'b' are not pairs of lora_A and lora_B\n  -> {again}"
     weights.unlink()
-    assert refusal(["a", "b"]) == f"the adapter 'b' holds no adapter_model.safetensors\n  -> {again}"
+    assert refusal(["a", "b"]) == f"the adapter 'b' has no adapter_model.safetensors\n  -> {again}"
     Path("b/adapter_model.bin").touch()
     assert refusal(["a", "b"]) == (
-        "the adapter 'b' holds no adapter_model.safetensors, only pickled weights, which run code when they are read\n"
+        "the adapter 'b' has no adapter_model.safetensors, only pickled weights, which can run code when loaded\n"
         "  -> load it with PEFT and save it again"
     )
     Path("b/adapter_config.json").write_text("{")
@@ -408,31 +408,31 @@ def test_another_base() -> None:
         "  -> merge adapters of one base"
     )
     edit("c", base_model_name_or_path="base")
-    now = "its base is another one now: give the one that it was trained on"
+    now = "its base has changed: give the one that it was trained on"
     assert refusal(["a", "c"]) == f"'c' was made for the base 'base', but does not fit it: {first}\n  -> {now}"
 
 
 @pytest.mark.usefixtures("two")
 def test_a_base_that_changed_since() -> None:
     """Fewer layers, another width inside, or other names."""
-    now = "its base is another one now: give the one that it was trained on"
+    now = "its base has changed: give the one that it was trained on"
     weights = Path("b/adapter_model.safetensors")
     kept = load_file(weights)
     for old, new, says in (
-        ("layers.0", "layers.1", "there is no model.layers.1.self_attn.q_proj.weight in it"),
-        ("model.layers.0", "transformer.h.0", "there is no transformer.h.0.self_attn.q_proj.weight in it"),
+        ("layers.0", "layers.1", "it has no model.layers.1.self_attn.q_proj.weight"),
+        ("model.layers.0", "transformer.h.0", "it has no transformer.h.0.self_attn.q_proj.weight"),
     ):
         save_file({key.replace(old, new): tensor for key, tensor in kept.items()}, weights)
         assert refusal(["a", "b"]) == f"'b' was made for the base 'base', but does not fit it: {says}\n  -> {now}"
     deeper = {key.replace("layers.0", "layers.1"): tensor.clone() for key, tensor in kept.items()}
     save_file({**kept, **deeper}, weights)
-    lacks = "there is no model.layers.1.self_attn.q_proj.weight in it"
+    lacks = "it has no model.layers.1.self_attn.q_proj.weight"
     assert refusal(["a", "b"]) == f"'b' was made for the base 'base', but does not fit it: {lacks}\n  -> {now}"
     renamed = {f"base_model.model.router.lora_{m}.weight": torch.ones(2, 2) for m in "AB"}
     save_file({**kept, **renamed}, weights)  # transformers may call a module otherwise than the files do
     merge(Path("out"), ["a", "b"], rank=None, form="adapter")
     assert refusal(["a", "b"], out="whole", form="merged") == (
-        f"the adapters change router, which the base 'base' has not\n  -> {now.replace('it was', 'they were')}"
+        f"the adapters change router, which the base 'base' does not have\n  -> {now.replace('it was', 'they were')}"
     )
     name = f"base_model.model.{Q}.lora_B.weight"
     save_file({**kept, name: torch.zeros(24, 2)}, weights)
@@ -461,16 +461,16 @@ def test_whole_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> No
     whole = config.read_text()
     config.write_text(json.dumps(json.loads(whole) | {"quantization_config": {"quant_method": "gptq"}}))
     assert refusal(["a"], form="merged") == (
-        "the base 'base' is quantised in its own files, and whole weights would be too\n"
-        "  -> write the combination alone: --form adapter"
+        "the base 'base' is saved quantised, so full weights would be too\n"
+        "  -> write only the combination: --form adapter"
     )
     config.write_text(whole)
     monkeypatch.setattr(into_base, "merged", at_strength(2.0))
     with pytest.raises(AlignError) as caught:
         merge(Path("new/out"), ["a"], rank=None, form="merged")
     says = caught.value
-    assert says.exit == Exit.STAGE_FAILED and says.remedy == "write the combination alone: --form adapter"
-    assert says.what.startswith("the merged model is not the adapted one: KL ")
+    assert says.exit == Exit.STAGE_FAILED and says.remedy == "write only the combination: --form adapter"
+    assert says.what.startswith("the merged model differs from the adapted one: KL ")
     assert not Path("new").exists() and not list(Path().glob(".merge-*"))
 
 

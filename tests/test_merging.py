@@ -104,7 +104,7 @@ def test_a_wrong_scale_is_refused(
     trained: tuple[Stages, dict[str, Policy]], monkeypatch: pytest.MonkeyPatch, strength: float, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(into_base, "merged", at_strength(strength))
-    with pytest.raises(AlignError, match=r"^the merged model is not the adapted one: KL "):
+    with pytest.raises(AlignError, match=r"^the merged model differs from the adapted one: KL "):
         merge(trained[0], trained[1]["lora"], dtype)
 
 
@@ -121,7 +121,7 @@ def test_a_wrong_base_is_refused(
         return exact(other, *rest)
 
     monkeypatch.setattr(into_base, "merged", elsewhere)
-    with pytest.raises(AlignError, match=r"^the merged model is not the adapted one: KL "):
+    with pytest.raises(AlignError, match=r"^the merged model differs from the adapted one: KL "):
         merge(trained[0], trained[1][name], torch.bfloat16)
 
 
@@ -154,11 +154,13 @@ def test_the_verdict(changes: dict[str, float], verdict: str) -> None:
 def test_what_a_warning_says() -> None:
     worse = dataclasses.replace(FINE, kl=0.0042, adapters=["sft", "dpo"])
     assert worse.warning == (
-        "merging sft, dpo into bfloat16 weights lost more than that precision explains: KL 0.0042 nats a token from "
+        "merging sft, dpo into bfloat16 weights lost more than the dtype explains: KL 0.0042 nats per token from "
         "the adapted model (bfloat16 itself costs the base 0.0018), loss 2.0000 -> 2.0020, of the base 2.1000"
     )
     exact = dataclasses.replace(FINE, dtype="float32", precision_kl=0.0, kl=1.23e-10)
-    assert exact.figures == "KL 1.2e-10 nats a token from the adapted model, loss 2.0000 -> 2.0020, of the base 2.1000"
+    assert (
+        exact.figures == "KL 1.2e-10 nats per token from the adapted model, loss 2.0000 -> 2.0020, of the base 2.1000"
+    )
     scores = dataclasses.replace(FINE, loss=None, merged_loss=None, base_loss=None, kl=0.0002, precision_kl=0.0008)
     assert scores.figures == (
         "scores differ from the adapted model's by 0.02 (root mean square, where bfloat16 itself costs 0.04)"

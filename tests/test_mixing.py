@@ -117,14 +117,14 @@ def test_what_no_split_can_hold_out_is_said() -> None:
     with pytest.raises(AlignError) as error:
         hold_out(answers("one", 4), 0.5, seed=0)
     assert str(error.value) == (
-        "all 4 rows have the same prompt, and the rows of a prompt are held out together or not at all\n"
-        "  -> name other rows for it, or leave it out"
+        "all 4 rows have the same prompt, and rows with the same prompt are held out together or not at all\n"
+        "  -> give other rows for it, or leave it out"
     )
     with pytest.raises(AlignError) as error:
         hold_out([*answers("one", 4), *answers("two", 3)], 2, seed=0)
     assert str(error.value) == (
         "holding out 2 of 7 rows takes none of them\n"
-        "  -> hold out 3 at least: the rows of a prompt are held out together"
+        "  -> hold out at least 3: rows with the same prompt are held out together"
     )
 
 
@@ -169,7 +169,7 @@ def test_ratios_that_cannot_be(ratio: float) -> None:
         replay_rows(10, ratio)
     assert str(error.value) == (
         f"the replay ratio {ratio} is not between 0 and 1\n"
-        "  -> give the share of replay in the whole: 0.2 for one row in five, 0 for none"
+        "  -> give the share of replayed rows: 0.2 for one row in five, 0 for none"
     )
 
 

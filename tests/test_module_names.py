@@ -131,7 +131,7 @@ def test_what_peft_understands_is_left_alone(method: str, tmp_path: Path) -> Non
 
 
 ALL = "down_proj, gate_proj, up_proj, k_proj, o_proj, q_proj, v_proj"
-PATTERN = "and a list holds names of modules, not patterns"
+PATTERN = "but a list contains module names, not patterns"
 
 
 @pytest.mark.parametrize(
@@ -143,38 +143,39 @@ PATTERN = "and a list holds names of modules, not patterns"
          "gate_proj, mlp, up_proj"]),
         (LORA % 'modules_to_save: ["embed.*"]', [f"'modules_to_save' lists 'embed.*', {PATTERN} -> write "
          "embed_tokens"]),
-        (LORA % 'modules_to_save: ["("]', [f"'modules_to_save' lists '(', {PATTERN} -> write whole names, or their "
+        (LORA % 'modules_to_save: ["("]', [f"'modules_to_save' lists '(', {PATTERN} -> write full names, or their "
          "last parts"]),
-        (LORA % "exclude_modules: down_proj", ["'exclude_modules' is 'down_proj', and a text alone is a pattern for "
-         "whole names, which matches no module -> write the list [down_proj]"]),
-        (LORA % "exclude_modules: '('", ["'exclude_modules' is '(', which is no regular expression -> write a list of "
-         "names"]),
-        (LORA % "target_modules: [q_proj, weight]", ["'target_modules' names 'weight', which no module of the model is "
-         "called -> choose from down_proj, gate_proj, input_layernorm, k_proj, mlp, o_proj, post_attention_layernorm, "
-         "q_proj, self_attn, up_proj, v_proj"]),
+        (LORA % "exclude_modules: down_proj", ["'exclude_modules' is 'down_proj': a single string is a pattern for "
+         "full names, and it matches no module -> write the list [down_proj]"]),
+        (LORA % "exclude_modules: '('", ["'exclude_modules' is '(', which is not a regular expression -> write a list "
+         "of names"]),
+        (LORA % "target_modules: [q_proj, weight]", ["'target_modules' names 'weight', but no module of the model has "
+         "that name -> choose from down_proj, gate_proj, input_layernorm, k_proj, mlp, o_proj, "
+         "post_attention_layernorm, q_proj, self_attn, up_proj, v_proj"]),
         (LORA % "target_modules: [embed_tokens, q_proj], layers_to_transform: 1", ["'target_modules' names "
-         "'embed_tokens', which is in none of the layers of 'layers_to_transform' -> leave it out"]),
+         "'embed_tokens', which is not in any layer of 'layers_to_transform' -> leave it out"]),
         (LORA % "target_modules: [q_proj, v_proj], modules_to_save: [self_attn]", [f"'target_modules' names '{name}', "
-         "which 'modules_to_save' trains whole, without an adapter -> leave it out of one of them"
+         "which 'modules_to_save' trains in full, without an adapter -> remove it from one of them"
          for name in ("q_proj", "v_proj")]),
-        (LORA % "alpha_pattern: {'(': 2}", ["'alpha_pattern' has '(', which is no regular expression -> write the end "
-         "of a module's name"]),
+        (LORA % "alpha_pattern: {'(': 2}", ["'alpha_pattern' has '(', which is not a regular expression -> write the "
+         "end of a module's name"]),
         (LORA % "exclude_modules: [q_proj], alpha_pattern: {q_proj: 2}", ["'alpha_pattern' names 'q_proj', which gets "
          "no adapter -> name one that does: down_proj, gate_proj, up_proj, k_proj, o_proj, v_proj"]),
         (LORA % "alpha_pattern: {q_proj: 0}", ["'parameterization.lora.alpha_pattern.q_proj' must be at least 1, "
          "not 0"]),
         ("{method: spectrum, lora: {exclude_modules: [k_prj], rank_pattern: {embed_tokens: 3}}}", ["'exclude_modules' "
-         "names 'k_prj', which no module of the model is called -> did you mean 'k_proj'?", "'rank_pattern' names "
+         "names 'k_prj', but no module of the model has that name -> did you mean 'k_proj'?", "'rank_pattern' names "
          f"'embed_tokens', which gets no adapter -> name one that does: {ALL}"]),
         ("{method: ia3, peft: {target_modules: [q_proj], feedforward_modules: [up_proj, dawn_proj]}}", [
-         "'feedforward_modules' names 'dawn_proj', which no module of the model is called -> did you mean 'down_proj'?",
+         "'feedforward_modules' names 'dawn_proj', but no module of the model has that name -> did "
+         "you mean 'down_proj'?",
          "'feedforward_modules' names 'up_proj', which 'target_modules' does not -> name it in both"]),
         ("{method: oft, peft: {target_modules: 'model.layers.*.self_attn.*'}}", ["'target_modules' matches "
-         "'model.layers.0.self_attn', which is no linear layer -> name k_proj, o_proj, q_proj, v_proj"]),
+         "'model.layers.0.self_attn', which is not a linear layer -> name k_proj, o_proj, q_proj, v_proj"]),
         ("{method: vera, peft: {target_modules: [embed_tokens]}}", ["'target_modules' names 'embed_tokens', which is "
-         f"no linear layer -> name {ALL}"]),
-        ("{method: adapter, adapter: {target_modules: [mpl]}}", ["'target_modules' names 'mpl', which no module of the "
-         "model is called -> did you mean 'mlp'?"]),
+         f"not a linear layer -> name {ALL}"]),
+        ("{method: adapter, adapter: {target_modules: [mpl]}}", ["'target_modules' names 'mpl', but no module of "
+         "the model has that name -> did you mean 'mlp'?"]),
     ],
 )  # fmt: skip
 def test_what_would_act_less_than_it_says(method: str, expected: list[str], tmp_path: Path) -> None:
@@ -190,6 +191,6 @@ def test_of_experts_only_what_is_no_name(tmp_path: Path) -> None:
     )
     found = said(LORA % "target_modules: ['q_.*'], layers_to_transform: [3]", tmp_path, base)
     assert found == [
-        "'layers_to_transform' names layer 3, and the model has layers 0 to 1 -> name layers that exist",
-        f"'target_modules' lists 'q_.*', {PATTERN} -> write whole names, or their last parts",
+        "'layers_to_transform' names layer 3, but the model has layers 0 to 1 -> name layers that exist",
+        f"'target_modules' lists 'q_.*', {PATTERN} -> write full names, or their last parts",
     ]

@@ -115,6 +115,6 @@ def test_from_check_to_report(project: Path) -> None:
 def test_without_a_recipe_one_is_written_and_can_be_run_again(project: Path) -> None:
     arguments = ("run", "--model", "./model", "--data", "alpaca.json", "--method", "full")
     first = runs.align(*arguments, cwd=project)
-    assert "wrote model-alpaca-sft-full.yaml, and runs it" in first.stderr
+    assert "wrote model-alpaca-sft-full.yaml; running it" in first.stderr
     again = runs.align("run", "model-alpaca-sft-full.yaml", cwd=project)
     assert "sft: done already" in again.stderr

@@ -377,7 +377,7 @@ def test_answers_to_one_prompt_are_refused(stages: Stages) -> None:
     with pytest.raises(AlignError) as refused:
         stages.execute(kto(stages, BASE, "lora", rows=rows))
     assert str(refused.value) == (
-        "all answers are to one prompt, and the loss 'kto' estimates KL from answers to other prompts\n"
+        "all answers have the same prompt, but the loss 'kto' estimates the KL from answers to other prompts\n"
         "  -> use `loss_type: apo_zero_unpaired`, or data with more prompts"
     )
     stages.execute(kto(stages, BASE, "lora", rows=rows, keys={"loss_type": "apo_zero_unpaired"}, id="against_nothing"))
@@ -389,7 +389,7 @@ def test_a_held_out_pair_alone_gets_the_answers_of_others(stages: Stages) -> Non
 
 
 def test_accumulation_is_in_no_figure_of_kto(tmp_path: Path) -> None:
-    """Nor in what is learnt: KL is that of the whole update, and a part of one side alone counts for no more."""
+    """Nor in what is trained on: KL is that of the whole update, and a part of one side alone counts for no more."""
     found, weights = [], []
     for parts in (1, 2, 4):
         stages = Stages(RunDir(tmp_path / str(parts)))
@@ -458,16 +458,16 @@ def test_every_epoch_of_kto_has_the_same_batches(stages: Stages) -> None:
         ("rloo: {data: lab/helpdesk}", "the key 'stages.rloo.reward' is missing"),
         ("rloo: {data: lab/helpdesk, reward: x, beta: -1}", "'stages.rloo.beta' must be at least 0, not -1"),
         ("rloo: {data: lab/helpdesk, reward: x, training: {beta: 1.0}}", "'beta' is a key of the stage, not of"),
-        ("rloo: {data: lab/helpdesk, reward: x, training: {reward_weights: [1.0]}}", "belongs to the stage"),
+        ("rloo: {data: lab/helpdesk, reward: x, training: {reward_weights: [1.0]}}", "is set by the stage"),
         ("grpo: {data: lab/helpdesk, reward: x, kl: {coef: 0.1}}", "unknown key 'stages.grpo.kl'"),
         ("grpo: {data: lab/helpdesk, reward: x, training: {loss_typ: grpo}}", "trl.GRPOConfig has no argument"),
-        ("grpo: {data: lab/helpdesk, reward: x, eval_data: 0.1}", "the stage 'grpo' has no loss on held-out rows"),
+        ("grpo: {data: lab/helpdesk, reward: x, eval_data: 0.1}", "the stage 'grpo' computes no loss on held-out rows"),
         ("kto: {data: lab/helpdesk_preferences, beta: 0}", "'stages.kto.beta' must be greater than 0, not 0"),
         ("kto: {data: lab/helpdesk_preferences, loss_type: kot}", "'stages.kto.loss_type' cannot be 'kot'"),
         ("kto: {data: lab/helpdesk_preferences, training: {beta: 0.2}}", "'beta' is a key of the stage, not of"),
         (
             "kto: {data: lab/helpdesk_preferences, training: {per_device_train_batch_size: 1}}",
-            "estimates KL from the other answers of a batch, and a batch holds one",
+            "estimates the KL from the other answers of a batch, but a batch has only one",
         ),
     ],
 )

@@ -220,7 +220,7 @@ def test_what_cannot_go_on_is_refused_before_anything_is_loaded(
     with pytest.raises(AlignError) as caught:
         load.load(path)
     names = [text.partition("method: ")[2].partition(",")[0].rstrip("}") for text in (first, second)]
-    said = f"{path}:5:3: stage 'dpo' cannot go on from the {names[0]} of stage 'sft' with {names[1]}\n  -> {remedy}"
+    said = f"{path}:5:3: stage 'dpo' cannot continue from the {names[0]} of stage 'sft' with {names[1]}\n  -> {remedy}"
     assert str(caught.value) == said
 
 

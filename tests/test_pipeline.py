@@ -93,10 +93,10 @@ stages:
         "  -> did you mean 'sft'?",
         "r.yaml:3:21: stage 'two' takes its policy from 'three', which comes later",
         "  -> write 'three' above 'two'",
-        "r.yaml:4:23: stage 'three' takes its policy from 'zero', which is no stage of this recipe",
+        "r.yaml:4:23: stage 'three' takes its policy from 'zero', which is not a stage of this recipe",
         "  -> choose one of: base, one, two",
         "r.yaml:5:22: the stages wait for each other: four -> five -> six -> four",
-        "  -> let one of them start from base",
+        "  -> start one of them from base",
     ]
 
 

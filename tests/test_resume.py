@@ -115,7 +115,7 @@ def test_ctrl_c_saves_and_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     said = process.communicate()[0]
     assert process.returncode == 130, said
-    assert "interrupted; the same command again goes on from here" in said
+    assert "interrupted; run the same command again to resume" in said
     assert list((folder / "stages/sft/checkpoints").glob("checkpoint-*/complete.json"))
     again = runs.run(recipe, folder)
     assert "(resuming from checkpoint-" in again.stderr

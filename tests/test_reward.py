@@ -127,14 +127,15 @@ def test_figures_of_a_perfect_an_undecided_and_a_wrong_model() -> None:
 def test_a_model_that_pairs_do_not_show_to_be_better_than_chance_is_told_with_its_interval() -> None:
     """By the tables of Wilson's interval: 2 of 5 are 0.118 to 0.769, 5 of 5 are 0.566 to 1, 0 of 5 are 0 to 0.434."""
     assert doubt(0.4, 5) == (
-        "the reward model is not surely better than chance: right on 2 of 5 held-out pairs (0.400, 95 % interval 0.118 "
-        "to 0.769, chance is 0.5); hold out more pairs (`eval_data`), or train on more and clearer ones before its "
-        "scores are learnt from"
+        "the reward model may be no better than chance: correct on 2 of 5 held-out pairs (0.400, 95 % interval 0.118 "
+        "to 0.769, chance is 0.5); hold out more pairs (`eval_data`), or train on more and clearer pairs before you "
+        "train on its scores"
     )
     assert doubt(1.0, 5) is None
     assert doubt(0.0, 5) == (
-        "the reward model ranks held-out pairs worse than chance: right on 0 of 5 held-out pairs (0.000, 95 % interval "
-        "0.000 to 0.434, chance is 0.5); see whether chosen and rejected are swapped before its scores are learnt from"
+        "the reward model ranks held-out pairs worse than chance: correct on 0 of 5 held-out pairs (0.000, 95 % "
+        "interval 0.000 to 0.434, chance is 0.5); check whether chosen and rejected are swapped before you train on "
+        "its scores"
     )
     assert doubt(0.6, 60) is not None and doubt(0.65, 60) is None
     assert figures([2.0, 3.0], [0.0, 1.0])["pair_accuracy_ci95"] == pytest.approx([0.3424, 1.0], abs=1e-4)
@@ -145,8 +146,8 @@ def test_a_weak_reward_model_is_heard_in_its_outcome(stages: Stages) -> None:
     held = preferences(4)
     held += [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in held]
     stages.execute(stages.ticket("reward", "reward", BASE, LORA, rows=preferences(8), held=held))
-    said = [text for text in stages.outcomes["reward"].warnings if "not surely better than chance" in text]
-    assert len(said) == 1 and "right on 4 of 8 held-out pairs (0.500, " in said[0]
+    said = [text for text in stages.outcomes["reward"].warnings if "may be no better than chance" in text]
+    assert len(said) == 1 and "correct on 4 of 8 held-out pairs (0.500, " in said[0]
     told = (stages.run.stage("reward").root / "progress.jsonl").read_text()
     assert said[0] in told
 

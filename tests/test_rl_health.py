@@ -88,7 +88,7 @@ FROM_10 = range(10, 100)
 
 LIMITS = [  # alarm, figures not quite beyond its limit, figures beyond it, the rollout that tells, words of its figure
     ("reward_hacking", {"kl": 6.0}, {"kl": 6.01}, 12, "KL 6.01 nats, more than 2 times the target 3, for 3 rollouts"),
-    ("reward_hacking", {"length": 30.0}, {"length": 30.1}, 12, "30.1 tokens an answer, more than 1.5 times the 20"),
+    ("reward_hacking", {"length": 30.0}, {"length": 30.1}, 12, "30.1 tokens per answer, more than 1.5 times the 20"),
     (
         "reward_hacking",
         {"repetition": 0.249},
@@ -192,7 +192,7 @@ def test_every_sign_of_reward_hacking_is_told() -> None:
     history = changed(steady(rise=0.2), FROM_10, kl=14.2 / 2, length=44.0, repetition=0.5)
     [alarm] = play(history)
     assert alarm.figure == (
-        "KL 7.1 nats, more than 2 times the target 3, and 44 tokens an answer, more than 1.5 times the 20 at the "
+        "KL 7.1 nats, more than 2 times the target 3, and 44 tokens per answer, more than 1.5 times the 20 at the "
         "start, and repetition 0.50, more than 0.2 above the 0.05 at the start, for 3 rollouts while the score rose "
         "from 0.2 to 2"
     )

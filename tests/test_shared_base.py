@@ -128,5 +128,5 @@ def test_no_method_trains_biases_in_ppo(method: str, tmp_path: Path) -> None:
         path.write_text(text.replace("METHOD", method))
         load(path, [])
     assert getattr(error.value, "what", "") == (
-        "stage 'ppo' cannot train biases of the base: the reference has them too, and would move"
+        "stage 'ppo' cannot train biases of the base, because they would change the reference too"
     )

@@ -234,7 +234,7 @@ def test_a_threshold_outside_0_and_1_is_refused(threshold: float) -> None:
     with pytest.raises(AlignError) as raised:
         choose.by_threshold(HAND, threshold)
     assert str(raised.value) == (
-        f"snr_threshold is {threshold:g}, which is not within 0 and 1\n  -> 0.75 trains a quarter"
+        f"snr_threshold is {threshold:g}, which is not between 0 and 1\n  -> 0.75 trains a quarter"
     )
 
 
@@ -487,19 +487,19 @@ def test_a_packed_model_is_refused(tmp_path: Path) -> None:
     }
     path = tmp_path / "packed/model.safetensors"
     assert faulty(tmp_path / "packed", packed) == (
-        f"the tensor 'model.layers.0.mlp.down_proj.weight' and 1 more of '{path}' is packed (U8), so it has no "
-        "singular values to rank by\n  -> give the unquantised model that it was made from"
+        f"the tensor 'model.layers.0.mlp.down_proj.weight' and 1 more of '{path}' is packed (U8), so it cannot "
+        "be ranked by singular values\n  -> give the original, unquantised model"
     )
     gptq = {"model.layers.0.mlp.down_proj.qweight": torch.zeros(2, 16, dtype=torch.int32)}
     assert faulty(tmp_path / "gptq", gptq) == (
         f"the tensor 'model.layers.0.mlp.down_proj.qweight' of '{tmp_path}/gptq/model.safetensors' is packed (I32), so "
-        "it has no singular values to rank by\n  -> give the unquantised model that it was made from"
+        "it cannot be ranked by singular values\n  -> give the original, unquantised model"
     )
     with pytest.raises(AlignError) as raised:
         scan.scan_tensors([("model.layers.0.mlp.up_proj.weight", torch.zeros(8, 1, dtype=torch.uint8))])
     assert str(raised.value) == (
-        "the tensor 'model.layers.0.mlp.up_proj.weight' of the model is packed (uint8), so it has no singular values "
-        "to rank by\n  -> give the unquantised model that it was made from"
+        "the tensor 'model.layers.0.mlp.up_proj.weight' of the model is packed (uint8), so it cannot be ranked by "
+        "singular values\n  -> give the original, unquantised model"
     )
 
 
@@ -511,8 +511,8 @@ def test_nan_is_refused_in_this_process_and_in_another(
     broken = weight(16, 24, 0, 2, 1.0)
     broken[3, 7] = float("nan")
     assert faulty(tmp_path / "model", {"model.layers.1.mlp.up_proj.weight": broken}) == (
-        f"the weight 'model.layers.1.mlp.up_proj' of '{tmp_path}/model/model.safetensors' holds NaN or infinite values"
-        "\n  -> copy or download the model again, or train from a checkpoint before it diverged"
+        f"the weight 'model.layers.1.mlp.up_proj' of '{tmp_path}/model/model.safetensors' contains NaN or infinite "
+        "values\n  -> copy or download the model again, or train from a checkpoint before it diverged"
     )
 
 
@@ -533,7 +533,7 @@ def test_files_that_cannot_be_scanned_are_refused(tmp_path: Path) -> None:
     )
     save_file({"model.layers.0.up_proj.weight": torch.ones(40, 40)}, path)
     whole = path.read_bytes()
-    torn = f"'{path}' is damaged, or no safetensors file\n  -> copy or download the model again"
+    torn = f"'{path}' is damaged, or not a safetensors file\n  -> copy or download the model again"
     for content in (whole[:-100], whole[:30], b"", b"version https://git-lfs.github.com/spec/v1\n"):
         path.write_bytes(content)
         assert message(tmp_path) == torn

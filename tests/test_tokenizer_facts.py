@@ -66,8 +66,8 @@ def test_an_added_word_is_refused_used_or_not(tmp_path: Path) -> None:
     shutil.copytree(MODEL_DIR, tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     assert said(tmp_path / "m", "nothing of it") == (
-        f"the token '<tide>' of the model '{tmp_path / 'm'}' and 1 more have ids from 800 on, and the embedding has "
-        "800 rows -> take it out of the tokenizer, or save the model after "
+        f"the token '<tide>' of the model '{tmp_path / 'm'}' and 1 more have ids from 800 on, but the embedding has "
+        "800 rows -> remove it from the tokenizer, or save the model after "
         "model.resize_token_embeddings(len(tokenizer))"
     )
 
@@ -75,7 +75,7 @@ def test_an_added_word_is_refused_used_or_not(tmp_path: Path) -> None:
 def test_a_padding_token_is_in_every_batch(tmp_path: Path) -> None:
     folder = changed(tmp_path / "m", "tokenizer_config.json", pad_token="[PAD]")
     assert said(folder) == (
-        f"the token '[PAD]' of the model '{folder}' has the id 800, and the embedding has 800 rows -> take it out of "
+        f"the token '[PAD]' of the model '{folder}' has the id 800, but the embedding has 800 rows -> remove it from "
         "the tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
     )
 
@@ -91,9 +91,9 @@ def test_a_padding_token_is_in_every_batch(tmp_path: Path) -> None:
 def test_a_special_token_where_it_is_written(text: Any, refused: bool, tmp_path: Path) -> None:
     """Gemma 3 ships one for images beside the text model, which has no row for it."""
     folder = changed(tmp_path / "m", "tokenizer_config.json", image_token='<im"g>')
-    what = f"the token '<im\"g>' of the model '{folder}' has the id 800, and the embedding has 800 rows"
-    remedy = "take it out of the tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
-    expected = f"{what} -> {remedy}" if refused else f"{what}: no row is written with it, and none may be"
+    what = f"the token '<im\"g>' of the model '{folder}' has the id 800, but the embedding has 800 rows"
+    remedy = "remove it from the tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
+    expected = f"{what} -> {remedy}" if refused else f"{what}: no row uses it, and none can"
     assert said(folder, "another", text) == expected
 
 

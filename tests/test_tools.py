@@ -77,22 +77,22 @@ def test_a_result_has_one_role(role: str) -> None:
     [
         (
             {"function": {"name": "tide", "arguments": '{"port": '}},
-            "the arguments of call 1 of message 2 of 'messages', to 'tide', are no JSON object\n"
+            "the arguments of call 1 of message 2 of 'messages', to 'tide', are not a JSON object\n"
             '  -> give {"name": value, ...}, or the JSON text of it',
         ),
         (
             {"function": {"name": "tide", "arguments": "[1]"}},
-            "the arguments of call 1 of message 2 of 'messages', to 'tide', are no JSON object\n"
+            "the arguments of call 1 of message 2 of 'messages', to 'tide', are not a JSON object\n"
             '  -> give {"name": value, ...}, or the JSON text of it',
         ),
         (
             {"function": {"arguments": {}}},
-            "call 1 of message 2 of 'messages' names no function\n"
+            "call 1 of message 2 of 'messages' does not name a function\n"
             '  -> give {"name": ..., "arguments": {...}}',
         ),
         (
             "tide",
-            "call 1 of message 2 of 'messages' names no function\n"
+            "call 1 of message 2 of 'messages' does not name a function\n"
             '  -> give {"name": ..., "arguments": {...}}',
         ),
     ],

@@ -73,10 +73,10 @@ def test_tools_and_marks_of_a_labelled_answer() -> None:
 @pytest.mark.parametrize(
     ("messages", "text"),
     [
-        ([LIMA], "the row has an answer and nothing that it answers\n  -> take it out"),
+        ([LIMA], "the row has an answer but no prompt\n  -> remove it"),
         (
             [ASK, LIMA, MORE, {**SANTIAGO, "train": False}],
-            "the answer that the row's label is about is marked not to be learnt\n  -> take out the mark, or the row",
+            "the answer that the label applies to is marked as not trained\n  -> remove the mark or the row",
         ),
     ],
 )
@@ -113,12 +113,11 @@ def test_sft_learns_those_that_are_desirable(tmp_path: Path, monkeypatch: pytest
         ("prompt_completion", {"prompt": "1+1?", "completion": "2"}),
         ("chat", {"messages": [ASK, LIMA]}),
     ]
-    assert found.warnings == ["1 of 3 rows are dropped: their label says that the answer is not desirable"]
+    assert found.warnings == ["1 of 3 rows are dropped: they are labelled undesirable"]
     with pytest.raises(AlignError) as error:
         table(tmp_path, monkeypatch, [BAD, BAD], "sft")
     assert str(error.value) == (
-        "x.jsonl:1: stage 'sft' learns answers, and the label of every row says that its answer is not desirable\n"
-        "  -> give other data"
+        "x.jsonl:1: stage 'sft' trains on answers, but every row is labelled undesirable\n  -> give other data"
     )
 
 
@@ -127,8 +126,8 @@ def test_what_needs_pairs_refuses_them(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(AlignError) as error:
         table(tmp_path, monkeypatch, [GOOD], name)
     assert str(error.value) == (
-        f"x.jsonl:1: stage '{name}' needs prompt + chosen + rejected, the row is an answer with a label\n"
-        "  -> give other data, or say with format and columns how to read it"
+        f"x.jsonl:1: stage '{name}' needs prompt + chosen + rejected, but the row is an answer with a label\n"
+        "  -> use other data, or set `format` and `columns`"
     )
 
 
@@ -142,17 +141,19 @@ def test_ppo_takes_their_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             {"prompt": "x", "completion": "y", "label": "good"},
-            "the label 'good' is neither true nor false\n  -> write true for a desirable answer, or false",
+            "the label 'good' is neither true nor false\n"
+            "  -> write true for a desirable answer, false for an undesirable one",
         ),
         (
             {"prompt": "x", "completion": "y", "label": 0.7},
-            "the label 0.7 is neither true nor false\n  -> write true for a desirable answer, or false",
+            "the label 0.7 is neither true nor false\n"
+            "  -> write true for a desirable answer, false for an undesirable one",
         ),
         (
             {"prompt": "x", "completion": "y"},
             "stage 'kto' needs prompt + chosen + rejected or prompt + completion + label, "
-            "the row is a prompt with a completion\n"
-            "  -> give other data, or say with format and columns how to read it",
+            "but the row is a prompt with a completion\n"
+            "  -> use other data, or set `format` and `columns`",
         ),
     ],
 )
@@ -176,7 +177,7 @@ def test_kto_needs_a_label_that_it_understands(
             0,
             {},
             [
-                "30 desirable answers of weight 1 stand against 10 undesirable ones of weight 1, 3.00 to 1; "
+                "30 desirable answers with weight 1 and 10 undesirable ones with weight 1: 3.00 to 1; "
                 "TRL recommends 1 to 1.33: set undesirable_weight between 2.25 and 3"
             ],
         ),
@@ -186,7 +187,7 @@ def test_kto_needs_a_label_that_it_understands(
             5,
             {"desirable_weight": 0.5},
             [
-                "10 desirable answers of weight 0.5 stand against 20 undesirable ones of weight 1, 0.25 to 1; "
+                "10 desirable answers with weight 0.5 and 20 undesirable ones with weight 1: 0.25 to 1; "
                 "TRL recommends 1 to 1.33: set desirable_weight between 2 and 2.66"
             ],
         ),
@@ -196,8 +197,8 @@ def test_kto_needs_a_label_that_it_understands(
             0,
             {},
             [
-                "3 desirable answers of weight 1 stand against 0 undesirable ones of weight 1: "
-                "with one kind alone KTO only raises or only lowers what it sees"
+                "3 desirable answers with weight 1 and 0 undesirable ones with weight 1: "
+                "with only one kind, KTO either only raises or only lowers probabilities"
             ],
         ),
     ],

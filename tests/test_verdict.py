@@ -86,7 +86,7 @@ def test_what_is_gated_is_what_is_drawn(after: Measurement, keys: dict[str, Any]
     }
     assert {name for name, verdict in drawn.items() if verdict == "UNCLEAR"} == set(decision.unclear)
     judged = sum(verdict is not None for verdict in drawn.values())
-    assert f"of {judged} limits kept" in " ".join(decision.reasons)
+    assert f"of {judged} limits met" in " ".join(decision.reasons)
 
 
 def test_agreement_stands_apart_and_running_text_alone_is_judged(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_agreement_stands_apart_and_running_text_alone_is_judged(tmp_path: Path)
     decision = write(tmp_path, base, after, ForgettingKeys(on_violation="stop"))
     assert (decision["action"], decision["violations"]) == ("continue", [])
     assert decision["reasons"] == [
-        "1 of 1 limits kept, 0 broken, 0 unclear",
-        "agreement with the base: 0.980 -> 0.600 is not judged: it moves with anything that is learnt",
+        "1 of 1 limits met, 0 violated, 0 unclear",
+        "agreement with the base: 0.980 -> 0.600 has no verdict, because any training moves it",
     ]
     assert verdict_line(load(tmp_path)) == (
         "After sft general text is within its limit of x1.5 (perplexity 30.39 to 31.08, x1.02); no skill was measured, "

@@ -329,7 +329,7 @@ class Adapted:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise AlignError(f"'{name}' cannot be an adapter's name", "use letters, digits, - and _")
         if name in self._members:
-            raise AlignError(f"there is an adapter '{name}' already", "give it another name")
+            raise AlignError(f"there is already an adapter '{name}'", "give it another name")
 
     def _known(self, chosen: Sequence[str]) -> None:
         for number, name in enumerate(chosen):
@@ -337,7 +337,7 @@ class Adapted:
                 remedy = errors.did_you_mean(name, self.names) if self.names else "add() or load() one"
                 raise AlignError(f"there is no adapter '{name}'", remedy)
             if name in chosen[:number]:
-                raise AlignError(f"the adapter '{name}' is named twice", "name each once")
+                raise AlignError(f"the adapter '{name}' is named twice", "name each only once")
 
     def _not_merged(self) -> None:
         if self.merged:

@@ -81,7 +81,7 @@ class SavedLora:
             there = found[module]
             if there is None:
                 if not any(found.values()) or _pattern(f"{module}.weight") in patterns:
-                    yield f"there is no {module}.weight in it"
+                    yield f"it has no {module}.weight"
                 continue
             sides = [there[::-1], there] if self.transposed else [there[::-1]]  # a linear layer too may have the flag
             own = [shapes["A"][1], shapes["B"][0]]
@@ -126,7 +126,7 @@ def read(name: str) -> SavedLora:
         if match := _NAME.fullmatch(key):
             shapes.setdefault(match[1], {})[match[2]] = shape
     if not shapes or any(len(pair) < 2 or pair["A"][0] != pair["B"][1] for pair in shapes.values()):
-        raise AlignError(f"the weights of '{name}' are no pairs of lora_A and lora_B", _COPY_AGAIN)
+        raise AlignError(f"the weights of '{name}' are not pairs of lora_A and lora_B", _COPY_AGAIN)
     if not settings.get("base_model_name_or_path"):
         what = f"the adapter '{name}' does not say which base it was made for"
         raise AlignError(what, f"write its base into {SETTINGS}, as base_model_name_or_path")
@@ -139,7 +139,7 @@ def _no_adapter(name: str, folder: Path) -> AlignError:
     stages = sorted((folder / "stages").glob(f"*/model/{SETTINGS}"))
     if stages:
         return AlignError(f"'{name}' is a run, not an adapter", f"give one of its stages: {stages[0].parent}")
-    what = "holds whole weights, and no adapter" if (folder / "config.json").is_file() else "holds no adapter"
+    what = "has full weights and no adapter" if (folder / "config.json").is_file() else "has no adapter"
     return AlignError(f"'{name}' {what}", "give a folder with an adapter_config.json")
 
 
@@ -148,15 +148,15 @@ def _entries(name: str, folder: Path) -> dict[str, Shape]:
     from safetensors import SafetensorError, safe_open
 
     if not (folder / WEIGHTS).is_file():
-        pickled = ", only pickled weights, which run code when they are read" if list(folder.glob("*.bin")) else ""
+        pickled = ", only pickled weights, which can run code when loaded" if list(folder.glob("*.bin")) else ""
         remedy = "load it with PEFT and save it again" if pickled else _COPY_AGAIN
-        raise AlignError(f"the adapter '{name}' holds no {WEIGHTS}{pickled}", remedy)
+        raise AlignError(f"the adapter '{name}' has no {WEIGHTS}{pickled}", remedy)
     try:
         with safe_open(folder / WEIGHTS, "np"):  # raises where the file is cut short
             pass
         return {key: entry["shape"] for key, entry in base.heads(folder) if key != "__metadata__"}
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError):
-        raise AlignError(f"the {WEIGHTS} of '{name}' is cut short, or no safetensors file", _COPY_AGAIN) from None
+        raise AlignError(f"the {WEIGHTS} of '{name}' is truncated, or not a safetensors file", _COPY_AGAIN) from None
 
 
 def _reason(method: str, settings: Mapping[str, Any], entries: Mapping[str, Shape]) -> str | None:
@@ -176,7 +176,7 @@ def _reason(method: str, settings: Mapping[str, Any], entries: Mapping[str, Shap
         adapter_settings.refuse_changes_of_base(settings)
     except AlignError as error:
         return error.what
-    return "its A and B are no matrices" if any(len(shape) != 2 for shape in entries.values()) else None
+    return "its A and B are not matrices" if any(len(shape) != 2 for shape in entries.values()) else None
 
 
 def _pattern(name: str) -> str:

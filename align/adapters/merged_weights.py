@@ -64,5 +64,5 @@ def check(chosen: Mapping[str, Member], bits: int | None) -> None:
         raise AlignError(what, "merge through export, which dequantises the base first")
     for name, member in chosen.items():
         if not member.merges:
-            what = f"'{name}' cannot be merged: what {member.method} learns is no change of a weight"
+            what = f"'{name}' cannot be merged: what {member.method} learns is not a change of weights"
             raise AlignError(what, "keep it as an adapter")

@@ -211,7 +211,7 @@ def refuse_overlaps(chosen: Mapping[str, Member]) -> None:
     """
     prompts = [name for name, member in chosen.items() if member.config.is_prompt_learning]
     if len(prompts) > 1:
-        raise AlignError(f"'{prompts[0]}' and '{prompts[1]}' both have prompts", "let one of them act at a time")
+        raise AlignError(f"'{prompts[0]}' and '{prompts[1]}' both have prompts", "activate one of them at a time")
     placed = [(name, place) for name, member in chosen.items() for place in member.places]
     for owner, whole in placed:
         if isinstance(whole.top, AuxiliaryTrainingWrapper):
@@ -219,8 +219,8 @@ def refuse_overlaps(chosen: Mapping[str, Member]) -> None:
             for name, place in placed:
                 same = (place.parent, place.child) == (whole.parent, whole.child)
                 if name != owner and (same or id(place.parent) in inside):
-                    what = f"'{owner}' and '{name}' cannot act together: '{owner}' trains {whole.name} whole"
-                    raise AlignError(what, "let one of them act at a time")
+                    what = f"'{owner}' and '{name}' cannot be active together: '{owner}' trains {whole.name} in full"
+                    raise AlignError(what, "activate one of them at a time")
 
 
 def refuse_bypass(chosen: Mapping[str, Member]) -> None:
@@ -239,7 +239,7 @@ def refuse_bypass(chosen: Mapping[str, Member]) -> None:
         if wraps and not passes_on(wraps[0]):
             beneath = seen[id(wraps[0].parent), wraps[0].child]
             what = f"'{name}' cannot act over '{beneath}': {member.method} computes with the base's own "
-            raise AlignError(f"{what}weights, and '{beneath}' would have no say", f"put '{name}' first, or merge()")
+            raise AlignError(f"{what}weights, and '{beneath}' would have no effect", f"put '{name}' first, or merge()")
         seen |= {(id(place.parent), place.child): name for place in member.places}
 
 

@@ -40,7 +40,7 @@ def checked(method: str, keys: Mapping[str, Any], bits: int | None) -> tuple[Met
         raise AlignError(one.what, one.remedy) from None
     if own.traits(settings).trains_base:
         remedy = "give spectrum `lora={}`" if method == "spectrum" else "choose another method"
-        raise AlignError(f"{method} trains the base's own weights, and is no adapter", remedy)
+        raise AlignError(f"{method} trains the base's own weights and is not an adapter", remedy)
     lora = getattr(settings, "lora", None)
     refuse_changes_of_base(lora.model_dump() if lora else getattr(settings, "peft", {}))
     return own, settings
@@ -76,11 +76,11 @@ def no_factors(method: str, *, variant: bool, whole: bool, experts: bool, embedd
         bias: its B has a bias.
     """
     if method != "lora":
-        return f"the updates of {method} are no products B A that add up to another"
+        return f"the updates of {method} are not products B A that can be added up"
     if variant:
         return "DoRA and other variants of LoRA are not linear in B A"
     if whole:
-        return "it trains whole modules"
+        return "it trains full modules"
     if experts:
         return "it is on expert tensors"
     if embeddings:

@@ -52,7 +52,7 @@ class BottleneckConfig(PeftConfig):
         default=None, metadata={"help": "indices of the layers that get an adapter; None: all"}
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "modules that are trained whole and saved beside the adapter"}
+        default=None, metadata={"help": "modules that are trained in full and saved with the adapter"}
     )
 
     def __post_init__(self) -> None:

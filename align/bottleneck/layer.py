@@ -15,7 +15,7 @@ from align.bottleneck.config import BottleneckConfig
 ATTRIBUTE = "adapter"  # the name under which a block holds its BottleneckLayer
 NO_MERGE = (
     "a bottleneck adapter is non-linear and cannot be merged into the weights of its base: "
-    "keep it as an adapter, or call unload() to take it off"
+    "keep it as an adapter, or call unload() to remove it"
 )
 
 
@@ -134,7 +134,7 @@ def attach(block: nn.Module, layer: BottleneckLayer) -> None:
         ValueError: the block has something else by that name.
     """
     if hasattr(block, ATTRIBUTE):
-        raise ValueError(f"{type(block).__name__} has an attribute called {ATTRIBUTE!r} already")
+        raise ValueError(f"{type(block).__name__} already has an attribute called {ATTRIBUTE!r}")
     block.add_module(ATTRIBUTE, layer.train(block.training))
     block.register_forward_hook(_adapt)
 

@@ -75,7 +75,7 @@ class BottleneckModel(BaseTuner):
         if layer is None:
             width = _linear_width(target) or _dimension(self.model, "hidden_size")
             if width is None:
-                raise ValueError(f"the width of {current_key}, a {type(target).__name__}, cannot be told")
+                raise ValueError(f"the width of {current_key}, a {type(target).__name__}, cannot be determined")
             device = next((parameter.device for parameter in target.parameters()), torch.device("cpu"))
             layer = BottleneckLayer(width, device)
             attach(target, layer)
@@ -181,8 +181,8 @@ def find_blocks(model: nn.Module, placement: str, layers: list[int] | None = Non
     ]
     if len(found) != 1:
         raise ValueError(
-            f"the attention and MLP blocks of {type(model).__name__} cannot be told from its structure: name the "
-            "blocks that adapters shall follow in target_modules"
+            f"the attention and MLP blocks of {type(model).__name__} cannot be determined from its structure: name the "
+            "blocks that get an adapter in target_modules"
         )
     ((name, places),) = found
     beyond = [index for index in layers or [] if not 0 <= index < len(places)]
@@ -248,13 +248,13 @@ def _injected(model: nn.Module) -> nn.Module:
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise ValueError(
-                f"bottleneck adapters cannot go over {model.peft_type.value}, whose prompts are not in the model itself"
+                f"bottleneck adapters cannot be added on top of {model.peft_type.value}, which uses prompts"
             )
         model = model.get_base_model()
     if any(isinstance(module, BottleneckLayer) for module in model.modules()):
         raise ValueError(
-            "the model has bottleneck adapters already: give them another with add_adapter() or load_adapter(), and "
-            "let several act with base_model.set_adapter([...])"
+            "the model already has bottleneck adapters: add another with add_adapter() or load_adapter(), and "
+            "activate several with base_model.set_adapter([...])"
         )
     return model
 

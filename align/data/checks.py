@@ -85,16 +85,16 @@ def load(
         faults += _two_kinds_of_prompts(read)
     examples = [example for example in read if example.kind in accepts]
     if read and not examples and not faults:
-        what = f"stage '{stage}' learns answers, and the label of every row says that its answer is not desirable"
+        what = f"stage '{stage}' trains on answers, but every row is labelled undesirable"
         faults.append(AlignError(what, "give other data", place=read[0].place))
-    raise_all(faults, max_faults, "faults in the data")
+    raise_all(faults, max_faults, "errors in the data")
     lines = [example.canonical().encode() for example in examples]
     copies = len(lines) - len(set(lines))
     copied = copies and "prompt" not in accepts  # what is asked may well be asked often
-    warnings = [f"{copies:,} of {len(lines):,} rows are copies of another row"] if copied else []
+    warnings = [f"{copies:,} of {len(lines):,} rows are duplicates"] if copied else []
     if len(examples) < len(read):
         dropped = f"{len(read) - len(examples):,} of {len(read):,} rows are dropped"
-        warnings.append(f"{dropped}: their label says that the answer is not desirable")
+        warnings.append(f"{dropped}: they are labelled undesirable")
     warnings += notes.unused(examples) + notes.preferences(examples)
     name = " + ".join(source.source for source in sources)
     return Table(examples, sha256(b"\n".join(lines)).hexdigest(), name, warnings)
@@ -105,9 +105,9 @@ def _two_kinds_of_prompts(examples: Sequence[Example]) -> list[AlignError]:
     for example in examples:
         prompt, first = example.value["prompt"], examples[0].value["prompt"]
         if isinstance(prompt, str) != isinstance(first, str):
-            kinds = ("a text", "a conversation") if isinstance(prompt, str) else ("a conversation", "a text")
-            what = f"the prompt is {kinds[0]}, and that of the first row is {kinds[1]}"
-            return [AlignError(what, "write all prompts in one of the two ways", place=example.place)]
+            kinds = ("plain text", "a conversation") if isinstance(prompt, str) else ("a conversation", "plain text")
+            what = f"the prompt is {kinds[0]}, but that of the first row is {kinds[1]}"
+            return [AlignError(what, "use one form for all prompts", place=example.place)]
     return []
 
 
@@ -133,7 +133,7 @@ def fitting(
         AlignError, Faults: rows without an answer left, or rows that the chat template refuses.
     """
     if lengths is None:
-        return examples, ["the model has no tokenizer.json, so the lengths of the rows were not checked"]
+        return examples, ["the model has no tokenizer.json, so row lengths were not checked"]
     lengths.check_template(examples)
     warnings = _left_out(examples, lengths, turns)
     if max_length is not None:
@@ -166,11 +166,9 @@ def _left_out(examples: Sequence[Example], lengths: Lengths, turns: Turns) -> li
     """What the chat template does not write of the rows, with how many they are."""
     found = []
     for what, (count, example) in lengths.left_out(examples, turns).items():
-        text = (
-            f"the chat template leaves out the {what} of {count:,} of {len(examples):,} rows (first: {example.place})"
-        )
+        text = f"the chat template drops the {what} of {count:,} of {len(examples):,} rows (first: {example.place})"
         if what == "reasoning" and turns == "all" and example.kind == "chat" and _written_each(example, lengths):
-            text += "; those of every turn are learnt with `turns: each`"
+            text += "; `turns: each` includes that of every turn"
         found.append(text)
     return found
 
@@ -193,9 +191,9 @@ def _telling_apart(
     if not same:
         return examples, []
     first = examples[min(same)].place
-    what = "have two equal sides as the model reads them"
+    what = "have two identical sides after templating and truncation"
     if len(same) == len(examples):
-        remedy = "choose a chat_template that writes what tells them apart, raise max_length, or mend the data"
+        remedy = "choose a chat_template that keeps the difference, raise max_length, or fix the data"
         raise AlignError(f"all {len(examples):,} pairs {what}", remedy, place=first)
     kept = [example for i, example in enumerate(examples) if i not in same]
     return kept, [f"{len(same):,} of {len(examples):,} pairs are dropped: they {what} (first: {first})"]
@@ -229,7 +227,7 @@ def within_context(
     beyond = [row for row, count in zip(long, lengths.counts(long), strict=True) if count.total > context]
     if beyond:
         rows = "1 row has" if len(beyond) == 1 else f"{len(beyond):,} of {len(examples):,} rows have"
-        what = f"{rows} more tokens than the {context:,} that the model was made for"
+        what = f"{rows} more tokens than the model's context of {context:,}"
         raise AlignError(what, f"write `max_length: {context}` under `training:`", place=beyond[0].place)
 
 
@@ -239,10 +237,10 @@ def _room_for_answers(examples: list[Example], lengths: Lengths, context: int, a
     beyond = [(row, count.total) for row, count in zip(long, lengths.counts(long), strict=True) if count.total > room]
     if beyond:
         row, tokens = max(beyond, key=lambda found: found[1])
-        what = f"a prompt of {tokens:,} tokens and an answer of {answer:,} (max_completion_length) are more than the "
-        what += f"{context:,} that the model was made for"
+        what = f"a prompt of {tokens:,} tokens and an answer of {answer:,} (max_completion_length) exceed the "
+        what += f"model's context of {context:,}"
         others = len(beyond) - 1
-        more = f"; so {'is' if others == 1 else 'are'} {others:,} more row{'s' if others > 1 else ''}" if others else ""
+        more = f"; {others:,} more row{'s are' if others > 1 else ' is'} affected" if others else ""
         raise AlignError(what + more, "lower `training.max_completion_length`, or shorten the rows", place=row.place)
 
 
@@ -253,10 +251,10 @@ def _bytes(example: Example) -> int:
 
 def _too_long(example: Example, count: Count, max_length: int, truncation_mode: str) -> AlignError:
     tokens = count.prompt
-    what = f"nothing of the answer is left: the prompt has {tokens:,} tokens, max_length is {max_length:,}"
+    what = f"max_length {max_length:,} leaves nothing of the answer: the prompt has {tokens:,} tokens"
     if truncation_mode == "whole":
         tokens = count.total - 1
-        what = f"the row has {count.total:,} tokens and must be whole, max_length is {max_length:,}"
+        what = f"the row has {count.total:,} tokens and must not be truncated, but max_length is {max_length:,}"
     remedy = f"raise max_length above {tokens:,}, shorten the row, or write `too_long: drop` in the stage"
     return AlignError(what, remedy, place=example.place)
 
@@ -295,25 +293,25 @@ def _checked(row: Row, format: str, accepts: frozenset[Kind], stage: str) -> Exa
     if "prompt" in accepts:
         example = prompt_of(example)
         if example.value.get("tools"):
-            what = f"the row has tools, and stage '{stage}' samples answers without them"
-            raise AlignError(what, "take such rows out", place=row.place)
+            what = f"the row has tools, but stage '{stage}' samples answers without tools"
+            raise AlignError(what, "remove such rows", place=row.place)
     if example.kind == "unpaired" and accepts & {"chat", "prompt_completion"} and "unpaired" not in accepts:
         # An answer that is not desirable is dropped and counted; the others are as they are without their label.
         return example if not example.value["label"] else replace(normalise(row, labelled=False), unused=example.unused)
     if example.kind not in accepts:
         needs = " or ".join(text for kind, text in _NEEDS.items() if kind in accepts)
-        what = f"stage '{stage}' needs {needs}, the row is {_IS[example.kind]}"
-        remedy = "give other data, or say with format and columns how to read it"
+        what = f"stage '{stage}' needs {needs}, but the row is {_IS[example.kind]}"
+        remedy = "use other data, or set `format` and `columns`"
         if example.kind == "prompt":
             remedy += hints.columns(row.value)
         label = next((row.value[name] for name in LABELS if row.value.get(name) is not None), None)
         if "unpaired" in accepts and label is not None:
             what, remedy = (
                 f"the label {label!r} is neither true nor false",
-                "write true for a desirable answer, or false",
+                "write true for a desirable answer, false for an undesirable one",
             )
         raise AlignError(what, remedy, place=row.place)
     if example.kind == "preference" and notes.said(example.value["chosen"]) == notes.said(example.value["rejected"]):
-        what = "'chosen' and 'rejected' are the same, so the pair prefers nothing"
-        raise AlignError(what, "take the row out, or correct one of the two", place=row.place)
+        what = "'chosen' and 'rejected' are identical, so the pair expresses no preference"
+        raise AlignError(what, "remove the row, or correct one of the two", place=row.place)
     return example

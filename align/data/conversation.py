@@ -84,10 +84,10 @@ class ChatTemplate:
             ):
                 written[number] = spans
         if not written:
-            what = "the chat template writes nothing that is known to be the assistant's"
-            raise AlignError(what, "mark it there with {% generation %}, or choose another chat_template")
+            what = "nothing that the chat template writes can be identified as the assistant's"
+            raise AlignError(what, "mark the assistant's text with {% generation %}, or choose another chat_template")
         if _loses_an_answer(followed, messages):
-            what = "the chat template leaves out what the assistant says"
+            what = "the chat template drops the assistant's words"
             raise AlignError(what, "choose another chat_template")
         last = max(written)
         if last == len(messages) - 1:
@@ -154,8 +154,8 @@ class ChatTemplate:
         if shape not in self._proven:
             plain = template.render(self.text, messages, add_generation_prompt=False, **self.tokens, tools=tools)
             if plain != followed.text:
-                what = "the chat template cannot be followed: it tests what it has written"
-                raise AlignError(what, "mark what the assistant says with {% generation %}, or choose another")
+                what = "the chat template cannot be traced, because it tests its own output"
+                raise AlignError(what, "mark the assistant's text with {% generation %}, or choose another")
             self._proven.add(shape)
         return followed
 

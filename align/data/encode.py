@@ -19,7 +19,7 @@ Turns = Literal["all", "last"]
 IGNORE: Final = -100  # transformers' label of a token that does not count
 _BATCH: Final = 512
 
-_NO_TEMPLATE: Final = "the row is a conversation, and the model has no chat template"
+_NO_TEMPLATE: Final = "the row is a conversation, but the model has no chat template"
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _template(tokenizer: TextTokenizer) -> Any:
     if tokenizer.template is None:
-        raise AlignError(_NO_TEMPLATE, "set chat_template: plain, or give a .jinja file")
+        raise AlignError(_NO_TEMPLATE, "set `chat_template: plain`, or give a .jinja file")
     return tokenizer.template
 
 

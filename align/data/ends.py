@@ -18,13 +18,13 @@ def check(tokenizer: TextTokenizer, model: str, replaced: dict[str, str]) -> lis
         replaced: the special tokens that the recipe names, by their names in the tokenizer.
     """
     found = [
-        (name, AlignError(f"the tokenizer of '{model}' has no token '{token}'", "name one of its own tokens"))
+        (name, AlignError(f"the tokenizer of '{model}' has no token '{token}'", "choose a token of its vocabulary"))
         for name, token in replaced.items()
         if tokenizer.id(token) is None
     ]
     if tokenizer.eos is None:
-        what = f"the tokenizer of '{model}' names no end token"
-        found.append(("base", AlignError(what, "name one of its tokens with `model.eos_token`")))
+        what = f"the tokenizer of '{model}' has no EOS token"
+        found.append(("base", AlignError(what, "set `model.eos_token` to one of its tokens")))
     return found
 
 
@@ -34,7 +34,9 @@ def notes(tokenizer: TextTokenizer, model: Path) -> list[str]:
     if template is None:
         return []
     dated = "strftime_now" in template.text
-    found = ["the chat template writes the day's date: the same rows have other tokens tomorrow"] if dated else []
+    found = (
+        ["the chat template writes today's date, so the same rows will have different tokens tomorrow"] if dated else []
+    )
     return found + _of_turns(tokenizer, template.ends, model)
 
 
@@ -43,14 +45,14 @@ def _of_turns(tokenizer: TextTokenizer, ends: Sequence[str], model: Path) -> lis
     eos = tokenizer.eos
     known = [token for token in ends if tokenizer.id(token) is not None]
     if eos is not None and not known:
-        what = "the chat template writes no end token after an answer"
-        return [f"{what}: {eos} is put there, so that the model learns it"]
+        what = "the chat template writes no end-of-turn token after an answer"
+        return [f"{what}: {eos} is appended, so that the model learns to stop"]
     others = [token for token in known if token != eos and tokenizer.id(token) not in stops(model)]
     if eos is None or not others:
         return []
     return [
-        f"the chat template ends answers with {' or '.join(others)}, and the tokenizer's end token is {eos}: "
-        "trained models stop at each of them (`model.eos_token` names another)"
+        f"the chat template ends answers with {' or '.join(others)}, but the tokenizer's EOS token is {eos}: "
+        "trained models stop at any of them (`model.eos_token` sets another)"
     ]
 
 

@@ -35,5 +35,5 @@ def _together(group: list[AlignError]) -> AlignError:
     first, *others = group
     places = [str(fault.place) for fault in others[:PLACES]]
     more = f", and {len(others) - PLACES:,} more" if len(others) > PLACES else ""
-    what = f"{first.what} (so it is in {len(others):,} more rows: {', '.join(places)}{more})"
+    what = f"{first.what} (also in {len(others):,} more rows: {', '.join(places)}{more})"
     return AlignError(what, first.remedy, place=first.place, exit=first.exit)

@@ -19,7 +19,7 @@ from align.data.rows import DataFile, Found, RecordPlace, Row, lines, whole_text
 from align.errors import AlignError, Place
 
 _LONGEST_CELL: Final = 2**31 - 1
-_ADD_ROWS: Final = "add rows, or take the file out of the recipe"
+_ADD_ROWS: Final = "add rows, or remove the file from the recipe"
 
 
 def read_file(file: DataFile) -> Iterator[Found]:
@@ -28,8 +28,14 @@ def read_file(file: DataFile) -> Iterator[Found]:
     try:
         reader = READERS[ending(file.path.name)]
     except KeyError:
-        what = f"the ending '{file.path.suffix}' is not known" if file.path.suffix else "the file has no ending"
-        yield AlignError(what, f"known are {', '.join(READERS)}; .gz may follow all but .parquet", place=place)
+        what = (
+            f"the file extension '{file.path.suffix}' is not supported"
+            if file.path.suffix
+            else "the file has no extension"
+        )
+        yield AlignError(
+            what, f"supported are {', '.join(READERS)}; all but .parquet may be followed by .gz", place=place
+        )
         return
     try:
         if not file.path.stat().st_size:
@@ -40,12 +46,12 @@ def read_file(file: DataFile) -> Iterator[Found]:
             any_found = True
             yield found
         if not any_found:
-            yield AlignError("the file holds no rows", _ADD_ROWS, place=place)
+            yield AlignError("the file has no rows", _ADD_ROWS, place=place)
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        yield AlignError("the file is not whole gzip data", "copy or compress it again", place=place)
+        yield AlignError("the gzip file is incomplete or damaged", "copy or compress it again", place=place)
     except OSError as error:
         what = f"the file cannot be read: {error.strerror or error}"
-        yield AlignError(what, "check that it is whole and that you may read it", place=place)
+        yield AlignError(what, "check that it is complete and that you have permission to read it", place=place)
 
 
 def ending(name: str) -> str:
@@ -86,11 +92,13 @@ def _read_table(file: DataFile, delimiter: str) -> Iterator[Found]:
             elif len(cells) == len(header):
                 yield Row(dict(zip(header, cells, strict=True)), place)
             else:
-                what = f"the record has {_count(len(cells), 'cell')}, the header names {_count(len(header), 'column')}"
-                yield AlignError(what, "put texts that hold the separator or a line break into quotes", place=place)
+                what = (
+                    f"the record has {_count(len(cells), 'cell')}, but the header has {_count(len(header), 'column')}"
+                )
+                yield AlignError(what, "quote values that contain the separator or a line break", place=place)
     except csv.Error as error:
         what = f"the record is not well-formed: {error}"
-        remedy = 'put texts in double quotes, and write a double quote inside one as ""'
+        remedy = 'put values in double quotes, and write a double quote inside a value as ""'
         yield AlignError(what, remedy, place=Place(file.label, begin))
     except AlignError as error:
         yield error
@@ -100,7 +108,7 @@ def _header(cells: list[str], place: Place) -> list[str]:
     names = [cell.strip() for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise AlignError(f"the header names the column '{twice}' twice", "rename one of the two", place=place)
+        raise AlignError(f"the header has the column '{twice}' twice", "rename one of the two", place=place)
     return names
 
 
@@ -120,7 +128,7 @@ def _read_parquet(file: DataFile) -> Iterator[Found]:
                     number += 1
                     yield Row(value, RecordPlace(file.label, row=number), filled=True)
     except UnicodeDecodeError:
-        what = "a text among the next rows is not UTF-8"
+        what = "a string in one of the next rows is not valid UTF-8"
         yield AlignError(what, "write the file again", place=RecordPlace(file.label, row=number + 1))
     except (pyarrow.ArrowException, OSError) as error:
         what = f"the file is not readable Parquet: {str(error).splitlines()[0].rstrip('.')}"

@@ -86,7 +86,7 @@ def normalise(row: Row, format: str = "auto", *, labelled: bool = True) -> Examp
     if format != "auto":
         found = FORMATS[format]
         if not found.fits(value):
-            raise _unknown(row, f"not the format '{format}'", f"give {found.needs}, or leave format out")
+            raise _unknown(row, f"not the format '{format}'", f"give {found.needs}, or remove `format`")
         return _example(found, value, row)
     for name, found in FORMATS.items():
         if found.fits(value) and (labelled or name != "unpaired"):
@@ -168,8 +168,8 @@ def _from_sharegpt(value: dict[str, Any], place: Place) -> dict[str, Any]:
 def _chat(value: dict[str, Any], field: str, place: Place) -> dict[str, Any]:
     messages = turns.with_system(value.get("system"), turns.conversation(value[field], field, place), place)
     if messages[-1]["role"] != "assistant":
-        what = f"the last message of '{field}' is from the {messages[-1]['role']}, so there is no answer to learn"
-        raise AlignError(what, "end with a message of the assistant, or take the row out", place=place)
+        what = f"the last message of '{field}' is from the {messages[-1]['role']}, so there is no answer to train on"
+        raise AlignError(what, "end with an assistant message, or remove the row", place=place)
     marks.require_learnt(messages, field, place)
     return {"messages": messages}
 
@@ -201,8 +201,8 @@ def _from_labelled(value: dict[str, Any], place: Place) -> dict[str, Any]:
             raise _answers_nothing(place)
         completion = messages[len(prompt) :]
         if not any(turn.get("train", True) for turn in completion):
-            what = "the answer that the row's label is about is marked not to be learnt"
-            raise AlignError(what, "take out the mark, or the row", place=place)
+            what = "the answer that the label applies to is marked as not trained"
+            raise AlignError(what, "remove the mark or the row", place=place)
         made |= {"prompt": marks.without(prompt), "completion": completion}
     return made
 
@@ -239,7 +239,7 @@ def prompt_of(example: Example) -> Example:
 
 
 def _answers_nothing(place: Place) -> AlignError:
-    return AlignError("the row has an answer and nothing that it answers", "take it out", place=place)
+    return AlignError("the row has an answer but no prompt", "remove it", place=place)
 
 
 def with_columns(example: Example, row: Row) -> Example:

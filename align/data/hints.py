@@ -35,7 +35,7 @@ def columns(row: dict[str, Any]) -> str:
             renames = [f"{meaning}: {name}" for meaning, name in zip(form, names, strict=True) if meaning != name]
             return f"; or map columns: {{{', '.join(renames)}}}" if renames else ""
     strange = any(isinstance(field, str) and name not in FIELDS for name, field in row.items())
-    return "; or say with columns which field is which" if strange else ""
+    return "; or map them with `columns`" if strange else ""
 
 
 def _named(row: dict[str, Any], meaning: str) -> str | None:

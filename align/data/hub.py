@@ -41,8 +41,8 @@ def files(name: str, wanted: Wanted, revision: str | None) -> list[DataFile]:
         tree = _tree(name, _CONVERTED)
         chosen = layout.converted(tree.names, wanted)
     if missing := layout.missing_shards(chosen):
-        what = f"only {missing[0]} of the {missing[1]} files of {name} are there"
-        raise AlignError(what, f"download it whole: hf download --repo-type dataset {name}")
+        what = f"only {missing[0]} of the {missing[1]} files of {name} are present"
+        raise AlignError(what, f"download it completely: hf download --repo-type dataset {name}")
     return [DataFile(tree.fetch(file), f"{name}/{file}") for file in chosen]
 
 
@@ -65,8 +65,8 @@ def _online(name: str, revision: str) -> _Tree:
             with _answers(name, revision):
                 return Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
         except _Unreachable:
-            what = f"the connection to the Hub broke while {name}/{file} was downloaded"
-            raise AlignError(what, "run the command again; what is downloaded stays") from None
+            what = f"the connection to the Hub failed while downloading {name}/{file}"
+            raise AlignError(what, "run the command again; finished downloads are kept") from None
 
     return _Tree([sibling.rfilename for sibling in info.siblings or []], fetch)
 
@@ -80,8 +80,11 @@ def _cached(name: str, revision: str) -> _Tree:
     ref = folder / "refs" / revision
     snapshot = folder / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
     if not snapshot.is_dir():
-        what = f"the data set {name} is not in the local cache, and the Hub cannot be reached"
-        raise AlignError(what, f"connect, or fetch it where there is a network: hf download --repo-type dataset {name}")
+        what = f"the dataset {name} is not in the local cache, and the Hub cannot be reached"
+        raise AlignError(
+            what,
+            f"connect to the network, or download it elsewhere: hf download --repo-type dataset {name}",
+        )
     names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
     return _Tree(names, lambda file: snapshot / file)
 
@@ -96,18 +99,18 @@ def _answers(name: str, revision: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        what = f"the data set {name} is gated"
+        what = f"the dataset {name} is gated"
         raise AlignError(what, f"accept the terms on {page} and run: hf auth login") from None
     except errors.RepositoryNotFoundError:
-        what = f"there is no file or folder '{name}', and no data set of this name on the Hub that you may read"
-        raise AlignError(what, "check the spelling; for a private data set run: hf auth login") from None
+        what = f"there is no file or folder '{name}', and no dataset of this name on the Hub that you can access"
+        raise AlignError(what, "check the spelling; for a private dataset, run: hf auth login") from None
     except errors.RevisionNotFoundError:
         if revision == _CONVERTED:
-            what = f"the data set {name} holds no JSON, Parquet, CSV or text files, and the Hub has not converted it"
-            raise AlignError(what, "convert it yourself and give the file; its own code is never run") from None
-        raise AlignError(f"the data set {name} has no revision '{revision}'", f"see {page}/tree/main") from None
+            what = f"the dataset {name} has no JSON, Parquet, CSV or text files, and the Hub has not converted it"
+            raise AlignError(what, "convert it yourself and give the file; dataset scripts are never run") from None
+        raise AlignError(f"the dataset {name} has no revision '{revision}'", f"see {page}/tree/main") from None
     except errors.HFValidationError:
-        raise AlignError(f"'{name}' is no name that a data set on the Hub can have", "check the spelling") from None
+        raise AlignError(f"'{name}' is not a valid name for a Hub dataset", "check the spelling") from None
     except no_answer as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):

@@ -37,11 +37,11 @@ _PLAINER: Final = {
     "Expecting property name enclosed in double quotes": "expected a field name in double quotes",
     "Expecting ',' delimiter": "expected a comma or the closing bracket",
     "Expecting ':' delimiter": "expected a colon after the field name",
-    "Unterminated string starting at": "the text that begins here has no closing quote",
-    "Illegal trailing comma before end of object": "the comma before } is one too many",
-    "Illegal trailing comma before end of array": "the comma before ] is one too many",
-    "Invalid control character at": "a line break or tab inside a text must be written \\n or \\t",
-    "Invalid \\escape": "a backslash inside a text must be written \\\\",
+    "Unterminated string starting at": "the string that starts here has no closing quote",
+    "Illegal trailing comma before end of object": "there is an extra comma before }",
+    "Illegal trailing comma before end of array": "there is an extra comma before ]",
+    "Invalid control character at": "a line break or tab inside a string must be written as \\n or \\t",
+    "Invalid \\escape": "a backslash inside a string must be written as \\\\",
 }
 """What the parser wanted, in the words of somebody who did not write the parser."""
 
@@ -80,7 +80,7 @@ class _Json:
             wanted = next((plain for start, plain in _PLAINER.items() if error.msg.startswith(start)), error.msg)
             raise self.malformed(error.pos, wanted) from None
         except _RepeatedField as error:
-            what = f"the row gives the field '{error}' twice"
+            what = f"the row has the field '{error}' twice"
             raise AlignError(what, "keep one of the two", place=self.place(at)) from None
         except (RecursionError, ValueError):
             what = "a value of the row is nested too deeply or has too many digits"
@@ -89,22 +89,22 @@ class _Json:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                what = "the row holds one half of a surrogate pair, which is not a character"
-                raise AlignError(what, "write the whole character", place=self.place(at)) from None
+                what = "the row contains half of a surrogate pair, which is not a valid character"
+                raise AlignError(what, "write the complete character", place=self.place(at)) from None
         return value, end
 
     def row(self, value: Any, at: int) -> Found:
         """The row that `value`, which begins at `at`, is; or the fault that it is none."""
         if isinstance(value, dict):
             return Row(value, self.place(at))
-        kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+        kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
         what = f"the row is {kinds.get(type(value), 'a number')}, not an object"
         return AlignError(what, 'write each row as an object: {"field": ...}', place=self.place(at))
 
     def expect_end(self, at: int, of: str) -> None:
         end = self.skip(at)
         if end < len(self.text):
-            raise self.malformed(end, f"expected the end of the {of}, there is more")
+            raise self.malformed(end, f"expected the end of the {of}, but there is more")
 
     def elements(self, at: int) -> Generator[Found, None, int]:
         """The rows of the array that opens at `at`; returns the offset after it. Raises AlignError."""
@@ -121,7 +121,7 @@ class _Json:
                 raise self.malformed(at, "expected a comma or the closing bracket ]")
             comma, at = at, self.skip(at + 1)
             if self.text[at : at + 1] == "]":
-                raise self.malformed(comma, "the comma before ] is one too many")
+                raise self.malformed(comma, "there is an extra comma before ]")
 
     def lists(self, at: int) -> list[int]:
         """Offsets of the lists directly inside the well-formed object that opens at `at`."""
@@ -189,8 +189,8 @@ def _object_rows(source: _Json, start: int) -> Iterator[Found]:
     elif not found:
         yield source.row(value, start)
     else:
-        what = f"the file is one object with {len(found)} lists, and which of them holds the rows is not clear"
-        raise AlignError(what, "write an array of objects, or one object a line", place=source.place(start))
+        what = f"the file is one object with {len(found)} lists, and it is unclear which of them has the rows"
+        raise AlignError(what, "write an array of objects, or one object per line", place=source.place(start))
 
 
 def _lines_after_all(text: str) -> bool:

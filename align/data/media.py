@@ -8,7 +8,7 @@ from align.data.fields import MEDIA
 from align.errors import AlignError, Place
 
 _MEDIA: Final = frozenset(MEDIA)
-_REMEDY: Final = "take the row out; or the field, where the text says all without it"
+_REMEDY: Final = "remove the row, or the field if the text is complete without it"
 
 
 def refuse(value: dict[str, Any], place: Place) -> None:
@@ -24,20 +24,20 @@ def refuse(value: dict[str, Any], place: Place) -> None:
                 continue
             held = next((name for name in MEDIA if _holds(turn.get(name))), None)
             if held is not None:
-                what = f"message {number} of '{field}' has something in '{held}', and only text can be trained on"
-                raise AlignError(what, "take it out, or the row", place=place)
+                what = f"message {number} of '{field}' has data in '{held}', but only text is supported"
+                raise AlignError(what, "remove it, or the row", place=place)
 
 
 def _refuse_fields(value: dict[str, Any], place: Place) -> None:
     said = str([field for name, field in value.items() if name not in MEDIA])
     for name in (name for name in MEDIA if name in value):
         if _holds(value[name]):
-            what = f"the row has something in '{name}', and only text can be trained on"
+            what = f"the row has data in '{name}', but only text is supported"
             raise AlignError(what, _REMEDY, place=place)
         placeholder = f"<{name.removesuffix('s')}>"
         if placeholder in said:
-            what = f"the row says {placeholder}, '{name}' holds none, and only text can be trained on"
-            raise AlignError(what, "take the row out", place=place)
+            what = f"the row contains {placeholder}, '{name}' is empty, and only text is supported"
+            raise AlignError(what, "remove the row", place=place)
 
 
 def _holds(value: Any) -> bool:

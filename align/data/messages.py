@@ -64,7 +64,7 @@ def conversation(value: Any, field: str, place: Place) -> list[Message]:
         what = f"'{field}' is {kind_of(value)}, not a list of messages"
         raise AlignError(what, 'give [{"role": "user", "content": "..."}, ...]', place=place)
     if not value:
-        raise AlignError(f"'{field}' has no messages", "add messages, or take the row out", place=place)
+        raise AlignError(f"'{field}' has no messages", "add messages, or remove the row", place=place)
     return [_message(each, f"message {number} of '{field}'", place) for number, each in enumerate(value, start=1)]
 
 
@@ -90,7 +90,7 @@ def _message(value: Any, where: str, place: Place) -> Message:
     message = {"role": role, "content": _content(content, where, place), **more}
     if role in ("user", "assistant") and not message["content"].strip() and "tool_calls" not in more:
         who = "the assistant's answer" if role == "assistant" else "the user's prompt"
-        raise AlignError(f"{where}, {who}, is empty", "write it, or take the row out", place=place)
+        raise AlignError(f"{where}, {who}, is empty", "write it, or remove the row", place=place)
     return message
 
 
@@ -99,8 +99,8 @@ def _more(value: Message, role: str, where: str, place: Place) -> Message:
     kept = {name: value[name] for name in _KEPT if value.get(name)}
     for name in _THOUGHTS:
         if not isinstance(kept.get(name, ""), str):
-            what = f"the {name} of {where} is {kind_of(kept[name])}, not a text"
-            raise AlignError(what, "put it in quotes, or take it out", place=place)
+            what = f"the {name} of {where} is {kind_of(kept[name])}, not a string"
+            raise AlignError(what, "put it in quotes, or remove it", place=place)
     if called := tools.calls(value, where, place):
         kept["tool_calls"] = called
     if not marks.learnt(value, role, where, place) and role == "assistant":
@@ -125,21 +125,21 @@ def _content(content: Any, where: str, place: Place, of: str = "the content of "
     if isinstance(content, str):
         return content
     if content is None:
-        raise AlignError(f"{where} has no content", "write it, or take the row out", place=place)
+        raise AlignError(f"{where} has no content", "write it, or remove the row", place=place)
     if not isinstance(content, list):
-        raise AlignError(f"{of}{where} is {kind_of(content)}, not a text", "put it in quotes", place=place)
+        raise AlignError(f"{of}{where} is {kind_of(content)}, not a string", "put it in quotes", place=place)
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str) or (isinstance(part, dict) and part.get("type", "text") != "text"):
             kind = part.get("type", "unknown") if isinstance(part, dict) else kind_of(part)
-            what = f"{where} has a part of type '{kind}'; only text can be trained on"
-            raise AlignError(what, "keep the text parts only, or take the row out", place=place)
+            what = f"{where} has a part of type '{kind}', but only text is supported"
+            raise AlignError(what, "keep only the text parts, or remove the row", place=place)
         texts.append(text)
     return "".join(texts)
 
 
 def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

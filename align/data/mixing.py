@@ -54,8 +54,10 @@ def hold_out(
 def _refuse_empty(train: list[Example], test: list[Example], share: float | int, sizes: Counter[Fraction]) -> None:
     rows, smallest = len(train) + len(test), min(sizes.values(), default=0)
     if rows > 1 and len(sizes) == 1:
-        what = f"all {rows:,} rows have the same prompt, and the rows of a prompt are held out together or not at all"
-        raise AlignError(what, "name other rows for it, or leave it out")
+        what = (
+            f"all {rows:,} rows have the same prompt, and rows with the same prompt are held out together or not at all"
+        )
+        raise AlignError(what, "give other rows for it, or leave it out")
     if not train:
         what = f"holding out {share} of {rows:,} rows leaves none to train on"
         raise AlignError(what, "hold out fewer")
@@ -63,7 +65,7 @@ def _refuse_empty(train: list[Example], test: list[Example], share: float | int,
         what = f"holding out {share} of {rows:,} rows takes none of them"
         remedy = "hold out a larger share, or a whole number of rows"
         if isinstance(share, int):
-            remedy = f"hold out {smallest} at least: the rows of a prompt are held out together"
+            remedy = f"hold out at least {smallest}: rows with the same prompt are held out together"
         raise AlignError(what, remedy)
 
 
@@ -102,7 +104,7 @@ def replay_rows(task_rows: int, ratio: float) -> int:
     """The number n of replay rows for which n / (task_rows + n) is nearest to `ratio`, which lies in [0, 1)."""
     if not 0 <= ratio < 1:
         what = f"the replay ratio {ratio} is not between 0 and 1"
-        raise AlignError(what, "give the share of replay in the whole: 0.2 for one row in five, 0 for none")
+        raise AlignError(what, "give the share of replayed rows: 0.2 for one row in five, 0 for none")
     exact = Fraction(str(ratio))
     few = floor(task_rows * exact / (1 - exact))
     return min((few, few + 1), key=lambda n: abs(Fraction(n, max(task_rows + n, 1)) - exact))

@@ -55,16 +55,16 @@ def preferences(examples: Sequence[Example]) -> list[str]:
     prompts = len({said(pair["prompt"]) for pair in pairs})
     answers = len({said(pair["chosen"]) for pair in pairs})
     if prompts < FEW_PROMPTS:
-        few = f"the {total:,} pairs have only {prompts} different prompts: the model may learn these prompts by heart"
+        few = f"the {total:,} pairs have only {prompts} different prompts: the model may memorise these prompts"
         if prompts == 1:
             same = "there is only one pair" if total == 1 else f"the {total:,} pairs have the same prompt"
-            few = f"{same}: the model may learn it by heart"
+            few = f"{same}: the model may memorise it"
         warnings.append(few)
     elif total - prompts > REPEATED_PROMPTS * total:
         warnings.append(f"{total - prompts:,} of {total:,} pairs ({_percent(total - prompts, total)}) repeat a prompt")
     if total >= FEW_PAIRS and total - answers > REPEATED_ANSWERS * total:
         warnings.append(
-            f"the {total:,} pairs have only {answers:,} different chosen answers: the model may learn these by heart"
+            f"the {total:,} pairs have only {answers:,} different chosen answers: the model may memorise these"
         )
     return warnings + _length_bias(pairs)
 
@@ -80,7 +80,7 @@ def _length_bias(pairs: Sequence[dict[str, Any]]) -> list[str]:
     count, word = (longer, "longer") if longer > shorter else (shorter, "shorter")
     return [
         f"chosen is {word} than rejected in {count:,} of {len(pairs):,} pairs ({_percent(count, len(pairs))}; "
-        f"{mean(chosen):,.0f} against {mean(rejected):,.0f} characters on average): "
+        f"{mean(chosen):,.0f} vs. {mean(rejected):,.0f} characters on average): "
         f"the model may learn to be {'long' if word == 'longer' else 'brief'} rather than good"
     ]
 

@@ -31,9 +31,9 @@ def text(value: dict[str, Any], field: str, place: Place) -> str:
     """A field that must be a text with something in it."""
     found = value[field]
     if not isinstance(found, str):
-        raise AlignError(f"'{field}' is {turns.kind_of(found)}, not a text", "put it in quotes", place=place)
+        raise AlignError(f"'{field}' is {turns.kind_of(found)}, not a string", "put it in quotes", place=place)
     if not found.strip():
-        raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)
+        raise AlignError(f"'{field}' is empty", "fill it in, or remove the row", place=place)
     return found
 
 
@@ -44,7 +44,7 @@ def side(value: dict[str, Any], field: str, place: Place) -> Side:
         return found
     if isinstance(found, list | dict):
         return turns.conversation(found, field, place)
-    what = f"'{field}' is {turns.kind_of(found)}, not a text and not messages"
+    what = f"'{field}' is {turns.kind_of(found)}, not a string or messages"
     raise AlignError(what, "put it in quotes", place=place)
 
 
@@ -72,7 +72,7 @@ def history(value: dict[str, Any], place: Place) -> list[Message]:
     earlier: list[Message] = []
     for turn in value.get("history") or []:
         if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
-            what = "'history' is not a list of pairs of texts"
+            what = "'history' is not a list of pairs of strings"
             raise AlignError(what, 'give [["question", "answer"], ...]', place=place)
         earlier += [turns.user(turn[0]), turns.assistant(turn[1])]
     return earlier
@@ -84,7 +84,7 @@ def instruction(value: dict[str, Any], place: Place) -> str:
     field = next((name for _, name in INSTRUCTIONS if name in value), "input")
     given = value.get(field, "")
     if not isinstance(given, str):
-        raise AlignError(f"'{field}' is {turns.kind_of(given)}, not a text", "put it in quotes", place=place)
+        raise AlignError(f"'{field}' is {turns.kind_of(given)}, not a string", "put it in quotes", place=place)
     return f"{asked}\n{given}" if given.strip() else asked
 
 
@@ -116,7 +116,7 @@ def _margin(margin: Any, place: Place) -> float:
         margin = float(margin.strip())
     if not isinstance(margin, int | float) or isinstance(margin, bool) or not math.isfinite(margin):
         what = f"'margin' is {turns.kind_of(margin)}, not a finite number"
-        raise AlignError(what, "give by how much the chosen answer is better, or leave it out", place=place)
+        raise AlignError(what, "say by how much the chosen answer is better, or leave it out", place=place)
     return float(margin)
 
 
@@ -153,8 +153,8 @@ def _without_prompt(
     inside, chosen, rejected = _shared_turns(chosen, rejected, names, place)
     asked = [prompt] if isinstance(prompt, str) else [each["content"] for each in prompt if each["role"] == "user"]
     if not {each.strip() for each in asked} <= {each["content"].strip() for each in inside}:
-        what = f"'{names[0]}' and '{names[1]}' begin with turns that are not the row's prompt"
-        raise AlignError(what, "take those turns out, or take the field prompt out", place=place)
+        what = f"'{names[0]}' and '{names[1]}' start with turns that differ from the row's prompt"
+        raise AlignError(what, "remove those turns, or the field `prompt`", place=place)
     return inside, chosen, rejected
 
 
@@ -185,8 +185,8 @@ def _shared_length(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 def _no_prompt(names: tuple[str, str], place: Place) -> AlignError:
-    what = f"the row has no prompt, and '{names[0]}' and '{names[1]}' share none"
-    return AlignError(what, "add a field prompt", place=place)
+    what = f"the row has no prompt, and '{names[0]}' and '{names[1]}' have none in common"
+    return AlignError(what, "add a field `prompt`", place=place)
 
 
 def _last_marker(transcript: str) -> int:
@@ -197,8 +197,8 @@ def _last_marker(transcript: str) -> int:
 def check_prompt(prompt: Side, field: str, place: Place) -> None:
     """Refuse an empty prompt and one that ends with an answer."""
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        what = f"'{field}' ends with a message of the assistant, so the answer answers nothing"
-        raise AlignError(what, "end it with a message of the user", place=place)
+        what = f"'{field}' ends with an assistant message, so there is nothing to answer"
+        raise AlignError(what, "end it with a user message", place=place)
     _check_filled(prompt, field, place)
 
 
@@ -210,7 +210,7 @@ def check_answer(answer: Side, field: str, place: Place) -> None:
     for which, message in (("first", answer[0]), ("last", answer[-1])):
         if message["role"] != "assistant":
             what = f"the {which} message of '{field}' is from the {message['role']}, not from the assistant"
-            raise AlignError(what, "begin and end an answer with the assistant", place=place)
+            raise AlignError(what, "start and end an answer with an assistant message", place=place)
     marks.require_learnt(answer, field, place)
 
 
@@ -219,4 +219,4 @@ def _check_filled(side: Side, field: str, place: Place) -> None:
     said = side if isinstance(side, str) else side[-1]["content"]
     calls = isinstance(side, list) and (side[-1]["role"] == "tool" or "tool_calls" in side[-1])
     if not said.strip() and not calls:
-        raise AlignError(f"'{field}' is empty", "fill it, or take the row out", place=place)
+        raise AlignError(f"'{field}' is empty", "fill it in, or remove the row", place=place)

@@ -30,7 +30,7 @@ Format = Literal[
 
 
 class DataSource(BaseModel):
-    """Rows to train on. In a recipe a plain string is short for `{source: string}`."""
+    """Rows to train on. In a recipe, a plain string is short for `{source: string}`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,7 +58,7 @@ class DataSource(BaseModel):
             if field not in FIELDS:
                 near = get_close_matches(field, FIELDS, n=1)
                 hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(FIELDS))}"
-                raise ValueError(f"'{field}' is no field of a known format; {hint}")
+                raise ValueError(f"'{field}' is not a field of any known format; {hint}")
         return columns
 
 
@@ -101,8 +101,8 @@ def _renamed(row: Row, columns: dict[str, str]) -> Found:
         if column not in row.value:
             near = get_close_matches(column, row.value, n=1)
             fields = ", ".join(f"'{name}'" for name in row.value)
-            what = f"columns names '{column}', which the row does not have; it has {fields}"
-            remedy = f"did you mean '{near[0]}'?" if near else "name one of these under columns"
+            what = f"`columns` names '{column}', but the row only has {fields}"
+            remedy = f"did you mean '{near[0]}'?" if near else "use one of these under `columns`"
             return AlignError(what, remedy, place=row.place)
     if not columns:
         return row
@@ -120,9 +120,7 @@ def _lab_rows(name: str) -> Iterator[Found]:
     if name not in lab.NAMES:
         near = get_close_matches(name, lab.NAMES, n=1)
         listed = ", ".join(lab.NAMES)
-        raise AlignError(
-            f"the lab has no data set '{name}'", f"did you mean {near[0]}?" if near else f"it has {listed}"
-        )
+        raise AlignError(f"the lab has no dataset '{name}'", f"did you mean {near[0]}?" if near else f"it has {listed}")
     for number, value in enumerate(lab.rows(name), start=1):
         yield Row(dict(value), RecordPlace(name, row=number))
 
@@ -158,7 +156,7 @@ def _elsewhere(source: DataSource, text: str, places: list[Path]) -> list[DataFi
         if near := get_close_matches(path.stem, stems, n=1):
             meant = str(Path(text).with_name(stems[near[0]]))
             raise AlignError(f"there is no file or folder '{text}'", f"did you mean '{meant}'?")
-    remedy = f"{user_paths.START}; a Hub data set is written org/name"
+    remedy = f"{user_paths.START}; a Hub dataset is written org/name"
     raise AlignError(f"there is no file or folder '{text}'", remedy)
 
 
@@ -167,8 +165,8 @@ def _folder(folder: Path, source: DataSource) -> list[DataFile]:
     names = layout.data_files(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     label = _local(folder).label
     if not names:
-        what = f"the folder {label} holds no file with an ending that is known"
-        raise AlignError(what, f"known are {', '.join(READERS)}; .gz may follow all but .parquet")
+        what = f"the folder {label} has no file with a supported extension"
+        raise AlignError(what, f"supported are {', '.join(READERS)}; all but .parquet may be followed by .gz")
     # Training on the test files that lie beside the training files would go unnoticed.
     of_split = [name for name in names if layout.split_of(name) in (None, layout.canonical(source.split))]
     if not of_split and "split" in source.model_fields_set:

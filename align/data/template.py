@@ -70,7 +70,7 @@ def rendered(
     try:
         return compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **given)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        what = f"the chat template refuses the messages: {str(error).rstrip('.')}"
+        what = f"the chat template rejects the messages: {str(error).rstrip('.')}"
         raise AlignError(what, "change the row, or choose another chat_template") from None
 
 

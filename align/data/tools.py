@@ -62,13 +62,13 @@ def _call(call: Any, where: str, place: Place) -> dict[str, Any]:
         call = {"type": "function", "function": call}
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise AlignError(f"{where} names no function", _OBJECT, place=place)
+        raise AlignError(f"{where} does not name a function", _OBJECT, place=place)
     if "arguments" not in function:
         return dict(call)
     given = function["arguments"]
     arguments = _parsed(given, {}) if isinstance(given, str) else given
     if not isinstance(arguments, dict):
-        what = f"the arguments of {where}, to '{function['name']}', are no JSON object"
+        what = f"the arguments of {where}, to '{function['name']}', are not a JSON object"
         raise AlignError(what, 'give {"name": value, ...}, or the JSON text of it', place=place)
     return {**call, "function": {**function, "arguments": arguments}}
 

@@ -57,7 +57,7 @@ def begin(processes: int) -> PartialState:
     state = PartialState(cpu=not torch.cuda.is_available(), **patience)
     if state.num_processes != processes:
         raise AlignError(
-            f"{processes} processes were asked for and {state.num_processes} came up",
+            f"{processes} processes were requested, but {state.num_processes} started",
             "see child.log in the run folder",
             exit=Exit.MACHINE,
         )

@@ -26,10 +26,10 @@ def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKe
     reasons = [finding.sentence() for finding in (*broken, *unclear)]
     stop = bool(broken) and keys.on_violation == "stop"
     if broken and not stop:
-        reasons.append("the run goes on all the same: on_violation is warn")
+        reasons.append("the run continues anyway, because on_violation is warn")
     if findings:
         kept = len(findings) - len(broken) - len(unclear)
-        reasons.append(f"{kept} of {len(findings)} limits kept, {len(broken)} broken, {len(unclear)} unclear")
+        reasons.append(f"{kept} of {len(findings)} limits met, {len(broken)} violated, {len(unclear)} unclear")
     else:
         reasons.append("nothing was judged: no probe with a limit has gate items")
     reasons += [_unjudged(name, base, after) for name, info in base.probes.items() if _stands_apart(name, info, keys)]
@@ -64,7 +64,7 @@ def _stands_apart(probe: str, info: ProbeInfo, keys: ForgettingKeys) -> bool:
 def _unjudged(probe: str, base: Measurement, after: Measurement) -> str:
     split: Split = "gate" if base.has("gate", probe) else "report"
     figures = f"{base.score(split, probe):.3f} -> {after.score(split, probe):.3f}"
-    return f"{probe}: {figures} is not judged: it moves with anything that is learnt"
+    return f"{probe}: {figures} has no verdict, because any training moves it"
 
 
 def finite(value: float) -> float | None:

@@ -52,7 +52,9 @@ class Finding:
         if self.verdict == "OK":
             return f"{figures} is within the limit, {limit}"
         needed = self.needed()
-        how = f"about {needed} items would tell" if needed else "on the limit no number of items would tell"
+        how = (
+            f"about {needed} items would decide" if needed else "exactly on the limit, no number of items would decide"
+        )
         return f"{figures} may or may not be beyond the limit, {limit}: {how}"
 
 

@@ -53,7 +53,7 @@ Fraction = Annotated[float, AfterValidator(_fraction), Field(json_schema_extra={
 
 
 class ProbeFile(BaseModel):
-    """One probe of one's own."""
+    """A user-defined probe."""
 
     model_config = ConfigDict(extra="forbid")
 

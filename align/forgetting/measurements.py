@@ -17,7 +17,7 @@ Split = Literal["gate", "report"]
 Metric = Literal["accuracy", "perplexity"]
 Kind = Literal["skill", "task", "text", "agreement"]
 
-REMEDY = "delete this folder and run `align run` again: the model is measured anew"
+REMEDY = "delete this folder and run `align run` again: the model is measured again"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def compare(before: Measurement, after: Measurement, split: Split, probe: str) -
         raise AlignError(
             f"{before.place} and {after.place} did not measure the same {split} items of the probe {probe!r}: "
             f"{len(earlier.keys() - later.keys())} only before, {len(later.keys() - earlier.keys())} only after",
-            "delete the later of the two folders and run `align run` again: the model is measured anew",
+            "delete the later of the two folders and run `align run` again: the model is measured again",
         )
     pairs = [(item, later[name]) for name, item in earlier.items()]
     if before.probes[probe].metric == "accuracy":

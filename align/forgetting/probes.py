@@ -154,7 +154,7 @@ def _check_halves(name: str, halves: Mapping[Split, Sequence[object]]) -> None:
     if empty is not None:
         rows = sum(map(len, halves.values()))
         what = f"the probe '{name}' has {rows} {'row' if rows == 1 else 'rows'}, none of them in the {empty}'s half"
-        raise AlignError(what, "give it more rows: it takes about 200 in each half to tell a drop of 0.05")
+        raise AlignError(what, "give it more rows: it takes about 200 in each half to detect a drop of 0.05")
 
 
 def _split(text: str) -> Split:

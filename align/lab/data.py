@@ -123,6 +123,6 @@ def rows(name: str, *, seed: int = 0, n: int | None = None) -> list[Row]:
     Raises KeyError for an unknown name, listing the known ones.
     """
     if name not in _MAKERS:
-        raise KeyError(f"there is no lab data set {name!r}; there are {', '.join(NAMES)}")
+        raise KeyError(f"there is no lab dataset {name!r}; there are {', '.join(NAMES)}")
     make, default = _MAKERS[name]
     return make(random.Random(f"{name} {seed}"), default if n is None else n)

@@ -79,8 +79,8 @@ def _of_base(base: PreTrainedModel, text: Text, dtype: torch.dtype) -> tuple[tor
         with fidelity.rounded(base, dtype):
             narrow = fidelity.read(base, text)
     if not narrow.isfinite().all():
-        what = f"in {str(dtype).removeprefix('torch.')} the base itself gives no finite numbers"
-        raise AlignError(what, "use another precision", exit=Exit.STAGE_FAILED)
+        what = f"in {str(dtype).removeprefix('torch.')} the base itself produces NaN or infinite values"
+        raise AlignError(what, "use a different dtype", exit=Exit.STAGE_FAILED)
     own: dict[str, Any] = {"precision_kl": fidelity.divergence(plain, narrow)}
     if score_head.has(base):
         return plain, {**own, "precision_loss": None, "base_loss": None}
@@ -182,8 +182,8 @@ def _check(result: Merge) -> None:
     """Raises AlignError where the merged model is another one."""
     if result.verdict == "broken":
         raise AlignError(
-            f"the merged model is not the adapted one: {result.figures}; the adapters change the base by KL "
+            f"the merged model differs from the adapted one: {result.figures}; the adapters change the base by KL "
             f"{result.moved_kl:.2g}",
-            "keep the adapters: a parameterization that freezes the base, or another precision",
+            "keep the adapters by using a parameterization that freezes the base, or use a different dtype",
             exit=Exit.STAGE_FAILED,
         )

@@ -71,7 +71,7 @@ class Merge:
             return f"scores differ from the adapted model's by {off} (root mean square{cost})"
         cost = f" ({self.dtype} itself costs the base {_number(self.precision_kl)})" if self.precision_kl else ""
         change = f"loss {self.loss:.4f} -> {self.merged_loss:.4f}, of the base {self.base_loss:.4f}"
-        return f"KL {_number(self.kl)} nats a token from the adapted model{cost}, {change}"
+        return f"KL {_number(self.kl)} nats per token from the adapted model{cost}, {change}"
 
     @property
     def warning(self) -> str | None:
@@ -79,7 +79,7 @@ class Merge:
         if self.verdict == "fine":
             return None
         names = ", ".join(self.adapters)
-        return f"merging {names} into {self.dtype} weights lost more than that precision explains: {self.figures}"
+        return f"merging {names} into {self.dtype} weights lost more than the dtype explains: {self.figures}"
 
 
 def _number(value: float) -> str:

@@ -84,14 +84,14 @@ def check_top(policy: Sequence[Layer], own: Layer) -> None:
         what = f"stage '{own.stage}' cannot train {own.keys.method} on top of the {methods[-1]} of stage "
         what += f"'{policy[-1].stage}'"
         raise AlignError(
-            what, "give this stage another parameterization, such as lora, or the very one of the stage before it"
+            what, "give this stage another parameterization, such as lora, or the same one as the stage before it"
         )
 
 
 def _check(kept: Sequence[Layer], own: Layer) -> None:
     for layer in kept:
         if not layer.traits.stacks:
-            what = f"stage '{own.stage}' cannot go on from the {layer.keys.method} of stage '{layer.stage}' with "
+            what = f"stage '{own.stage}' cannot continue from the {layer.keys.method} of stage '{layer.stage}' with "
             what += own.keys.method
             extra = ", without modules_to_save" if layer.traits.merges else ""
             raise AlignError(what, f"give both stages the same parameterization, or '{layer.stage}' another{extra}")

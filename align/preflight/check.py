@@ -113,8 +113,8 @@ class _Checking:
         """The base model; None where it is none."""
         keys = self.loaded.recipe.model
         if keys.revision is not None and not bases.is_on_hub(keys.base, self.loaded.root):
-            what = f"'model.revision' is for a model of the Hub, and '{keys.base}' is none"
-            self.faults.found.append(self.loaded.document.fault(("model", "revision"), what, "take it out"))
+            what = f"'model.revision' is for Hub models, and '{keys.base}' is not one"
+            self.faults.found.append(self.loaded.document.fault(("model", "revision"), what, "remove it"))
         try:
             revision = self.commit or keys.revision
             looked_up = {"offline": self.offline, "weights": self.weights, "code": keys.trust_remote_code}
@@ -167,8 +167,12 @@ class _Checking:
         default = share == type(plan.keys).model_fields["eval_data"].default
         train, held = mixing.hold_out(rows, share, self.loaded.recipe.seed, lenient=default)
         if share and not held:
-            only = "the only row trains" if len(rows) == 1 else f"all {len(rows):,} rows have the same prompt and train"
-            self.notes.append(f"stage {plan.id}: {only}, so none is held out to judge the result by")
+            only = (
+                "the only row is trained on"
+                if len(rows) == 1
+                else f"all {len(rows):,} rows have the same prompt and are trained on"
+            )
+            self.notes.append(f"stage {plan.id}: {only}, so none is held out for evaluation")
         return train, held
 
     def rewards(self, plan: StagePlan) -> list[Reward]:
@@ -193,8 +197,8 @@ class _Checking:
             missing = next((name for name in reward.columns if name not in there), None)
             if missing is None or not rows:
                 continue
-            what = f"the reward function '{reward.name}' asks for '{missing}', which is no column of the data"
-            remedy = f"it may ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
+            what = f"the reward function '{reward.name}' asks for '{missing}', which is not a column of the data"
+            remedy = f"it can ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
             self._add(AlignError(what, remedy), ("stages", stage, "reward"))
 
     def _table(
@@ -281,7 +285,7 @@ class _Checking:
         batch = per_device * accumulation * self.loaded.recipe.launch.processes
         if 0 < 2 * count <= batch:
             self.notes.append(
-                f"stage {plan.id}: a batch of {batch} holds each of {count} rows more than once: "
+                f"stage {plan.id}: a batch of {batch} contains each of {count} rows more than once: "
                 "lower per_device_train_batch_size"
             )
 
@@ -301,13 +305,13 @@ class _Checking:
         if rows.evaluation:
             shared = leaks.held_out(rows.evaluation, rows.train)
             if shared:
-                text = f"{shared:,} of {len(rows.evaluation):,} rows of eval_data are training rows too"
-                self.notes.append(f"stage {plan.id}: {text}, so its loss flatters")
+                text = f"{shared:,} of {len(rows.evaluation):,} rows of eval_data are also training rows"
+                self.notes.append(f"stage {plan.id}: {text}, so its loss is too optimistic")
         for probe in self.own_probes:
             shared, total = leaks.probed(probe, rows.trained)
             if shared:
-                text = f"{shared:,} of {total:,} items of the probe '{probe.name}' are training rows too"
-                self.notes.append(f"stage {plan.id}: {text}, so it measures learning by heart")
+                text = f"{shared:,} of {total:,} items of the probe '{probe.name}' are also training rows"
+                self.notes.append(f"stage {plan.id}: {text}, so it measures memorisation")
 
     def probes(self) -> str:
         """Hash of what is measured; the user's own probes are read, the shipped ones take a while and are right."""

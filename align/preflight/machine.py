@@ -57,7 +57,7 @@ def check_packages(loaded: Loaded) -> None:
     if missing:
         named = ", ".join(f"'{name}'" for name in missing)
         what = (
-            f"the tracker {named} is not installed" if len(missing) == 1 else f"not installed are the trackers {named}"
+            f"the tracker {named} is not installed" if len(missing) == 1 else f"the trackers {named} are not installed"
         )
         fault = loaded.document.fault(("trackers",), what, f"pip install '{DISTRIBUTION}[{','.join(missing)}]'")
         fault.exit = Exit.MACHINE
@@ -110,7 +110,7 @@ def _unmet(skip: tuple[str, ...]) -> Iterator[AlignError]:
             yield AlignError(f"the package '{requirement.name}' is not installed", install, exit=Exit.MACHINE)
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            what = f"{requirement.name} {installed} is installed, and align needs {versions}"
+            what = f"{requirement.name} {installed} is installed, but align needs {versions}"
             yield AlignError(what, install, exit=Exit.MACHINE)
 
 
@@ -129,5 +129,5 @@ def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
     held = sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) if run.is_dir() else 0
     free = shutil.disk_usage(folder).free + held  # what an earlier attempt wrote is not needed again
     if needed > free:
-        what = f"the run needs about {needed / 1e9:.1f} GB of disk, and '{folder}' has {free / 1e9:.1f} GB"
-        raise AlignError(what, "free some, or give a --run-dir on another disk", exit=Exit.MACHINE)
+        what = f"the run needs about {needed / 1e9:.1f} GB of disk space, but '{folder}' has {free / 1e9:.1f} GB"
+        raise AlignError(what, "free some space, or choose a --run-dir on another disk", exit=Exit.MACHINE)

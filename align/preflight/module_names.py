@@ -59,7 +59,7 @@ def _of_reward(plan: StagePlan, settings: dict[str, Any]) -> Iterator[Fault]:
     if plan.program.stage.gives == "reward" and plan.keys.parameterization is not None:
         for entry in settings.get("modules_to_save") or []:
             if str(entry).rpartition(".")[2] in HEADS:
-                what = f"'modules_to_save' names '{entry}', and a reward model has no head for tokens"
+                what = f"'modules_to_save' names '{entry}', but a reward model has no language-model head"
                 yield "modules_to_save", what, "leave it out: its own head, `score`, is always trained"
 
 
@@ -104,15 +104,15 @@ class _Names:
             value = self.settings.get(key)
             for number in [] if value in (None, "auto") else value if isinstance(value, list) else [value]:
                 if layers and number not in layers:
-                    what = f"'{key}' names layer {number}, and the model has layers {min(layers)} to {max(layers)}"
+                    what = f"'{key}' names layer {number}, but the model has layers {min(layers)} to {max(layers)}"
                     yield key, what, "name layers that exist"
 
     def _entry(self, key: str, entry: str) -> Iterator[Fault]:
         """An entry of a list is a name."""
         if not _NAME.fullmatch(entry):
-            what = f"'{key}' lists '{entry}', and a list holds names of modules, not patterns"
+            what = f"'{key}' lists '{entry}', but a list contains module names, not patterns"
             meant = [] if self.modules.experts else last_parts(_matched(self.modules.kinds, entry))
-            yield key, what, f"write {', '.join(sorted(meant))}" if meant else "write whole names, or their last parts"
+            yield key, what, f"write {', '.join(sorted(meant))}" if meant else "write full names, or their last parts"
         elif not self.modules.experts:
             found = self.modules.named(entry)
             if found:
@@ -125,14 +125,14 @@ class _Names:
         try:
             found = self.modules.whole(text)
         except re.error:
-            yield key, f"'{key}' is '{text}', which is no regular expression", "write a list of names"
+            yield key, f"'{key}' is '{text}', which is not a regular expression", "write a list of names"
             return
         if self.modules.experts:
             return
         if found:
             yield from self._usable(key, text, found, "matches")
             return
-        what = f"'{key}' is '{text}', and a text alone is a pattern for whole names, which matches no module"
+        what = f"'{key}' is '{text}': a single string is a pattern for full names, and it matches no module"
         close = text if self.modules.named(text) else nearest(text.rpartition(".")[2], self._ends)
         yield key, what, f"write the list [{close}]" if close else f"write a list of {', '.join(self._ends)}"
 
@@ -145,23 +145,23 @@ class _Names:
         layers = within if isinstance(within, list) else [within]
         if wrong is not None:
             inside = [name for name in self.modules.projections if name.startswith(f"{wrong}.")]
-            what = f"'{key}' {means} '{wrong if means == 'matches' else entry}', which is no linear layer"
+            what = f"'{key}' {means} '{wrong if means == 'matches' else entry}', which is not a linear layer"
             yield key, what, f"name {', '.join(last_parts(inside or self.modules.projections))}"
         elif within is not None and not any(layer_of(name) in layers for name in found):
-            what = f"'{key}' {means} '{entry}', which is in none of the layers of 'layers_to_transform'"
+            what = f"'{key}' {means} '{entry}', which is not in any layer of 'layers_to_transform'"
             yield key, what, "leave it out"
         elif all(name in self._excluded for name in found):
-            yield key, f"'{key}' {means} '{entry}', which 'exclude_modules' takes out", "leave it out of one of them"
+            yield key, f"'{key}' {means} '{entry}', which 'exclude_modules' excludes", "remove it from one of them"
         elif all(self._is_saved(name) for name in found):
-            what = f"'{key}' {means} '{entry}', which 'modules_to_save' trains whole, without an adapter"
-            yield key, what, "leave it out of one of them"
+            what = f"'{key}' {means} '{entry}', which 'modules_to_save' trains in full, without an adapter"
+            yield key, what, "remove it from one of them"
 
     def _of_targets(self, key: str, entry: str) -> Iterator[Fault]:
         """A key of `rank_pattern` is a pattern for the ends of what gets an adapter."""
         try:
             everywhere = ending([*self.modules.kinds, *self.modules.tensors], entry)
         except re.error:
-            yield key, f"'{key}' has '{entry}', which is no regular expression", "write the end of a module's name"
+            yield key, f"'{key}' has '{entry}', which is not a regular expression", "write the end of a module's name"
             return
         if not everywhere:
             yield key, *self._unknown(key, entry, "module")
@@ -216,7 +216,7 @@ class _Names:
     def _unknown(self, key: str, entry: str, thing: str) -> tuple[str, str]:
         close = nearest(entry.rpartition(".")[2], [*self._ends, *last_parts(self.modules.kinds)])
         remedy = f"did you mean '{close}'?" if close else f"choose from {', '.join(self._ends)}"
-        return f"'{key}' names '{entry}', which no {thing} of the model is called", remedy
+        return f"'{key}' names '{entry}', but no {thing} of the model has that name", remedy
 
 
 def _matched(names: Any, pattern: str) -> list[str]:

@@ -64,11 +64,11 @@ class Finder:
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except SyntaxError as error:
-            what = f"the file of the reward function is no valid Python: {error.msg}"
+            what = f"the file of the reward function is not valid Python: {error.msg}"
             raise AlignError(what, "correct it there", place=Place(file, error.lineno, error.offset)) from None
         known = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         if name is None:
-            raise AlignError(f"'{file}' names no function", f"write '{file}:{next(iter(known), 'polite')}'")
+            raise AlignError(f"'{file}' does not name a function", f"write '{file}:{next(iter(known), 'polite')}'")
         if name not in known:
             what, remedy = f"'{file}' has no function '{name}'", errors.did_you_mean(name, known)
             raise AlignError(what, remedy if known else f"write `def {name}(prompts, completions, **kwargs)` there")
@@ -91,15 +91,17 @@ def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
     """The reward model that a stage of another run trained."""
     outcome = files.read_json(folder / "outcome.json", {})
     if not outcome.get("reward"):
-        raise AlignError(f"the stage in '{name}' gave no reward model", "name the folder of a stage that trained one")
+        raise AlignError(
+            f"the stage in '{name}' did not train a reward model", "name the folder of a stage that trained one"
+        )
     try:
         model, run = Policy.model_validate(outcome["reward"]), folder.parent.parent
     except ValidationError:
-        what = f"the outcome.json in '{name}' is broken, or of another version of align"
+        what = f"the outcome.json in '{name}' is damaged, or from another version of align"
         raise AlignError(what, "train the reward model again") from None
     for path in [*filter(None, [model.weights]), *(adapter.path for adapter in model.adapters)]:
         if not (run / path).is_dir():
-            what = f"the reward model in '{name}' needs '{run / path}', which is not there"
+            what = f"the reward model in '{name}' needs '{run / path}', which does not exist"
             raise AlignError(what, _written_out(outcome.get("stage")))
     identity = files.digest([model.base.identity, outcome.get("artifacts")])
     return Reward(name=folder.name, kind="stage", weight=weight, model=model, root=str(run), identity=identity)
@@ -110,9 +112,9 @@ def _check_whole(folder: Path, name: str) -> None:
     outcome = files.read_json(folder.parent / "outcome.json", {})
     under = (outcome.get("reward") or {}).get("adapters")
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
-        what = f"'{name}' is an adapter, which scores no answers without the model that it acts in"
+        what = f"'{name}' is an adapter, which cannot score answers without its base model"
     elif under and paths.StageDir(folder.parent).model == folder:
-        what = f"the weights in '{name}' were trained under adapters, and score no answers without them"
+        what = f"the weights in '{name}' were trained under adapters and cannot score answers without them"
     else:
         return
     raise AlignError(what, _written_out(outcome.get("stage")))
@@ -120,18 +122,18 @@ def _check_whole(folder: Path, name: str) -> None:
 
 def _written_out(stage: str | None) -> str:
     """The one way in which a reward model of another run can be taken along."""
-    return f"write the reward model out whole, and name FOLDER: align export RUN FOLDER --stage {stage or 'STAGE'}"
+    return f"export the complete reward model and use FOLDER: align export RUN FOLDER --stage {stage or 'STAGE'}"
 
 
 def _check_scores(name: str, model: bases.Base) -> None:
     """Raises AlignError where a model on files gives no single score."""
     config, kinds = model.config, model.config.get("architectures") or []
     if not any("SequenceClassification" in kind for kind in kinds):
-        what = f"'{name}' is {kinds[0] if kinds else 'a model of an unknown kind'}, which scores no answers"
-        raise AlignError(what, "give a model for sequence classification with one label, or a stage that trained one")
+        what = f"'{name}' is {kinds[0] if kinds else 'a model of an unknown kind'}, which cannot score answers"
+        raise AlignError(what, "give a sequence-classification model with one label, or a stage that trained one")
     labels = len(config.get("id2label") or {}) or config.get("num_labels", 2)
     if labels != 1:
-        raise AlignError(f"'{name}' has {labels} labels, and a reward model has one", "give another")
+        raise AlignError(f"'{name}' has {labels} labels, but a reward model has one", "give another")
     if not any(tensor.startswith("score.") for tensor in model.tensors()):
-        what = f"'{name}' scores by a head that is not called 'score', as {kinds[0]} does"
-        raise AlignError(what, "give one on a Llama, Mistral, Qwen, Gemma, Phi or GPT-2")
+        what = f"'{name}' is {kinds[0]}, whose head is not called 'score'"
+        raise AlignError(what, "give one that is based on Llama, Mistral, Qwen, Gemma, Phi or GPT-2")

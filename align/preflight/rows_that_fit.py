@@ -84,7 +84,7 @@ def _those(
     found.faults += faults.found
     count, gone = len(examples), len(examples) - len(kept)
     if 2 * gone > count:
-        text = f"{len(kept):,} of {count:,} {called} are left: {gone:,} ({gone / count:.0%}) were dropped"
+        text = f"{len(kept):,} of {count:,} {called} remain: {gone:,} ({gone / count:.0%}) were dropped"
         remedy = f"; raise `training.max_length` ({limit:,}), or shorten the rows" if limit and drop else ""
         found.warnings.append(text + remedy)
     return kept

@@ -16,7 +16,7 @@ from align.recipe.document import Loc
 from align.recipe.plan import Loaded, StagePlan
 
 BITSANDBYTES = "bitsandbytes"
-_UNPACKED = "give the model that it was made from"
+_UNPACKED = "give the original model"
 
 
 def method(saved: dict[str, Any]) -> str:
@@ -32,17 +32,17 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
         return
     at: Loc = ("model", "base")
     if method(saved) != BITSANDBYTES:
-        what = f"the model '{base.name}' is saved quantised ({method(saved)}), and only bitsandbytes' can be trained on"
-        yield loaded.document.fault(at, what, f"{_UNPACKED}; `method: qlora` holds that in 4 or 8 bits")
+        what = f"the model '{base.name}' is saved quantised ({method(saved)}), but only bitsandbytes is supported"
+        yield loaded.document.fault(at, what, f"{_UNPACKED}; `method: qlora` quantises it to 4 or 8 bits")
         return
     if importlib.util.find_spec(BITSANDBYTES) is None:
-        what = f"the model '{base.name}' is saved quantised, and the package '{BITSANDBYTES}' is not installed"
+        what = f"the model '{base.name}' is saved quantised, but the package '{BITSANDBYTES}' is not installed"
         fault = loaded.document.fault(at, what, f"pip install {BITSANDBYTES}")
         fault.exit = Exit.MACHINE
         yield fault
     stage = next((plan.id for plan in loaded.stages if plan.trains_base), None)
     if stage is not None:
-        what = f"the model '{base.name}' is saved quantised, and the stage '{stage}' trains its weights"
+        what = f"the model '{base.name}' is saved quantised, but the stage '{stage}' trains its weights"
         remedy = f"{_UNPACKED}, or a parameterization that freezes the base"
         yield loaded.document.fault(at, what, remedy)
     for plan in loaded.stages:
@@ -69,11 +69,11 @@ def _of_stage(loaded: Loaded, plan: StagePlan, name: str, saved: dict[str, Any])
         for key, true in _settings(saved).items():
             given = getattr(keys, key)
             if key in keys.model_fields_set and given != true:
-                what = f"'quantization.{key}' is {shown(given)}, and the model '{name}' is saved with {shown(true)}"
+                what = f"'quantization.{key}' is {shown(given)}, but the model '{name}' is saved with {shown(true)}"
                 remedy = f"write `{key}: {_yaml(true)}`, leave it out, or {_UNPACKED}"
                 yield loaded.document.fault((*at, "quantization", key), what, remedy)
     elif not plan.trains_base and called not in files() and not _stands_on_quantised(called):
-        what = f"the model '{name}' is saved quantised, and PEFT's '{called}' cannot stand on a quantised base"
+        what = f"the model '{name}' is saved quantised, but PEFT's '{called}' does not support a quantised base"
         yield loaded.document.fault((*at, "method"), what, f"choose lora or ia3, or {_UNPACKED}")
 
 

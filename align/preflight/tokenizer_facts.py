@@ -36,10 +36,10 @@ def check_ids(base: Base, texts: Iterable[Any]) -> str | None:
     ordered = sorted(used or beyond, key=lambda token: beyond[token])
     what = f"the token '{ordered[0]}' of the model '{base.name}' "
     what += f"and {len(ordered) - 1} more have ids from" if len(ordered) > 1 else "has the id"
-    what += f" {beyond[ordered[0]]:,}{' on' if len(ordered) > 1 else ''}, and the embedding has {rows:,} rows"
+    what += f" {beyond[ordered[0]]:,}{' on' if len(ordered) > 1 else ''}, but the embedding has {rows:,} rows"
     if not used:
-        return f"{what}: no row is written with {'them' if len(ordered) > 1 else 'it'}, and none may be"
-    remedy = "take it out of the tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
+        return f"{what}: no row uses {'them' if len(ordered) > 1 else 'it'}, and none can"
+    remedy = "remove it from the tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
     raise AlignError(what, remedy)
 
 

@@ -136,7 +136,7 @@ def _range(name: str, value: Any) -> Fault | None:
     numbers = [one for one in value if type(one) in (int, float)] if isinstance(value, list) else []
     if value is None or (len(numbers) == 2 == len(value) and numbers[0] < numbers[1]):
         return None
-    return Fault(name, "'{key}' must be two numbers, the lower first", f"write for example `{name}: [-5, 5]`")
+    return Fault(name, "'{key}' must be two numbers, the lower first", f"for example, write `{name}: [-5, 5]`")
 
 
 def _multiple(name: str, value: Any) -> Fault | None:
@@ -186,8 +186,8 @@ def _sampling(name: str, value: Any) -> Fault | None:
     """What has an argument of its own would go before it, unseen by the checks of lengths."""
     twice = next((key for key in _SAMPLING if key in (value or {})), None)
     if twice is not None:
-        remedy = f"write `{_SAMPLING[twice]}` beside `{name}`"
-        return Fault(name, f"'{{key}}.{twice}' has an argument of its own", remedy)
+        remedy = f"write `{_SAMPLING[twice]}` next to `{name}`"
+        return Fault(name, f"'{{key}}.{twice}' has its own argument", remedy)
     known = trl_source.of_generation() - set(_SET)
     unknown = next((key for key in value or {} if key not in known), None)
     if unknown is None:
@@ -200,7 +200,7 @@ def _sampling(name: str, value: Any) -> Fault | None:
 def _liger(name: str, value: Any) -> Fault | None:
     if not (value or {}).get("fused_linear_cross_entropy"):
         return None
-    what = "'{key}.fused_linear_cross_entropy' would take the place of TRL's own, which does the same"
+    what = "'{key}.fused_linear_cross_entropy' would replace TRL's own version, which does the same"
     return Fault(name, what, "leave it out")
 
 

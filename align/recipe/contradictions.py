@@ -38,8 +38,8 @@ def of_precision(plans: Sequence[StagePlan]) -> list[str]:
     for plan in plans:
         held[plan.id] = None if plan.trains_base else plan.method.quantization(plan.method_keys)
         if plan.policy in held and not plan.trains_base and held[plan.policy] != held[plan.id]:
-            what = f"'{plan.policy}' was trained over a base in another precision (4 or 8 bits, or none)"
-            notes.append(f"stage {plan.id}: {what}, so that it starts from a policy that is a little off")
+            what = f"'{plan.policy}' was trained on a base with different quantisation (4 or 8 bits, or none)"
+            notes.append(f"stage {plan.id}: {what}, so its starting policy is slightly different")
     return notes
 
 
@@ -56,13 +56,13 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) ->
     found = plan.keys.contradictions(setting)
     if (stage.gives == "reward" or stage.samples) and not traits.inside:
         what = (
-            f"stage '{plan.id}' cannot train {method}, which learns a prompt: nothing can stand beside it on the base"
+            f"stage '{plan.id}' cannot train {method}, which learns a prompt, because nothing can share a base with it"
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
     if stage.samples:
         found += _rollouts(plan, processes)
     if stage.samples and not traits.switches:
-        what = f"stage '{plan.id}' cannot train biases of the base: the reference has them too, and would move"
+        what = f"stage '{plan.id}' cannot train biases of the base, because they would change the reference too"
         found.append(("parameterization", what, "write `bias: none`"))
     return [
         *(read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found),
@@ -77,7 +77,7 @@ def of_base(read: Document, plans: Sequence[StagePlan], base: Base) -> Iterator[
     for plan in plans:
         if plan.keys.training.get("router_aux_loss_coef"):
             path = ("stages", plan.id, "training", "router_aux_loss_coef")
-            what = f"'{dotted(path)}' is for a mixture of experts, and '{base.name}' is none"
+            what = f"'{dotted(path)}' is for mixture-of-experts models, and '{base.name}' is not one"
             yield read.fault(path, what, "leave it out")
 
 
@@ -101,7 +101,7 @@ def notes(plan: StagePlan) -> list[str]:
     passes = plan.training.get("steps_per_generation"), plan.training.get("num_iterations", 1)
     clips = next((name for name in ("epsilon", "epsilon_high", "delta") if name in plan.keys.training), None)
     if plan.program.stage.samples and clips and passes == (plan.global_batch[1], 1):
-        said.append(f"`{clips}` clips nothing: a rollout is one update, of the policy that sampled it")
+        said.append(f"`{clips}` has no effect: a rollout has only one update, made by the policy that sampled it")
     return [f"stage {plan.id}: {text}" for text in said]
 
 
@@ -122,22 +122,26 @@ def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:
         return []  # refused as arguments
     answers, each = sizes[0] * steps * processes, sizes[2]
     if answers < 2:
-        what = f"stage '{plan.id}' would learn from one answer at a time, and there is nothing to compare it with"
+        what = f"stage '{plan.id}' would learn from one answer at a time, with nothing to compare it with"
         return [("training", what, "raise `steps_per_generation` or `per_device_train_batch_size`")]
     if answers % each:
         what = f"a rollout of stage '{plan.id}' has {answers} answers (per_device_train_batch_size x "
-        what += f"steps_per_generation x processes), which is no multiple of num_generations, {each}"
+        what += f"steps_per_generation x processes), which is not a multiple of num_generations, {each}"
         return [("training", what, "change one of these")]
     if each < 2 <= plan.program.stage.defaults["all"].get("num_generations", 1):
-        what = f"stage '{plan.id}' judges an answer against the others to its prompt, and num_generations is {each}"
+        what = f"stage '{plan.id}' compares an answer with the others to its prompt, but num_generations is {each}"
         return [
-            ("training", what, "write `num_generations: 2` or more, or take a stage `ppo`, whose critic needs none")
+            (
+                "training",
+                what,
+                "write `num_generations: 2` or more, or use a `ppo` stage, whose critic needs no other answers",
+            )
         ]
     passes, of_update = steps * training.get("num_iterations", 1), training["gradient_accumulation_steps"]
     if isinstance(of_update, int) and of_update > 0 and passes % of_update:
         what = (
-            f"a rollout of stage '{plan.id}' is {passes} passes (steps_per_generation x num_iterations), which is no "
+            f"a rollout of stage '{plan.id}' is {passes} passes (steps_per_generation x num_iterations), which is not "
         )
-        what += f"multiple of gradient_accumulation_steps, {of_update}: an update would mix two rollouts"
+        what += f"a multiple of gradient_accumulation_steps, {of_update}: an update would mix two rollouts"
         return [("training", what, "change one of these")]
     return []

@@ -19,17 +19,21 @@ Loc = tuple[str | int, ...]
 
 # What the parser says, and the same for somebody who did not write the parser. The first that is found is taken.
 _PLAINER = (
-    ("mapping values are not allowed here", "a ':' is not allowed here", "put a text that holds ': ' into quotes"),
-    (r"character '\t'", "a tab stands here", "YAML is indented with spaces"),
-    ("that cannot start any token", "a text cannot begin with this character", "put the text into quotes"),
-    ("expected ',' or ']'", "the list that opens here is not closed", "close it with ], or write the missing comma"),
-    ("expected ',' or '}'", "the mapping that opens here is not closed", "close it with }, or write the missing comma"),
-    ("expected <block end>", "this line does not line up with the ones above", "indent it as much as its neighbours"),
+    ("mapping values are not allowed here", "a ':' is not allowed here", "quote text that contains ': '"),
+    (r"character '\t'", "there is a tab here", "indent YAML with spaces"),
+    ("that cannot start any token", "text cannot start with this character", "put the text in quotes"),
+    ("expected ',' or ']'", "the list that starts here is not closed", "close it with ], or write the missing comma"),
+    (
+        "expected ',' or '}'",
+        "the mapping that starts here is not closed",
+        "close it with }, or write the missing comma",
+    ),
+    ("expected <block end>", "this line does not line up with the ones above", "indent it like the lines around it"),
     ("could not find expected ':'", "a ':' is missing after the key", "write `key: value`"),
-    ("unexpected end of stream", "the quote that opens here is not closed", "close it"),
-    ("found undefined alias", "the alias names no anchor", "put a text that begins with * into quotes"),
-    ("found another document", "a second document begins here", "keep one document; take the `---` out"),
-    ("constructor for the tag", "the tag is not known", "put a text that begins with ! into quotes"),
+    ("unexpected end of stream", "the quote that starts here is not closed", "close it"),
+    ("found undefined alias", "the alias does not refer to an anchor", "quote text that starts with *"),
+    ("found another document", "a second document starts here", "keep one document; remove the `---`"),
+    ("constructor for the tag", "the tag is unknown", "quote text that starts with !"),
 )
 
 
@@ -89,13 +93,13 @@ class Document:
         path, equals, value = text.partition("=")
         parts = path.strip().split(".")
         if not equals or not all(parts):
-            raise AlignError("this is not KEY=VALUE", "write for example --set stages.dpo.beta=0.2", place=place)
+            raise AlignError("this is not KEY=VALUE", "for example, write --set stages.dpo.beta=0.2", place=place)
         node = self.data
         for depth, part in enumerate(parts[:-1], start=1):
             if node.get(part) is None:
                 node[part] = {}
             if not isinstance(node[part], dict):
-                what = f"'{dotted(parts[:depth])}' holds no keys, so '{path.strip()}' cannot be set"
+                what = f"'{dotted(parts[:depth])}' has no keys, so '{path.strip()}' cannot be set"
                 raise AlignError(what, f"set '{dotted(parts[:depth])}' as a whole", place=place)
             node = node[part]
         node[parts[-1]] = _scalar(value, place)
@@ -130,7 +134,7 @@ def read(path: Path, shown: str | None = None) -> Document:
         raise AlignError(what, "save the file as UTF-8", place=Place(shown, line)) from None
     except OSError as error:
         what = f"the file cannot be read: {error.strerror}"
-        raise AlignError(what, "give a YAML file that you may read", place=Place(shown)) from None
+        raise AlignError(what, "give a YAML file that you have permission to read", place=Place(shown)) from None
     return parse(text, shown)
 
 
@@ -145,20 +149,20 @@ def parse(text: str, shown: str) -> Document:
     except YAMLError as error:
         raise _yaml_fault(error, shown) from None
     except RecursionError:
-        raise AlignError("an anchor of the file holds itself", "take its alias out", place=Place(shown)) from None
+        raise AlignError("an anchor contains itself", "remove its alias", place=Place(shown)) from None
 
 
 def _yaml_fault(error: YAMLError, shown: str) -> AlignError:
     if not isinstance(error, MarkedYAMLError):
-        return AlignError("a control character stands in the file", "take it out", place=Place(shown))
+        return AlignError("the file contains a control character", "remove it", place=Place(shown))
     mark = error.problem_mark or error.context_mark
     place = Place(shown, mark.line + 1, mark.column + 1) if mark else Place(shown)
-    problem = str(error.problem or error.context or "this is no YAML").strip().splitlines()[0]
+    problem = str(error.problem or error.context or "this is not valid YAML").strip().splitlines()[0]
     if isinstance(error, DuplicateKeyError):
         key = re.search(r'duplicate key "(.*?)" with', problem)
         first = error.context_mark.line + 1 if error.context_mark else None
-        where = f" in the mapping that begins on line {first}" if first else ""
-        return AlignError(f"the key '{key.group(1) if key else '?'}' is there twice{where}", "keep one", place=place)
+        where = f" in the mapping that starts on line {first}" if first else ""
+        return AlignError(f"the key '{key.group(1) if key else '?'}' appears twice{where}", "keep one", place=place)
     for said, what, remedy in _PLAINER:
         if said in problem:
             if "opens here" in what and error.context_mark:

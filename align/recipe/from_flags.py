@@ -46,9 +46,7 @@ def write(model: str | None, data: str | None, *, method: str, stage: str, overr
     if model is None or data is None:
         given = [flag for flag, value in (("--model", model), ("--data", data)) if value is not None]
         missing = [flag for flag, value in (("--model", model), ("--data", data)) if value is None]
-        what = (
-            f"{given[0]} needs {missing[0]} beside it" if given else "there is neither a recipe nor --model and --data"
-        )
+        what = f"{given[0]} needs {missing[0]} as well" if given else "give a recipe, or --model and --data"
         raise AlignError(what, "align run recipes/dpo_qlora.yaml, or align run --model ./my-model --data ./my.jsonl")
     with _option("--method", method):
         methods.load(method)
@@ -70,7 +68,7 @@ def write(model: str | None, data: str | None, *, method: str, stage: str, overr
     whole = _overridden(text, str(path), overrides) if overrides else text
     if path.is_file():
         if path.read_text(encoding="utf-8") != whole:
-            raise AlignError(f"'{path}' is there already, and differs", f"align run {path}, or remove it")
+            raise AlignError(f"'{path}' already exists and differs", f"align run {path}, or remove it")
         return path
     path.write_text(text, encoding="utf-8")
     try:

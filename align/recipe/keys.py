@@ -20,7 +20,7 @@ class _Keys(BaseModel):
 
 
 class ModelKeys(_Keys):
-    """`model:` the base that the chain starts from."""
+    """`model:` the base model of the chain."""
 
     base: str = Field(min_length=1, description="`lab` (shipped), a model folder, or a Hugging Face id")
     revision: str | None = Field(None, description="commit, tag or branch of a Hugging Face model")
@@ -28,7 +28,7 @@ class ModelKeys(_Keys):
         "auto", description="dtype of the weights; auto: bfloat16 if the base is frozen, float32 if it is trained"
     )
     attn_implementation: str | None = Field(None, description=f"as in transformers: {', '.join(ATTENTION)}")
-    chat_template: str | None = Field(None, description="a .jinja file, or `plain`, for a base that has none")
+    chat_template: str | None = Field(None, description="a .jinja file, or `plain`, for a base without a chat template")
     eos_token: str | None = Field(None, min_length=1, description="ends an answer, instead of the tokenizer's own")
     pad_token: str | None = Field(None, min_length=1, description="pads rows, instead of the tokenizer's own")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; always reported")

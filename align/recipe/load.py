@@ -156,16 +156,16 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
             faults.found.append(read.fault(path, *told))
     if keys is not None and keys.eval_data is None and keys.training.get("eval_strategy") in ("steps", "epoch"):
         what = f"the stage '{node.id}' has nothing to evaluate on"
-        remedy = "write `eval_data:` beside `training:`"
+        remedy = "write `eval_data:` next to `training:`"
         faults.found.append(read.fault((*at, "training", "eval_strategy"), what, remedy))
     if keys is not None and entry.get("eval_data") is not None and not stage.evaluates:
-        what = f"the stage '{node.program.name}' has no loss on held-out rows"
+        what = f"the stage '{node.program.name}' computes no loss on held-out rows"
         faults.found.append(
-            read.fault((*at, "eval_data"), what, "leave `eval_data` out: the probes measure what it learns")
+            read.fault((*at, "eval_data"), what, "remove `eval_data`: the probes measure what the stage learns")
         )
     if keys is not None and keys.replay is not None and not stage.replays:
         what = f"the stage '{node.program.name}' cannot mix replay rows into its data"
-        remedy = "leave `replay` out here; the stages that can mix them take the recipe's"
+        remedy = "remove `replay` here; the stages that can mix rows use the recipe's"
         faults.found.append(read.fault((*at, "replay"), what, remedy))
     return None if keys is None else _Entry(keys, method)
 
@@ -190,8 +190,8 @@ def _method(read: Document, data: dict[str, Any], at: tuple[str, ...]) -> tuple[
     name = data.get("method")
     if not isinstance(name, str):
         listed = ", ".join(methods.files())
-        remedy = f"write `method:` with one of: {listed}, or a method of PEFT that `align list` shows"
-        raise read.fault(at, "the parameterization names no method", remedy)
+        remedy = f"write `method:` with one of: {listed}, or a PEFT method that `align list` shows"
+        raise read.fault(at, "the parameterization has no method", remedy)
     try:
         method = methods.load(name)
     except AlignError as error:

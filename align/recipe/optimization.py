@@ -65,9 +65,11 @@ def _of_schedule(training: Mapping[str, Any]) -> Iterator[Fault]:
     wanted = _WANTED.get(name, ())
     if wanted and not set(wanted) & set(told):
         what = f"the schedule '{name}' needs '{wanted[0]}'"
-        yield Fault("lr_scheduler_type", what, f"write `lr_scheduler_kwargs: {{{wanted[0]}: ...}}` beside it")
+        yield Fault("lr_scheduler_type", what, f"write `lr_scheduler_kwargs: {{{wanted[0]}: ...}}` next to it")
     if set(told) >= {"min_lr", "min_lr_rate"}:
-        yield Fault("lr_scheduler_kwargs", "'{key}' holds 'min_lr' and 'min_lr_rate', which say the same", "keep one")
+        yield Fault(
+            "lr_scheduler_kwargs", "'{key}' has both 'min_lr' and 'min_lr_rate', which mean the same", "keep one"
+        )
     known = SCHEDULES.get(name)
     unknown = next((key for key in told if known and key not in known), None)
     if known and unknown is not None:
@@ -89,10 +91,12 @@ def _of_optimizer(training: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("optim_args", f"the optimizer '{name}' takes no '{unknown}'", _known(unknown, known))
     if name in LOW_RANK and not training.get("optim_target_modules"):
         what = f"the optimizer '{name}' needs `optim_target_modules`"
-        yield Fault("optim", what, "write `optim_target_modules: all-linear` beside it")
+        yield Fault("optim", what, "write `optim_target_modules: all-linear` next to it")
     accumulated = training.get("gradient_accumulation_steps", 1)
     if name.endswith("layerwise") and accumulated != 1:
-        what = f"the optimizer '{name}' updates each layer at once, and cannot wait for {shown(accumulated)} batches"
+        what = (
+            f"the optimizer '{name}' updates each layer immediately and cannot accumulate {shown(accumulated)} batches"
+        )
         yield Fault("optim", what, "write `gradient_accumulation_steps: 1`")
 
 

@@ -183,17 +183,17 @@ def _check_edge(wiring: _Wiring, id: str, programs: dict[str, Program]) -> None:
         return
     if source not in wiring.edges:
         known = [BASE, *order[: order.index(id)]]
-        what = f"stage '{id}' takes its policy from '{source}', which is no stage of this recipe"
+        what = f"stage '{id}' takes its policy from '{source}', which is not a stage of this recipe"
         raise wiring.fault(id, "policy", what, errors.did_you_mean(source, known))
     if source in programs and programs[source].stage.gives != "policy":
         what = f"stage '{id}' takes its policy from '{source}', which gives a {programs[source].stage.gives}"
-        raise wiring.fault(id, "policy", what, "name a stage that gives a policy, or base")
+        raise wiring.fault(id, "policy", what, "choose a stage that trains a policy, or base")
     circle = _circle(id, wiring)
     if circle:
         if circle[0] == min(circle, key=order.index):  # said once, at its first stage
             told = " -> ".join(circle)
             what = f"the stages wait for each other: {told}" if len(circle) > 2 else f"stage '{id}' waits for itself"
-            raise wiring.fault(id, "policy", what, "let one of them start from base" if len(circle) > 2 else "use base")
+            raise wiring.fault(id, "policy", what, "start one of them from base" if len(circle) > 2 else "use base")
     elif order.index(source) > order.index(id):
         what = f"stage '{id}' takes its policy from '{source}', which comes later"
         raise wiring.fault(id, "policy", what, f"write '{source}' above '{id}'")
@@ -205,7 +205,9 @@ def _check_rewards(wiring: _Wiring, id: str, programs: dict[str, Program]) -> No
     for source in wiring.rewards(id):
         if source in programs and programs[source].stage.gives != "reward":
             what = f"stage '{id}' takes its reward from '{source}', which gives a {programs[source].stage.gives}"
-            raise wiring.fault(id, "reward", what, "name a stage that gives a reward, as one of the program `reward`")
+            raise wiring.fault(
+                id, "reward", what, "choose a stage that trains a reward model, such as one with `stage: reward`"
+            )
         if order.index(source) >= order.index(id):
             what = f"stage '{id}' takes its reward from '{source}', which comes later"
             what = what if source != id else f"stage '{id}' waits for its own reward"

@@ -44,8 +44,8 @@ def notes(plan: StagePlan, rows: int, held_out: int, processes: int) -> Iterator
     warm_up = get("warmup_steps") or 0
     if get("lr_scheduler_type") != "constant" and _of(warm_up, count) >= count:
         reached = (count - 1) / _of(warm_up, count)
-        text = f"the warm-up takes {_of(warm_up, count)} steps and the run has {count}, so the learning rate comes to"
-        yield f"{text} {100 * reached:.0f} % of what is asked: lower warmup_steps"
+        text = f"the warm-up takes {_of(warm_up, count)} steps but the run has {count}, so the learning rate reaches"
+        yield f"{text} {100 * reached:.0f} % of the requested value: lower warmup_steps"
     for name in ("eval_steps", "eval_delay") if held_out and get("eval_strategy") in ("steps", "no", None) else ():
         if (get(name) or 0) > count:
             yield f"`{name}: {get(name)}` is more than the {count} steps of the run: held-out rows are never evaluated"

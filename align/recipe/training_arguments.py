@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 _WHAT = {
-    "stage": "the training argument '{name}' belongs to the stage",
-    "engine": "the training argument '{name}' belongs to the engine",
-    "renamed": "the training argument '{name}' has another name now",
-    "nothing": "the training argument '{name}' does nothing here",
+    "stage": "the training argument '{name}' is set by the stage",
+    "engine": "the training argument '{name}' is set by align",
+    "renamed": "the training argument '{name}' has been renamed",
+    "nothing": "the training argument '{name}' has no effect here",
 }
 # Both would say the same, and one of them would be passed over.
 _TWICE = (
@@ -74,7 +74,7 @@ def check(
 def _twice(training: Mapping[str, Any]) -> Iterator[Fault]:
     for names in _TWICE:
         if all(name in training for name in names):
-            what = f"`{names[0]}` and `{names[1]}` are two names of one argument"
+            what = f"`{names[0]}` and `{names[1]}` are two names for the same argument"
             yield Fault(names[1], what, "write one of them")
     if training.get("bf16") and training.get("fp16"):
         yield Fault("fp16", "`bf16` and `fp16` cannot both be on", "write one of them")
@@ -84,7 +84,7 @@ def _fault(
     config: str, name: str, value: Any, recipe_keys: frozenset[str], reserved: Mapping[str, str]
 ) -> Fault | None:
     if name in recipe_keys and name not in reserved:
-        remedy = f"write `{name}:` one level up, beside `training:`"
+        remedy = f"write `{name}:` one level up, next to `training:`"
         return Fault(name, f"'{name}' is a key of the stage, not of `training`", remedy)
     arguments = known(config)
     verdict = verdicts.of(config, name, reserved=reserved)
@@ -125,9 +125,9 @@ def idle(given: Mapping[str, Any], values: Mapping[str, Any], config: str, keys:
     for name in _said(given, config):
         for other, wanted in _unmet(verdicts.BESIDE.get(name, {}), values):
             if wanted.others and wanted != verdicts.SET:
-                what = f"'{{key}}' does nothing beside {one_of_values(other, (values[other],))}"
+                what = f"'{{key}}' has no effect with {one_of_values(other, (values[other],))}"
             else:
-                what = f"'{{key}}' does nothing without {said(other, wanted)}"
+                what = f"'{{key}}' has no effect without {said(other, wanted)}"
             yield Fault(name, what, _way_out(name, other, wanted, keys))
             break
 
@@ -136,7 +136,7 @@ def noted(given: Mapping[str, Any], values: Mapping[str, Any], config: str) -> I
     """Sentences about arguments that say how often or how long, and are passed over."""
     for name in _said(given, config):
         for other, _ in _unmet(verdicts.NOTED.get(name, {}), values):
-            yield f"`{name}` does nothing beside `{other}: {_yaml(values.get(other))}`"
+            yield f"`{name}` has no effect with `{other}: {_yaml(values.get(other))}`"
 
 
 def _said(given: Mapping[str, Any], config: str) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _way_out(name: str, other: str, wanted: Values, keys: frozenset[str]) -> str
     if wanted.others and wanted != verdicts.SET:
         return "leave one of them out"
     written = f"{other}:" if wanted == verdicts.SET else f"{other}: {_yaml(wanted.listed[0])}"
-    place = "beside `training:`" if other in keys else "beside it"
+    place = "next to `training:`" if other in keys else "next to it"
     return f"write `{written}` {place}, or leave it out"
 
 

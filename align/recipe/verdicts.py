@@ -169,13 +169,13 @@ ALSO: Final = {
     "ddp_static_graph": _SEVERAL,
     "average_tokens_across_devices": _SEVERAL,
     "torch_empty_cache_steps": "on a GPU",
-    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "anew for each length of rows"),
-    "optim_args": "of the optimizers that read them: refused with others, and by their names",
-    "lr_scheduler_kwargs": "by the names that the schedule reads",
-    "router_aux_loss_coef": "of a mixture of experts: refused with another base",
-    "f_divergence_type": "of a loss that is made of the difference of two answers: refused with others",
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "recompiles for each row length"),
+    "optim_args": "for the optimizers that read them; refused with others, and if the name is unknown",
+    "lr_scheduler_kwargs": "as named by the schedule",
+    "router_aux_loss_coef": "for mixture-of-experts models; refused with other bases",
+    "f_divergence_type": "for losses that use the difference of two answers; refused with others",
     "logging_steps": "a share of all steps, or a number",
-    "warmup_steps": "a share of all steps, or a number; noted where it is longer than the run",
+    "warmup_steps": "a share of all steps, or a number; a note says if it is longer than the run",
 }
 """What else is to be said of arguments that act, for the page."""
 
@@ -183,27 +183,27 @@ NEED_A_GPU: Final = ("fp16", "tf32", "activation_offloading", "use_liger_kernel"
 
 # ---- they are refused -----------------------------------------------------------------------------------------------
 
-_LAST_POLICY = "a stage hands on its last policy; leave it out"
-_REFERENCE = "the reference is the policy that came in; leave it out"
+_LAST_POLICY = "a stage passes on its last policy; leave it out"
+_REFERENCE = "the reference is the starting policy; leave it out"
 _RESUMES = "run the same command again and it resumes"
 _PROCESSES = "use the recipe's `launch.processes`"
-_BY_HAND = "push by hand, after a look at the report"
+_BY_HAND = "push it yourself, after reading the report"
 _TRACKIO = "set TRACKIO_SPACE_ID in the environment"
 _TEMPLATE = "use the recipe's `model.chat_template`"
 _SAID_ELSEWHERE = "leave it out"
-_ONLY_LOSS = "of held-out rows the loss alone is computed; leave it out"
-_ONE_MACHINE = "a run is on one machine; leave it out"
-_COLUMNS = "rows are prepared by the engine; leave it out"
+_ONLY_LOSS = "only the loss is computed on held-out rows; leave it out"
+_ONE_MACHINE = "a run uses one machine; leave it out"
+_COLUMNS = "align prepares the rows; leave it out"
 
 ENGINE: Final = {
     "output_dir": "name the run folder with `--run-dir`",
     "seed": "use the recipe's `seed`",
     "data_seed": "use the recipe's `seed`",
-    "full_determinism": "a run is repeatable as it is; leave it out",
+    "full_determinism": "runs are reproducible anyway; leave it out",
     "resume_from_checkpoint": _RESUMES,
     "restore_callback_states_from_checkpoint": _RESUMES,
     "ignore_data_skip": _RESUMES,
-    "enable_jit_checkpoint": "a run that is asked to stop saves a checkpoint as it is; leave it out",
+    "enable_jit_checkpoint": "a run that is asked to stop saves a checkpoint anyway; leave it out",
     "save_only_model": "a checkpoint without its optimizer cannot be resumed; leave it out",
     "load_best_model_at_end": _LAST_POLICY,
     "metric_for_best_model": _LAST_POLICY,
@@ -225,10 +225,10 @@ ENGINE: Final = {
     "accelerator_config": _PROCESSES,
     "parallelism_config": _PROCESSES,
     "ddp_backend": _PROCESSES,
-    "ddp_timeout": "processes wait a day for each other; leave it out",
+    "ddp_timeout": "the timeout between processes is a day; leave it out",
     "local_rank": _PROCESSES,
-    "use_cpu": "a GPU is used where there is one; hide it with CUDA_VISIBLE_DEVICES=''",
-    "dataloader_pin_memory": "memory is pinned where there is a GPU; leave it out",
+    "use_cpu": "a GPU is used if there is one; hide it with CUDA_VISIBLE_DEVICES=''",
+    "dataloader_pin_memory": "memory is pinned if there is a GPU; leave it out",
     "report_to": "use the recipe's `trackers`",
     "run_name": "use the recipe's `name`; trackers show it with the stage",
     "project": "set WANDB_PROJECT or TRACKIO_PROJECT in the environment",
@@ -247,11 +247,11 @@ ENGINE: Final = {
     "assistant_only_loss": "use the stage's `completion_only_loss`, which covers every answer of a conversation",
     "precompute_ref_log_probs": "the reference is always computed once, before the first step; leave it out",
     "precompute_ref_batch_size": "the reference is always computed once, before the first step; leave it out",
-    "ld_alpha": "the reference is of whole answers; leave it out",
+    "ld_alpha": "the reference is computed on complete answers; leave it out",
     "sync_ref_model": _REFERENCE,
     "ref_model_mixup_alpha": _REFERENCE,
     "ref_model_sync_steps": _REFERENCE,
-    "auto_find_batch_size": "the batch is part of what is trained; lower per_device_train_batch_size",
+    "auto_find_batch_size": "the batch size affects the result; lower per_device_train_batch_size",
     "skip_memory_metrics": "memory is in `metrics.jsonl` and `outcome.json`; leave it out",
     "do_train": _SAID_ELSEWHERE,
     "do_eval": "use the stage's `eval_data`",
@@ -268,9 +268,9 @@ RENAMED: Final = {
 """A former name, which TRL is about to drop."""
 
 _EVERYWHERE: Final = {
-    "use_cache": "no step of training uses a cache; leave it out",
-    "bf16_full_eval": "held-out rows are computed as in training: use `bf16`",
-    "fp16_full_eval": "held-out rows are computed as in training: use `fp16`",
+    "use_cache": "training uses no cache; leave it out",
+    "bf16_full_eval": "evaluation uses the same precision as training: use `bf16`",
+    "fp16_full_eval": "evaluation uses the same precision as training: use `fp16`",
     "prediction_loss_only": _ONLY_LOSS,
     "include_for_metrics": _ONLY_LOSS,
     "batch_eval_metrics": _ONLY_LOSS,
@@ -286,19 +286,19 @@ _EVERYWHERE: Final = {
 }
 _MEAN_OF_ROWS = "the loss is a mean over rows, not over tokens; leave it out"
 _NOT_SFT: Final = {
-    "label_smoothing_factor": "labels are smoothed in `sft` and, by its key `label_smoothing`, in `dpo`; leave it out",
+    "label_smoothing_factor": "label smoothing is for `sft` and, as the key `label_smoothing`, for `dpo`; leave it out",
     "average_tokens_across_devices": _MEAN_OF_ROWS,
-    "dataset_num_proc": "rows are encoded by the engine; leave it out",
-    "padding_free": "TRL pads here whatever is said; leave it out",
+    "dataset_num_proc": "align encodes the rows; leave it out",
+    "padding_free": "TRL always pads here; leave it out",
 }
 _OF_ONLINE: Final = {
-    "include_num_input_tokens_seen": "TRL counts the tokens of rollouts as it is; leave it out",
+    "include_num_input_tokens_seen": "TRL counts the tokens of rollouts anyway; leave it out",
 }
 NOTHING: Final[dict[str, dict[str, str]]] = {
     "SFTConfig": _EVERYWHERE,
     "DPOConfig": _EVERYWHERE
     | _NOT_SFT
-    | {"label_smoothing_factor": "write `label_smoothing:` beside `training:`, with `loss_type: robust`"},
+    | {"label_smoothing_factor": "write `label_smoothing:` next to `training:`, with `loss_type: robust`"},
     "KTOConfig": _EVERYWHERE | _NOT_SFT,
     "RewardConfig": _EVERYWHERE | _NOT_SFT,
     "RLOOConfig": _EVERYWHERE | _NOT_SFT | _OF_ONLINE,
@@ -310,8 +310,8 @@ _NOTHING_IS_EVALUATED = "nothing is evaluated here; leave it out"
 _ROUNDS = "it rounds the trained weights to bfloat16; leave it out"
 ONLINE: Final = {
     "reward_weights": "write the weights in `reward`",
-    "disable_dropout": "dropout is off here: log-probabilities would differ between two passes; leave it out",
-    "neftune_noise_alpha": "noise would make two passes differ; leave it out",
+    "disable_dropout": "dropout is off here: log-probabilities would differ between passes; leave it out",
+    "neftune_noise_alpha": "noise would make passes differ; leave it out",
     "use_transformers_continuous_batching": _ROUNDS,
     "use_transformers_paged": _ROUNDS,
     "transformers_continuous_batching_config": _ROUNDS,
@@ -353,7 +353,7 @@ def of(
     if reserved and name in reserved:
         return Verdict("stage", reserved[name])
     if name in keys:
-        return Verdict("key", f"write `{name}:` one level up, beside `training:`")
+        return Verdict("key", f"write `{name}:` one level up, next to `training:`")
     if name in ENGINE:
         return Verdict("engine", ENGINE[name])
     if name in RENAMED:

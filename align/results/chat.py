@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from align.results.policy_switch import Switch
 
 
-HELP = "an empty line ends, /new begins a new conversation"
+HELP = "an empty line ends, /new starts a new conversation"
 
 
 def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: float) -> None:
@@ -35,7 +35,7 @@ def talk(folder: Path, stage: str | None, *, max_new_tokens: int, temperature: f
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a stray byte must not end the talk
     if asking:
-        print(f"{ticket.run_name}: {HELP}, /use NAME talks to another of {', '.join(model.names)}")
+        print(f"{ticket.run_name}: {HELP}, /use NAME switches to one of {', '.join(model.names)}")
     messages: list[dict[str, str]] = []
     while True:
         if asking:
@@ -59,7 +59,7 @@ def _command(model: Switch, asked: str) -> str:
     """Do what a line that begins with a slash says, and tell what was done; the conversation goes on."""
     word, _, name = asked.partition(" ")
     if word != "/use":
-        return f"there is no {word}: {HELP}, /use NAME talks to another of {', '.join(model.names)}"
+        return f"there is no {word}: {HELP}, /use NAME switches to one of {', '.join(model.names)}"
     try:
         seconds = model.use(name.strip())
     except AlignError as error:

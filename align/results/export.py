@@ -44,7 +44,7 @@ def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "aut
     ticket, outcome = find.find(run, stage, rewards=True)
     model = find.model(outcome)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise AlignError(f"'{out}' is there already", "give a new folder, or remove it")
+        raise AlignError(f"'{out}' already exists", "give a new folder, or remove it")
     merge = None
     with run_files.whole_folder(out) as folder:
         if form == "adapter":
@@ -61,14 +61,14 @@ def _check_mergeable(model: Policy, stage: str) -> None:
     count = chain.mergeable(layers)
     if count < len(layers):
         what = f"the {layers[count].keys.method} of stage '{layers[count].stage}' cannot be merged into weights"
-        raise AlignError(what, f"export the adapters of '{stage}' alone: --form adapter")
+        raise AlignError(what, f"export only the adapters of '{stage}': --form adapter")
 
 
 def _adapters(run: Path, stage: str, model: Policy, out: Path) -> None:
     """Copy adapters: one into the folder itself; several, or those on weights that the run trained, into folders named
     for their stages, in order, with the weights as `0-base`."""
     if not model.adapters:
-        raise AlignError(f"stage '{stage}' trained whole weights and has no adapter", "--form merged")
+        raise AlignError(f"stage '{stage}' trained full weights and has no adapter", "--form merged")
     if model.weights is not None:
         shutil.copytree(run / model.weights, out / "0-base")
     for number, adapter in enumerate(model.adapters, 1):

@@ -25,7 +25,7 @@ def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
     if not found:
         if done:
             raise _no_policy(folder, next(iter(done)), {})
-        raise AlignError(f"no stage of '{folder}' is done", "run it first: align run")
+        raise AlignError(f"no stage of '{folder}' has finished", "run it first: align run")
     return found
 
 
@@ -58,7 +58,7 @@ def _done(folder: Path) -> dict[str, Outcome]:
     run = RunDir(folder)
     record = reading.whole(run.record, RunRecord)
     if record is None:
-        raise AlignError(f"'{folder}' is no run folder", "give a folder that `align run` wrote")
+        raise AlignError(f"'{folder}' is not a run folder", "give a folder that `align run` wrote")
     read = {id: reading.outcome(run.stage(id)) for id in record.order}
     return {id: outcome for id, outcome in read.items() if outcome and (outcome.policy or outcome.reward)}
 
@@ -68,6 +68,6 @@ def _any_policy(done: dict[str, Outcome]) -> bool:
 
 
 def _no_policy(folder: Path, stage: str, others: dict[str, Outcome]) -> AlignError:
-    what = f"stage '{stage}' of '{folder}' gave a reward model, which scores answers and writes none"
+    what = f"stage '{stage}' of '{folder}' trained a reward model, which scores answers but cannot write them"
     talkers = f"choose one of: {', '.join(others)}; or " if others else ""
-    return AlignError(what, f"{talkers}write it out whole: align export {folder} FOLDER --stage {stage}")
+    return AlignError(what, f"{talkers}export it: align export {folder} FOLDER --stage {stage}")

@@ -79,8 +79,8 @@ def merge(out: Path, given: Sequence[str], *, rank: int | None, form: str) -> Me
         raise AlignError(f"a merge cannot have the form '{form}'", f"choose one of: {', '.join(FORMS)}")
     plan = _plan(given, rank)
     if form == "merged" and plan.base.config.get("quantization_config"):
-        what = f"the base '{plan.base.name}' is quantised in its own files, and whole weights would be too"
-        raise AlignError(what, "write the combination alone: --form adapter")
+        what = f"the base '{plan.base.name}' is saved quantised, so full weights would be too"
+        raise AlignError(what, "write only the combination: --form adapter")
     launch.quiet()
     near = next(parent for parent in out.absolute().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(dir=near, prefix=".merge-") as beside:
@@ -98,7 +98,7 @@ def merge(out: Path, given: Sequence[str], *, rank: int | None, form: str) -> Me
 
 def _check_out(out: Path) -> None:
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise AlignError(f"'{out}' is there already", "give a new folder, or remove it")
+        raise AlignError(f"'{out}' already exists", "give a new folder, or remove it")
     file = next((parent for parent in out.absolute().parents if parent.exists() and not parent.is_dir()), None)
     if file is not None:
         raise AlignError(f"'{out}' cannot be a folder: '{file}' is a file", "give another folder")
@@ -116,10 +116,12 @@ def _plan(given: Sequence[str], rank: int | None) -> Plan:
     folders = [adapter.folder.resolve() for adapter in adapters]
     for number, adapter in enumerate(adapters):
         if folders[number] in folders[:number]:
-            faults.add(f"the adapter '{adapter.name}' is named twice", "name each once")
+            faults.add(f"the adapter '{adapter.name}' is named twice", "name each only once")
         for missing in [folder for folder in adapter.beneath() if folder not in folders]:
-            what = f"'{adapter.name}' was trained on top of the adapter in '{missing}', and is nothing without it"
-            faults.add(what, "give that one too, each with its weight; at weight 1 both are what the run made")
+            what = f"'{adapter.name}' was trained on top of the adapter in '{missing}' and does not work without it"
+            faults.add(
+                what, "give that one too, each with its weight; with weight 1 for both you get the policy of the run"
+            )
     faults.raise_any()
     name, revision = adapters[0].base
     base = bases.resolve(name, revision, root=Path.cwd())
@@ -151,7 +153,9 @@ def parse(given: Sequence[str]) -> tuple[list[str], list[float]]:
             raise AlignError(f"the weight of '{name}' cannot be '{value}'", "give a number, as in FOLDER=0.7")
     bare = [name for name in names if name not in weights]
     if weights and bare:
-        raise AlignError(f"'{bare[0]}' has no weight, and others have one", "give each adapter a weight, or none")
+        raise AlignError(
+            f"'{bare[0]}' has no weight, but others have one", "give every adapter a weight, or none of them"
+        )
     return names, [weights.get(name, 1 / len(names)) for name in names]
 
 
@@ -168,7 +172,7 @@ def _check_base(adapter: SavedLora, first: SavedLora, base: Base) -> None:
         raise AlignError(what + fits, "merge adapters of one base")
     if misfit:
         what = f"'{adapter.name}' was made for the base {_shown(adapter)}, but does not fit it: {misfit}"
-        raise AlignError(what, "its base is another one now: give the one that it was trained on")
+        raise AlignError(what, "its base has changed: give the one that it was trained on")
 
 
 def _same(adapter: SavedLora, first: SavedLora, base: Base) -> bool:
@@ -233,14 +237,14 @@ def _write_whole(plan: Plan, adapter: Path, folder: Path) -> Merge:
     modules = dict(base.named_modules())
     lost = next((name for each in plan.adapters for name in each.shapes if name not in modules), None)
     if lost is not None:
-        what = f"the adapters change {lost}, which the base '{plan.base.name}' has not"
-        raise AlignError(what, "its base is another one now: give the one that they were trained on")
+        what = f"the adapters change {lost}, which the base '{plan.base.name}' does not have"
+        raise AlignError(what, "its base has changed: give the one that they were trained on")
     one = Adapter(name="merged", path=adapter.name, method="lora", settings={})
     try:
         prompts, target = _prompts(plan)[: into_base.ROWS], models.precision_of(plan.base.path)
         merged, report = into_base.merge(base, [one], adapter.parent, prompts, target)
     except AlignError as error:
-        raise AlignError(error.what, "write the combination alone: --form adapter", exit=error.exit) from error
+        raise AlignError(error.what, "write only the combination: --form adapter", exit=error.exit) from error
     merged.save_pretrained(folder)
     return report
 

@@ -90,7 +90,7 @@ def show(loaded: Loaded, stage: str, number: int) -> Iterator[Text]:
     asked = example.kind == "prompt"
     views = _prompt(example, tokenizer) if asked else _views(loaded, prepared, plan, example, tokenizer)
     yield Text(f"{stage}, row {number:,} of {len(rows):,} ({example.place})", style="bold")
-    what = "where the score is read" if plan.program.stage.gives == "reward" else "what is learnt"
+    what = "where the score is read" if plan.program.stage.gives == "reward" else "what is trained on"
     yield Text(f"{OPEN}{CLOSE} marks {what}", style="dim")
     for view in views:
         name = f"{view.name}: " if view.name else ""

@@ -82,21 +82,21 @@ FLAT_SHARE: Final = 1e-6
 """The same as a share of the score: what float32 leaves of a constant."""
 
 REMEDIES: Final = {
-    "not_finite": "lower `training.learning_rate` and `critic_learning_rate`; if it is the score, mend `reward`",
+    "not_finite": "lower `training.learning_rate` and `critic_learning_rate`; if it is the score, fix `reward`",
     "kl_explosion": "lower `training.learning_rate` or `training.num_iterations`, set `target_kl`, or raise `kl.coef`; "
     "if the KL is negative, leave out `training.top_k` and `training.top_p`",
-    "reward_hacking": "read the samples: if the score praises what you would not, mend `reward` or add another; raise "
-    "`kl.coef` or lower `kl.target`; where answers only grow longer, set `missing_eos_penalty` or lower "
+    "reward_hacking": "read the samples: if the score rewards what you would not, fix `reward` or add another; raise "
+    "`kl.coef` or lower `kl.target`; if answers only grow longer, set `missing_eos_penalty` or lower "
     "`training.max_completion_length`",
     "mode_collapse": "raise `kl.coef` or lower `kl.target`, lower `training.learning_rate`, raise "
-    "`training.temperature`; see whether `reward` likes one answer to every prompt",
-    "dead_critic": "raise `critic_learning_rate`, or let the critic learn alone for longer: raise `critic_warmup`",
+    "`training.temperature`; check whether `reward` favours one answer for every prompt",
+    "dead_critic": "raise `critic_learning_rate`, or train the critic alone for longer: raise `critic_warmup`",
     "clipped": "lower `training.learning_rate` or `training.num_iterations`, or set `target_kl`",
-    "no_end": "raise `training.max_completion_length`; if the answers are long enough, see in the samples whether the "
-    "model ends them at all: the stage before must have taught it the end that its chat template writes",
-    "missing_eos": "set `missing_eos_penalty`; if good answers need the room, raise `training.max_completion_length`",
-    "flat_reward": "make `reward` tell answers apart, or raise `training.temperature` so that they differ; where the "
-    "score is as high as it can be, there is nothing left to learn",
+    "no_end": "raise `training.max_completion_length`; if the answers are long enough, check in the samples whether "
+    "the model ends them at all: an earlier stage must have trained the end token of its chat template",
+    "missing_eos": "set `missing_eos_penalty`; if good answers need more room, raise `training.max_completion_length`",
+    "flat_reward": "make `reward` distinguish between answers, or raise `training.temperature` so that they differ; if "
+    "the score is at its maximum, there is nothing left to learn",
 }
 """What to try, by the name of the alarm, in the order in which alarms are given."""
 
@@ -161,7 +161,7 @@ class Health:
         length = _lasting(later, "length", lambda x: x > LENGTH_FAR * first.get("length", math.inf))
         if length is not None:
             was = first["length"]
-            signs.append(f"{length:.3g} tokens an answer, more than {LENGTH_FAR:g} times the {was:.3g} at the start")
+            signs.append(f"{length:.3g} tokens per answer, more than {LENGTH_FAR:g} times the {was:.3g} at the start")
         share = _lasting(later, "repetition", lambda x: x > first.get("repetition", math.inf) + REPETITION_FAR)
         if share is not None:
             was = first["repetition"]

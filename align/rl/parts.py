@@ -73,7 +73,7 @@ def critic(job: Job, lm: PreTrainedModel, kind: Literal["adapter", "head", "mode
     if kind == "head":
         return Critic(critics.new_head(lm))
     if sets is None or sets.value is None:
-        what = f"the critic `adapter` of stage '{ticket.stage}' needs a frozen base, and its policy trains the base"
+        what = f"the critic `adapter` of stage '{ticket.stage}' needs a frozen base, but its policy trains the base"
         raise AlignError(what, "use `critic: head` or `critic: model`")
     start_head: score_head.Score | None = None
     if sets.value_from is not None:
@@ -131,7 +131,7 @@ def _merged(
     assert isinstance(policy, Policy)
     stuck = next((one for one in chain.layers(policy.adapters) if not one.traits.merges), None)
     if stuck is not None:
-        what = f"a model of its own would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
+        what = f"a separate model would start from '{stuck.stage}', whose {stuck.keys.method} cannot be merged"
         raise AlignError(what, "use `critic: adapter` or `critic: head`, and `reference: auto`")
     base = stack.load_base(policy, ticket.model, root, gives=gives)
     return into_base.merged(base, policy.adapters, root, dtype)

@@ -89,14 +89,14 @@ class PpoKeys(RewardedKeys):
         start = setting.rewards[0] if setting.rewards else setting.policy
         stuck = next((layer for layer in setting.layers.get(start, []) if not layer.traits.merges), None)
         if critic == "model" and stuck is not None:
-            what = f"the critic of stage '{stage}', a model of its own, would start from '{start}', whose "
+            what = f"the critic of stage '{stage}', a separate model, would start from '{start}', whose "
             what += f"{stuck.keys.method} cannot be merged"
             found.append(("critic", what, "use `critic: adapter` or `critic: head`"))
         if "ptx_coef" in self.model_fields_set and not setting.replays:
-            what = f"'ptx_coef' weighs the loss of replayed rows, and stage '{stage}' has no replay"
+            what = f"'ptx_coef' weights the loss on replayed rows, but stage '{stage}' has no replay"
             found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
         if critic == "adapter" and traits.saves_modules:
-            what = f"stage '{stage}' trains modules whole, and its critic `adapter` would take their place"
+            what = f"stage '{stage}' trains modules in full, which its critic `adapter` would replace"
             remedy = "use `critic: head` or `critic: model`, or leave them out"
             found.append(("parameterization", what, remedy))
         return found

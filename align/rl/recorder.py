@@ -21,15 +21,15 @@ _MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "stopped")  #
 
 WITHOUT_A_CRITIC: Final = MappingProxyType(
     {
-        "not_finite": "lower `training.learning_rate`; if it is the score, mend `reward`",
+        "not_finite": "lower `training.learning_rate`; if it is the score, fix `reward`",
         "kl_explosion": "lower `training.learning_rate` or `training.num_iterations`, or raise `beta`; if the KL is "
         "negative, leave out `training.top_k` and `training.top_p`",
-        "reward_hacking": "read the samples: if the score praises what you would not, mend `reward` or add another; "
-        "raise `beta`; where answers only grow longer, lower `training.max_completion_length`",
+        "reward_hacking": "read the samples: if the score rewards what you would not, fix `reward` or add another; "
+        "raise `beta`; if answers only grow longer, lower `training.max_completion_length`",
         "mode_collapse": "raise `beta`, lower `training.learning_rate`, raise `training.temperature`; see whether "
-        "`reward` likes one answer to every prompt",
+        "`reward` favours one answer for every prompt",
         "clipped": "lower `training.learning_rate` or `training.num_iterations`",
-        "missing_eos": "if good answers need the room, raise `training.max_completion_length`; else add a `reward` "
+        "missing_eos": "if good answers need more room, raise `training.max_completion_length`; else add a `reward` "
         "for answers that end",
     }
 )

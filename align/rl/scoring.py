@@ -177,10 +177,10 @@ class Function:
             scores = list(found)
         except TypeError:
             what = f"{called} returned {type(found).__name__}, not a list of numbers"
-            raise AlignError(what, "return one number for each answer", exit=Exit.STAGE_FAILED) from None
+            raise AlignError(what, "return one number per answer", exit=Exit.STAGE_FAILED) from None
         if len(scores) != len(asked.prompts):
             what = f"{called} returned {len(scores)} scores for {len(asked.prompts)} answers"
-            raise AlignError(what, "return one number for each answer", exit=Exit.STAGE_FAILED)
+            raise AlignError(what, "return one number per answer", exit=Exit.STAGE_FAILED)
         return [None if one is None else self._number(one, asked.prompts[i], called) for i, one in enumerate(scores)]
 
     def _number(self, found: Any, prompt: Any, called: str) -> float:

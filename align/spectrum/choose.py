@@ -148,7 +148,7 @@ def by_threshold(records: Sequence[Record], threshold: float) -> Choice:
         AlignError: the threshold is not within 0...1.
     """
     if not 0 <= threshold <= 1:
-        raise AlignError(f"snr_threshold is {threshold:g}, which is not within 0 and 1", "0.75 trains a quarter")
+        raise AlignError(f"snr_threshold is {threshold:g}, which is not between 0 and 1", "0.75 trains a quarter")
     taken = set[str]()
     for units in _units(records).values():
         ranked = sorted(units.items(), key=lambda unit: (*_rank(unit[1]), unit[0]))

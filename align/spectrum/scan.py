@@ -183,7 +183,7 @@ def _header(path: Path) -> list[Tensor]:
     except (ValueError, KeyError, TypeError, AttributeError):
         found = []
     if not found or any(_torn(tensor, size) for tensor in found):
-        raise AlignError(f"'{path}' is damaged, or no safetensors file", _COPY_AGAIN)
+        raise AlignError(f"'{path}' is damaged, or not a safetensors file", _COPY_AGAIN)
     return found
 
 
@@ -194,8 +194,8 @@ def _torn(tensor: Tensor, size: int) -> bool:
 
 def _quantised(names: list[str], where: str, dtype: str) -> AlignError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    what = f"the tensor '{names[0]}'{more} of {where} is packed ({dtype}), so it has no singular values to rank by"
-    return AlignError(what, "give the unquantised model that it was made from")
+    what = f"the tensor '{names[0]}'{more} of {where} is packed ({dtype}), so it cannot be ranked by singular values"
+    return AlignError(what, "give the original, unquantised model")
 
 
 def _jobs(tensor: Tensor, estimator: str) -> list[dict[str, Any]]:
@@ -238,7 +238,7 @@ def _finite(values: NDArray[Any], long_side: int, estimator: str, name: str, whe
     import numpy as np
 
     if not np.isfinite(values).all():
-        what = f"the weight '{name}' of {where} holds NaN or infinite values"
+        what = f"the weight '{name}' of {where} contains NaN or infinite values"
         raise AlignError(what, f"{_COPY_AGAIN}, or train from a checkpoint before it diverged")
     return noise.measure(values, long_side, estimator)
 
@@ -300,7 +300,7 @@ def _answer(process: subprocess.Popen[str], job: dict[str, Any]) -> Measure:
         process.stdin.flush()
         line = process.stdout.readline()
     if not line:
-        what = f"a process ended while it measured '{job['matrix']['name']}', most likely for lack of memory"
+        what = f"a process died while it measured '{job['matrix']['name']}', most likely out of memory"
         raise AlignError(what, "scan with fewer workers")
     answer = json.loads(line)
     if "fault" in answer:

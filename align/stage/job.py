@@ -196,7 +196,7 @@ class Job:
         steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * -(-rows // self.global_batch)
         if steps <= 1 and args.warmup_steps > 0:
             args.warmup_steps = 0
-            self.warnings.append("one step in all, so there was no warm-up: its learning rate would have been 0")
+            self.warnings.append("there is only one step, so there was no warm-up: its learning rate would have been 0")
 
     def _trained_whole(self, trainer: Trainer, checkpoint: Path) -> bool:
         """Take a checkpoint of the last step as it is: transformers would train one step more from it."""
@@ -215,7 +215,7 @@ class Job:
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise AlignError(
-                    f"the training of stage '{self.ticket.stage}' diverged: {name} holds values that are no numbers",
+                    f"the training of stage '{self.ticket.stage}' diverged: {name} contains NaN or infinite values",
                     f"lower `stages.{self.ticket.stage}.training.learning_rate`, or train in float32",
                     exit=Exit.STAGE_FAILED,
                 )

@@ -35,7 +35,7 @@ class Setting:
 
 
 class Replay(BaseModel):
-    """Rows of earlier knowledge mixed into a stage's own, so that it is not forgotten."""
+    """Old rows mixed into a stage's data, so that less is forgotten."""
 
     model_config = ConfigDict(extra="forbid")
     data: DataSource | list[DataSource] = Field(

@@ -63,7 +63,7 @@ def _execute(module_name: str, path: Path, shown: str) -> ModuleType:
     package = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(module_name, path, submodule_search_locations=package)
     if spec is None or spec.loader is None:
-        raise AlignError(f"the stage file '{shown}' is no Python file", "give a .py file")
+        raise AlignError(f"the stage file '{shown}' is not a Python file", "give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # pickled functions and dataclasses look their module up here
     try:
@@ -78,7 +78,7 @@ def _import_fault(error: BaseException, path: Path, shown: str) -> AlignError:
     """What went wrong in a stage file, at the line of that file, wherever the error was raised below it."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         place = Place(shown, error.lineno, error.offset)
-        return AlignError(f"the stage file is no valid Python: {error.msg}", "correct the file there", place=place)
+        return AlignError(f"the stage file is not valid Python: {error.msg}", "correct the file there", place=place)
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):

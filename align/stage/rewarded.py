@@ -14,7 +14,7 @@ FUNCTION = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
 
 class RewardSource(BaseModel):
-    """What scores an answer. In a recipe a plain string is short for `{source: string}`."""
+    """What scores the answers. In a recipe, a plain string is short for `{source: string}`."""
 
     model_config = ConfigDict(extra="forbid")
     source: str = Field(

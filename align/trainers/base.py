@@ -102,7 +102,7 @@ class BaseTrainer(Trainer):
         # a learnt prompt is loaded beside the model, which PEFT then takes for one that the model has no place for
         unexpected = [key for key in result.unexpected_keys if key != "prompt_embeddings"]
         if unexpected:
-            raise ValueError(f"the checkpoint holds weights that the model has not: {unexpected[:3]}")
+            raise ValueError(f"the checkpoint has weights that the model does not have: {unexpected[:3]}")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written with the finished model, once, by align."""

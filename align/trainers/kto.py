@@ -171,7 +171,7 @@ def other_answers(order: Sequence[int], batch: int, prompts: Sequence[Hashable])
         AlignError: all rows have one prompt.
     """
     if len({prompts[row] for row in order}) < 2:
-        what = "all answers are to one prompt, and the loss 'kto' estimates KL from answers to other prompts"
+        what = "all answers have the same prompt, but the loss 'kto' estimates the KL from answers to other prompts"
         raise AlignError(what, "use `loss_type: apo_zero_unpaired`, or data with more prompts", exit=Exit.BAD_INPUT)
     found = []
     for start in range(0, len(order), batch):

@@ -87,13 +87,13 @@ def doubt(accuracy: float, pairs: int) -> str | None:
     if low > CHANCE:
         return None
     if high < CHANCE:
-        how, remedy = "ranks held-out pairs worse than chance", "see whether chosen and rejected are swapped"
+        how, remedy = "ranks held-out pairs worse than chance", "check whether chosen and rejected are swapped"
     else:
-        how = "is not surely better than chance"
-        remedy = "hold out more pairs (`eval_data`), or train on more and clearer ones"
-    seen = f"right on {accuracy * pairs:g} of {pairs:,} held-out pairs"
+        how = "may be no better than chance"
+        remedy = "hold out more pairs (`eval_data`), or train on more and clearer pairs"
+    seen = f"correct on {accuracy * pairs:g} of {pairs:,} held-out pairs"
     interval = f"95 % interval {low:.3f} to {high:.3f}, chance is {CHANCE:g}"
-    return f"the reward model {how}: {seen} ({accuracy:.3f}, {interval}); {remedy} before its scores are learnt from"
+    return f"the reward model {how}: {seen} ({accuracy:.3f}, {interval}); {remedy} before you train on its scores"
 
 
 def _calibration(gaps: Sequence[float]) -> list[dict[str, float]]:

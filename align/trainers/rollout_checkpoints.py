@@ -48,7 +48,7 @@ class RolloutCheckpoints(Trainer):
         """Put it back."""
         self._step, before = state["step"], state["processes"]
         if self._step % self.passes_per_rollout and before != self.accelerator.num_processes:
-            what = f"the checkpoint lies within a rollout of {before} processes, and there are "
+            what = f"the checkpoint is in the middle of a rollout with {before} processes, but there are "
             what += f"{self.accelerator.num_processes} now"
             raise AlignError(what, f"run with `--processes {before}`", exit=Exit.BAD_INPUT)
         self.record.load(state)

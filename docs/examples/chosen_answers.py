@@ -1,6 +1,6 @@
-"""A stage of one's own: supervised fine-tuning on the chosen answers of preference data.
+"""A custom stage: supervised fine-tuning on the chosen answers of preference data.
 
-A common first step before DPO, or the line that DPO has to beat. `chosen_answers.yaml` runs it.
+A common first step before DPO, or a baseline for DPO. `chosen_answers.yaml` runs it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Keys(StageKeys):
-    """The recipe keys of this stage, beside those that every stage has."""
+    """The recipe keys of this stage, in addition to those that every stage has."""
 
     max_words: int | None = Field(None, ge=1, description="leave out pairs whose chosen answer is longer than this")
 
 
 def train(job: Job) -> dict[str, float]:
-    """Train on the chosen answers; replayed rows stay as they are."""
-    from trl import SFTConfig  # heavy imports stand inside: `align check` loads this file too
+    """Train on the chosen answers; replayed rows are used as they are."""
+    from trl import SFTConfig  # heavy imports go inside: `align check` loads this file too
 
     from align.data import tokens
     from align.errors import AlignError
@@ -60,7 +60,7 @@ def as_example(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def words(row: dict[str, Any]) -> int:
-    """Words of the chosen answer, which is a text or a list of messages; 0 for a row that is no pair."""
+    """Words of the chosen answer, which is a string or a list of messages; 0 for a row that is not a pair."""
     answer = row.get("chosen", "")
     texts = [answer] if isinstance(answer, str) else [message["content"] for message in answer]
     return sum(len(text.split()) for text in texts)

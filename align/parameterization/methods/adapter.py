@@ -39,7 +39,7 @@ class Keys(ParameterizationKeys):
 
     method: Literal["adapter"] = "adapter"
     adapter: AdapterKeys = Field(AdapterKeys(), description="the adapter")
-    quantization: QuantizationKeys | None = Field(None, description="hold the frozen base in 4 or 8 bits")
+    quantization: QuantizationKeys | None = Field(None, description="quantise the frozen base to 4 or 8 bits")
 
 
 def traits(keys: Keys) -> Traits:

@@ -28,7 +28,7 @@ class LoraKeys(BaseModel):
     )
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / r; 2 r is usual")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
-    target_modules: Literal["auto"] | Names = Field("auto", description="auto: every linear layer but the head")
+    target_modules: Literal["auto"] | Names = Field("auto", description="auto: every linear layer except the head")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained as well")
     use_dora: bool = Field(False, description="train magnitude and direction separately (DoRA); slower")
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r), for high ranks")

@@ -24,11 +24,11 @@ REFUSED = {
     "adaption_prompt": "it replaces the attention of old Llama code, which transformers no longer has",
     "cpt": "it needs the tokens of a prompt and their types",
     "multitask_prompt_tuning": "it needs a task id with every row",
-    "p_tuning": "PEFT saves what its encoder gave and not the encoder, so that training cannot go on from it",
+    "p_tuning": "PEFT saves the output of its encoder but not the encoder, so training cannot be resumed",
     "poly": "it needs a task id with every row",
-    "shadow": "it runs a second model beside the first, and gives two outputs for one",
-    "trainable_tokens": "it trains embeddings, which TRL's trainers refuse where the head shares them",
-    "xlora": "it needs adapters that are trained already",
+    "shadow": "it runs a second model alongside the first and produces two outputs instead of one",
+    "trainable_tokens": "it trains embeddings, which TRL's trainers refuse if the head shares them",
+    "xlora": "it needs adapters that are already trained",
 }
 _PACKAGES = {"adamss": ("sklearn", "scikit-learn")}  # what a method imports, and its distribution
 _UNMERGEABLE = ("beft", "lily")  # and those that learn prompts
@@ -45,7 +45,7 @@ class Keys(ParameterizationKeys):
 
     method: str
     peft: dict[str, Any] = Field({}, validate_default=True, description="settings of the method, by PEFT's names")
-    quantization: QuantizationKeys | None = Field(None, description="hold the frozen base in 4 or 8 bits")
+    quantization: QuantizationKeys | None = Field(None, description="quantise the frozen base to 4 or 8 bits")
 
     @field_validator("method")
     @classmethod
@@ -75,7 +75,7 @@ class Keys(ParameterizationKeys):
         if method == "adalora" and not 1 <= value.get("target_r", 8) <= value.get("init_r", 12):
             raise ValueError("AdaLoRA prunes from init_r (12) to target_r (8): write an init_r of at least target_r")
         if value.get("prefix_projection"):
-            raise ValueError("PEFT saves no prefix_projection, so that training could not go on from it: leave it out")
+            raise ValueError("PEFT does not save a prefix_projection, so training could not be resumed: leave it out")
         for name in ("target_modules", "layers_to_transform", "modules_to_save"):
             if value.get(name) in ([], ""):
                 raise ValueError(f"{name!r} is empty: write at least one, or leave it out")
@@ -91,7 +91,7 @@ class Keys(ParameterizationKeys):
         method = info.data.get("method", "")
         if value is not None and method and not learns_prompts(method) and not peft_source.has_quantized(method):
             raise ValueError(
-                f"PEFT's '{method}' cannot stand on a quantised base: choose ia3, or leave `quantization` out"
+                f"PEFT's '{method}' does not support a quantised base: choose ia3, or leave `quantization` out"
             )
         return value
 

@@ -48,7 +48,9 @@ class Keys(ParameterizationKeys):
     method: Literal["spectrum"] = "spectrum"
     spectrum: SpectrumKeys = Field(SpectrumKeys(), description="which layers are trained")
     lora: LoraKeys | None = Field(None, description="put LoRA on the chosen layers instead of training their weights")
-    quantization: QuantizationKeys | None = Field(None, description="with `lora`: hold the frozen base in 4 or 8 bits")
+    quantization: QuantizationKeys | None = Field(
+        None, description="with `lora`: quantise the frozen base to 4 or 8 bits"
+    )
 
     @field_validator("lora")
     @classmethod
@@ -62,7 +64,7 @@ class Keys(ParameterizationKeys):
     def _not_alone(cls, value: QuantizationKeys | None, info: ValidationInfo) -> QuantizationKeys | None:
         if value is not None and info.data.get("lora") is None:
             raise ValueError(
-                "weights in 4 or 8 bits cannot be trained: write `lora: {}` beside it for adapters on the chosen "
+                "weights in 4 or 8 bits cannot be trained: write `lora: {}` next to it for adapters on the chosen "
                 "layers, or leave `quantization` out"
             )
         return value
