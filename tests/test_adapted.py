@@ -533,7 +533,7 @@ def test_names(base: LlamaForCausalLM) -> None:
             {"lora": {"target_modules": ["nowhere"]}},
             "PEFT cannot put 'lora' on this model: Target modules {'nowhere'} not found in the base model. "
             "Please check the target modules and try again",
-            "mend the keys of the parameterization, or choose another method",
+            "fix the keys of the parameterization, or choose another method",
         ),
         (
             "lora",

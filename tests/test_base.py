@@ -114,7 +114,7 @@ def test_weights_with_a_strange_header(model: Path, header: bytes) -> None:
     (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(AlignError) as error:
         base.check_folder("m", model)
-    assert error.value.what == "the model.safetensors of the model 'm' is no safetensors file"
+    assert error.value.what == "the model.safetensors of the model 'm' is not a safetensors file"
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

@@ -111,7 +111,7 @@ def test_what_it_costs() -> None:
         (
             torch.tensor([1.0, float("nan"), float("-inf")]),
             64,
-            "2 of 3 weights are not finite, and NF4 has no number for them\n  -> mend the tensor",
+            "2 of 3 weights are not finite, and NF4 has no number for them\n  -> fix the tensor",
         ),
         (torch.ones(3), 0, "a block of NF4 holds at least 1 weight, not 0\n  -> 64 is usual"),
         (

@@ -247,5 +247,5 @@ def test_a_stage_that_would_train_nothing_fails(firsts: Stages) -> None:
     with frozen, pytest.raises(AlignError) as caught:
         firsts.execute(ticket)
     assert str(caught.value) == (
-        "the parameterization of stage 'nothing' leaves no weight to train\n  -> mend the keys of `spectrum`"
+        "the parameterization of stage 'nothing' leaves no weight to train\n  -> fix the keys of `spectrum`"
     )

@@ -38,7 +38,7 @@ def test_a_cost_that_is_surely_there_and_large_is_a_warning() -> None:
     assert quantization.warning(COST) == (
         "quantising the base costs before anything is trained: perplexity of running text 22.11 to 28.74, x1.30 (95 % "
         "interval x1.25 to x1.35, 40 texts); every change of this run is counted from the quantised base; "
-        "`method: lora` keeps the base whole where there is memory for it"
+        "`method: lora` leaves the base unquantised, if it fits in memory"
     )
     assert quantization.warning(COST.but(ratio=1.1, ci95=(1.05, 1.15))) is None
     assert quantization.warning(COST.but(ci95=(0.9, 1.9))) is None, "too few texts to be sure"

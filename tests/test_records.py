@@ -98,7 +98,7 @@ def test_a_run_does_not_write_over_a_run_json_that_it_cannot_read(tmp_path: Path
     said = runs.run(runs.write(tmp_path), path.parent, code=2).stderr
     assert said.endswith(
         f"error {path}: order: Input should be a valid tuple\n"
-        "  -> give another --run-dir, or take the file away: the run begins anew\n"
+        "  -> give another --run-dir, or remove the file: the run then starts over\n"
     )
     assert path.read_text() == '{"name": "small", "order": 3}'
 

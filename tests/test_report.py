@@ -318,7 +318,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(AlignError) as caught:
         report.write(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} is no run folder: it has no run.json\n"
+        f"{tmp_path} is not a run folder: it has no run.json\n"
         "  -> give the folder that `align run` wrote, such as runs/NAME"
     )
     assert list(tmp_path.iterdir()) == []
@@ -328,7 +328,7 @@ def test_the_folder_of_runs_names_the_runs(run_dir: Path) -> None:
     with pytest.raises(AlignError) as caught:
         load(run_dir.parent)
     assert str(caught.value) == (
-        f"{run_dir.parent} is no run folder: it has no run.json\n  -> give one of {run_dir.as_posix()}"
+        f"{run_dir.parent} is not a run folder: it has no run.json\n  -> give one of {run_dir.as_posix()}"
     )
 
 
@@ -352,7 +352,7 @@ def test_a_damaged_file_is_named(run_dir: Path, text: str, message: str) -> None
     (run_dir / "forgetting.json").write_text(text, encoding="utf-8")
     with pytest.raises(AlignError) as caught:
         load(run_dir)
-    remedy = "run `align run` again, which writes it anew"
+    remedy = "run `align run` again, which rewrites it"
     assert str(caught.value) == f"{run_dir / 'forgetting.json'}{message}\n  -> {remedy}"
 
 

@@ -66,5 +66,5 @@ def warning(found: QuantizationCost) -> str | None:
     return (
         f"quantising the base costs before anything is trained: perplexity of running text {figures} (95 % interval "
         f"x{low:.2f} to x{high:.2f}, {found.n} texts); every change of this run is counted from the quantised base; "
-        "`method: lora` keeps the base whole where there is memory for it"
+        "`method: lora` leaves the base unquantised, if it fits in memory"
     )

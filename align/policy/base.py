@@ -117,13 +117,13 @@ def check_folder(name: str, folder: Path, *, weights: bool = True) -> dict[str, 
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise AlignError(f"'{name}' is an adapter, not a base model", _base_of(folder))
-        what = f"'{name}' holds no config.json, so it is no model"
+        what = f"'{name}' has no config.json, so it is not a model"
         raise AlignError(what, "give a folder that save_pretrained of transformers wrote")
     config = _json(name, folder / "config.json")
     if weights:
         _check_weights(name, folder)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
-        what = f"the model '{name}' holds no tokenizer"
+        what = f"the model '{name}' has no tokenizer"
         raise AlignError(what, "save the tokenizer into the same folder (tokenizer.save_pretrained)")
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
@@ -199,7 +199,7 @@ def _check_whole(name: str, file: Path) -> None:
         tensors = json.loads(header)
         needed = max((t["data_offsets"][1] for key, t in tensors.items() if key != "__metadata__"), default=0)
     except (ValueError, AttributeError, KeyError, TypeError):
-        raise AlignError(f"the {file.name} of the model '{name}' is no safetensors file", _COPY_AGAIN) from None
+        raise AlignError(f"the {file.name} of the model '{name}' is not a safetensors file", _COPY_AGAIN) from None
     if size < 8 + length + needed:
         what = f"the {file.name} of the model '{name}' is cut short: {size:,} of {8 + length + needed:,} bytes"
         raise AlignError(what, _COPY_AGAIN)
@@ -231,10 +231,10 @@ def _told(name: str, revision: str | None) -> Iterator[None]:
         remedy = f"see https://huggingface.co/{name}/tree/main"
         raise AlignError(f"the model '{name}' has no revision '{revision}'", remedy) from None
     except errors.RepositoryNotFoundError:
-        what = f"there is no folder '{name}', and no model of this name on the Hub that you may read"
+        what = f"there is no folder '{name}', and no model of this name on the Hub that you can access"
         raise AlignError(what, "check the spelling; for a private one `hf auth login` or set HF_TOKEN") from None
     except errors.HFValidationError:
-        what = f"there is no folder '{name}', and no model on the Hub can have this name"
+        what = f"there is no folder '{name}', and a model on the Hub cannot have this name"
         raise AlignError(what, "check the spelling") from None
     except OSError as error:  # of the network, the Hub, or the disk
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

@@ -55,9 +55,7 @@ def load_tokenizer(folder: str, chat_template: str | None, keys: Mapping[str, An
     for name, token in replaced_tokens(keys).items():
         setattr(tokenizer, name, token)
     if tokenizer.eos_token is None:
-        raise AlignError(
-            "the tokenizer of the base names no end token", "name one of its tokens with `model.eos_token`"
-        )
+        raise AlignError("the tokenizer of the base has no end token", "name one of its tokens with `model.eos_token`")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -81,7 +81,7 @@ def quantize(tensor: torch.Tensor, block_size: int = 64) -> Quantized:
     bad = int((~flat.isfinite()).sum())
     if bad:
         raise AlignError(
-            f"{bad} of {flat.numel()} weights are not finite, and NF4 has no number for them", "mend the tensor"
+            f"{bad} of {flat.numel()} weights are not finite, and NF4 has no number for them", "fix the tensor"
         )
     full = flat.numel() // block_size * block_size
     blocks, rest = flat[:full].view(-1, block_size), flat[full:]

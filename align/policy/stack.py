@@ -147,7 +147,7 @@ def refusal(method: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        remedy = "mend the keys of the parameterization, or choose another method"
+        remedy = "fix the keys of the parameterization, or choose another method"
         raise AlignError(f"PEFT cannot put '{method}' on this model: {reason}", remedy) from error
 
 

@@ -23,7 +23,7 @@ LOG_TAIL_LINES: Final = 20
 
 
 def load(run_dir: str | Path) -> Report:
-    """Read the run in `run_dir`. Raises AlignError where it is no run folder, or where a file of it is damaged."""
+    """Read the run in `run_dir`. Raises AlignError where it is not a run folder, or where a file of it is damaged."""
     folder = RunDir(Path(run_dir))
     if not folder.record.is_file():
         raise _no_run(folder.root)
@@ -50,7 +50,7 @@ def _no_run(folder: Path) -> AlignError:
     runs = sorted(found.parent.as_posix() for found in folder.glob("*/run.json"))
     if runs:
         remedy = f"give one of {', '.join(runs[:5])}"
-    return AlignError(f"{folder} is no run folder: it has no run.json", remedy)
+    return AlignError(f"{folder} is not a run folder: it has no run.json", remedy)
 
 
 def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:

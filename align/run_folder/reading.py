@@ -15,7 +15,7 @@ from align.run_folder.records import Outcome
 
 R = TypeVar("R", bound=BaseModel)
 
-REMEDY = "run `align run` again, which writes it anew"
+REMEDY = "run `align run` again, which rewrites it"
 
 
 def text(path: Path) -> str:

@@ -102,7 +102,7 @@ class Child:
         if error is not None:
             remedy = error.remedy
             if error.traceback:
-                remedy = f"the traceback is in {here.log}; when it is mended, run the same command again"
+                remedy = f"the traceback is in {here.log}; fix the cause and run the same command again"
             return AlignError(error.what, remedy, exit=Exit(error.exit))
         if code == Exit.INTERRUPTED:
             raise KeyboardInterrupt

@@ -373,7 +373,7 @@ class Run:
 
 def _recorded(run: RunDir) -> RunRecord | None:
     """run.json as it was left; None where there is none."""
-    return reading.whole(run.record, RunRecord, "give another --run-dir, or take the file away: the run begins anew")
+    return reading.whole(run.record, RunRecord, "give another --run-dir, or remove the file: the run then starts over")
 
 
 def _check_names(loaded: Loaded, options: Options) -> None:
@@ -381,7 +381,7 @@ def _check_names(loaded: Loaded, options: Options) -> None:
     for flag, name in (("--from", options.from_stage), ("--only", options.only)):
         if name is not None and name not in ids:
             raise AlignError(
-                f"{flag} names '{name}', which is no stage of this recipe", f"choose one of: {', '.join(ids)}"
+                f"{flag} names '{name}', which is not a stage of this recipe", f"choose one of: {', '.join(ids)}"
             )
 
 

@@ -92,7 +92,7 @@ class Job:
         except (ValueError, TypeError, ImportError) as error:
             raise AlignError(
                 f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
-                f"mend `stages.{ticket.stage}.training`",
+                f"fix `stages.{ticket.stage}.training`",
             ) from error
 
     def _bf16(self) -> bool:

@@ -44,10 +44,12 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
         lines.append(f"- mean training loss: {loss:.4f}")
     accuracy = outcome.metrics.get("pair_accuracy")
     if accuracy is not None:
-        lines.append(f"- held-out pairs told right: {accuracy:.1%}")
+        lines.append(f"- held-out pairs ranked correctly: {accuracy:.1%}")
     names = " -> ".join(adapter.name for adapter in policy.adapters) if policy else ""
     if policy and whole and policy.adapters:
-        lines.append(f"- **not whole by itself**: these weights were trained under adapters that act on them: {names}")
+        lines.append(
+            f"- **not complete by itself**: these weights were trained together with adapters that must stay on them: {names}"
+        )
     elif policy and len(policy.adapters) > 1:
         lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
     made = chain.layers(policy.adapters) if policy else []

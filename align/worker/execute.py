@@ -126,7 +126,7 @@ def build(at: Loaded) -> Built:
     parameters = models.counts(job.model)
     if not parameters["trainable"]:
         what = f"the parameterization of stage '{ticket.stage}' leaves no weight to train"
-        raise AlignError(what, f"mend the keys of `{ticket.parameterization['method']}`")
+        raise AlignError(what, f"fix the keys of `{ticket.parameterization['method']}`")
     return Built(parameters, targets.trained(job.model), merge)
 
 
@@ -203,8 +203,8 @@ def _assert_device(ticket: Ticket) -> None:
     asked["cache_implementation"] = str(given.get("cache_implementation")).startswith("offloaded")
     wanted = next((name for name, value in asked.items() if value), None)
     if wanted and not torch.cuda.is_available():
-        what = f"'stages.{ticket.stage}.training.{wanted}' needs a GPU, and there is none"
-        raise AlignError(what, "take it out", exit=Exit.MACHINE)
+        what = f"'stages.{ticket.stage}.training.{wanted}' needs a GPU, and this machine has none"
+        raise AlignError(what, "leave it out", exit=Exit.MACHINE)
 
 
 def limit_threads(ticket: Ticket) -> None:
