@@ -315,7 +315,7 @@ def test_what_needs_a_gpu_is_told_before_the_model_is_loaded(
         stages.execute(stages.ticket("sft", "sft", BASE, settings("lora"), **training))
     assert (error.value.what, error.value.remedy) == (
         f"'stages.sft.training.{named}' needs a GPU, and this machine has none",
-        "take it out",
+        "leave it out",
     )
 
 

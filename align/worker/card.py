@@ -48,7 +48,7 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     names = " -> ".join(adapter.name for adapter in policy.adapters) if policy else ""
     if policy and whole and policy.adapters:
         lines.append(
-            f"- **not complete by itself**: these weights were trained together with adapters that must stay on them: {names}"
+            f"- **not complete by itself**: these weights were trained under adapters that stay on them: {names}"
         )
     elif policy and len(policy.adapters) > 1:
         lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
