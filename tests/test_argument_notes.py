@@ -56,6 +56,13 @@ def test_a_warm_up_that_is_longer_than_the_run_is_noted(
     assert notes(tmp_path, stage, training) == [f"{text} {share} % of the requested value: lower warmup_steps"]
 
 
+def test_a_warm_up_that_ends_with_the_run_is_noted_and_a_shorter_one_is_not(tmp_path: Path) -> None:
+    (said,) = notes(tmp_path, "sft", {"warmup_steps": 3, "max_steps": 3})
+    assert said.endswith("the run has 3, so the learning rate comes to 67 % of what is asked: lower warmup_steps")
+    assert notes(tmp_path, "sft", {"warmup_steps": 2, "max_steps": 3}) == []
+    assert notes(tmp_path, "sft", {"warmup_steps": 3, "max_steps": 1}) == [], "one step in all has no warm-up"
+
+
 @pytest.mark.parametrize(
     ("training", "said"),
     [
@@ -84,6 +91,10 @@ def test_an_evaluation_after_the_end_is_noted(tmp_path: Path) -> None:
     )
 
 
+def test_an_evaluation_at_the_end_is_none_after_it(tmp_path: Path) -> None:
+    assert notes(tmp_path, "sft", {"eval_steps": 3, "max_steps": 3}, eval_data=0.2) == []
+
+
 @pytest.mark.parametrize("stage", ["sft", "dpo", "kto", "reward", "ppo", "rloo", "grpo"])
 def test_nothing_is_said_of_the_defaults(tmp_path: Path, stage: str) -> None:
     assert notes(tmp_path, stage, {"num_train_epochs": 1}) == []
@@ -94,6 +105,13 @@ def test_nothing_is_said_of_the_defaults(tmp_path: Path, stage: str) -> None:
 def test_more_processes_make_fewer_steps(tmp_path: Path, processes: int) -> None:
     (plan,) = loaded(tmp_path, "sft", {"num_train_epochs": 3, "per_device_train_batch_size": 4}).stages
     assert run_length.steps(plan, 24, processes) == 18 // processes
+
+
+def test_a_batch_that_is_not_full_is_a_step(tmp_path: Path) -> None:
+    (plan,) = loaded(tmp_path, "sft", {"num_train_epochs": 1, "per_device_train_batch_size": 5}).stages
+    assert run_length.steps(plan, 24, 1) == 5
+    (plan,) = loaded(tmp_path, "sft", {"num_train_epochs": 0.1, "per_device_train_batch_size": 24}).stages
+    assert run_length.steps(plan, 24, 1) == 1
 
 
 def test_the_length_of_a_run_of_packed_rows_is_not_known(tmp_path: Path) -> None:

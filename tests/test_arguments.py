@@ -11,7 +11,7 @@ import pytest
 
 from align import shipped
 from align.libraries.trl import known, of_generation
-from align.recipe import training_arguments
+from align.recipe import argument_values, training_arguments
 from align.stage import program
 
 CONFIGS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "RLOOConfig", "GRPOConfig")
@@ -93,6 +93,12 @@ def test_the_defaults_of_a_shipped_stage_may_be_set(name: str) -> None:
         ("dataloader_multiprocessing_context", None),
         ("debug", ["underflow_overflow"]),
         ("optim_target_modules", ["q_proj"]),
+        ("warmup_steps", 1),
+        ("save_steps", 100.0),
+        ("label_smoothing_factor", 0),
+        ("max_steps", -1),  # as it is anyhow
+        ("use_cache", False),  # which does nothing, and is as it is anyhow
+        ("bf16", True),
     ],
 )
 def test_right_values(name: str, value: Any) -> None:
@@ -112,11 +118,60 @@ def test_right_values(name: str, value: Any) -> None:
         ("eval_strategy", False, "'{key}' cannot be false"),
         ("lr_scheduler_kwargs", [1], "'{key}' must be a mapping or null, not a list"),
         ("gradient_accumulation_steps", 0, "'{key}' must be at least 1, not 0"),
+        ("save_steps", 1.5, "'{key}' must be a share of all steps below 1, or a whole number, not 1.5"),
+        ("label_smoothing_factor", 1.0, "'{key}' must be below 1, not 1.0"),
+        ("num_train_epochs", 0, "'{key}' must be above 0, not 0"),
+        ("max_steps", 0, "'{key}' must be at least 1, not 0"),
+        ("use_cache", True, "the training argument 'use_cache' does nothing here"),
     ],
 )
 def test_wrong_values(name: str, value: Any, what: str) -> None:
     (fault,) = training_arguments.check("SFTConfig", {name: value}, frozenset())
     assert (fault.name, fault.what) == (name, what)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "what"),
+    [
+        ("top_p", 1.0, 1.1, "'{key}' must be at most 1, not 1.1"),
+        ("temperature", 0.1, 0.0, "'{key}' must be above 0, not 0.0"),
+        ("top_k", 0, -1, "'{key}' must be at least 0, not -1"),
+    ],
+)
+def test_bounds_of_sampling(name: str, right: float, wrong: float, what: str) -> None:
+    assert training_arguments.check("RLOOConfig", {name: right}, frozenset()) == []
+    (fault,) = training_arguments.check("RLOOConfig", {name: wrong}, frozenset())
+    assert (fault.name, fault.what) == (name, what)
+
+
+@pytest.mark.parametrize("value", [[1, 1], [5, -5], [1], [1, 2, 3], [True, 2], "1, 2"])
+def test_a_range_is_two_numbers_the_lower_first(value: Any) -> None:
+    argument = known("RLOOConfig")["reward_clip_range"]
+    fault = argument_values.fault(argument, value)
+    assert fault is not None
+    assert argument_values.fault(argument, [-5, 5]) is argument_values.fault(argument, None) is None
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}, []),
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}, []),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"num_cycles": 0.5}},
+            ["the schedule 'cosine_with_min_lr' needs 'min_lr'"],
+        ),
+        ({"optim": "rmsprop", "optim_args": "momentum=0.9"}, []),
+        (  # not what `rmsprop` takes
+            {"optim": "rmsprop_bnb", "optim_args": "momentum=0.9"},
+            ["the optimizer 'rmsprop_bnb' takes no `optim_args`"],
+        ),
+        ({"bf16": True, "fp16": False}, []),
+        ({"bf16": True, "fp16": True}, ["`bf16` and `fp16` cannot both be on"]),
+    ],
+)
+def test_what_goes_together(training: dict[str, Any], said: list[str]) -> None:
+    assert [fault.what for fault in training_arguments.check("SFTConfig", training, frozenset())] == said
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,7 @@ def test_a_limit_for_no_probe_is_refused() -> None:
 def test_other_items_are_refused() -> None:
     base = measurement({"copy": (5, 10)}, place="base/measurements")
     for after, only in ((measurement({"copy": (5, 8)}, place="sft"), "2 only before, 0 only after"),
+                        (measurement({"copy": (5, 12)}, place="sft"), "0 only before, 2 only after"),
                         (measurement({}, place="sft"), "10 only before, 0 only after")):  # fmt: skip
         with pytest.raises(AlignError) as caught:
             decide("sft", base, after, ForgettingKeys())

@@ -273,6 +273,20 @@ def test_advice_for_a_mean_that_fell_and_none_where_nothing_is_certain() -> None
     assert table(["base", "sft"], PARENTS, measured, ForgettingKeys(max_drop=0.2, max_mean_drop=0.09))["advice"] == []
 
 
+def test_a_mean_that_falls_after_a_probe_was_lost_says_nothing_of_single_probes() -> None:
+    """The advice is for the first stage after which something was lost."""
+    names = [f"skill{i}" for i in range(8)]
+    lost = {"skill0": (60, 100)}
+    measured = {
+        "base": measurement(dict.fromkeys(names, (95, 100))),
+        "sft": measurement(dict.fromkeys(names, (95, 100)) | lost),
+        "dpo": measurement(dict.fromkeys(names, (88, 100)) | lost),
+    }
+    found = build(["base", "sft", "dpo"], PARENTS, measured, ForgettingKeys(max_drop=0.2, on_violation="stop"))
+    assert [found["mean"][stage]["all"].get("verdict") for stage in ("sft", "dpo")] == ["UNCLEAR", "FORGOT"]
+    assert [text.split()[0] for text in found["advice"]] == ["sft", "Or", "Where"]
+
+
 def test_what_json_cannot_hold_is_null() -> None:
     measured = {
         "base": measurement(texts={"stories": 0.6}),

@@ -100,6 +100,46 @@ stages:
     ]
 
 
+def test_edges_to_a_stage_itself_or_of_the_wrong_kind_are_told() -> None:
+    text = """\
+stages:
+  self: {stage: sft, policy: self}
+  reward: {stage: reward}
+  from: {stage: dpo, policy: reward}
+  one: {stage: ppo, reward: one}
+  two: {stage: ppo, reward: later}
+  later: {stage: reward}
+  three: {stage: ppo, reward: [later, {source: self}]}
+  own: {stage: reward, reward: own}
+"""
+    with pytest.raises(AlignError) as error:
+        resolve(text)
+    assert str(error.value).splitlines() == [
+        "r.yaml:2:22: stage 'self' waits for itself",
+        "  -> use base",
+        "r.yaml:4:22: stage 'from' takes its policy from 'reward', which gives a reward",
+        "  -> name a stage that gives a policy, or base",
+        "r.yaml:5:21: stage 'one' takes its reward from 'one', which gives a policy",
+        "  -> name a stage that gives a reward, as one of the program `reward`",
+        "r.yaml:6:21: stage 'two' takes its reward from 'later', which comes later",
+        "  -> write 'later' above 'two'",
+        "r.yaml:8:23: stage 'three' takes its reward from 'self', which gives a policy",
+        "  -> name a stage that gives a reward, as one of the program `reward`",
+        "r.yaml:9:24: stage 'own' waits for its own reward",
+        "  -> name another",
+    ]
+
+
+def test_a_reward_of_the_preset_is_that_of_a_stage_that_says_none(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("description: p\nstages:\n  ppo: {reward: judge}\n  judge: {stage: reward}\n")
+    with pytest.raises(AlignError) as error:
+        resolve("pipeline: p.yaml\nstages: {ppo: {}, judge: {}}\n", tmp_path)
+    assert str(error.value) == (
+        "p.yaml:3:9: stage 'ppo' takes its reward from 'judge', which comes later\n  -> write 'judge' above 'ppo'"
+    )
+    resolve("pipeline: p.yaml\nstages: {ppo: {reward: ./judge.py}, judge: {}}\n", tmp_path)
+
+
 def test_a_fault_of_a_preset_that_the_recipe_overrides_stands_in_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("description: p\nstages: {sft: {policy: base}}")
     with pytest.raises(AlignError) as error:

@@ -82,6 +82,51 @@ def test_a_torn_line_waits_for_its_end(tmp_path: Path) -> None:
     assert said(watcher) == ["warning sft: half a line"]
 
 
+def test_a_line_is_read_once_whatever_its_letters(tmp_path: Path) -> None:
+    watcher, progress = plain(), tmp_path / "progress.jsonl"
+    with watcher:
+        watcher.begin("sft", tmp_path / "metrics.jsonl", progress)
+        for at in ("größer", "größte", "é"):
+            with progress.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"at": at}, ensure_ascii=False) + "\n")
+            watcher.refresh()
+    assert said(watcher) == ["sft: größer", "sft: größte", "sft: é"]
+
+
+def test_a_line_for_each_quarter_of_a_stage(tmp_path: Path) -> None:
+    watcher, metrics = plain(), tmp_path / "metrics.jsonl"
+    with watcher:
+        watcher.begin("sft", metrics, tmp_path / "progress.jsonl")
+        start = time.time()
+        for step in range(9):
+            write(metrics, {"step": step, "max_steps": 8, "loss": step, "time": start + 45 * step})
+            watcher.refresh()
+        write(metrics, {"eval_loss": 2.0, "step": 8})
+        watcher.refresh()
+    assert said(watcher) == [
+        "sft  2/8  loss 2.000  4:30 left",
+        "sft  4/8  loss 4.000  3:00 left",
+        "sft  6/8  loss 6.000  1:30 left",
+        "sft  8/8  loss 8.000",
+    ]
+
+
+def test_a_resumed_stage_is_reckoned_from_where_it_began_again(tmp_path: Path) -> None:
+    """Not by the steps that an earlier attempt made, whose lines stand in the same file."""
+    watcher, metrics = plain(), tmp_path / "metrics.jsonl"
+    start = time.time()
+    write(metrics, {"step": 0, "max_steps": 8, "time": start - 900}, {"step": 7, "max_steps": 8, "time": start - 800})
+    with watcher:
+        watcher.begin("sft", metrics, tmp_path / "progress.jsonl")
+        watcher.refresh()
+        assert said(watcher) == []
+        write(metrics, {"step": 4, "max_steps": 8, "loss": 4, "time": start + 1})
+        watcher.refresh()
+        write(metrics, {"step": 6, "max_steps": 8, "loss": 3, "time": start + 61})
+        watcher.refresh()
+    assert said(watcher) == ["sft  4/8  loss 4.000", "sft  6/8  loss 3.000  1:00 left"]
+
+
 def test_rows_that_take_long_to_encode_are_told(tmp_path: Path) -> None:
     """Every two seconds, in the file that the parent follows; memory holds no more than a batch."""
     stages = Stages(RunDir(tmp_path))

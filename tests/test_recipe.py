@@ -81,6 +81,41 @@ def test_set_makes_the_mappings_on_its_way(tmp_path: Path) -> None:
     assert found.recipe.launch.processes == 2
 
 
+def test_what_stands_beside_a_key_that_was_set_stands_in_the_file() -> None:
+    read = document.parse("stages:\n  sft: {data: x}\n", "r.yaml")
+    read.set("stages.sft.beta=1")
+    read.set("launch.processes=2")
+    assert read.place(("stages", "sft", "data")) == Place("r.yaml", 2, 9)
+    assert read.place(("stages", "sft", "beta")) == Place("--set stages.sft.beta=1")
+    for path in (("launch",), ("launch", "processes"), ("launch", "other")):  # a mapping that --set made
+        assert read.place(path) == Place("--set launch.processes=2")
+
+
+@pytest.mark.parametrize("text", ["=1", "stages..beta=1", ".seed=1", "seed.=1", "seed"])
+def test_a_path_without_a_name_is_no_key(text: str) -> None:
+    with pytest.raises(AlignError) as error:
+        document.parse("seed: 0\n", "r.yaml").set(text)
+    said = f"--set {text}: this is not KEY=VALUE\n  -> write for example --set stages.dpo.beta=0.2"
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("replay.dataset=x", "unknown key 'replay.dataset'\n  -> did you mean 'data'?"),  # the place is this mapping
+        ("forgetting.lr=1", "unknown key 'forgetting.lr'\n  -> known here: probes, max_drop, max_mean_drop, "
+         "max_perplexity_ratio, on_violation"),
+        ("model=tiny", "'model' must be a mapping, not 'tiny'\n  -> write `model: {base: tiny}`"),
+        ("model=3", "'model' must be a mapping, not 3\n  -> known there: base, revision, dtype, attn_implementation, "
+         "chat_template, eos_token, pad_token, trust_remote_code"),
+    ],
+)  # fmt: skip
+def test_what_a_mapping_may_hold_is_told(override: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(AlignError) as error:
+        load(RECIPE, tmp_path, override)
+    assert str(error.value) == f"--set {override}: {said}"
+
+
 def test_a_share_and_a_number_of_rows_to_hold_out(tmp_path: Path) -> None:
     assert load(RECIPE, tmp_path, "stages.sft.eval_data=0.05").stages[0].keys.eval_data == 0.05
     number = load(RECIPE, tmp_path, "stages.sft.eval_data=100").stages[0].keys.eval_data
@@ -101,6 +136,71 @@ def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None
     first = resolved.resolved(found)
     write_recipe(tmp_path / "again.yaml", found)
     assert resolved.resolved(recipes.load(tmp_path / "again.yaml")) == first
+
+
+def test_a_resolved_recipe_can_be_moved(tmp_path: Path) -> None:
+    """Its paths are written out; what is no path stays as it is, whatever folder has its name."""
+    (tmp_path / "own").mkdir()
+    for name in ("reward", "sft", "lab"):
+        (tmp_path / "own" / name).mkdir()
+    (tmp_path / "own" / "judge.py").write_text("def short(completions, **_):\n    return [0.0 for _ in completions]\n")
+    text = """\
+name: x
+model: {base: lab}
+pipeline: rlhf
+forgetting: {probes: none}
+stages:
+  sft: {data: lab/helpdesk}
+  reward: {data: lab/helpdesk_preferences}
+  ppo: {data: lab/helpdesk, reward: [reward, {source: "judge.py:short", weight: 0.5}]}
+"""
+    found = resolved.resolved(load(text, tmp_path / "own"))
+    assert found["model"]["base"] == "lab"
+    assert [entry["stage"] for entry in found["stages"].values()] == ["sft", "reward", "ppo"]
+    sources = [one["source"] for one in found["stages"]["ppo"]["reward"]]
+    assert sources == ["reward", f"{(tmp_path / 'own' / 'judge.py').resolve()}:short"]
+
+
+ROLLOUT = "name: x\nmodel: {base: lab}\nstages: {rloo: {data: lab/helpdesk, reward: x, training: %s}}\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "passes", "iterations", "accumulation", "processes", "said"),
+    [
+        (3, 1, 1, 1, 2, ""),  # three pairs of answers
+        (3, 1, 1, 1, 1, "a rollout of stage 'rloo' has 3 answers (per_device_train_batch_size x steps_per_generation x "
+         "processes), which is no multiple of num_generations, 2"),
+        (2, 2, 2, 4, 1, ""),  # one update of the rollout, gone through twice
+        (2, 2, 1, 4, 1, "a rollout of stage 'rloo' is 2 passes (steps_per_generation x num_iterations), which is no "
+         "multiple of gradient_accumulation_steps, 4: an update would mix two rollouts"),
+        (1, 1, 1, 1, 1, "stage 'rloo' would learn from one answer at a time, and there is nothing to compare it with"),
+    ],
+)  # fmt: skip
+def test_a_rollout_has_whole_groups_and_whole_updates(
+    rows: int, passes: int, iterations: int, accumulation: int, processes: int, said: str, tmp_path: Path
+) -> None:
+    training = f"{{per_device_train_batch_size: {rows}, steps_per_generation: {passes}, num_generations: 2, "
+    training += f"num_iterations: {iterations}, gradient_accumulation_steps: {accumulation}}}"
+    told = ""
+    try:
+        load(ROLLOUT % training, tmp_path, f"launch.processes={processes}")
+    except AlignError as error:
+        told = error.what
+    assert told == said
+
+
+def test_notes_on_a_policy_over_a_base_in_another_precision(tmp_path: Path) -> None:
+    def noted(*overrides: str) -> list[str]:
+        return [text for text in load(RECIPE, tmp_path, *overrides).warnings if "precision" in text]
+
+    quantised = "parameterization.method=qlora"
+    own = "stages.dpo.parameterization={method: %s}"
+    assert noted(quantised, own % "qlora") == noted(own % "lora") == []
+    assert noted(quantised, own % "full") == [], "its base is not held in any other precision"
+    what = "'sft' was trained over a base in another precision (4 or 8 bits, or none)"
+    assert noted(quantised, own % "lora") == [
+        f"stage dpo: {what}, so that it starts from a policy that is a little off"
+    ]
 
 
 @pytest.mark.parametrize("name", shipped.names("recipes"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import AlignError
-from align.run_folder import checkpoints, files
+from align.run_folder import checkpoints, files, messages, reading
 from align.run_folder.paths import RunDir
 
 
@@ -52,11 +52,39 @@ def test_a_write_is_whole_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.
     assert path.stat().st_mode & 0o777 == 0o644, "others may read a run"
 
 
+def test_a_folder_is_there_when_it_is_whole(tmp_path: Path) -> None:
+    path, before = tmp_path / "a" / "b" / "out", os.umask(0o077)
+    try:
+        with files.whole_folder(path) as folder:
+            (folder / "weights").write_text("x")
+            assert not (tmp_path / "a").exists()
+    finally:
+        os.umask(before)
+    assert [p.name for p in path.iterdir()] == ["weights"] and path.stat().st_mode & 0o777 == 0o755, (
+        "others may read it"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(ValueError, match="inside"), files.whole_folder(tmp_path / "c" / "out") as folder:
+        (folder / "weights").write_text("x")
+        raise ValueError("inside")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"], "nothing is left"
+
+
+@pytest.mark.parametrize("below", ["out", "far/out"])
+def test_a_folder_that_cannot_be_made_is_told_before_it_is_filled(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / below
+    with pytest.raises(AlignError) as caught, files.whole_folder(path):
+        pytest.fail("it was begun")
+    assert str(caught.value) == f"'{path}' cannot be written: Not a directory\n  -> give another folder"
+
+
 def test_a_torn_file_reads_as_if_it_were_not_there(tmp_path: Path) -> None:
     for text in ("", '{"status": "do', "\x80"):
         (tmp_path / "torn.json").write_bytes(text.encode("latin-1"))
         assert files.read_json(tmp_path / "torn.json", {"none": 1}) == {"none": 1}
     assert files.read_json(tmp_path / "missing.json") is None
+    assert files.read_json(tmp_path / "torn.json" / "below.json") is None
 
 
 def test_a_digest_does_not_hang_on_the_order_of_keys() -> None:
@@ -156,9 +184,30 @@ def test_damage_is_looked_for_cheapest_first(tmp_path: Path, monkeypatch: pytest
     hashed.clear()
     (tmp_path / "b").write_bytes(b"1234")
     assert files.damaged(recorded, tmp_path, since=2000) == "b"
+    (tmp_path / "b").write_bytes(b"123456")
+    os.utime(tmp_path / "b", (1000, 1000))
+    assert files.damaged(recorded, tmp_path, since=2000) == "b"
     assert hashed == [], "the size told"
     (tmp_path / "a").unlink()
     assert files.damaged(recorded, tmp_path, since=2000) == "a"
+
+
+def test_a_message_that_was_not_sent_yet_is_none(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert messages.receive(run, 1) is None
+    files.write_text(run.queue / "1.json", '{"do": "exec')
+    assert messages.receive(run, 1) is None, "torn"
+    messages.send(run, 1, messages.Execute(stage="sft"))
+    messages.send(run, 2, messages.Finish())
+    assert messages.receive(run, 1) == messages.Execute(stage="sft")
+    assert messages.receive(run, 2) == messages.Finish()
+
+
+def test_a_torn_outcome_is_none(tmp_path: Path) -> None:
+    stage = RunDir(tmp_path).stage("sft")
+    assert reading.outcome(stage) is None
+    files.write_text(stage.outcome, '{"format": 1, "sta')
+    assert reading.outcome(stage) is None
 
 
 HOLD = """
@@ -188,6 +237,29 @@ def test_one_process_holds_a_run(tmp_path: Path) -> None:
         holder.wait()
     with run.locked():
         assert json.loads((run.root / ".holder").read_text()) == {"pid": os.getpid()}
+
+
+def test_a_run_is_held_while_a_process_is_at_work_on_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with run.locked():
+        assert run.is_held()
+        (run.root / ".holder").unlink()
+        with pytest.raises(AlignError) as caught, RunDir(tmp_path).locked():
+            pass
+    assert caught.value.what == f"the run folder '{tmp_path}' is in use by another process"
+    assert not run.is_held()
+    with run.locked():  # to have looked at it holds nothing
+        pass
+
+
+def test_a_run_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "run"
+    with pytest.raises(AlignError) as caught, RunDir(root).locked():
+        pass
+    assert str(caught.value) == (
+        f"the run folder '{root}' cannot be written (Not a directory)\n  -> give another --run-dir"
+    )
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align.preflight.check import prepare
 from align.recipe.load import load
+from align.recipe.plan import StagePlan
 from align.run_folder import files
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Ticket
+from align.run_folder.records import BaseModelIdentity, Policy, Rows, Ticket
 from align.runner import tickets
 
 RECIPE = """\
@@ -30,16 +32,34 @@ stages:
     training: {learning_rate: 2.0e-4, max_steps: 8, per_device_train_batch_size: 4}
 """
 
+REWARDED = """\
+name: small
+model: {base: lab}
+pipeline: rlhf
+parameterization: {method: lora}
+forgetting: {probes: none}
+stages:
+  sft: {data: {source: lab/helpdesk, limit: 16}}
+  reward: {data: {source: lab/helpdesk_preferences, limit: 16}}
+  ppo:
+    data: {source: lab/helpdesk, limit: 16}
+    reward: [{source: reward}, {source: "own.py:short"}]
+    training: {max_steps: 4, per_device_train_batch_size: 8, steps_per_generation: 2}
+"""
+OWN = "def short(completions, **_):\n    return [0.0 for _ in completions]\n"
+OWN += OWN.replace("short", "long")
 
-def written(folder: Path) -> Path:
+
+def written(folder: Path, text: str = RECIPE) -> Path:
     path = folder / "small.yaml"
-    path.write_text(RECIPE, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    (folder / "own.py").write_text(OWN, encoding="utf-8")
     return path
 
 
-def made(folder: Path, *overrides: str, processes: int = 1) -> dict[str, Ticket]:
+def made(folder: Path, *overrides: str, processes: int = 1, text: str = RECIPE) -> dict[str, Ticket]:
     """The tickets of the recipe with `--set` overrides."""
-    loaded = load(written(folder), overrides)
+    loaded = load(written(folder, text), overrides)
     return tickets.build(loaded, prepare(loaded), RunDir(folder / "run"), processes)
 
 
@@ -130,3 +150,104 @@ def test_what_was_decided_on_a_policy_is_part_of_what_follows(tmp_path: Path, pl
     run = RunDir(tmp_path / "run")
     files.write_json(run.stage("sft").decision, {"policy": "another"})
     assert changed(tmp_path, plain) == ["dpo"]
+
+
+# ---- what cannot be said by one key of the recipe -------------------------------------------------------------------
+
+
+def rows(content: str) -> Rows:
+    return Rows(path="data/x.parquet", sha256=content, count=1, kinds=["chat"])
+
+
+@pytest.fixture(scope="module")
+def rewarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[StagePlan, Ticket]:
+    """The stage `ppo`, with every kind of rows."""
+    folder = tmp_path_factory.mktemp("rewarded")
+    plan = next(plan for plan in load(written(folder, REWARDED)).stages if plan.id == "ppo")
+    ticket = made(folder, text=REWARDED)["ppo"]
+    return plan, ticket.model_copy(update={"evaluation": rows("held out"), "replay": rows("old")})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"train": rows("others")},
+        {"evaluation": rows("others")},
+        {"replay": rows("others")},
+        {"replay_ratio": 0.5},
+        {"chat_template": "{{ messages }}"},
+        {"policy": Policy(base=BaseModelIdentity(name="lab", path="lab", identity="another"))},
+    ],
+    ids=lambda content: next(iter(content)),
+)
+def test_content_counts(content: dict[str, Any], rewarded: tuple[StagePlan, Ticket]) -> None:
+    plan, ticket = rewarded
+    other = ticket.model_copy(update=content)
+    assert tickets.fingerprint(plan, other, ["base"]) != tickets.fingerprint(plan, ticket, ["base"])
+
+
+def test_special_tokens_of_the_recipe_count(rewarded: tuple[StagePlan, Ticket]) -> None:
+    plan, ticket = rewarded
+    found = {
+        tickets.fingerprint(plan, ticket.model_copy(update={"model": ticket.model | tokens}), ["base"])
+        for tokens in ({}, {"eos_token": "</s>"}, {"pad_token": "</s>"}, {"eos_token": "</s>", "pad_token": "</s>"})
+    }
+    assert len(found) == 4
+
+
+def test_where_things_lie_and_what_they_are_called_does_not_count(rewarded: tuple[StagePlan, Ticket]) -> None:
+    plan, ticket = rewarded
+    base = ticket.policy.base.model_copy(update={"path": "/elsewhere"})
+    names = {"run_name": "x", "trackers": ["wandb"], "resume_from": "x", "warnings": ["x"], "program_path": "x"}
+    other = ticket.model_copy(update={**names, "policy": Policy(base=base), "probes": "lab", "probes_sha256": "x"})
+    assert tickets.fingerprint(plan, other, ["base"]) == tickets.fingerprint(plan, ticket, ["base"])
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("stages.reward.training.max_steps=3", ["reward", "ppo"]),
+        ("stages.ppo.reward=[{source: reward, weight: 0.5}, {source: own.py:short}]", ["ppo"]),
+        ("stages.ppo.reward=[{source: reward}, {source: own.py:long}]", ["ppo"]),
+        ("stages.ppo.reward=reward", ["ppo"]),
+        # the same rows in an update, of half as large a rollout
+        ("stages.ppo.training={max_steps: 4, per_device_train_batch_size: 4, gradient_accumulation_steps: 2, "
+        "steps_per_generation: 2}", ["ppo"]),
+        ("stages.ppo.training.logging_steps=1", []),
+    ],
+)  # fmt: skip
+def test_what_a_policy_is_rewarded_by_counts(override: str, stages: list[str], tmp_path: Path) -> None:
+    plain, other = made(tmp_path, text=REWARDED), made(tmp_path, override, text=REWARDED)
+    assert [id for id, ticket in other.items() if ticket.fingerprint != plain[id].fingerprint] == stages
+
+
+def test_another_function_under_the_same_name_counts(tmp_path: Path) -> None:
+    plain = made(tmp_path, text=REWARDED)
+    loaded = load(written(tmp_path, REWARDED), ())
+    (tmp_path / "own.py").write_text(OWN.replace("0.0", "1.0"), encoding="utf-8")
+    other = tickets.build(loaded, prepare(loaded), RunDir(tmp_path / "run"), 1)
+    assert [id for id, ticket in other.items() if ticket.fingerprint != plain[id].fingerprint] == ["ppo"]
+
+
+def test_another_text_of_the_program_counts(tmp_path: Path) -> None:
+    """Of a stage of one's own; tests/test_trains_alike.py has the shipped ones."""
+    program = 'from align.stage.declaration import Stage\n\nSTAGE = Stage("mine", frozenset({"chat"}), print)\n'
+    text = RECIPE.partition("pipeline:")[0] + "stages:\n  sft: {stage: ./mine.py, data: lab/helpdesk}\n"
+    found = []
+    for added in ("", "# another\n"):
+        (tmp_path / "mine.py").write_text(program + added, encoding="utf-8")
+        found.append(made(tmp_path, "forgetting.probes=none", text=text)["sft"].fingerprint)
+    assert found[0] != found[1]
+
+
+def test_rows_are_replayed_where_some_are(tmp_path: Path) -> None:
+    assert made(tmp_path)["dpo"].replays
+    assert not made(tmp_path, "replay.ratio=0.0")["dpo"].replays
+
+
+def test_probes_are_found_from_anywhere(tmp_path: Path) -> None:
+    """The child may work in another folder than the one that the recipe stands in."""
+    sums = "".join(f'{{"prompt": "Sort: c {x} a", "completion": "a {x} c"}}\n' for x in "bdefgh")
+    (tmp_path / "sums.jsonl").write_text(sums, encoding="utf-8")
+    ticket = made(tmp_path, "forgetting.probes={sums: {data: sums.jsonl, metric: accuracy}}")["sft"]
+    assert ticket.probes == {"sums": {"data": str((tmp_path / "sums.jsonl").resolve()), "metric": "accuracy"}}

@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` to write into, which becomes `path` at the end; after a failure nothing is left."""
-    near = next(parent for parent in path.absolute().parents if parent.is_dir())
+    near = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         beside = tempfile.TemporaryDirectory(dir=near, prefix=".writing-")
     except OSError as error:

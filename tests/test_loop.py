@@ -1,0 +1,444 @@
+"""What the parent decides: skip, resume, measure again, redo, stop, compare. A child in its place trains nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from align import report
+from align.errors import AlignError, Exit
+from align.recipe.load import load
+from align.run_folder import checkpoints, files
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Comparison, Outcome, Ticket
+from align.runner import loop
+from align.runner.progress import Watcher
+from align.stage import program
+
+RECIPE = """\
+name: small
+model: {base: lab}
+parameterization: {method: lora}
+forgetting: {probes: none}
+stages:
+  sft: {data: {source: lab/helpdesk, limit: 16}}
+  dpo: {policy: sft, data: {source: lab/helpdesk_preferences, limit: 16}}
+"""
+SFT = program.load("sft", Path()).stage.description
+SUMS = "".join(f'{{"prompt": "Sort: c {x} a", "completion": "a {x} c"}}\n' for x in "bdefgh")
+
+
+@dataclass
+class Runs:
+    """Runs of a recipe in one folder, without a process that trains.
+
+    Attributes:
+        asked: what the child was asked to do, in order, since it was last looked at.
+        raising: what a stage ends with instead of a result.
+        warnings: of a stage's outcome.
+        alarms: of its metrics.
+        right: how many of its 100 questions a stage answers; the base answers 90.
+        content: of the weights that are trained.
+        compares: whether a comparison comes to its end.
+        compared: what was to be compared.
+        reports: how often the report was written.
+    """
+
+    folder: Path
+    asked: list[str] = field(default_factory=list)
+    raising: dict[str, BaseException] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+    right: dict[str, int] = field(default_factory=dict)
+    content: str = "weights"
+    compares: bool = True
+    compared: list[Comparison] = field(default_factory=list)
+    reports: int = 0
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def dir(self) -> RunDir:
+        return RunDir(self.folder / "run")
+
+    def run(self, *overrides: str, text: str = RECIPE, **options: Any) -> list[str]:
+        """Run the recipe with `--set` overrides and other options; returns what the child was asked."""
+        path = self.folder / "small.yaml"
+        path.write_text(text, encoding="utf-8")
+        console = Console(file=io.StringIO(), width=300)
+        self.asked.clear()
+        try:
+            self.code = loop.Run(load(path, overrides), loop.Options(**options), self.dir, Watcher(console)).execute()
+        finally:
+            self.said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return list(self.asked)
+
+    def statuses(self) -> dict[str, str]:
+        return {id: entry["status"] for id, entry in files.read_json(self.dir.record)["stages"].items()}
+
+    def outcome(self, stage: str) -> Outcome:
+        return Outcome.model_validate(files.read_json(self.dir.stage(stage).outcome))
+
+    def superseded(self) -> list[str]:
+        """What was moved away, without the time."""
+        kept = self.dir.root / "superseded"
+        return sorted(p.name.rpartition("-")[2] for p in kept.iterdir()) if kept.is_dir() else []
+
+
+class Child:
+    """In place of the process: it leaves what a stage leaves."""
+
+    runs: Runs
+
+    def __init__(self, run: RunDir, processes: int, watcher: Watcher) -> None:
+        self.dir = run
+
+    def execute(self, stage: str) -> None:
+        here = self.dir.stage(stage)
+        ticket = Ticket.model_validate(files.read_json(here.ticket))
+        how = " measured" if ticket.measure_only else f" from {ticket.resume_from}" if ticket.resume_from else ""
+        self.runs.asked.append(f"{stage}{how}{', and the base' if ticket.measure_base else ''}")
+        if stage in self.runs.raising:
+            raise self.runs.raising.pop(stage)
+        if not ticket.measure_only:
+            files.write_text(here.model / "weights", self.runs.content)
+        if ticket.measure_base:
+            measured(self.dir.base_measurements, 90)
+        if ticket.probes != "none":
+            measured(here.measurements, self.runs.right.get(stage, 90))
+        files.write_json(here.outcome, self.outcome(ticket).model_dump(mode="json"))
+
+    def outcome(self, ticket: Ticket) -> Outcome:
+        here = self.dir.stage(ticket.stage)
+        costs = dict.fromkeys(("seconds", "cpu_seconds", "measure_seconds", "measure_cpu_seconds"), 1.0)
+        return Outcome(
+            stage=ticket.stage,
+            program=ticket.program,
+            fingerprint=ticket.fingerprint,
+            probes_sha256=ticket.probes_sha256,
+            world_size=1,
+            distributed_type="NO",
+            global_batch_size=8,
+            steps=1,
+            parameters={},
+            parameterization=ticket.parameterization,
+            metrics={"alarms": self.runs.alarms},
+            data={},
+            policy=ticket.policy if ticket.gives == "policy" else None,
+            reward=ticket.policy if ticket.gives == "reward" else None,
+            warnings=self.runs.warnings.get(ticket.stage, []) + ticket.warnings,
+            artifacts=files.artifacts(here.model, here.root),
+            **costs,
+        )
+
+    def compare(self, request: Comparison) -> bool:
+        self.runs.asked.append(f"compare {', '.join(request.policies)}")
+        self.runs.compared.append(request)
+        if self.runs.compares:
+            files.write_json(self.dir.comparison, {"key": request.key})
+        return self.runs.compares
+
+    def finish(self) -> None:
+        self.runs.asked.append("finish")
+
+    def interrupt(self) -> None:
+        self.runs.asked.append("interrupt")
+
+    def end(self) -> None:
+        pass
+
+
+def measured(folder: Path, right: int) -> None:
+    """A measurement of 100 questions in each half, of which so many are answered."""
+    probes = {"sums": {"metric": "accuracy", "higher_is_better": True, "kind": "skill", "replayed": None}}
+    scores = {split: {"sums": {"n": 100, "score": right / 100}} for split in ("gate", "report")}
+    lines = [
+        json.dumps({"probe": "sums", "split": split, "id": str(i), "score": float(i < right)})
+        for split in scores
+        for i in range(100)
+    ]
+    files.write_text(folder / "items.jsonl", "\n".join(lines) + "\n")
+    files.write_json(folder / "summary.json", {"probes": probes, "scores": scores})
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    found = Runs(tmp_path)
+    monkeypatch.setattr(Child, "runs", found, raising=False)
+    monkeypatch.setattr(loop, "Child", Child)
+
+    def write(folder: Path) -> None:
+        found.reports += 1
+        (folder / "report.html").touch()
+
+    monkeypatch.setattr(report, "write", write)
+    return found
+
+
+@pytest.fixture
+def probes(tmp_path: Path) -> str:
+    (tmp_path / "sums.jsonl").write_text(SUMS, encoding="utf-8")
+    return "forgetting.probes={sums: {data: sums.jsonl, metric: accuracy}}"
+
+
+def test_the_stages_are_run_once(runs: Runs) -> None:
+    assert runs.run() == ["sft", "dpo", "finish"]
+    assert (runs.code, runs.statuses(), runs.reports) == (Exit.DONE, {"sft": "done", "dpo": "done"}, 1)
+    assert runs.run() == ["finish"]
+    assert runs.said[-2:] == ["sft: done already", "dpo: done already"] and runs.reports == 1
+
+
+def test_from_redoes_what_follows_and_only_does_not(runs: Runs) -> None:
+    runs.run()
+    assert runs.run(from_stage="sft") == ["sft", "dpo", "finish"]
+    assert "sft: it is to run again; the old one is kept in superseded/" in runs.said
+    assert runs.superseded() == ["dpo", "sft"]
+    assert runs.run(only="sft") == ["sft", "finish"]
+    assert runs.superseded() == ["dpo", "sft", "sft"] and runs.dir.stage("dpo").outcome.is_file()
+
+
+def test_only_leaves_the_stages_of_another_recipe_alone(runs: Runs) -> None:
+    """All others are as they were, those too that the recipe no longer has."""
+    runs.run()
+    alone = RECIPE.partition("  dpo:")[0]
+    assert runs.run(text=alone, only="sft") == ["sft", "finish"]
+    assert runs.superseded() == ["sft"] and set(runs.statuses()) == {"sft", "dpo"}
+    assert runs.run(text=alone) == ["finish"]
+    assert runs.superseded() == ["dpo", "sft"] and set(runs.statuses()) == {"sft"}
+
+
+def test_only_is_refused_where_an_ancestor_has_changed(runs: Runs) -> None:
+    three = RECIPE + "  again: {stage: dpo, policy: dpo, data: {source: lab/helpdesk_preferences, limit: 16}}\n"
+    runs.run(text=three)
+    with pytest.raises(AlignError) as error:
+        runs.run("stages.sft.training.learning_rate=3.0e-3", text=three, only="again")
+    assert str(error.value) == (
+        "--only again: the recipe of 'dpo', which it starts from, has changed too\n"
+        "  -> run without --only, or with --from dpo"
+    )
+    assert runs.superseded() == []
+
+
+def test_a_redo_that_was_interrupted_goes_on_and_a_finished_one_begins_anew(runs: Runs) -> None:
+    runs.run()
+    runs.raising["dpo"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(fresh=True)
+    assert runs.asked == ["sft", "dpo", "interrupt"] and runs.statuses() == {"sft": "done", "dpo": "interrupted"}
+    assert runs.run(fresh=True) == ["dpo", "finish"]
+    assert runs.run(fresh=True) == ["sft", "dpo", "finish"]
+    assert runs.run(from_stage="dpo") == ["dpo", "finish"], "another redo is asked for anew"
+
+
+def test_fresh_begins_with_an_empty_folder(runs: Runs) -> None:
+    runs.run()
+    created = files.read_json(runs.dir.record) | {"mark": 1}
+    files.write_json(runs.dir.record, created)
+    runs.run(fresh=True)
+    assert "mark" not in files.read_json(runs.dir.record)
+    kept = (runs.dir.root / "superseded").iterdir()
+    assert {"run.json", "stages", "recipe.yaml", "base", "report.html"} <= {p.name.split("-", 3)[-1] for p in kept}
+
+
+def test_a_folder_of_another_recipe_is_refused(runs: Runs) -> None:
+    runs.run()
+    with pytest.raises(AlignError) as error:
+        runs.run(text=RECIPE.replace("name: small", "name: other"))
+    assert str(error.value) == (
+        f"the run folder '{runs.dir.root}' belongs to the recipe 'small', not 'other'\n"
+        "  -> give another --run-dir, or name the recipe as before"
+    )
+
+
+def test_a_stage_goes_on_from_its_last_whole_checkpoint(runs: Runs) -> None:
+    runs.raising["sft"] = AlignError("the card burns", "put it out", exit=Exit.STAGE_FAILED)
+    with pytest.raises(AlignError, match="the card burns"):
+        runs.run()
+    assert runs.statuses() == {"sft": "failed", "dpo": "pending"}
+    here = runs.dir.stage("sft")
+    for step in (2, 4):
+        files.write_text(here.checkpoints / f"checkpoint-{step}" / "weights", "x")
+    checkpoints.seal(here.checkpoints / "checkpoint-2")
+    files.write_json(here.error, {"what": "of an earlier attempt"})
+    files.write_text(here.progress, "of an earlier attempt\n")
+    assert runs.run() == ["sft from checkpoints/checkpoint-2", "dpo", "finish"]
+    assert f"sft: {SFT} (resuming from checkpoint-2)" in runs.said
+    assert not here.error.exists() and not here.progress.exists() and not here.checkpoints.exists()
+
+
+def test_a_damaged_result_runs_again(runs: Runs) -> None:
+    runs.run()
+    files.write_text(runs.dir.stage("dpo").model / "weights", "x")
+    assert runs.run() == ["dpo", "finish"]
+    what = "dpo: its result has a damaged file, model/weights; it runs again, the old one is kept in superseded/"
+    assert what in runs.said and runs.superseded() == ["dpo"]
+
+
+def test_a_result_of_another_recipe_runs_again(runs: Runs) -> None:
+    """One that the record of the run does not speak of, as where run.json was lost."""
+    runs.run()
+    files.write_json(runs.dir.record, files.read_json(runs.dir.record) | {"stages": {}})
+    assert runs.run("stages.dpo.beta=0.3") == ["dpo", "finish"]
+    what = "dpo: its result belongs to another recipe; it runs again, the old one is kept in superseded/"
+    assert what in runs.said and runs.superseded() == ["dpo"]
+
+
+def test_what_was_not_measured_is_measured_again(runs: Runs, probes: str) -> None:
+    assert runs.run(probes) == ["sft, and the base", "dpo", "finish"]
+    weights = runs.dir.stage("sft").model / "weights"
+    time = weights.stat().st_mtime_ns
+    (runs.dir.stage("sft").measurements / "summary.json").unlink()
+    assert runs.run(probes) == ["sft measured", "finish"]
+    assert "sft: trained already; measured again" in runs.said
+    for lost in (runs.dir.base_measurements / "summary.json", runs.dir.stage("dpo").measurements / "summary.json"):
+        lost.unlink()
+    assert runs.run(probes) == ["sft measured, and the base", "dpo measured", "finish"]
+    assert weights.stat().st_mtime_ns == time
+    assert runs.run(probes) == ["finish"]
+
+
+def test_a_measurement_that_was_interrupted_is_measured_and_not_trained(runs: Runs, probes: str) -> None:
+    runs.run()
+    runs.raising["sft"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(probes)
+    here = runs.dir.stage("sft")
+    assert here.remeasuring.is_file() and not here.outcome.exists()
+    assert runs.run(probes) == ["sft measured, and the base", "dpo measured", "finish"]
+    assert not here.remeasuring.exists() and runs.superseded() == []
+
+
+def test_other_questions_and_another_base_are_another_base_row(runs: Runs, probes: str) -> None:
+    runs.run(probes)
+    assert runs.run(probes, "stages.sft.training.logging_steps=7") == ["finish"]
+    quantised = (probes, "parameterization.method=qlora")
+    assert runs.run(*quantised) == ["sft, and the base", "dpo", "finish"]
+    assert "measurements" in runs.superseded()
+    assert runs.run(*quantised, "model.dtype=float32") == ["sft, and the base", "dpo", "finish"]
+    (runs.folder / "sums.jsonl").write_text(SUMS.replace("Sort", "Order"), encoding="utf-8")
+    assert runs.run(*quantised, "model.dtype=float32") == ["sft measured, and the base", "dpo measured", "finish"]
+
+
+def test_the_gate_stops_and_judges_again_when_its_limits_change(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    stop = (probes, "forgetting.on_violation=stop")
+    assert runs.run(*stop) == ["sft, and the base"]
+    assert (runs.code, runs.statuses()) == (Exit.GATE, {"sft": "stopped", "dpo": "pending"})
+    assert next(line for line in runs.said if line.startswith("gate ")).startswith("gate sft: sums: 0.9 -> 0.3 (")
+    assert runs.run(*stop) == [] and runs.code == Exit.GATE
+    assert not [line for line in runs.said if line.startswith("gate ")], "it was said when it was judged"
+    assert runs.run(*stop, "forgetting.max_drop=0.9", "forgetting.max_mean_drop=0.9") == ["dpo", "finish"]
+    assert (runs.code, runs.statuses()) == (Exit.DONE, {"sft": "done", "dpo": "done"})
+    matrix = files.read_json(runs.dir.forgetting)
+    assert matrix["stages"] == ["base", "sft", "dpo"] and matrix["parent"] == {"sft": "base", "dpo": "sft"}
+
+
+def test_a_row_that_was_asked_otherwise_is_not_in_the_matrix(runs: Runs, probes: str) -> None:
+    """After --only one stage has answered the new questions, and the others the old ones."""
+    runs.run(probes)
+    (runs.folder / "sums.jsonl").write_text(SUMS.replace("Sort", "Order"), encoding="utf-8")
+    assert runs.run(probes, only="sft") == ["sft, and the base", "finish"]
+    assert files.read_json(runs.dir.forgetting)["stages"] == ["base", "sft"]
+    assert runs.run() == ["sft measured", "dpo measured", "finish"]
+    assert not runs.dir.forgetting.exists(), "nothing is asked any more"
+
+
+def test_a_lost_matrix_is_made_again(runs: Runs, probes: str) -> None:
+    runs.run(probes)
+    written = runs.reports
+    runs.dir.forgetting.write_text('{"format": 1, "sta', encoding="utf-8")
+    assert runs.run(probes) == ["finish"]
+    assert files.read_json(runs.dir.forgetting)["stages"] == ["base", "sft", "dpo"] and runs.reports == written + 1
+    (runs.dir.root / "report.html").unlink()
+    runs.run(probes)
+    assert runs.reports == written + 2
+
+
+def test_a_warning_is_said_once(runs: Runs) -> None:
+    """An alarm was told when it was raised; what the rows gave was told before."""
+    runs.alarms = ["reward_level"]
+    runs.warnings["sft"] = ["reward level 3 times in a row", "no warm-up"]
+    runs.run("stages.sft.training.per_device_train_batch_size=64")
+    rows = "stage sft: a batch of 64 holds each of 16 rows more than once"
+    said = [line.removeprefix("warning ") for line in runs.said if line.startswith("warning ")]
+    assert said.count("sft: no warm-up") == 1 and not any("reward level" in line for line in said), said
+    assert len(set(said)) == len(said), rows
+
+
+# ---- branches --------------------------------------------------------------------------------------------------------
+
+BRANCHES = """\
+name: small
+model: {base: lab}
+pipeline: dpo_and_rlhf
+parameterization: {method: lora}
+forgetting: {probes: none}
+stages:
+  sft: {data: {source: lab/helpdesk, limit: 16}}
+  dpo: {data: {source: lab/helpdesk_preferences, limit: 16}}
+  reward: {data: {source: lab/helpdesk_preferences, limit: 32}, eval_data: 8}
+  ppo: {data: {source: lab/helpdesk, limit: 16}, training: {max_steps: 2}}
+"""
+
+
+def test_branches_are_compared_once_for_each_state_of_them(runs: Runs) -> None:
+    assert runs.run(text=BRANCHES) == ["sft", "dpo", "reward", "ppo", "compare sft, dpo, ppo", "finish"]
+    assert "comparing dpo, ppo" in runs.said
+    assert runs.run(text=BRANCHES) == ["finish"]
+    assert runs.run(text=BRANCHES, from_stage="dpo") == ["dpo", "finish"], "the same weights again"
+    runs.content = "other weights"
+    assert runs.run(text=BRANCHES, from_stage="dpo") == ["dpo", "compare sft, dpo, ppo", "finish"]
+
+
+def test_branches_answer_the_rows_held_out_of_their_judge(runs: Runs) -> None:
+    """Else those that the scored stage asks."""
+    runs.run(text=BRANCHES)
+    runs.run("stages.reward.eval_data=null", text=BRANCHES)
+    held_out, asked = runs.compared
+    tickets = {id: Ticket.model_validate(files.read_json(runs.dir.stage(id).ticket)) for id in ("reward", "ppo")}
+    assert (held_out.parent, held_out.of, held_out.held_out, held_out.prompts.count) == ("sft", "reward", True, 8)
+    assert (asked.of, asked.held_out, asked.prompts) == ("ppo", False, tickets["ppo"].train)
+    assert asked.reward.model == runs.outcome("reward").reward
+
+
+def test_branches_that_are_not_all_there_are_not_compared(runs: Runs) -> None:
+    for only in ("sft", "dpo", "reward"):
+        assert runs.run(text=BRANCHES, only=only) == [only, "finish"]
+    assert runs.run(text=BRANCHES, only="ppo") == ["ppo", "compare sft, dpo, ppo", "finish"]
+    runs.dir.comparison.unlink()
+    for lost in ("dpo", "reward"):
+        outcome = runs.dir.stage(lost).outcome
+        text = outcome.read_text(encoding="utf-8")
+        outcome.unlink()
+        assert runs.run(text=BRANCHES, only="sft") == ["sft", "finish"], f"without {lost}"
+        outcome.write_text(text, encoding="utf-8")
+
+
+def test_stages_of_the_base_are_no_branches(runs: Runs) -> None:
+    runs.run(text=BRANCHES)
+    apart = ("stages.dpo.policy=base", "stages.ppo.policy=base", "stages.reward.policy=base")
+    assert runs.run(*apart, text=BRANCHES, only="sft") == ["sft", "finish"]
+    assert runs.dir.comparison.is_file(), "--only leaves what is beside it"
+    assert "finish" in runs.run(*apart, text=BRANCHES) and len(runs.compared) == 1
+    assert not runs.dir.comparison.exists()
+
+
+def test_branches_beside_two_stages_of_the_base_are_compared(runs: Runs) -> None:
+    text = BRANCHES.replace("pipeline: dpo_and_rlhf\n", "").replace("dpo: {", "dpo: {policy: sft, ")
+    text = text.replace("ppo: {", "ppo: {policy: sft, reward: reward, ").replace(
+        "reward: {data", "reward: {policy: sft, data"
+    )
+    text = text.replace("  dpo:", "  other: {stage: sft, data: {source: lab/helpdesk, limit: 16}}\n  dpo:")
+    assert runs.run(text=text) == ["sft", "other", "dpo", "reward", "ppo", "compare sft, dpo, ppo", "finish"]
+
+
+def test_a_comparison_that_fails_ends_no_run(runs: Runs) -> None:
+    runs.compares = False
+    runs.run(text=BRANCHES)
+    said = f"the branches were not compared; see {runs.dir.child_log} and the last stage's log"
+    assert runs.code == Exit.DONE and runs.said[-1] == said
