@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from align.errors import AlignError
 from align.forgetting.gate import Decision, decide
+from align.forgetting.judgement import is_skill
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Item, Kind, Measurement, ProbeInfo, Split
 
@@ -265,3 +266,9 @@ def test_no_probes_no_verdict() -> None:
     nothing = measurement()
     decision = decide("sft", nothing, nothing, ForgettingKeys(probes="none", on_violation="stop"))
     assert (decision.action, decision.violations) == ("continue", [])
+
+
+def test_the_mean_is_over_accuracies_of_what_the_base_could_do() -> None:
+    kinds: tuple[Kind, ...] = ("skill", "task", "agreement", "text")
+    assert [kind for kind in kinds if is_skill(ProbeInfo("accuracy", True, kind))] == ["skill"]
+    assert not any(is_skill(ProbeInfo("perplexity", False, kind)) for kind in kinds)
