@@ -1,4 +1,4 @@
-"""Probes of one's own: what a row asks, which half it stands in, and which of the lab's skills a replay covers."""
+"""Probes of one's own: what a row asks, and which half it stands in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from align.forgetting import probes
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.probes import Exact, Texts
-from align.lab import data, skills
 
 HALVES = {
     "gate": ["Sort: c b a", "Sort: c d a", "Sort: c f a", "Sort: c h a"],
@@ -69,10 +68,3 @@ def test_texts_are_halved_in_the_same_way(tmp_path: Path) -> None:
 )
 def test_a_row_asks_its_last_question(row: dict[str, Any]) -> None:
     assert probes.question(row) == ("2 + 2?", "4")
-
-
-def test_skills_are_told_apart_where_rows_are_replayed() -> None:
-    keys = ForgettingKeys(probes="lab")
-    for replays in (False, True):
-        found = {one.name: one.replayed for one in probes.load(keys, Path(), replays=replays) if isinstance(one, Exact)}
-        assert found == {name: name not in data.NOT_REPLAYED if replays else None for name in skills.SKILLS}
