@@ -125,6 +125,8 @@ def test_a_default_that_would_do_nothing_is_left_out(tmp_path: Path) -> None:
     assert {"warmup_steps", "save_steps", "save_total_limit"} & set(plan.training) == set()
     (plan,) = loaded(tmp_path, "sft", {}).stages
     assert {"warmup_steps", "save_steps", "save_total_limit"} <= set(plan.training)
+    (plan,) = loaded(tmp_path, "sft", {"save_strategy": "no", "save_steps": 100}).stages
+    assert plan.training["save_steps"] == 100, "what the recipe says stands in what is written down"
 
 
 @pytest.mark.parametrize("stage", ["ppo", "rloo", "grpo"])
@@ -161,6 +163,9 @@ def test_a_place_is_one_of_a_recipe(place: str, tmp_path: Path) -> None:
         ("LR", ("stages", "a"), "write it as `stages.a.training.learning_rate`"),
         ("lora_r", ("stages", "a", "training"), "write it as `parameterization.lora.r`"),
         ("lora_r", ("stages", "a", "parameterization", "lora"), "write `r`"),
+        ("lora_r", ("stages", "a", "parameterization"), "write it as `stages.a.parameterization.lora.r`"),
+        ("lora_r", ("parameterization",), "write it as `parameterization.lora.r`"),
+        ("lora_r", ("parameterization", "lora"), "write `r`"),
         ("max_samples", ("stages", "a", "data"), "write `limit`"),
         (
             "warmup_ratio",
@@ -173,3 +178,18 @@ def test_a_place_is_one_of_a_recipe(place: str, tmp_path: Path) -> None:
 )
 def test_the_place_of_a_name_of_another_tool(name: str, at: tuple[str, ...], said: str) -> None:
     assert other_tools.remedy(name, at, "sft") == said
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "known"),
+    [
+        ("lr", {"training.learning_rate"}, True),
+        ("lr", {"data", "training.beta"}, False),
+        ("kl_coef", {"kl", "data"}, True),  # whose place is `kl.coef`
+        ("kl_coef", {"data"}, False),
+        ("LORA_R", set(), True),  # of the recipe itself
+        ("whatever", {"data"}, False),
+    ],
+)
+def test_a_name_is_known_where_a_stage_has_a_place_for_it(name: str, keys: set[str], known: bool) -> None:
+    assert other_tools.is_known(name, keys) == known

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from align.errors import AlignError
 from align.forgetting.gate import Decision, decide
+from align.forgetting.judgement import is_skill
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Item, Kind, Measurement, ProbeInfo, Split
 
@@ -265,3 +266,18 @@ def test_no_probes_no_verdict() -> None:
     nothing = measurement()
     decision = decide("sft", nothing, nothing, ForgettingKeys(probes="none", on_violation="stop"))
     assert (decision.action, decision.violations) == ("continue", [])
+
+
+def test_the_mean_is_over_accuracies_of_what_the_base_could_do() -> None:
+    kinds: tuple[Kind, ...] = ("skill", "task", "agreement", "text")
+    assert [kind for kind in kinds if is_skill(ProbeInfo("accuracy", True, kind))] == ["skill"]
+    assert not any(is_skill(ProbeInfo("perplexity", False, kind)) for kind in kinds)
+
+
+def test_what_is_not_judged_is_told_from_the_half_that_has_it() -> None:
+    base = measurement(others={"same": ("agreement", (10, 10))}, splits=("report",))
+    after = measurement(others={"same": ("agreement", (4, 10))}, splits=("report",))
+    assert decide("sft", base, after, ForgettingKeys()).reasons == [
+        "nothing was judged: no probe with a limit has gate items",
+        "same: 1.000 -> 0.400 is not judged: it moves with anything that is learnt",
+    ]

@@ -13,7 +13,10 @@ from rich.console import Console
 
 from align import report
 from align.errors import AlignError, Exit
+from align.preflight import check
+from align.preflight.check import Prepared
 from align.recipe.load import load
+from align.recipe.plan import Loaded
 from align.run_folder import checkpoints, files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Comparison, Outcome, Ticket
@@ -224,6 +227,25 @@ def test_only_is_refused_where_an_ancestor_has_changed(runs: Runs) -> None:
     assert runs.superseded() == []
 
 
+def test_an_interrupted_stage_is_told_from_those_that_wait(runs: Runs) -> None:
+    runs.raising["sft"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run()
+    assert runs.statuses() == {"sft": "interrupted", "dpo": "pending"}
+
+
+def test_only_is_refused_before_anything_is_moved(runs: Runs) -> None:
+    runs.run()
+    runs.dir.stage("sft").outcome.unlink()
+    with pytest.raises(AlignError) as error:
+        runs.run(only="dpo")
+    assert str(error.value) == (
+        f"stage 'dpo' starts from 'sft', which has not run in '{runs.dir.root}'\n"
+        "  -> run without --only, or `--only sft` first"
+    )
+    assert runs.superseded() == [] and runs.dir.stage("dpo").outcome.is_file()
+
+
 def test_a_redo_that_was_interrupted_goes_on_and_a_finished_one_begins_anew(runs: Runs) -> None:
     runs.run()
     runs.raising["dpo"] = KeyboardInterrupt()
@@ -243,6 +265,26 @@ def test_fresh_begins_with_an_empty_folder(runs: Runs) -> None:
     assert "mark" not in files.read_json(runs.dir.record)
     kept = (runs.dir.root / "superseded").iterdir()
     assert {"run.json", "stages", "recipe.yaml", "base", "report.html"} <= {p.name.split("-", 3)[-1] for p in kept}
+
+
+def test_a_run_stays_with_the_commit_that_it_began_with(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def prepare(loaded: Loaded, commit: str | None) -> Prepared:
+        asked.append(commit)
+        return check.prepare(loaded)
+
+    monkeypatch.setattr(loop, "prepare", prepare)
+    runs.run()
+    for base in (["lab", None], ["lab", "v2"], ["another", None]):
+        hub = {"hub": {"base": base, "commit": "abc"}}
+        files.write_json(runs.dir.record, files.read_json(runs.dir.record) | hub)
+        runs.run()
+    files.write_json(
+        runs.dir.record, files.read_json(runs.dir.record) | {"hub": {"base": ["lab", None], "commit": "abc"}}
+    )
+    runs.run(fresh=True)
+    assert asked == [None, "abc", None, None, None]
 
 
 def test_a_folder_of_another_recipe_is_refused(runs: Runs) -> None:

@@ -86,11 +86,11 @@ def test_a_line_is_read_once_whatever_its_letters(tmp_path: Path) -> None:
     watcher, progress = plain(), tmp_path / "progress.jsonl"
     with watcher:
         watcher.begin("sft", tmp_path / "metrics.jsonl", progress)
-        for at in ("größer", "größte", "é"):
+        for lines in (("é" * 99, "one"), ("two",)):  # as many bytes more than letters as a line has
             with progress.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"at": at}, ensure_ascii=False) + "\n")
+                file.writelines(json.dumps({"at": at}, ensure_ascii=False) + "\n" for at in lines)
             watcher.refresh()
-    assert said(watcher) == ["sft: größer", "sft: größte", "sft: é"]
+    assert said(watcher) == [f"sft: {'é' * 99}", "sft: one", "sft: two"]
 
 
 def test_a_line_for_each_quarter_of_a_stage(tmp_path: Path) -> None:

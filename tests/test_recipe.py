@@ -44,6 +44,12 @@ def test_stages_inherit_and_replace(tmp_path: Path) -> None:
     assert dpo.training["learning_rate"] == 1e-6  # the stage's own for full weights
 
 
+def test_the_lab_s_probes_are_for_the_lab(tmp_path: Path) -> None:
+    assert load(RECIPE, tmp_path).recipe.forgetting.probes == "lab"
+    assert load(RECIPE, tmp_path, "model.base=./mine").recipe.forgetting.probes == "auto"
+    assert load(RECIPE, tmp_path, "forgetting.probes=none").recipe.forgetting.probes == "none"
+
+
 def test_a_stage_can_refuse_the_replay_of_the_recipe(tmp_path: Path) -> None:
     sft, _ = load(RECIPE, tmp_path, "stages.sft.replay=null").stages
     assert sft.replay is None
@@ -138,7 +144,8 @@ def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None
     assert resolved.resolved(recipes.load(tmp_path / "again.yaml")) == first
 
 
-def test_a_resolved_recipe_can_be_moved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [True, False], ids=["in the current folder", "beside the recipe"])
+def test_a_resolved_recipe_can_be_moved(beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its paths are written out; what is no path stays as it is, whatever folder has its name."""
     (tmp_path / "own").mkdir()
     for name in ("reward", "sft", "lab"):
@@ -154,6 +161,7 @@ stages:
   reward: {data: lab/helpdesk_preferences}
   ppo: {data: lab/helpdesk, reward: [reward, {source: "judge.py:short", weight: 0.5}]}
 """
+    monkeypatch.chdir(tmp_path / "own" if beside else tmp_path)
     found = resolved.resolved(load(text, tmp_path / "own"))
     assert found["model"]["base"] == "lab"
     assert [entry["stage"] for entry in found["stages"].values()] == ["sft", "reward", "ppo"]

@@ -208,7 +208,16 @@ def test_perplexity_without_numbers() -> None:
     assert (same.ratio, same.low, same.high, same.p_value) == (1, 1, 1, 1)
     single = paired_perplexity([(10.0, 10)], [(20.0, 10)])
     assert (single.ratio, single.low, single.high) == (pytest.approx(math.e), 0, math.inf)
-    assert paired_perplexity([(1.0, 1), (1.0, 1)], [(2000.0, 1), (2000.0, 1)]).ratio == math.inf
+    for nll in (710.9, 2000.0):  # e^709.9 is just beyond a float
+        assert paired_perplexity([(1.0, 1), (1.0, 1)], [(nll, 1), (nll, 1)]).ratio == math.inf
+
+
+def test_items_that_all_changed_alike_leave_no_doubt() -> None:
+    before = [(1.0, 1), (2.0, 2), (4.0, 4)]
+    same, twice = paired_perplexity(before, before), paired_perplexity(before, [(2 * nll, n) for nll, n in before])
+    assert (same.ratio, same.low, same.high, same.p_value) == (1.0, 1.0, 1.0, 1.0)
+    assert (twice.ratio, twice.low, twice.high) == pytest.approx((math.e, math.e, math.e))
+    assert twice.p_value == 0.0
 
 
 def test_mean_of_one_probe_is_that_probe_and_of_many_the_textbook_formula() -> None:
@@ -302,6 +311,12 @@ ROWS = {
     "sft": {"copy": 0.5, "sort": 0.95},
     "dpo": {"copy": 0.6, "sort": 0.7},
 }
+
+
+def test_an_interval_without_bounds_is_not_narrowed_by_any_number_of_items() -> None:
+    for low, high in ((0.0, 2.0), (0.5, math.inf), (0.0, math.inf)):
+        assert items_to_decide(PerplexityChange(1.2, low, high, 0.5, 20), 1.5) is None
+    assert items_to_decide(PerplexityChange(1.2, 0.5, 2.0, 0.5, 20), 1.5) is not None
 
 
 def test_backward_transfer_and_average_forgetting_by_hand() -> None:

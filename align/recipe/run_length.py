@@ -41,8 +41,8 @@ def notes(plan: StagePlan, rows: int, held_out: int, processes: int) -> Iterator
     get, count = _settings(plan), steps(plan, rows, processes)
     if count is None or count < 2:  # of one step in all the run leaves the warm-up out, and says so
         return
-    warm_up = get("warmup_steps") or 0
-    if get("lr_scheduler_type") != "constant" and _of(warm_up, count) >= count:
+    warm_up = get("warmup_steps") or 0  # none with the schedule `constant`, beside which it is refused
+    if _of(warm_up, count) >= count:
         reached = (count - 1) / _of(warm_up, count)
         text = f"the warm-up takes {_of(warm_up, count)} steps but the run has {count}, so the learning rate reaches"
         yield f"{text} {100 * reached:.0f} % of the requested value: lower warmup_steps"
