@@ -279,5 +279,5 @@ def test_what_is_not_judged_is_told_from_the_half_that_has_it() -> None:
     after = measurement(others={"same": ("agreement", (4, 10))}, splits=("report",))
     assert decide("sft", base, after, ForgettingKeys()).reasons == [
         "nothing was judged: no probe with a limit has gate items",
-        "same: 1.000 -> 0.400 is not judged: it moves with anything that is learnt",
+        "same: 1.000 -> 0.400 has no verdict, because any training moves it",
     ]
