@@ -58,7 +58,7 @@ def test_a_warm_up_that_is_longer_than_the_run_is_noted(
 
 def test_a_warm_up_that_ends_with_the_run_is_noted_and_a_shorter_one_is_not(tmp_path: Path) -> None:
     (said,) = notes(tmp_path, "sft", {"warmup_steps": 3, "max_steps": 3})
-    assert said.endswith("the run has 3, so the learning rate comes to 67 % of what is asked: lower warmup_steps")
+    assert said.endswith("the run has 3, so the learning rate reaches 67 % of the requested value: lower warmup_steps")
     assert notes(tmp_path, "sft", {"warmup_steps": 2, "max_steps": 3}) == []
     assert notes(tmp_path, "sft", {"warmup_steps": 3, "max_steps": 1}) == [], "one step in all has no warm-up"
 

@@ -122,7 +122,7 @@ def test_right_values(name: str, value: Any) -> None:
         ("label_smoothing_factor", 1.0, "'{key}' must be below 1, not 1.0"),
         ("num_train_epochs", 0, "'{key}' must be above 0, not 0"),
         ("max_steps", 0, "'{key}' must be at least 1, not 0"),
-        ("use_cache", True, "the training argument 'use_cache' does nothing here"),
+        ("use_cache", True, "the training argument 'use_cache' has no effect here"),
     ],
 )
 def test_wrong_values(name: str, value: Any, what: str) -> None:

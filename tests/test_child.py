@@ -84,7 +84,7 @@ def test_a_child_that_leaves_without_a_word(ends: Ends) -> None:
     ("traceback", "remedy"),
     [
         ("", "free some room"),
-        ("Traceback ...", "the traceback is in {}; when it is mended, run the same command again"),
+        ("Traceback ...", "the traceback is in {}; fix the cause and run the same command again"),
     ],
 )
 def test_what_a_stage_says_of_itself_goes_first(traceback: str, remedy: str, ends: Ends) -> None:

@@ -18,8 +18,9 @@ from align.preflight.check import Prepared
 from align.recipe.load import load
 from align.recipe.plan import Loaded
 from align.run_folder import checkpoints, files
+from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Comparison, Outcome, Ticket
+from align.run_folder.records import Outcome, Ticket
 from align.runner import loop
 from align.runner.progress import Watcher
 from align.stage import program
@@ -61,7 +62,7 @@ class Runs:
     right: dict[str, int] = field(default_factory=dict)
     content: str = "weights"
     compares: bool = True
-    compared: list[Comparison] = field(default_factory=list)
+    compared: list[ComparisonRequest] = field(default_factory=list)
     reports: int = 0
     said: list[str] = field(default_factory=list)
 
@@ -139,11 +140,11 @@ class Child:
             **costs,
         )
 
-    def compare(self, request: Comparison) -> bool:
+    def compare(self, request: ComparisonRequest) -> bool:
         self.runs.asked.append(f"compare {', '.join(request.policies)}")
         self.runs.compared.append(request)
         if self.runs.compares:
-            files.write_json(self.dir.comparison, {"key": request.key})
+            files.write_json(self.dir.comparison, {"key": request.key, "parent": request.parent})
         return self.runs.compares
 
     def finish(self) -> None:

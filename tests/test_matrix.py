@@ -283,8 +283,8 @@ def test_a_mean_that_falls_after_a_probe_was_lost_says_nothing_of_single_probes(
         "dpo": measurement(dict.fromkeys(names, (88, 100)) | lost),
     }
     found = build(["base", "sft", "dpo"], PARENTS, measured, ForgettingKeys(max_drop=0.2, on_violation="stop"))
-    assert [found["mean"][stage]["all"].get("verdict") for stage in ("sft", "dpo")] == ["UNCLEAR", "FORGOT"]
-    assert [text.split()[0] for text in found["advice"]] == ["sft", "Or", "Where"]
+    assert [found.mean[stage]["all"].verdict for stage in ("sft", "dpo")] == ["UNCLEAR", "FORGOT"]
+    assert [text.split()[0] for text in found.advice] == ["sft", "Or", "Where"]
 
 
 def test_what_json_cannot_hold_is_null() -> None:

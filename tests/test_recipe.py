@@ -101,7 +101,7 @@ def test_what_stands_beside_a_key_that_was_set_stands_in_the_file() -> None:
 def test_a_path_without_a_name_is_no_key(text: str) -> None:
     with pytest.raises(AlignError) as error:
         document.parse("seed: 0\n", "r.yaml").set(text)
-    said = f"--set {text}: this is not KEY=VALUE\n  -> write for example --set stages.dpo.beta=0.2"
+    said = f"--set {text}: this is not KEY=VALUE\n  -> for example, write --set stages.dpo.beta=0.2"
     assert str(error.value) == said
 
 
@@ -177,11 +177,11 @@ ROLLOUT = "name: x\nmodel: {base: lab}\nstages: {rloo: {data: lab/helpdesk, rewa
     [
         (3, 1, 1, 1, 2, ""),  # three pairs of answers
         (3, 1, 1, 1, 1, "a rollout of stage 'rloo' has 3 answers (per_device_train_batch_size x steps_per_generation x "
-         "processes), which is no multiple of num_generations, 2"),
+         "processes), which is not a multiple of num_generations, 2"),
         (2, 2, 2, 4, 1, ""),  # one update of the rollout, gone through twice
-        (2, 2, 1, 4, 1, "a rollout of stage 'rloo' is 2 passes (steps_per_generation x num_iterations), which is no "
+        (2, 2, 1, 4, 1, "a rollout of stage 'rloo' is 2 passes (steps_per_generation x num_iterations), which is not a "
          "multiple of gradient_accumulation_steps, 4: an update would mix two rollouts"),
-        (1, 1, 1, 1, 1, "stage 'rloo' would learn from one answer at a time, and there is nothing to compare it with"),
+        (1, 1, 1, 1, 1, "stage 'rloo' would learn from one answer at a time, with nothing to compare it with"),
     ],
 )  # fmt: skip
 def test_a_rollout_has_whole_groups_and_whole_updates(
@@ -199,16 +199,14 @@ def test_a_rollout_has_whole_groups_and_whole_updates(
 
 def test_notes_on_a_policy_over_a_base_in_another_precision(tmp_path: Path) -> None:
     def noted(*overrides: str) -> list[str]:
-        return [text for text in load(RECIPE, tmp_path, *overrides).warnings if "precision" in text]
+        return [text for text in load(RECIPE, tmp_path, *overrides).warnings if "quantisation" in text]
 
     quantised = "parameterization.method=qlora"
     own = "stages.dpo.parameterization={method: %s}"
     assert noted(quantised, own % "qlora") == noted(own % "lora") == []
     assert noted(quantised, own % "full") == [], "its base is not held in any other precision"
-    what = "'sft' was trained over a base in another precision (4 or 8 bits, or none)"
-    assert noted(quantised, own % "lora") == [
-        f"stage dpo: {what}, so that it starts from a policy that is a little off"
-    ]
+    what = "'sft' was trained on a base with different quantisation (4 or 8 bits, or none)"
+    assert noted(quantised, own % "lora") == [f"stage dpo: {what}, so its starting policy is slightly different"]
 
 
 @pytest.mark.parametrize("name", shipped.names("recipes"))
