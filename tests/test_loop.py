@@ -17,7 +17,7 @@ from align.preflight import check
 from align.preflight.check import Prepared
 from align.recipe.load import load
 from align.recipe.plan import Loaded
-from align.run_folder import checkpoints, files
+from align.run_folder import checkpoints, files, reading
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Ticket
@@ -312,6 +312,23 @@ def test_a_stage_goes_on_from_its_last_whole_checkpoint(runs: Runs) -> None:
     assert runs.run() == ["sft from checkpoints/checkpoint-2", "dpo", "finish"]
     assert f"sft: {SFT} (resuming from checkpoint-2)" in runs.said
     assert not here.error.exists() and not here.progress.exists() and not here.checkpoints.exists()
+
+
+def test_a_checkpoint_is_left_behind_where_the_stage_starts_from_something_else(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage before it was decided on anew in this very run."""
+    runs.raising["dpo"] = AlignError("the card burns", "put it out", exit=Exit.STAGE_FAILED)
+    with pytest.raises(AlignError, match="the card burns"):
+        runs.run()
+    here = runs.dir.stage("dpo")
+    files.write_text(here.checkpoints / "checkpoint-2" / "weights", "x")
+    checkpoints.seal(here.checkpoints / "checkpoint-2")
+    decided = iter(["as_trained"])
+    monkeypatch.setattr(reading, "goes_on", lambda stage: next(decided, "another"))
+    assert runs.run() == ["dpo", "finish"]
+    assert "dpo: it starts from something else now; the old one is kept in superseded/" in runs.said
+    assert runs.superseded() == ["dpo"]
 
 
 def test_a_damaged_result_runs_again(runs: Runs) -> None:

@@ -19,7 +19,7 @@ from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import checkpoints, files, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
-from align.run_folder.records import FORMAT, Outcome, Ticket
+from align.run_folder.records import FORMAT, Decision, Outcome, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
 from align.runner import branches, tickets
 from align.runner.child import Child
@@ -205,7 +205,11 @@ class Run:
     def _bring_up(self, plan: StagePlan, child: Child) -> None:
         """Skip a stage, measure it again, or run it. Cheapest test first."""
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
+        opened = ticket.fingerprint
         tickets.seal(plan, self.tickets, self.dir)  # what goes on from its inputs has been decided now
+        if ticket.fingerprint != opened and here.root.exists():  # its checkpoints too are of another policy
+            self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
+            self.dir.supersede(here.root)
         outcome, file = reading.outcome(here), here.outcome
         if outcome is None or outcome.probes_sha256 != ticket.probes_sha256:
             begun = reading.outcome_in(here.remeasuring)
@@ -300,17 +304,16 @@ class Run:
         here, keys = self.dir.stage(plan.id), self.loaded.recipe.forgetting
         if not (here.measurements / "summary.json").is_file():
             return "continue"
-        old = files.read_json(here.decision)
-        if old is None or old["thresholds"] != keys.thresholds():
+        decision = reading.whole(here.decision, Decision)
+        if decision is None or decision.thresholds != keys.thresholds():
             base = measurements.load(self.dir.base_measurements)
             keys.check_names(base.probes)
             decision = gate.decide(plan.id, base, measurements.load(here.measurements), keys)
-            old = decision.model_dump(mode="json")
-            files.write_json(here.decision, old)
+            files.write_json(here.decision, decision.model_dump(mode="json"))
             self.changed = True
             for reason in decision.reasons[: len(decision.violations)]:
                 self.watcher.say(f"{plan.id}: {reason}", "gate")
-        return str(old["action"])
+        return decision.action
 
     def _summarize(self) -> None:
         """forgetting.json and the report, when anything is new."""

@@ -50,3 +50,8 @@ class Stage:
     evaluates: bool = True
     reserved: dict[str, str] = field(default_factory=dict)
     preload: Callable[[Ticket, Any, Path], Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where it would sample answers to something else than prompts."""
+        if self.samples and "prompt" not in self.rows:
+            raise ValueError("a stage with samples=True takes rows of the kind 'prompt': add it to `rows`")
