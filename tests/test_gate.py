@@ -69,7 +69,7 @@ def test_defaults_and_limits_by_name() -> None:
 def test_every_key_is_described() -> None:
     schema = ForgettingKeys.model_json_schema()
     described = [*schema["properties"].values(), *schema["$defs"]["ProbeFile"]["properties"].values()]
-    assert len(described) == 7 and all(len(entry["description"]) > 40 for entry in described)
+    assert len(described) == 8 and all(len(entry["description"]) > 40 for entry in described)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_every_key_is_described() -> None:
         (
             {"probes": "mmlu"},
             ("probes", "for all"),
-            "Value error, 'mmlu' is not a set of probes: write auto, lab or none, or name your own, as in "
+            "Value error, 'mmlu' is not a set of probes: write auto, general, lab or none, or name your own, as in "
             "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`",
         ),
         (

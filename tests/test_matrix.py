@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.errors import AlignError
+from align.forgetting.gate import decide
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.matrix import build
 from align.forgetting.measurements import Item, Measurement, load
@@ -285,6 +287,31 @@ def test_a_mean_that_falls_after_a_probe_was_lost_says_nothing_of_single_probes(
     found = build(["base", "sft", "dpo"], PARENTS, measured, ForgettingKeys(max_drop=0.2, on_violation="stop"))
     assert [found.mean[stage]["all"].verdict for stage in ("sft", "dpo")] == ["UNCLEAR", "FORGOT"]
     assert [text.split()[0] for text in found.advice] == ["sft", "Or", "Where"]
+
+
+def test_a_skill_that_the_base_guesses_cannot_show_forgetting() -> None:
+    """Of 100 items in both halves, with four choices: 32 right are surely more than guessing, 31 may be luck."""
+    for right, shown in ((32, True), (31, False)):
+        measured = {}
+        for stage, now in (("base", right), ("sft", 0)):
+            found = measurement({"copy": (90, 100), "facts": (now, 100)})
+            found.probes["facts"] = replace(found.probes["facts"], chance=0.25)
+            measured[stage] = found
+        table = build(["base", "sft"], {"sft": "base"}, measured, KEYS)
+        assert ("facts" in table.probes) is shown
+        why = "cannot show forgetting: the base has 0.31 of 200 items right, guessing has 0.25"
+        assert table.left_out == ({} if shown else {"facts": why})
+        assert table.mean["base"]["all"].probes == (2 if shown else 1)
+        decision = decide("sft", measured["base"], measured["sft"], KEYS)
+        assert [violation.probe for violation in decision.violations][:1] == (["facts"] if shown else [])
+
+
+def test_a_checked_skill_without_a_right_answer_cannot_show_forgetting() -> None:
+    measured = measurement({"copy": (90, 100), "lists": (0, 100)})
+    measured.probes["lists"] = replace(measured.probes["lists"], chance=0.0)
+    table = build(["base"], {}, {"base": measured}, KEYS)
+    why = "cannot show forgetting: the base has 0.00 of 200 items right, guessing has 0.00"
+    assert table.left_out == {"lists": why}
 
 
 def test_what_json_cannot_hold_is_null() -> None:

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 import models
 from align.forgetting import measure as measuring
 from align.forgetting import probes
+from align.forgetting.battery.skill import Item, Skill, user
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import Bench
-from align.forgetting.probes import Agreement, Exact, Graded, Question, Texts
+from align.forgetting.probes import Agreement, Battery, Exact, Graded, Question, Texts
 from align.lab import MODEL_DIR, skills
 from align.lab import probes as lab
 
@@ -242,6 +243,66 @@ def test_agreement_is_nearly_one_in_the_precision_of_training(model: PreTrainedM
     found = measuring.measure(Bench(base, models.lab_tokenizer(), autocast=True), [probe], tmp_path, base=None)
     assert found["scores"]["gate"]["agreement"]["score"] >= 0.99
     assert found["scores"]["report"]["agreement"]["score"] >= 0.99
+
+
+def battery_of(lab_skill: str, scorer: Any) -> Battery:
+    """Questions of the lab as a skill of the battery: its answer beside three others, or checked."""
+    answers = [question.answer for question in questions(lab_skill, n=40)]
+
+    def made(split: Any) -> dict[str, Item]:
+        found = {}
+        for number, question in enumerate(questions(lab_skill, split, 20)):
+            others = [answer for answer in dict.fromkeys(answers[number:] + answers) if answer != question.answer]
+            choices = (question.answer, *others[:3]) if scorer == "choice" else ()
+            found[question.id] = Item((user(question.prompt),), question.answer, choices)
+        return found
+
+    skill = Skill("lab", list, scorer, (), 0.25, lambda item, said: said == item.answer, 16)
+    return Battery(lab_skill, skill, {"gate": made("gate"), "report": made("report")})
+
+
+def test_the_battery_is_scored_item_by_item(
+    bench: Bench, worse: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """By hand: the likeliest choice by one plain pass each, and the greedy answer of transformers' own generation."""
+    probes_ = [battery_of("facts", "choice"), battery_of("reverse", "check")]
+    for name, model in (("base", bench.model), ("worse", worse)):
+        base = tmp_path / "base" if name == "worse" else None
+        measuring.measure(Bench(model, tokenizer, autocast=False), probes_, tmp_path / name, base=base)
+        found = {(item["probe"], item["split"], item["id"]): item for item in lines(tmp_path / name / "items.jsonl")}
+        assert len(found) == 80
+        for id, item in probes_[0].items["report"].items():
+            prompt = tokenizer.apply_chat_template(list(item.messages), add_generation_prompt=True, tokenize=False)
+            asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            scores = []
+            for choice in item.choices:
+                ids = tokenizer(prompt + choice, add_special_tokens=False)["input_ids"]
+                with torch.no_grad():
+                    log_probs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+                scores.append(sum(float(log_probs[at - 1, ids[at]]) for at in range(len(asked), len(ids))))
+            line = found["facts", "report", id]
+            assert line["said"] == item.choices[scores.index(max(scores))]
+            assert line["score"] == int(line["said"] == item.answer)
+            assert line["p"] == pytest.approx(float(torch.softmax(torch.tensor(scores), 0)[0]), abs=1e-4)
+        said = greedy(model, tokenizer, questions("reverse", n=20), 16)
+        for (ids, _), question in zip(said, questions("reverse", n=20), strict=True):
+            line = found["reverse", "report", question.id]
+            assert line["said"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+            assert line["score"] == int(line["said"] == question.answer)
+    before, after = (
+        {
+            (item["probe"], item["id"]): item
+            for item in lines(tmp_path / name / "items.jsonl")
+            if item["split"] == "report"
+        }
+        for name in ("base", "worse")
+    )
+    broken = lines(tmp_path / "worse" / "broken.jsonl")
+    assert broken
+    for line in broken:
+        key = line["probe"], line["id"]
+        assert before[key]["score"] == 1 and after[key]["score"] == 0
+        assert (line["before"], line["after"]) == (before[key]["said"], after[key]["said"])
 
 
 def test_broken_answers_were_right_before_and_are_wrong_now(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align.forgetting.measurements import Measurement, ProbeInfo, Split, compare
-from align.forgetting.statistics import Change, PerplexityChange, Verdict, items_to_decide, mean_change, verdict
+from align.forgetting.statistics import Change, PerplexityChange, Verdict, items_to_decide, mean_change, verdict, wilson
 
 if TYPE_CHECKING:
     from align.forgetting.keys import ForgettingKeys
@@ -62,7 +62,8 @@ def judge(base: Measurement, after: Measurement, split: Split, keys: ForgettingK
     """Every limit of the recipe held against what changed from the base, on one half of the items.
 
     Returns:
-        by probe, of those that have a limit and items in this half; and under `MEAN` the mean over the skills.
+        by probe, of those that have a limit and items in this half, and at which the base is better than guessing; and
+        under `MEAN` the mean over the skills.
 
     Raises:
         AlignError: the two measurements hold different items.
@@ -70,7 +71,7 @@ def judge(base: Measurement, after: Measurement, split: Split, keys: ForgettingK
     found: dict[str, Finding] = {}
     for probe, info in base.probes.items():
         limit = keys.limit(probe, info)
-        if limit is not None and base.has(split, probe):
+        if limit is not None and base.has(split, probe) and cannot_show(base, probe) is None:
             change = compare(base, after, split, probe)
             found[probe] = Finding(probe, base.score(split, probe), after.score(split, probe), change, limit)
     skills = [finding for probe, finding in found.items() if is_skill(base.probes[probe])]
@@ -80,6 +81,23 @@ def judge(base: Measurement, after: Measurement, split: Split, keys: ForgettingK
         mean = mean_change([finding.change for finding in skills if isinstance(finding.change, Change)])
         found[MEAN] = Finding(MEAN, before, later, mean, keys.max_mean_drop)
     return found
+
+
+def cannot_show(base: Measurement, probe: str) -> str | None:
+    """Why a probe cannot show forgetting: the base is not surely better at it than guessing; None where it can.
+
+    By the 95 % interval of its accuracy over all items, of both halves.
+    """
+    chance = base.probes[probe].chance
+    if chance is None:
+        return None
+    scores = [item.value for half in ("gate", "report") for item in base.items.get((half, probe), {}).values()]
+    accuracy = math.fsum(scores) / len(scores)
+    if accuracy > chance and wilson(accuracy, len(scores))[0] > chance:
+        return None
+    return (
+        f"cannot show forgetting: the base has {accuracy:.2f} of {len(scores)} items right, guessing has {chance:.2f}"
+    )
 
 
 def is_skill(info: ProbeInfo) -> bool:

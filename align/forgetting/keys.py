@@ -29,9 +29,9 @@ def _ratio(value: float) -> float:
 
 
 def _probe_set(value: str) -> str:
-    if value not in ("auto", "lab", "none"):
+    if value not in ("auto", "general", "lab", "none"):
         raise ValueError(
-            f"{value!r} is not a set of probes: write auto, lab or none, or name your own, as in "
+            f"{value!r} is not a set of probes: write auto, general, lab or none, or name your own, as in "
             "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`"
         )
     return value
@@ -72,7 +72,11 @@ class ForgettingKeys(BaseModel):
         Discriminator(_shape),
     ] = Field(
         default="auto",
-        description="auto (chosen for the base model), lab (the skills of the lab model), none, or your own by name.",
+        description="auto (chosen for the base model), general (a battery of skills that ships with align), lab (the "
+        "skills of the lab model), none, or your own by name.",
+    )
+    items: int = Field(
+        default=25, ge=5, le=100, description="Items of each skill of `general` in each half, gate and report."
     )
     max_drop: Annotated[
         Annotated[Fraction, Tag("for all")] | Annotated[dict[str, Fraction], Tag("by name")], Discriminator(_shape)

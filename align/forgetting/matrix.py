@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.errors import AlignError
-from align.forgetting.judgement import MEAN, Finding, is_skill, judge
+from align.forgetting.judgement import MEAN, Finding, cannot_show, is_skill, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement, Split, compare
 from align.forgetting.statistics import (
@@ -44,7 +44,9 @@ def build(
     base = measurements[BASE]
     keys.check_names(base.probes)
     split: Split = "gate" if base.items and all(held == "gate" for held, _ in base.items) else "report"
-    probes = {probe: _entry(probe, split, measurements, keys) for probe in base.probes if base.has(split, probe)}
+    silent = {probe: why for probe in base.probes if (why := cannot_show(base, probe)) is not None}
+    shown = [probe for probe in base.probes if base.has(split, probe) and probe not in silent]
+    probes = {probe: _entry(probe, split, measurements, keys) for probe in shown}
     stages = [stage for stage in order if stage in measurements]
     history = {stage: _history(stage, parents, measurements) for stage in stages}
     judged = {stage: judge(base, measurements[stage], split, keys) for stage in stages if stage != BASE}
@@ -71,7 +73,7 @@ def build(
         parent={stage: history[stage][-2] for stage in stages if stage != BASE},
         no_row={stage: "it hands on no policy, so there is nothing to probe" for stage in order if stage not in stages},
         probes=probes,
-        left_out={probe: f"it has no {split} items" for probe in base.probes if probe not in probes},
+        left_out={probe: silent.get(probe, f"it has no {split} items") for probe in base.probes if probe not in probes},
         matrix=matrix,
         mean=mean,
         backward_transfer={stage: _value(backward_transfer(scores, history[stage])) for stage in stages},

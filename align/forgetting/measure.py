@@ -20,8 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
+from align.forgetting.battery import answering
+from align.forgetting.battery.answering import Answer
+from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.measurements import Split
-from align.forgetting.probes import SPLITS, Agreement, Exact, Graded, Probe, Question, Texts
+from align.forgetting.probes import SPLITS, Agreement, Battery, Exact, Graded, Probe, Question, Texts
 from align.forgetting.records import BrokenAnswer, Sample
 from align.policy import generation
 from align.policy.unwrapped import unwrapped
@@ -56,6 +59,7 @@ class Bench:
     samples: list[Sample] = field(default_factory=list)
     own_answers: dict[str, list[int]] = field(default_factory=dict)
     encoded: dict[tuple[str, Split], Encoded] = field(default_factory=dict)
+    asked: dict[str, list[Asked]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -92,8 +96,9 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
         bench.own_answers = files.read_json(base / "own_answers.json", {})
     with torch.inference_mode():
         right = _answered(bench, [probe for probe in probes if isinstance(probe, Exact)])
+        answered = _battery(bench, [probe for probe in probes if isinstance(probe, Battery)])
         for probe in probes:
-            _run(bench, probe, right)
+            _run(bench, probe, right, answered)
         broken = _broken(bench, probes, base) if base is not None else []
     bench.model.train(was_training)
     if base is None and bench.own_answers:
@@ -128,9 +133,32 @@ def _answered(bench: Bench, probes: Sequence[Exact]) -> dict[tuple[str, str], bo
     return dict(zip(asked, exact(bench, (prompts, answers)), strict=True))
 
 
-def _run(bench: Bench, probe: Probe, right: Mapping[tuple[str, str], bool]) -> None:
+def _battery(bench: Bench, probes: Sequence[Battery]) -> dict[str, list[Answer]]:
+    """The answers to the skills of the general battery, by skill."""
+    found: dict[str, list[Answer]] = {probe.name: [] for probe in probes}
+    for probe in probes:
+        if probe.name not in bench.asked:
+            bench.asked[probe.name] = answering.encode(probe, bench.tokenizer)
+    asked = [(probe, bench.asked[probe.name]) for probe in probes]
+
+    def texts(prompts: Sequence[list[int]], tokens: int) -> list[str]:
+        made = generate_ids(bench, prompts, tokens)
+        return [bench.tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
+
+    pad = bench.tokenizer.pad_token_id
+    for answer in answering.answers(bench.model, asked, texts, pad=pad, autocast=bench.autocast):
+        found[answer.probe].append(answer)
+    return found
+
+
+def _run(
+    bench: Bench, probe: Probe, right: Mapping[tuple[str, str], bool], answered: Mapping[str, list[Answer]]
+) -> None:
     if isinstance(probe, Graded):
         _graded(bench, probe)
+        return
+    if isinstance(probe, Battery):
+        bench.items += [answer.line() for answer in answered[probe.name]]
         return
     for split in SPLITS:
         if isinstance(probe, Exact):
@@ -241,7 +269,11 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[
 
 def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int]]:
     """Greedy answers as token ids, without the end token, which follows where the answer ended by itself."""
-    rows = encode.prompt_ids(prompts, TextTokenizer.of(bench.tokenizer))
+    return generate_ids(bench, encode.prompt_ids(prompts, TextTokenizer.of(bench.tokenizer)), tokens)
+
+
+def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """The same, of prompts as token ids."""
     out: list[list[int]] = [[] for _ in rows]
     stop = generation.ends(bench.model, bench.tokenizer)
     greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
@@ -298,50 +330,70 @@ def _fill(bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], order:
 def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[BrokenAnswer]:
     """Answers of skills that the base had right and this model has wrong, written out."""
     before = {(r["probe"], r["split"], r["id"]): r for r in _read_lines(base / "items.jsonl")}
-    out = []
+    now = {(r["probe"], r["split"], r["id"]): r for r in bench.items}
+    out: list[BrokenAnswer] = []
     for probe in probes:
-        if not isinstance(probe, Exact):
-            continue
-        wrong = {r["id"] for r in bench.items if r["probe"] == probe.name and r["split"] == "report" and not r["score"]}
-        lost = [
-            q
-            for q in probe.items["report"]
-            if q.id in wrong and before.get((probe.name, "report", q.id), {}).get("score")
-        ][:BROKEN_SHOWN]
-        answers = generate(bench, [q.prompt for q in lost], ANSWER_TOKENS) if lost else []
-        for question, ids in zip(lost, answers, strict=True):
-            text = bench.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            out.append(
-                BrokenAnswer(
-                    probe=probe.name,
-                    id=question.id,
-                    split="report",
-                    prompt=question.prompt,
-                    answer=question.answer,
-                    before=question.answer,
-                    after=text,
-                )
-            )
+        if isinstance(probe, Exact | Battery):
+            here = [key for key in now if key[:2] == (probe.name, "report")]
+            lost = [key for key in here if before.get(key, {}).get("score") and not now[key]["score"]][:BROKEN_SHOWN]
+            shown = _exact_answers(bench, probe, lost) if isinstance(probe, Exact) else _said(probe, lost, before, now)
+            out += shown
     return out
+
+
+Key = tuple[str, Split, str]  # probe, split, id
+
+
+def _exact_answers(bench: Bench, probe: Exact, lost: Sequence[Key]) -> list[BrokenAnswer]:
+    """What the model answers now, generated."""
+    by_id = {question.id: question for question in probe.items["report"]}
+    questions = [by_id[id] for _, _, id in lost]
+    answers = generate(bench, [q.prompt for q in questions], ANSWER_TOKENS) if questions else []
+    texts = [bench.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    return [
+        BrokenAnswer(
+            probe=probe.name, id=q.id, split="report", prompt=q.prompt, answer=q.answer, before=q.answer, after=text
+        )
+        for q, text in zip(questions, texts, strict=True)
+    ]
+
+
+def _said(
+    probe: Battery, lost: Sequence[Key], before: Mapping[Key, Record], now: Mapping[Key, Record]
+) -> list[BrokenAnswer]:
+    """What both said, as measured."""
+    found = []
+    for key in lost:
+        item = probe.items["report"][key[2]]
+        prompt = "\n".join(message["content"] for message in item.messages)
+        found.append(
+            BrokenAnswer(
+                probe=probe.name,
+                id=key[2],
+                split="report",
+                prompt=prompt,
+                answer=item.answer,
+                before=before[key].get("said", ""),
+                after=now[key].get("said", ""),
+            )
+        )
+    return found
 
 
 def _describe(probes: Sequence[Probe]) -> Record:
     out: Record = {}
+    accuracy = {"metric": "accuracy", "higher_is_better": True}
     for probe in probes:
         if isinstance(probe, Texts):
             out[probe.name] = {"metric": "perplexity", "higher_is_better": False, "kind": "text", "replayed": None}
         elif isinstance(probe, Graded):
-            for name in probe.measures:
-                out[f"{probe.name} {name}"] = {
-                    "metric": "accuracy",
-                    "higher_is_better": True,
-                    "kind": "task",
-                    "replayed": None,
-                }
+            out |= {f"{probe.name} {name}": {**accuracy, "kind": "task", "replayed": None} for name in probe.measures}
+        elif isinstance(probe, Battery):
+            out[probe.name] = {**accuracy, "kind": "skill", "replayed": None, "chance": probe.skill.chance}
         else:
             kind = probe.kind if isinstance(probe, Exact) else "agreement"
             replayed = probe.replayed if isinstance(probe, Exact) else None
-            out[probe.name] = {"metric": "accuracy", "higher_is_better": True, "kind": kind, "replayed": replayed}
+            out[probe.name] = {**accuracy, "kind": kind, "replayed": replayed}
     return out
 
 

@@ -29,12 +29,14 @@ class ProbeInfo:
         higher_is_better: true of accuracy, false of perplexity.
         kind: a skill of the base, the task being taught, running text, or agreement with the base's own answers.
         replayed: whether the replay data cover it; None where that is not known.
+        chance: the accuracy of guessing; None where nothing can be guessed.
     """
 
     metric: Metric
     higher_is_better: bool
     kind: Kind
     replayed: bool | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)

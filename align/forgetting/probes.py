@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
+from align.forgetting.battery import skill as battery
+from align.forgetting.battery.skill import Item, Skill
 from align.forgetting.keys import ForgettingKeys, ProbeFile
 from align.forgetting.measurements import Kind, Split
+from align.run_folder import files
 
 SPLITS: tuple[Split, Split] = ("gate", "report")
 VERSION = 2  # raised when the same probes come to be measured differently; 2: of a text, the text alone
@@ -62,7 +65,16 @@ class Agreement:
     items: dict[Split, list[Question]]
 
 
-Probe = Exact | Texts | Graded | Agreement
+@dataclass(frozen=True)
+class Battery:
+    """A skill of the general battery, with its items by id."""
+
+    name: str
+    skill: Skill
+    items: dict[Split, dict[str, Item]]
+
+
+Probe = Exact | Texts | Graded | Agreement | Battery
 
 
 def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Probe]:
@@ -79,7 +91,9 @@ def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Pro
     if keys.probes == "lab":
         return _lab(replays)
     if keys.probes == "auto":
-        return _auto()
+        return [running_text(), _agreement()]
+    if keys.probes == "general":
+        return [*(_skill(name, keys.items) for name in battery.names()), running_text()]
     return []  # none
 
 
@@ -111,16 +125,44 @@ def _lab(replays: bool) -> list[Probe]:
     return found
 
 
-def _auto() -> list[Probe]:
-    """Texts and questions of general knowledge, for a model that has no probes of its own."""
+def running_text() -> Texts:
+    """Short texts of general knowledge."""
+    texts = [row["text"] for row in _of_general_knowledge() if "text" in row]
+    return Texts("general text", {"gate": texts[::2], "report": texts[1::2]})
+
+
+def _agreement() -> Agreement:
+    """Questions of general knowledge, for a model that has no probes of its own."""
+    rows = enumerate(_of_general_knowledge())
+    prompts = [Question(f"general-{i}", row["prompt"]) for i, row in rows if "prompt" in row]
+    return Agreement("agreement with the base", {"gate": prompts[::2], "report": prompts[1::2]})
+
+
+def _of_general_knowledge() -> list[dict[str, str]]:
     lines = (Path(__file__).parent / "general.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    texts = [row["text"] for row in rows if "text" in row]
-    prompts = [Question(f"general-{i}", row["prompt"]) for i, row in enumerate(rows) if "prompt" in row]
-    return [
-        Texts("general text", {"gate": texts[::2], "report": texts[1::2]}),
-        Agreement("agreement with the base", {"gate": prompts[::2], "report": prompts[1::2]}),
-    ]
+    return [json.loads(line) for line in lines]
+
+
+def content() -> str:
+    """Hash of the files of the battery: other items are other probes."""
+    folder = battery.SKILLS.parent
+    shipped = [*folder.rglob("*.py"), *folder.rglob("*.txt"), folder.parent / "general.jsonl"]
+    return files.digest([[path.name, files.file_sha256(path)] for path in sorted(shipped)])
+
+
+def _skill(name: str, items: int) -> Battery:
+    """The first so many items of each half, in an order that hangs on nothing but the items."""
+    skill, halves = battery.load(name), {split: dict[str, Item]() for split in SPLITS}
+    numbered = {zlib.crc32(_said(item).encode()): item for item in skill.items()}
+    for number in sorted(numbered):
+        half = halves[SPLITS[number % 2]]
+        if len(half) < items:
+            half[f"{name}-{number:08x}"] = numbered[number]
+    return Battery(name.replace("_", " "), skill, halves)
+
+
+def _said(item: Item) -> str:
+    return "\n".join(message["content"] for message in item.messages)
 
 
 def _from_file(name: str, file: ProbeFile, root: Path) -> Probe:

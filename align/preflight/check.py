@@ -319,7 +319,8 @@ class _Checking:
         if keys.probes == "none":
             return files.digest(keys.probes)
         if not isinstance(keys.probes, dict):
-            return files.digest([probes.VERSION, keys.probes])
+            shipped = [keys.items, probes.content()] if keys.probes == "general" else []
+            return files.digest([probes.VERSION, keys.probes, *shipped])
         try:
             self.own_probes = probes.load(keys, self.loaded.root)
         except AlignError as error:

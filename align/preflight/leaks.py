@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from align.data.formats import Example
-from align.forgetting.probes import Agreement, Exact, Graded, Probe, Texts, question
+from align.forgetting.probes import Agreement, Battery, Exact, Graded, Probe, Texts, question
 
 
 def held_out(held: Iterable[Example], trained: Iterable[Example]) -> int:
@@ -19,7 +19,7 @@ def probed(probe: Probe, trained: Iterable[Example]) -> tuple[int, int]:
 
     A question counts with its answer, a text as a whole. Probes without right answers cannot be learnt by heart.
     """
-    if isinstance(probe, Graded | Agreement):
+    if isinstance(probe, Graded | Agreement | Battery):
         return 0, 0
     seen = {said for example in trained for said in _said(example)}
     items = list(_items(probe))

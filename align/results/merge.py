@@ -16,7 +16,6 @@ from align.adapters import lora_files, settings
 from align.adapters.lora_files import SavedLora
 from align.errors import AlignError, FaultList
 from align.forgetting import probes
-from align.forgetting.keys import ForgettingKeys
 from align.merging.verdict import Merge
 from align.policy import base as bases
 from align.policy.base import Base
@@ -254,8 +253,7 @@ def _prompts(plan: Plan) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(plan, "merged"))
-    general = probes.load(ForgettingKeys(probes="auto"), Path())
-    texts = [text for probe in general if isinstance(probe, probes.Texts) for text in probe.texts["gate"]]
+    texts = probes.running_text().texts["gate"]
     context = plan.base.context
     found = [tokenizer(text, truncation=bool(context), max_length=context)["input_ids"] for text in texts]
     return [ids for ids in found if ids]

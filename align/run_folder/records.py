@@ -118,6 +118,7 @@ class Ticket(BaseModel):
     replay: Rows | None
     replay_ratio: float
     probes: Any
+    probe_items: int = 25  # of each skill of the general battery, in each half
     program_sha256: str
     chat_template: str | None  # the recipe's own, as text
     replays: bool  # whether a stage of the recipe replays rows

@@ -93,6 +93,7 @@ def ticket_of(
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         probes=probes,
+        probe_items=settings.forgetting.items,
         warnings=prepared.warnings.get(plan.id, []),
         probes_sha256=prepared.probes,
         measure_base=False,

@@ -104,7 +104,11 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
         torch.cuda.reset_peak_memory_stats()
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     job = _job(run, ticket, tokenizer, interrupted)
-    found = measuring.probes_of(json.dumps(ticket.probes), ticket.replays) if world.is_main_process else []
+    found = (
+        measuring.probes_of(json.dumps(ticket.probes), ticket.probe_items, ticket.replays)
+        if world.is_main_process
+        else []
+    )
     program = _program(ticket)
     _assert_device(ticket)
     builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.preload)

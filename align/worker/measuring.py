@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from align.forgetting import probes, quantization
+from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import Bench, Encoded, measure
 from align.forgetting.measurements import Split
@@ -26,18 +27,19 @@ from align.worker.handover import Builder
 
 
 @lru_cache(maxsize=1)
-def probes_of(keys: str, replays: bool) -> list[probes.Probe]:
+def probes_of(keys: str, items: int, replays: bool) -> list[probes.Probe]:
     """The probes of a recipe; all tickets of a run have the same."""
-    return probes.load(ForgettingKeys(probes=json.loads(keys)), Path.cwd(), replays=replays)
+    return probes.load(ForgettingKeys(probes=json.loads(keys), items=items), Path.cwd(), replays=replays)
 
 
 _ENCODED: dict[tuple[str, Split], Encoded] = {}  # of this process's one tokenizer and one set of probes
+_ASKED: dict[str, list[Asked]] = {}  # the same, of the general battery
 
 
 def _bench(model: Any, tokenizer: PreTrainedTokenizerBase, ticket: Ticket) -> Bench:
     """In the arithmetic that the stage trains in."""
     autocast = bool(ticket.training.get("bf16", models.native_bf16()))
-    return Bench(model, tokenizer, autocast=autocast, encoded=_ENCODED)
+    return Bench(model, tokenizer, autocast=autocast, encoded=_ENCODED, asked=_ASKED)
 
 
 def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[probes.Probe]) -> None:

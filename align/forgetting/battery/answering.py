@@ -1,0 +1,97 @@
+"""A model's answers to the skills of the battery, all skills in one go, so that rows of one length share a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from align.data.tokenizer import TextTokenizer
+from align.forgetting.battery import asking
+from align.forgetting.battery.likelihoods import Asked, log_likelihoods
+from align.forgetting.battery.skill import Item
+from align.forgetting.measurements import Split
+from align.forgetting.probes import Battery
+
+Generate = Callable[[Sequence[list[int]], int], list[str]]  # token ids of prompts, tokens of an answer -> answers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answers to an item.
+
+    Attributes:
+        said: the likeliest of the choices, or what was generated.
+        probability: of the right choice, among the choices; None where the answer is checked.
+    """
+
+    probe: str
+    split: Split
+    id: str
+    item: Item
+    right: bool
+    said: str
+    probability: float | None = None
+
+    def line(self) -> dict[str, Any]:
+        """Its line in items.jsonl."""
+        found = {"probe": self.probe, "split": self.split, "id": self.id, "score": int(self.right), "said": self.said}
+        return found if self.probability is None else found | {"p": round(self.probability, 6)}
+
+
+def encode(probe: Battery, tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+    """Token ids of a skill's items, in the order of the gate and then the report."""
+    text = TextTokenizer.of(tokenizer)
+    items = [item for half in probe.items.values() for item in half.values()]
+    if probe.skill.scorer == "choice":
+        return asking.choices(items, probe.skill.shots, text)
+    return [Asked(ids, [], []) for ids in asking.prompts(items, probe.skill.shots, text)]
+
+
+def answers(
+    model: Any, probes: Sequence[tuple[Battery, list[Asked]]], generate: Generate, *, pad: int, autocast: bool
+) -> list[Answer]:
+    """The answers to all items, skill by skill.
+
+    Args:
+        probes: each skill with its encoded items.
+        generate: greedy answers of the model.
+        pad, autocast: as in `log_likelihoods`.
+    """
+    chosen = [asked for probe, encoded in probes if probe.skill.scorer == "choice" for asked in encoded]
+    scores = iter(log_likelihoods(model, chosen, pad=pad, autocast=autocast))
+    written: dict[int, list[str]] = {}
+    for tokens in sorted({probe.skill.tokens for probe, _ in probes if probe.skill.scorer == "check"}):
+        of_length = [n for n, (probe, _) in enumerate(probes) if probe.skill.scorer == "check"]
+        of_length = [n for n in of_length if probes[n][0].skill.tokens == tokens]
+        made = iter(generate([asked.shared for n in of_length for asked in probes[n][1]], tokens))
+        written |= {n: [next(made) for _ in probes[n][1]] for n in of_length}
+    found = []
+    for number, (probe, _) in enumerate(probes):
+        said = iter(written.get(number, []))
+        for split, half in probe.items.items():
+            for id, item in half.items():
+                if probe.skill.scorer == "choice":
+                    found.append(_chosen(probe, split, id, item, next(scores)))
+                else:
+                    found.append(_checked(probe, split, id, item, next(said)))
+    return found
+
+
+def _chosen(probe: Battery, split: Split, id: str, item: Item, scores: Sequence[float]) -> Answer:
+    """The likeliest choice. Of equally likely ones a wrong one is taken, and a model without finite scores is wrong."""
+    right = item.choices.index(item.answer)
+    if not all(map(math.isfinite, scores)):
+        return Answer(probe.name, split, id, item, False, "", 0.0)
+    best = max(range(len(scores)), key=lambda i: (scores[i], i != right))
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return Answer(probe.name, split, id, item, best == right, item.choices[best], weights[right] / sum(weights))
+
+
+def _checked(probe: Battery, split: Split, id: str, item: Item, said: str) -> Answer:
+    assert probe.skill.check is not None
+    said = said.split(asking.STOP, 1)[0].strip()
+    return Answer(probe.name, split, id, item, probe.skill.check(item, said), said)
