@@ -53,20 +53,21 @@ class BaseTrainer(Trainer):
         """TRL's loss with the terms added.
 
         They are computed on the module inside its DDP wrapper: gradients are exchanged all the same, and the wrapper
-        sees one forward for one backward.
+        sees one forward for one backward. One autocast around all passes casts each weight once.
         """
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not (self.terms and self.model.training):
-            return found
-        loss = found[0] if return_outputs else found
-        # a loss that is a sum over all tokens of the update, divided by their number, is not divided again
-        whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        parts = self.current_gradient_accumulation_steps if whole else 1
-        for term in self.terms:
-            value = term.loss(self.model)
-            if value is not None:
-                self._metrics["train"][f"loss/{term.name}"].append(float(value.detach()))
-                loss = loss + term.weight() * value / parts
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with autocast(self):
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = found[0] if return_outputs else found
+            # a loss that is a sum over all tokens of the update, divided by their number, is not divided again
+            whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            parts = self.current_gradient_accumulation_steps if whole else 1
+            for term in self.terms:
+                value = term.loss(self.model)
+                if value is not None:
+                    self._metrics["train"][f"loss/{term.name}"].append(float(value.detach()))
+                    loss = loss + term.weight() * value / parts
         return (loss, *found[1:]) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
