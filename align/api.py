@@ -168,9 +168,10 @@ def run(
     from rich.console import Console
 
     from align.runner import loop
+    from align.runner.options import Options
     from align.runner.progress import Watcher
 
-    options = loop.Options(from_stage, only, fresh)
+    options = Options(from_stage, only, fresh)
     loaded = recipes.load(recipes.locate(str(recipe)), overrides)
     folder = folder_of(loaded.recipe.name, run_dir)
     with Watcher(Console(stderr=True)) as watcher:

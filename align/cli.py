@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import signal
 import sys
@@ -15,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from align.errors import AlignError, Exit, Faults
+from align.errors import AlignError, Exit, Faults, of_the_machine
 from align.runner.lines import line
 
 if TYPE_CHECKING:
@@ -36,12 +35,6 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at the rows that a stage
 app.add_typer(data_app, name="data", rich_help_panel="Look")
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.dpo.beta=0.2")]
-_OF_THE_MACHINE = {
-    errno.ENOSPC: "free some disk space and run the same command again",
-    errno.EDQUOT: "free some of your quota and run the same command again",
-    errno.EROFS: "choose a folder on a writable disk",
-    errno.EACCES: "choose a folder that you have permission to write to",
-}
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/dpo_qlora.")]
 
 
@@ -74,7 +67,8 @@ def run(
     """
     from align.api import folder_of
     from align.recipe import load as recipes
-    from align.runner.loop import Options, Run
+    from align.runner.loop import Run
+    from align.runner.options import Options
     from align.runner.progress import Watcher
 
     options = Options(from_stage, only, fresh)
@@ -374,11 +368,11 @@ def guarded(command: Callable[[], Any]) -> int:
         sys.stderr.close()
         return Exit.DONE
     except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
+        expected = of_the_machine(error)
+        if expected is None:
             raise
-        where = f"'{error.filename}' cannot be written" if error.filename else "the output cannot be written"
-        _errors().print(line(f"{where}: {error.strerror}\n  -> {_OF_THE_MACHINE[error.errno]}", "error", "red"))
-        return Exit.MACHINE
+        _errors().print(line(str(expected), "error", "red"))
+        return expected.exit
     except SystemExit as leave:
         if leave.code == Exit.INTERRUPTED:  # typer takes Ctrl-C itself, and says nothing
             return _interrupted()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,21 @@ class FaultList:
             raise self.found[0]
         if self.found:
             raise Faults(self.found)
+
+
+_OF_THE_MACHINE = {
+    errno.ENOSPC: "free some disk space and run the same command again",
+    errno.EDQUOT: "free some of your quota and run the same command again",
+    errno.EROFS: "choose a folder on a writable disk",
+    errno.EACCES: "choose a folder that you have permission to write to",
+}
+
+
+def of_the_machine(error: OSError) -> AlignError | None:
+    """A full or read-only disk as an expected failure; None for any other error."""
+    remedy = _OF_THE_MACHINE.get(error.errno or 0)
+    where = f"'{error.filename}' cannot be written" if error.filename else "the output cannot be written"
+    return AlignError(f"{where}: {error.strerror}", remedy, exit=Exit.MACHINE) if remedy else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

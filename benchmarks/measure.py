@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from benchmarks import clock
 
 if TYPE_CHECKING:
-    from align.forgetting.measure import Bench
+    from align.forgetting.bench import Bench
     from align.forgetting.probes import Question
 
 NOISES = (0.0, 0.5)
@@ -29,7 +29,7 @@ def bench(precision: str, noise: float) -> Bench:
     import torch
 
     from align import lab
-    from align.forgetting.measure import Bench
+    from align.forgetting.bench import Bench
     from align.parameterization import method
     from align.policy import load as models
 
@@ -46,7 +46,7 @@ def bench(precision: str, noise: float) -> Bench:
 
 def generated(on: Bench, questions: list[Question]) -> list[bool]:
     """Whether greedy decoding gives exactly the right answer and ends there."""
-    from align.forgetting.measure import encode_questions, generate
+    from align.forgetting.bench import encode_questions, generate
 
     end = on.tokenizer.eos_token_id
     wanted = [[token for token in row if token != end] for row in encode_questions(on.tokenizer, questions)[1]]
@@ -59,7 +59,7 @@ def margin(on: Bench, question: Question) -> float:
     """The smallest lead of the best token over the second, in logits, along the right answer."""
     import torch
 
-    from align.forgetting.measure import encode_questions
+    from align.forgetting.bench import encode_questions
 
     (prompt,), (answer,) = encode_questions(on.tokenizer, [question])
     ids = torch.tensor([prompt + answer])
@@ -71,7 +71,8 @@ def compare(precision: str, noise: float) -> None:
     """One model: verdicts, disagreements, seconds. The encoding of the questions is kept for all later stages."""
     import torch
 
-    from align.forgetting import measure, probes
+    from align.forgetting import probes
+    from align.forgetting.bench import encode_questions, exact
     from align.forgetting.keys import ForgettingKeys
 
     on = bench(precision, noise)
@@ -80,12 +81,12 @@ def compare(precision: str, noise: float) -> None:
     one_pass, generation = list[bool](), list[bool]()
     encoding = passing = generating = 0.0
     with torch.no_grad():
-        measure.exact(on, measure.encode_questions(on.tokenizer, sets[0][:8]))  # warms up
+        exact(on, encode_questions(on.tokenizer, sets[0][:8]))  # warms up
         for questions in sets:
             start = clock.process_seconds()
-            encoded = measure.encode_questions(on.tokenizer, questions)
+            encoded = encode_questions(on.tokenizer, questions)
             middle = clock.process_seconds()
-            one_pass += measure.exact(on, encoded)
+            one_pass += exact(on, encoded)
             end = clock.process_seconds()
             generation += generated(on, questions)
             generating += clock.process_seconds() - end

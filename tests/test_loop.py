@@ -22,6 +22,7 @@ from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Ticket
 from align.runner import loop
+from align.runner.options import Options
 from align.runner.progress import Watcher
 from align.stage import program
 
@@ -77,7 +78,7 @@ class Runs:
         console = Console(file=io.StringIO(), width=300)
         self.asked.clear()
         try:
-            self.code = loop.Run(load(path, overrides), loop.Options(**options), self.dir, Watcher(console)).execute()
+            self.code = loop.Run(load(path, overrides), Options(**options), self.dir, Watcher(console)).execute()
         finally:
             self.said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return list(self.asked)

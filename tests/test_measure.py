@@ -15,11 +15,12 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import models
+from align.forgetting import bench as bench_
 from align.forgetting import measure as measuring
 from align.forgetting import probes
 from align.forgetting.battery.skill import Item, Skill, user
+from align.forgetting.bench import Bench
 from align.forgetting.keys import ForgettingKeys
-from align.forgetting.measure import Bench
 from align.forgetting.probes import Agreement, Battery, Exact, Graded, Question, Texts
 from align.lab import MODEL_DIR, skills
 from align.lab import probes as lab
@@ -91,7 +92,7 @@ def test_exact_is_what_greedy_generation_says(
 ) -> None:
     asked = questions(skill)
     for judged in (bench.model, worse):
-        found = measuring.exact(Bench(judged, tokenizer, autocast=False), measuring.encode_questions(tokenizer, asked))
+        found = bench_.exact(Bench(judged, tokenizer, autocast=False), bench_.encode_questions(tokenizer, asked))
         generated = greedy(judged, tokenizer, asked, 32)
         expected = [right(tokenizer, *pair) for pair in zip(asked, generated, strict=True)]
         assert found == expected
@@ -104,19 +105,19 @@ def test_the_shaken_model_has_right_and_wrong_answers(
 ) -> None:
     """Otherwise the comparison with greedy generation would compare little."""
     asked = [question for skill in skills.SKILLS for question in questions(skill, n=20)]
-    found = measuring.exact(Bench(worse, tokenizer, autocast=False), measuring.encode_questions(tokenizer, asked))
+    found = bench_.exact(Bench(worse, tokenizer, autocast=False), bench_.encode_questions(tokenizer, asked))
     assert 20 < sum(found) < len(found) - 20
 
 
 def test_an_answer_that_does_not_end_is_wrong(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
     [whole] = questions("copy", n=1)
     half = Question(whole.id, whole.prompt, whole.answer.rpartition(" ")[0])
-    assert measuring.exact(bench, measuring.encode_questions(tokenizer, [whole, half])) == [True, False]
+    assert bench_.exact(bench, bench_.encode_questions(tokenizer, [whole, half])) == [True, False]
 
 
 def test_likelihoods_are_those_of_each_text_alone(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
     texts = [*lab.stories("report")[:12], "A", " ".join(lab.stories("gate")[:40])]
-    for text, (nll, tokens) in zip(texts, measuring.likelihoods(bench, texts), strict=True):
+    for text, (nll, tokens) in zip(texts, bench_.likelihoods(bench, texts), strict=True):
         ids = tokenizer(text)["input_ids"][:256]
         assert ids[0] == tokenizer.bos_token_id and ids[-1] != tokenizer.eos_token_id
         with torch.no_grad():
@@ -124,7 +125,7 @@ def test_likelihoods_are_those_of_each_text_alone(bench: Bench, tokenizer: PreTr
         direct = -logits[:-1].log_softmax(-1)[range(len(ids) - 1), ids[1:]].sum().item()
         assert tokens == len(ids) - 1
         assert nll == pytest.approx(direct, rel=1e-5)
-    assert measuring.likelihoods(bench, texts[-1:])[0][1] == 255, "a longer text is cut where the model ends"
+    assert bench_.likelihoods(bench, texts[-1:])[0][1] == 255, "a longer text is cut where the model ends"
 
 
 def test_what_a_tokenizer_puts_around_a_text_is_not_counted() -> None:
@@ -137,7 +138,7 @@ def test_what_a_tokenizer_puts_around_a_text_is_not_counted() -> None:
     text = "What is 7 plus 2?"
     bare = wrapping(text, add_special_tokens=False)["input_ids"]
     assert wrapping(text)["input_ids"] == [0, 3, *bare, 1]
-    rows, firsts = measuring.text_ids(wrapping, [text, "<s>" + text])
+    rows, firsts = bench_.text_ids(wrapping, [text, "<s>" + text])
     assert rows == [[0, 3, *bare], [0, *bare]], "and a mark that the text begins with is not doubled"
     assert firsts == [2, 1]
 
@@ -153,7 +154,7 @@ def test_only_the_text_counts_behind_two_marks() -> None:
     with torch.no_grad():
         known = tiny(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     by_hand = -sum(known[at - 1, ids[at]].item() for at in range(2, len(ids)))
-    [(nll, tokens)] = measuring.likelihoods(Bench(tiny, wrapping, autocast=False), [text])
+    [(nll, tokens)] = bench_.likelihoods(Bench(tiny, wrapping, autocast=False), [text])
     assert tokens == len(bare)
     assert nll == pytest.approx(by_hand, rel=1e-5)
 
@@ -162,16 +163,16 @@ def test_batches_do_not_matter(
     bench: Bench, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, texts = questions("copy", n=20) + questions("extract", n=20), lab.stories("report")[:20]
-    found = measuring.exact(bench, measuring.encode_questions(tokenizer, asked))
-    nlls = measuring.likelihoods(bench, texts)
-    answers = measuring.generate(bench, [q.prompt for q in asked[:12]], 16)
+    found = bench_.exact(bench, bench_.encode_questions(tokenizer, asked))
+    nlls = bench_.likelihoods(bench, texts)
+    answers = bench_.generate(bench, [q.prompt for q in asked[:12]], 16)
     for budget in (2**26, 2**17):  # all at once, and one or two at a time
-        monkeypatch.setattr(measuring, "LOGIT_BUDGET", budget)
-        assert measuring.exact(bench, measuring.encode_questions(tokenizer, asked[::-1]))[::-1] == found
-        again = measuring.likelihoods(bench, texts[::-1])[::-1]
+        monkeypatch.setattr(bench_, "LOGIT_BUDGET", budget)
+        assert bench_.exact(bench, bench_.encode_questions(tokenizer, asked[::-1]))[::-1] == found
+        again = bench_.likelihoods(bench, texts[::-1])[::-1]
         assert [tokens for _, tokens in again] == [tokens for _, tokens in nlls]
         assert [nll for nll, _ in again] == pytest.approx([nll for nll, _ in nlls], rel=1e-5)
-        assert measuring.generate(bench, [q.prompt for q in asked[11::-1]], 16)[::-1] == answers
+        assert bench_.generate(bench, [q.prompt for q in asked[11::-1]], 16)[::-1] == answers
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

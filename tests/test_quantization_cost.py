@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.forgetting import quantization
-from align.forgetting.measure import Bench
+from align.forgetting.bench import Bench
 from align.forgetting.probes import Agreement, Question, Texts
 from align.forgetting.records import QuantizationCost
 from align.lab import MODEL_DIR

@@ -13,7 +13,6 @@ from align.preflight.check import prepare
 from align.recipe import document, resolved
 from align.recipe import load as recipes
 from align.recipe.plan import Loaded
-from align.runner.loop import write_recipe
 
 RECIPE = """\
 name: chain
@@ -140,7 +139,7 @@ def test_a_resolved_recipe_gives_the_same_run(name: str, tmp_path: Path) -> None
     """Written out and read again nothing changes, which is what makes a run folder repeatable."""
     found = recipes.load(recipes.locate(name))
     first = resolved.resolved(found)
-    write_recipe(tmp_path / "again.yaml", found)
+    resolved.write(tmp_path / "again.yaml", found)
     assert resolved.resolved(recipes.load(tmp_path / "again.yaml")) == first
 
 

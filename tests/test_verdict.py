@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,24 @@ def test_agreement_stands_apart_and_running_text_alone_is_judged(tmp_path: Path)
         assert "No skill was measured. Perplexity of running text says whether the language of the model broke" in told
     assert [line.rstrip() for line in table.splitlines() if line.startswith(SAME)] == [f"{SAME}  0.980  0.600 -0.380"]
     assert "Tolerated perplexity ratio 1.5:  FORGOT surely past it" in table
+
+
+def test_skills_that_the_base_guesses_are_named_everywhere(tmp_path: Path) -> None:
+    guessed = ("code", "facts", "reading", "sums")
+
+    def with_chance(right: int) -> Measurement:
+        found = measurement({"copy": (right, 100), **dict.fromkeys(guessed, (right // 4, 100))})
+        found.probes.update({name: replace(found.probes[name], chance=0.25) for name in guessed})
+        return found
+
+    write(tmp_path, with_chance(96), with_chance(90), ForgettingKeys())
+    said = (
+        "code, facts, reading and 1 more cannot show forgetting: the base is not surely better at them than guessing."
+    )
+    text, table = page(tmp_path), " ".join(terminal(tmp_path).split())
+    assert said in text and said in table and "No skill was measured" not in table
+    assert "facts is not shown: cannot show forgetting: the base gets 24% of 200 items right, guessing gets 25%" in text
+    assert "copy" in table and "facts 0.24" not in table
 
 
 def test_agreement_with_a_limit_of_its_own_is_judged_everywhere(tmp_path: Path) -> None:

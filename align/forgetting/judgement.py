@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from align.forgetting.keys import ForgettingKeys
 
 MEAN = "mean of the skills"
+SILENT = "cannot show forgetting"  # of a probe at which the base guesses
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,8 @@ def cannot_show(base: Measurement, probe: str) -> str | None:
     accuracy = math.fsum(scores) / len(scores)
     if accuracy > chance and wilson(accuracy, len(scores))[0] > chance:
         return None
-    return (
-        f"cannot show forgetting: the base has {accuracy:.2f} of {len(scores)} items right, guessing has {chance:.2f}"
-    )
+    shares = f"the base gets {accuracy:.0%} of {len(scores)} items right, guessing gets {chance:.0%}"
+    return f"{SILENT}: {shares}"
 
 
 def is_skill(info: ProbeInfo) -> bool:

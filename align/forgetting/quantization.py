@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from align.forgetting.bench import Bench, likelihoods
 from align.forgetting.gate import finite
-from align.forgetting.measure import Bench, likelihoods
 from align.forgetting.probes import Probe, Texts
 from align.forgetting.records import QuantizationCost
 from align.forgetting.statistics import exp, paired_perplexity

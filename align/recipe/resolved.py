@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from align import user_paths
 from align.policy.base import LAB
 from align.recipe.plan import Loaded
+from align.run_folder import files
 
 
 def resolved(loaded: Loaded) -> dict[str, Any]:
@@ -30,6 +34,20 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         for given, written in zip(_listed(stages[plan.id]), _listed(whole["stages"][plan.id]), strict=True):
             written["source"] = given["source"] if given["source"] in plan.rewards else written["source"]
     return whole
+
+
+def write(path: Path, loaded: Loaded) -> None:
+    """Write the resolved recipe, unless the file holds it already."""
+    out = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.width = 100
+    # in the recipe's order; ruamel's types know only the default, None
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(resolved(loaded), out)
+    text = "# written by align: the recipe with every default and inherited value\n" + out.getvalue()
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        files.write_text(path, text)
 
 
 def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from align.forgetting.judgement import MEAN
+from align.forgetting.judgement import MEAN, SILENT
 from align.forgetting.table import Forgetting, ProbeEntry
 from align.report import findings, numbers
 from align.report.alarms import words
@@ -41,7 +41,10 @@ def notes(forgetting: Forgetting) -> list[str]:
         return []
     probes = forgetting.probes.values()
     found = [AGREEMENT] if any(probe.stands_apart for probe in probes) else []
-    return found if any(is_capability(probe) for probe in probes) else [*found, NO_SKILL]
+    guessed = [name for name, why in forgetting.left_out.items() if why.startswith(SILENT)]
+    if guessed:
+        found.append(f"{_join(guessed)} cannot show forgetting: the base is not surely better at them than guessing.")
+    return found if guessed or any(is_capability(probe) for probe in probes) else [*found, NO_SKILL]
 
 
 def is_capability(probe: ProbeEntry) -> bool:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
@@ -23,31 +20,9 @@ from align.run_folder.records import FORMAT, Decision, Outcome, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
 from align.runner import branches, tickets
 from align.runner.child import Child
+from align.runner.options import Options
 from align.runner.progress import Watcher
 from align.version import VERSION
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for."""
-
-    from_stage: str | None = None
-    only: str | None = None
-    fresh: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises AlignError where two of them contradict each other."""
-        given = [f"--from {self.from_stage}"] if self.from_stage else []
-        given += [f"--only {self.only}"] if self.only else []
-        given += ["--fresh"] if self.fresh else []
-        if len(given) > 1:
-            raise AlignError(f"{' and '.join(given)} cannot go together", "give one of them")
-
-    def redo(self) -> str | None:
-        """What is to be done again, as text; None when nothing is."""
-        if not (self.from_stage or self.only or self.fresh):
-            return None
-        return f"from={self.from_stage} only={self.only} fresh={self.fresh}"
 
 
 @dataclass
@@ -70,7 +45,7 @@ class Run:
             AlignError: a fault of the input, a failed stage, a folder in use.
             KeyboardInterrupt: after the child has saved its state.
         """
-        _check_names(self.loaded, self.options)
+        self.options.check([plan.id for plan in self.loaded.stages])
         hub = self.loaded.recipe.model
         old = _recorded(self.dir)
         pinned = old.hub if old else None
@@ -116,7 +91,7 @@ class Run:
         if prepared.base.revision:  # a run stays with one commit of a model that goes on changing
             self._set(hub=Pinned(base=(hub.base, hub.revision), commit=prepared.base.revision))
         self.tickets = tickets.build(self.loaded, prepared, self.dir, self.loaded.recipe.launch.processes)
-        write_recipe(self.dir.recipe, self.loaded)
+        resolved.write(self.dir.recipe, self.loaded)
 
     def _check_base(self, prepared: Prepared) -> None:
         """The base row of the matrix belongs to one base, loaded in one way and asked one set of questions."""
@@ -373,31 +348,6 @@ class Run:
 def _recorded(run: RunDir) -> RunRecord | None:
     """run.json as it was left; None where there is none."""
     return reading.whole(run.record, RunRecord, "give another --run-dir, or remove the file: the run then starts over")
-
-
-def _check_names(loaded: Loaded, options: Options) -> None:
-    ids = [plan.id for plan in loaded.stages]
-    for flag, name in (("--from", options.from_stage), ("--only", options.only)):
-        if name is not None and name not in ids:
-            raise AlignError(
-                f"{flag} names '{name}', which is not a stage of this recipe", f"choose one of: {', '.join(ids)}"
-            )
-
-
-def write_recipe(path: Path, loaded: Loaded) -> None:
-    """The resolved recipe: every default and inherited value written out."""
-    import io
-
-    out = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.width = 100
-    # in the recipe's order; ruamel's types know only the default, None
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(resolved.resolved(loaded), out)
-    text = "# written by align: the recipe with every default and inherited value\n" + out.getvalue()
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        files.write_text(path, text)
 
 
 def _now() -> str:

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from align.forgetting import probes, quantization
 from align.forgetting.battery.likelihoods import Asked
+from align.forgetting.bench import Bench, Encoded
 from align.forgetting.keys import ForgettingKeys
-from align.forgetting.measure import Bench, Encoded, measure
+from align.forgetting.measure import measure
 from align.forgetting.measurements import Split
 from align.policy import load as models
 from align.policy import stack

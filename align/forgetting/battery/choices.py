@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from random import Random
+
+from align.forgetting.battery.skill import Item, user
 
 Question = tuple[str, str, tuple[str, ...]]  # the question, its answer, the choices
 
@@ -33,15 +36,34 @@ def with_wrong_choices(pairs: Mapping[str, str], random: Random, size: int = 4) 
 
 
 def parse_blocks(text: str) -> list[Question]:
-    """Questions from blocks of lines `question | answer` between empty lines: the choices of a question
-    are the answers of its block. A line that begins with # is a comment."""
+    """Questions from paragraphs of rows `question | answer`: the choices of one are the answers of its paragraph."""
     rows = []
-    for block in text.split("\n\n"):
-        lines = [line.split("|") for line in block.splitlines() if line.strip() and not line.startswith("#")]
-        choices = tuple(answer.strip() for _, answer in lines)
+    for block in blocks(text):
+        choices = tuple(answer for _, answer in block)
         assert len(set(choices)) == len(choices), f"an answer twice in a block: {choices}"
-        rows += [(question.strip(), answer.strip(), choices) for question, answer in lines]
+        rows += [(question, answer, choices) for question, answer in block]
     return rows
+
+
+def questions(table: Path, prompt: str) -> list[Item]:
+    """The items of a table of blocks.
+
+    Args:
+        prompt: with `{}` for the question.
+    """
+    return [item(prompt, *row) for row in parse_blocks(table.read_text(encoding="utf-8"))]
+
+
+def item(prompt: str, question: str, answer: str, choices: tuple[str, ...]) -> Item:
+    """One question, with what is asked of the form of its answer."""
+    return Item((user(prompt.format(question)),), answer, choices)
+
+
+def blocks(table: str) -> list[list[tuple[str, ...]]]:
+    """Paragraphs of rows, their fields separated by `|`; lines that begin with # are comments. The rows of a paragraph
+    are each other's wrong answers, so that every answer is right for one item and wrong for the others."""
+    lines = [[line for line in part.splitlines() if line.strip() and line[0] != "#"] for part in table.split("\n\n")]
+    return [[tuple(field.strip() for field in line.split("|")) for line in part] for part in lines if part]
 
 
 def deal(pool: Sequence[str], turn: int, random: Random, size: int = 4) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.forgetting.battery.blocks import blocks
+from align.forgetting.battery.choices import blocks
 from align.forgetting.battery.skill import Item, user
 
 COLUMNS = {"French": 1, "Spanish": 2, "German": 3}

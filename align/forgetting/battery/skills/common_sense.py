@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.forgetting.battery.choices import parse_blocks
-from align.forgetting.battery.skill import Item, Skill, user
+from align.forgetting.battery.choices import item, questions
+from align.forgetting.battery.skill import Item, Skill
 
 PROMPT = "{} Answer with one to three words."
 
 
-def item(question: str, answer: str, choices: tuple[str, ...]) -> Item:
-    """A question with its request for a short answer."""
-    return Item((user(PROMPT.format(question)),), answer, choices)
-
-
 def items() -> list[Item]:
     """All questions of the file."""
-    text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
-    return [item(*row) for row in parse_blocks(text)]
+    return questions(Path(__file__).with_suffix(".txt"), PROMPT)
 
 
 SKILL = Skill(
@@ -26,11 +20,15 @@ SKILL = Skill(
     items=items,
     scorer="choice",
     shots=(
-        item("What do you use to fill a tire with air?", "pump", ("comb", "pump", "rope", "plate")),
+        item(PROMPT, "What do you use to fill a tire with air?", "pump", ("comb", "pump", "rope", "plate")),
         item(
-            "What happens to a drum that is hit?", "It sounds.", ("It sounds.", "It cooks.", "It reads.", "It itches.")
+            PROMPT,
+            "What happens to a drum that is hit?",
+            "It sounds.",
+            ("It sounds.", "It cooks.", "It reads.", "It itches."),
         ),
         item(
+            PROMPT,
             "Why do people go to a doctor?",
             "to get well",
             ("to get rich", "to get well", "to buy shoes", "to eat fish"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.forgetting.battery.blocks import blocks
+from align.forgetting.battery.choices import blocks
 from align.forgetting.battery.skill import Item, Skill, user
 
 TABLE = Path(__file__).with_name("refusal.txt")

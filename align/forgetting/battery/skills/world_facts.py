@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.forgetting.battery.choices import parse_blocks
-from align.forgetting.battery.skill import Item, Skill, user
+from align.forgetting.battery.choices import item, questions
+from align.forgetting.battery.skill import Item, Skill
 
 PROMPT = "{} Give only the answer, without a sentence."
 
 
-def item(question: str, answer: str, choices: tuple[str, ...]) -> Item:
-    """A question with its request for a short answer."""
-    return Item((user(PROMPT.format(question)),), answer, choices)
-
-
 def items() -> list[Item]:
     """All questions of the file."""
-    text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
-    return [item(*row) for row in parse_blocks(text)]
+    return questions(Path(__file__).with_suffix(".txt"), PROMPT)
 
 
 SKILL = Skill(
@@ -26,9 +20,9 @@ SKILL = Skill(
     items=items,
     scorer="choice",
     shots=(
-        item("What is a young goat called?", "kid", ("kid", "cygnet", "gosling", "piglet")),
-        item("Who painted the Sunflowers?", "van Gogh", ("van Gogh", "da Vinci", "van Eyck", "de Goya")),
-        item("Which chemical element has the symbol I?", "iodine", ("argon", "iodine", "cobalt", "neon")),
+        item(PROMPT, "What is a young goat called?", "kid", ("kid", "cygnet", "gosling", "piglet")),
+        item(PROMPT, "Who painted the Sunflowers?", "van Gogh", ("van Gogh", "da Vinci", "van Eyck", "de Goya")),
+        item(PROMPT, "Which chemical element has the symbol I?", "iodine", ("argon", "iodine", "cobalt", "neon")),
     ),
     chance=0.25,
 )

@@ -1,0 +1,194 @@
+"""A model on the bench: one forward pass over many questions, texts or prompts, rows of similar length together.
+
+An answer is exactly right under greedy decoding if and only if, with the right answer given, the most probable token
+at each of its positions is the right one. That takes one forward pass instead of one a token;
+benchmarks/measure.py holds that the two agree.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from align.data import encode
+from align.data.tokenizer import TextTokenizer
+from align.forgetting.battery.likelihoods import Asked
+from align.forgetting.measurements import Split
+from align.forgetting.probes import Question
+from align.forgetting.records import Sample
+from align.policy import generation
+from align.policy.unwrapped import unwrapped
+
+LOGIT_BUDGET = 2**26  # elements of one batch's logits: 128 MiB in bfloat16
+TOKEN_BUDGET = 2**14  # tokens of one batch, padding included
+ROWS = 512  # of one batch
+
+Record = dict[str, Any]
+Encoded = tuple[list[list[int]], list[list[int]]]  # token ids of prompts, and of their answers
+
+
+@dataclass
+class Bench:
+    """A model on the bench.
+
+    Attributes:
+        autocast: arithmetic precision of training, so that the same model is measured that was trained.
+        encoded: token ids of (probe, split); share it between benches of one tokenizer, since rendering and
+            tokenising the questions costs as much as answering them.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    autocast: bool
+    items: list[Record] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    own_answers: dict[str, list[int]] = field(default_factory=dict)
+    encoded: dict[tuple[str, Split], Encoded] = field(default_factory=dict)
+    asked: dict[str, list[Asked]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        found = next(self.model.parameters()).device
+        assert isinstance(found, torch.device)
+        return found
+
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Those of position `first` and after: (batch, tokens - first, vocabulary)."""
+        # as positions rather than a number: of a slice the head's product is twice as slow
+        keep = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)} if self._keeps() else {}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
+        return found if keep else found[:, first:]
+
+    def _keeps(self) -> bool:
+        """Whether the model can apply its head to the last positions alone, as most can."""
+        return "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters
+
+
+def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> Encoded:
+    """Token ids of questions and their right answers, each answer through its end token."""
+    asked, right = [question.prompt for question in questions], [question.answer for question in questions]
+    return encode.question_ids(asked, right, TextTokenizer.of(tokenizer))
+
+
+def exact(bench: Bench, questions: Encoded) -> list[bool]:
+    """Whether greedy decoding would give exactly the right answer and end there, for each question."""
+    return [all(hits) for hits in hits_of(bench, *questions)]
+
+
+def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[list[bool]]:
+    """For each answer token: whether it is the most probable one, given all before it."""
+    out: list[list[bool]] = [[] for _ in prompts]
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    starts = [max(len(prompt) - 1, 0) for prompt in prompts]  # a token is predicted one position before it
+    for batch, ids, mask in _batches(bench, rows, starts):
+        where = [(k, starts[i] + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
+        row, position = torch.tensor(where, dtype=torch.long, device=ids.device).reshape(-1, 2).unbind(1)
+        first = min(starts[i] for i in batch)
+        best = bench.logits(ids, mask, first)[row, position - first].argmax(-1)
+        hits = iter((best == ids[row, position + 1]).tolist())
+        for i in batch:
+            out[i] = [next(hits) for _ in answers[i]]
+    return out
+
+
+def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
+    """Negative log-likelihood in nats and number of predicted tokens of each text: of the text alone.
+
+    No end is appended, which a model may come to expect better or worse than the text goes on. What the tokenizer puts
+    before a text is context, and does not count.
+    """
+    limit = getattr(bench.model.config, "max_position_embeddings", None)
+    rows, firsts = text_ids(bench.tokenizer, texts)
+    rows = [row[:limit] for row in rows]
+    out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for batch, ids, mask in _batches(bench, rows, [0] * len(rows)):
+        logits = bench.logits(ids, mask)[:, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        for k, i in enumerate(batch):
+            mask[k, : firsts[i]] = 0
+        sums = (nll * mask[:, 1:]).sum(1).tolist()
+        for k, i in enumerate(batch):
+            out[i] = (sums[k], max(len(rows[i]) - firsts[i], 0))
+    return out
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """Token ids of texts, with what the tokenizer puts before a text and without what it puts after one; and the
+    position of the first token of each that is predicted."""
+    rows: list[list[int]] = []
+    firsts: list[int] = []
+    for text in texts:
+        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(text)["input_ids"])
+        lead = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        if bare[:1] == [tokenizer.bos_token_id]:  # the text begins with the mark already
+            lead = 0
+        rows.append(whole[:lead] + bare)
+        firsts.append(max(lead, 1))  # nothing stands before the very first
+    return rows, firsts
+
+
+def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+    """Greedy answers as token ids, without the end token, which follows where the answer ended by itself."""
+    return generate_ids(bench, encode.prompt_ids(prompts, TextTokenizer.of(bench.tokenizer)), tokens)
+
+
+def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """The same, of prompts as token ids."""
+    out: list[list[int]] = [[] for _ in rows]
+    stop = generation.ends(bench.model, bench.tokenizer)
+    greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
+    for batch, ids, mask in _batches(bench, rows, [len(row) for row in rows], left=True, extra=tokens):
+        with (
+            generation.settings(bench.model, greedy),
+            torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast),
+        ):
+            made = bench.model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
+        for k, i in enumerate(batch):
+            out[i] = generation.cut(made[k], stop)
+    return out
+
+
+def _batches(
+    bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], *, left: bool = False, extra: int = 0
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Rows of similar length together: their indices, ids and mask, both (batch, tokens).
+
+    Args:
+        starts: the first position of each row whose logits are wanted.
+        left: pad on the left.
+        extra: tokens that each row will grow by.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    while order:
+        batch = _fill(bench, rows, starts, order, extra)
+        longest = max(len(rows[i]) for i in batch)
+        pad = bench.tokenizer.pad_token_id
+        ids = torch.full((len(batch), longest), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for k, i in enumerate(batch):
+            where = slice(longest - len(rows[i]), None) if left else slice(0, len(rows[i]))
+            ids[k, where] = torch.tensor(rows[i], dtype=torch.long)
+            mask[k, where] = 1
+        yield batch, ids.to(bench.device), mask.to(bench.device)
+
+
+def _fill(bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], order: list[int], extra: int) -> list[int]:
+    """Take as many of the longest rows left in `order` as the budgets allow, and at least one."""
+    vocabulary = bench.model.config.get_text_config().vocab_size
+    width = len(rows[order[-1]]) + extra
+    first = width
+    batch: list[int] = []
+    while order and len(batch) < ROWS:
+        first = min(first, starts[order[-1]])
+        count = len(batch) + 1
+        if batch and (count * width > TOKEN_BUDGET or count * vocabulary * (width - first) > LOGIT_BUDGET):
+            break
+        batch.append(order.pop())
+    return batch
