@@ -56,13 +56,7 @@ def build(
     }
     groups = _groups([probe for probe in probes if is_skill(base.probes[probe])], probes)
     mean = {
-        stage: {
-            group: _mean(
-                base, measurements[stage], split, skills, judged.get(stage, {}).get(MEAN) if group == ALL else None
-            )
-            for group, skills in groups.items()
-        }
-        for stage in stages
+        stage: _means(base, measurements[stage], split, groups, judged.get(stage, {}).get(MEAN)) for stage in stages
     }
     skills = groups.get(ALL, [])
     scores = {stage: {probe: measurements[stage].score(split, probe) for probe in skills} for stage in stages}
@@ -81,6 +75,15 @@ def build(
         thresholds=keys.thresholds(),
         advice=tuple(_advice(history, matrix, mean, measurements, keys)),
     )
+
+
+def _means(
+    base: Measurement, after: Measurement, split: Split, groups: Mapping[str, list[str]], judged: Finding | None
+) -> dict[str, Cell]:
+    """The mean of each group of skills after a stage; only that of all skills is judged."""
+    return {
+        group: _mean(base, after, split, skills, judged if group == ALL else None) for group, skills in groups.items()
+    }
 
 
 def _history(stage: str, parents: Mapping[str, str], measurements: Mapping[str, Measurement]) -> list[str]:

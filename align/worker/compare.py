@@ -58,16 +58,9 @@ def compare(run: RunDir, asked: ComparisonRequest) -> None:
     scorer = _scorer(run, asked, tokenizer, ends)
     for id, sampled in answers.items():
         texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
-        said = [
-            text if isinstance(p, str) else [{"role": "assistant", "content": text}]
-            for p, text in zip(prompts, texts, strict=True)
-        ]
-        question = Question(prompts, said, ids, sampled, scoring.columns(rows))
         with _autocast(asked):
-            scores = [score for score in scorer(question) if score is not None]
-        found[id] = Compared(
-            score=sum(scores) / max(len(scores), 1), kl=kl[id], length=sum(map(len, sampled)) / len(sampled)
-        )
+            score = _mean_score(scorer, rows, ids, sampled, texts)
+        found[id] = Compared(score=score, kl=kl[id], length=sum(map(len, sampled)) / len(sampled))
     result = ComparisonResult(
         format=FORMAT,
         key=asked.key,
@@ -78,6 +71,20 @@ def compare(run: RunDir, asked: ComparisonRequest) -> None:
         cpu_seconds=time.process_time() - started,
     )
     files.write_json(run.comparison, result.written())
+
+
+def _mean_score(
+    scorer: scoring.Scorer, rows: list[dict[str, Any]], ids: list[list[int]], sampled: list[list[int]], texts: list[str]
+) -> float:
+    """Over the answers that have a score; 0 where none has."""
+    prompts = [row["prompt"] for row in rows]
+    said = [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    question = Question(prompts, said, ids, sampled, scoring.columns(rows))
+    scores = [score for score in scorer(question) if score is not None]
+    return sum(scores) / max(len(scores), 1)
 
 
 def _prompts(run: RunDir, asked: ComparisonRequest) -> list[dict[str, Any]]:
