@@ -120,7 +120,7 @@ def test_a_model_without_a_preference_has_nothing_right(score: float, monkeypatc
     skill = Skill("colours", lambda: list(items.values()), "choice", (), 0.5)
     probe = Battery("colours", skill, {"gate": {}, "report": items})
     asked_ = [Asked([1], [[2], [3]], [0, 0]) for _ in items]
-    monkeypatch.setattr(answering, "log_likelihoods", lambda *_, **__: [[score, score] for _ in items])
+    monkeypatch.setattr(answering, "log_likelihoods", lambda *_, **__: [[[score, score] for _ in items]])
     found = answering.answers(Flat(), [(probe, asked_)], lambda *_: [], pad=0, autocast=False)
     assert [answer.right for answer in found] == [False, False]
 

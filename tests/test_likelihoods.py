@@ -29,15 +29,19 @@ def adapted() -> Any:
 
 
 def rows(count: int) -> list[tuple[list[list[int]], list[int]]]:
-    """Questions of 1 to 30 tokens with two to four answers of 1 to 6; some are tokenised together with its last."""
+    """Questions of 1 to 30 tokens with two to four answers of 1 to 6; some are tokenised together with its last. All
+    but the first third begin alike."""
     made = torch.Generator().manual_seed(1)
 
     def drawn(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=made))
 
     found = []
+    beginning = [drawn(5, 799) for _ in range(7)]
     for number in range(count):
         question = [drawn(5, 799) for _ in range(drawn(1, 30))]
+        if number >= count // 3:
+            question = beginning + question
         answers = [[drawn(5, 799) for _ in range(drawn(1, 6))] for _ in range(drawn(2, 4))]
         whole = [question + answer for answer in answers]
         if number % 3 == 0 and len(question) > 1:
@@ -60,8 +64,9 @@ def test_each_answer_has_the_likelihood_that_it_has_alone(
     monkeypatch.setattr(likelihoods, "MOST", most)
     model, asked = make().eval(), rows(12)
     with torch.inference_mode():
-        found = log_likelihoods(model, [Asked.of(*one) for one in asked], pad=0, autocast=False)
-    for scores, (whole, firsts) in zip(found, asked, strict=True):
+        one_by_one, alike = [Asked.of(*one) for one in asked[:4]], [Asked.of(*one) for one in asked[4:]]
+        found = log_likelihoods(model, [one_by_one, [], alike], pad=0, autocast=False)
+    for scores, (whole, firsts) in zip([*found[0], *found[2]], asked, strict=True):
         expected = [alone(model, row, first) for row, first in zip(whole, firsts, strict=True)]
         assert scores == pytest.approx(expected, abs=2e-4)
 

@@ -8,7 +8,7 @@ benchmarks/measure.py holds that the two agree.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,14 @@ from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.measurements import Split
 from align.forgetting.probes import Question
 from align.forgetting.records import Sample
+from align.forgetting.share import Share
 from align.policy import generation
 from align.policy.unwrapped import unwrapped
 
 LOGIT_BUDGET = 2**26  # elements of one batch's logits: 128 MiB in bfloat16
 TOKEN_BUDGET = 2**14  # tokens of one batch, padding included
 ROWS = 512  # of one batch
+ANSWERS = 64  # rows of a batch that is generated: several processes share its batches
 
 Record = dict[str, Any]
 Encoded = tuple[list[list[int]], list[list[int]]]  # token ids of prompts, and of their answers
@@ -40,6 +42,7 @@ class Bench:
         autocast: arithmetic precision of training, so that the same model is measured that was trained.
         encoded: token ids of (probe, split); share it between benches of one tokenizer, since rendering and
             tokenising the questions costs as much as answering them.
+        share: the batches of this process; all processes get all figures.
     """
 
     model: Any
@@ -50,6 +53,7 @@ class Bench:
     own_answers: dict[str, list[int]] = field(default_factory=dict)
     encoded: dict[tuple[str, Split], Encoded] = field(default_factory=dict)
     asked: dict[str, list[Asked]] = field(default_factory=dict)
+    share: Share = field(default_factory=Share)
 
     @property
     def device(self) -> torch.device:
@@ -83,10 +87,11 @@ def exact(bench: Bench, questions: Encoded) -> list[bool]:
 
 def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[list[bool]]:
     """For each answer token: whether it is the most probable one, given all before it."""
-    out: list[list[bool]] = [[] for _ in prompts]
+    out: dict[int, list[bool]] = {}
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     starts = [max(len(prompt) - 1, 0) for prompt in prompts]  # a token is predicted one position before it
-    for batch, ids, mask in _batches(bench, rows, starts):
+    for batch in bench.share.mine(_batches(bench, rows, starts)):
+        ids, mask = _padded(bench, [rows[i] for i in batch])
         where = [(k, starts[i] + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
         row, position = torch.tensor(where, dtype=torch.long, device=ids.device).reshape(-1, 2).unbind(1)
         first = min(starts[i] for i in batch)
@@ -94,7 +99,8 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
         hits = iter((best == ids[row, position + 1]).tolist())
         for i in batch:
             out[i] = [next(hits) for _ in answers[i]]
-    return out
+    found = bench.share.together(out)
+    return [found[i] for i in range(len(rows))]
 
 
 def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
@@ -106,16 +112,18 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
     limit = getattr(bench.model.config, "max_position_embeddings", None)
     rows, firsts = text_ids(bench.tokenizer, texts)
     rows = [row[:limit] for row in rows]
-    out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for batch, ids, mask in _batches(bench, rows, [0] * len(rows)):
+    out: dict[int, tuple[float, int]] = {}
+    for batch in bench.share.mine(_batches(bench, rows, [0] * len(rows))):
+        ids, mask = _padded(bench, [rows[i] for i in batch])
         logits = bench.logits(ids, mask)[:, :-1].float()
-        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         for k, i in enumerate(batch):
             mask[k, : firsts[i]] = 0
-        sums = (nll * mask[:, 1:]).sum(1).tolist()
+        sums = (flat.view(ids[:, 1:].shape) * mask[:, 1:]).sum(1).tolist()
         for k, i in enumerate(batch):
             out[i] = (sums[k], max(len(rows[i]) - firsts[i], 0))
-    return out
+    found = bench.share.together(out)
+    return [found[i] for i in range(len(rows))]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
@@ -141,10 +149,11 @@ def generate(bench: Bench, prompts: Sequence[str], tokens: int) -> list[list[int
 
 def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[list[int]]:
     """The same, of prompts as token ids."""
-    out: list[list[int]] = [[] for _ in rows]
+    out: dict[int, list[int]] = {}
     stop = generation.ends(bench.model, bench.tokenizer)
     greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
-    for batch, ids, mask in _batches(bench, rows, [len(row) for row in rows], left=True, extra=tokens):
+    for batch in bench.share.mine(_batches(bench, rows, [len(row) for row in rows], extra=tokens, most=ANSWERS)):
+        ids, mask = _padded(bench, [rows[i] for i in batch], left=True)
         with (
             generation.settings(bench.model, greedy),
             torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast),
@@ -152,40 +161,48 @@ def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[l
             made = bench.model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
         for k, i in enumerate(batch):
             out[i] = generation.cut(made[k], stop)
-    return out
+    found = bench.share.together(out)
+    return [found[i] for i in range(len(rows))]
 
 
 def _batches(
-    bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], *, left: bool = False, extra: int = 0
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Rows of similar length together: their indices, ids and mask, both (batch, tokens).
+    bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], *, extra: int = 0, most: int = ROWS
+) -> list[list[int]]:
+    """The places of rows of similar length together, the longest first.
 
     Args:
         starts: the first position of each row whose logits are wanted.
-        left: pad on the left.
         extra: tokens that each row will grow by.
+        most: rows of a batch.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = []
     while order:
-        batch = _fill(bench, rows, starts, order, extra)
-        longest = max(len(rows[i]) for i in batch)
-        pad = bench.tokenizer.pad_token_id
-        ids = torch.full((len(batch), longest), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for k, i in enumerate(batch):
-            where = slice(longest - len(rows[i]), None) if left else slice(0, len(rows[i]))
-            ids[k, where] = torch.tensor(rows[i], dtype=torch.long)
-            mask[k, where] = 1
-        yield batch, ids.to(bench.device), mask.to(bench.device)
+        found.append(_fill(bench, rows, starts, order, extra, most))
+    return found
 
 
-def _fill(bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], order: list[int], extra: int) -> list[int]:
+def _padded(bench: Bench, rows: Sequence[list[int]], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of rows, both (rows, tokens), padded on the right or on the left."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), bench.tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for k, row in enumerate(rows):
+        where = slice(longest - len(row), None) if left else slice(0, len(row))
+        ids[k, where] = torch.tensor(row, dtype=torch.long)
+        mask[k, where] = 1
+    return ids.to(bench.device), mask.to(bench.device)
+
+
+def _fill(
+    bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], order: list[int], extra: int, most: int
+) -> list[int]:
     """Take as many of the longest rows left in `order` as the budgets allow, and at least one."""
     vocabulary = bench.model.config.get_text_config().vocab_size
     width = len(rows[order[-1]]) + extra
     first = width
     batch: list[int] = []
-    while order and len(batch) < ROWS:
+    while order and len(batch) < most:
         first = min(first, starts[order[-1]])
         count = len(batch) + 1
         if batch and (count * width > TOKEN_BUDGET or count * vocabulary * (width - first) > LOGIT_BUDGET):

@@ -94,7 +94,7 @@ def _battery(bench: Bench, probes: Sequence[Battery]) -> dict[str, list[Answer]]
         return [bench.tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
 
     pad = bench.tokenizer.pad_token_id
-    for answer in answering.answers(bench.model, asked, texts, pad=pad, autocast=bench.autocast):
+    for answer in answering.answers(bench.model, asked, texts, pad=pad, autocast=bench.autocast, share=bench.share):
         found[answer.probe].append(answer)
     return found
 

@@ -15,6 +15,7 @@ from align.forgetting.battery.likelihoods import Asked, log_likelihoods
 from align.forgetting.battery.skill import Item
 from align.forgetting.measurements import Split
 from align.forgetting.probes import Battery
+from align.forgetting.share import Share
 
 Generate = Callable[[Sequence[list[int]], int], list[str]]  # token ids of prompts, tokens of an answer -> answers
 
@@ -52,17 +53,24 @@ def encode(probe: Battery, tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
 
 
 def answers(
-    model: Any, probes: Sequence[tuple[Battery, list[Asked]]], generate: Generate, *, pad: int, autocast: bool
+    model: Any,
+    probes: Sequence[tuple[Battery, list[Asked]]],
+    generate: Generate,
+    *,
+    pad: int,
+    autocast: bool,
+    share: Share | None = None,
 ) -> list[Answer]:
     """The answers to all items, skill by skill.
 
     Args:
         probes: each skill with its encoded items.
         generate: greedy answers of the model.
-        pad, autocast: as in `log_likelihoods`.
+        pad, autocast, share: as in `log_likelihoods`.
     """
-    chosen = [asked for probe, encoded in probes if probe.skill.scorer == "choice" for asked in encoded]
-    scores = iter(log_likelihoods(model, chosen, pad=pad, autocast=autocast))
+    chosen = [encoded for probe, encoded in probes if probe.skill.scorer == "choice"]
+    groups = log_likelihoods(model, chosen, pad=pad, autocast=autocast, share=share)
+    scores = iter([scores for group in groups for scores in group])
     written: dict[int, list[str]] = {}
     for tokens in sorted({probe.skill.tokens for probe, _ in probes if probe.skill.scorer == "check"}):
         of_length = [n for n, (probe, _) in enumerate(probes) if probe.skill.scorer == "check"]

@@ -1,18 +1,25 @@
-"""How likely a model finds each of several answers to a question; the pass over the question is shared by them."""
+"""How likely a model finds each of several answers to a question.
+
+The questions of a group begin alike, with solved examples or a chat template's system turn: that is computed once for
+the group, each question once for its answers, and each answer goes on from the cache of its question.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from align.forgetting.share import Share
 from align.policy.unwrapped import unwrapped
 
-TOKEN_BUDGET = 2**14  # tokens of one batch, padding included
+TOKEN_BUDGET = 2**14  # tokens of one batch, those that are kept in its cache and padding included
 LOGIT_BUDGET = 2**26  # elements of its logits: 256 MiB in float32
-MOST = 256  # questions of a batch
+MOST = 64  # questions of a batch
 
 
 @dataclass(frozen=True)
@@ -40,78 +47,151 @@ class Asked:
         return cls(list(rows[0][:cut]), [list(row[cut:]) for row in rows], [first - cut for first in firsts])
 
 
-def log_likelihoods(model: torch.nn.Module, asked: Sequence[Asked], *, pad: int, autocast: bool) -> list[list[float]]:
-    """The log-probability in nats of every answer, the sum over its tokens, in the order of `asked`.
+@dataclass(frozen=True)
+class Batch:
+    """Questions that are computed together.
+
+    Attributes:
+        group: the group that they are of.
+        prefix: how many tokens all questions of the group begin with, and have more.
+        places: their places in the group.
+    """
+
+    group: int
+    prefix: int
+    places: tuple[int, ...]
+
+
+def log_likelihoods(
+    model: torch.nn.Module, groups: Sequence[Sequence[Asked]], *, pad: int, autocast: bool, share: Share | None = None
+) -> list[list[list[float]]]:
+    """The log-probability in nats of every answer, the sum over its tokens, for each question of each group.
 
     Args:
         model: a causal language model of transformers or PEFT, in evaluation mode.
+        groups: questions that are likely to begin alike.
         pad: any token id.
         autocast: compute in bfloat16 as training does.
+        share: the part of this process; all processes get all figures.
     """
-    device = next(model.parameters()).device
-    found: list[list[float]] = [[] for _ in asked]
-    vocabulary = unwrapped(model).config.get_text_config().vocab_size
-    for batch in _batches(asked, vocabulary):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            for i, scores in zip(batch, _scored(model, [asked[i] for i in batch], pad, device), strict=True):
-                found[i] = scores
+    share = share or Share()
+    scorer = _Scorer(model, pad, unwrapped(model).config.get_text_config().vocab_size)
+    batches = plan(groups, scorer.vocabulary)
+    numbered = share.mine(list(enumerate(batches)))
+    with torch.autocast(scorer.device.type, dtype=torch.bfloat16, enabled=autocast):
+        own = {number: scorer.scored(groups[batch.group], batch) for number, batch in numbered}
+    found: list[list[list[float]]] = [[[] for _ in group] for group in groups]
+    for number, scores in share.together(own).items():
+        for place, sums in zip(batches[number].places, scores, strict=True):
+            found[batches[number].group][place] = sums
     return found
 
 
-def _batches(asked: Sequence[Asked], vocabulary: int) -> Iterator[list[int]]:
-    """Questions of similar length together."""
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i].shared))
-    while order:
-        batch: list[int] = []
-        answers, longest = 0, 0
-        while order and len(batch) < MOST:
-            one = asked[order[-1]]
-            wide = len(asked[batch[0]].shared) if batch else len(one.shared)
-            answers, longest = answers + len(one.rest), max(longest, *map(len, one.rest))
-            tokens, logits = (len(batch) + 1) * wide + answers * longest, answers * longest * vocabulary
-            if batch and (tokens > TOKEN_BUDGET or logits > LOGIT_BUDGET):
-                break
-            batch.append(order.pop())
-        yield batch
+def plan(groups: Sequence[Sequence[Asked]], vocabulary: int) -> list[Batch]:
+    """The batches of all groups, in each of them the longest questions first."""
+    found: list[Batch] = []
+    for number, group in enumerate(groups):
+        prefix = _prefix([asked.shared for asked in group])
+        order = sorted(range(len(group)), key=lambda i: len(group[i].shared))
+        while order:
+            places: list[int] = []
+            answers, longest = 0, 0
+            while order and len(places) < MOST:
+                one = group[order[-1]]
+                wide = len(group[places[0]].shared) if places else len(one.shared)
+                answers, longest = answers + len(one.rest), max(longest, *map(len, one.rest))
+                tokens, logits = answers * (wide + longest), answers * longest * vocabulary
+                if places and (tokens > TOKEN_BUDGET or logits > LOGIT_BUDGET):
+                    break
+                places.append(order.pop())
+            found.append(Batch(number, prefix, tuple(places)))
+    return found
 
 
-def _scored(model: torch.nn.Module, asked: Sequence[Asked], pad: int, device: torch.device) -> list[list[float]]:
-    """One batch: a pass over what is shared, and one over the answers that goes on from its cache."""
-    accepted = inspect.signature(unwrapped(model).forward).parameters
-    width = max(len(one.shared) for one in asked)
-    ids = torch.full((len(asked), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, one in enumerate(asked):
-        ids[row, width - len(one.shared) :] = torch.tensor(one.shared)
-        mask[row, width - len(one.shared) :] = 1
-    rows = [row for row, one in enumerate(asked) for _ in one.rest]
-    rest = [tokens for one in asked for tokens in one.rest]
-    starts = [first for one in asked for first in one.first]
-    longest = max(map(len, rest))
-    answers, counted = torch.full((len(rest), longest), pad), torch.zeros(len(rest), longest)
-    written = torch.zeros_like(answers)
-    for row, (tokens, first) in enumerate(zip(rest, starts, strict=True)):
-        answers[row, : len(tokens)] = torch.tensor(tokens)
-        written[row, : len(tokens)] = 1
-        counted[row, first : len(tokens)] = 1
-    ids, mask, answers, written, counted = (x.to(device) for x in (ids, mask, answers, written, counted))
-    places = mask.cumsum(1) - 1
+def _prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens the rows begin with together, so that each has at least one more."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(map(list, rows)), max(map(list, rows))
+    alike = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return min(alike, min(map(len, rows)) - 1)
 
-    def given(tokens: torch.Tensor, seen: torch.Tensor, at: torch.Tensor) -> dict[str, torch.Tensor]:
-        positions = {"position_ids": at.clamp(min=0)} if "position_ids" in accepted else {}
-        return {"input_ids": tokens, "attention_mask": seen, **positions}
 
-    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    asking = model(**given(ids, mask, places), use_cache=True, **last)
-    chosen = torch.tensor(rows, device=device)
-    log_probs = [torch.log_softmax(asking.logits[chosen, -1:].float(), -1)]
-    if longest > 1:
-        cache = asking.past_key_values
-        cache.batch_select_indices(chosen)
-        seen = torch.cat([mask[chosen], written[:, :-1]], 1)
-        at = places[chosen, -1:] + torch.arange(1, longest, device=device)
-        logits = model(**given(answers[:, :-1], seen, at), past_key_values=cache, use_cache=True).logits
-        log_probs.append(torch.log_softmax(logits.float(), -1))
-    of_tokens = torch.cat(log_probs, 1).gather(-1, answers.unsqueeze(-1)).squeeze(-1)
-    sums = iter((of_tokens * counted).sum(1).tolist())
-    return [[next(sums) for _ in one.rest] for one in asked]
+class _Scorer:
+    """A model with the cache of the beginning that was computed last."""
+
+    def __init__(self, model: torch.nn.Module, pad: int, vocabulary: int) -> None:
+        self.model, self.pad, self.vocabulary = model, pad, vocabulary
+        self.device = next(model.parameters()).device
+        self.accepted = inspect.signature(unwrapped(model).forward).parameters
+        self.group = -1
+        self.beginning: Any = None
+
+    def scored(self, group: Sequence[Asked], batch: Batch) -> list[list[float]]:
+        """The log-probability of every answer to the questions of a batch."""
+        asked = [group[place] for place in batch.places]
+        questions = _left([one.shared[batch.prefix :] for one in asked], self.pad)
+        rest = [tokens for one in asked for tokens in one.rest]
+        answers, written = _right(rest, self.pad)
+        counted = written.clone()
+        for row, first in enumerate(first for one in asked for first in one.first):
+            counted[row, :first] = 0
+        ids, mask, answers, written, counted = (x.to(self.device) for x in (*questions, answers, written, counted))
+        mask = torch.cat([mask.new_ones(len(asked), batch.prefix), mask], 1)
+        places = mask.cumsum(1) - 1
+        cache = self._begun(group[0].shared[: batch.prefix], batch, len(asked))
+        last = {"logits_to_keep": 1} if "logits_to_keep" in self.accepted else {}
+        asking = self._pass(ids, mask, places[:, batch.prefix :], past_key_values=cache, **last)
+        chosen = torch.tensor([row for row, one in enumerate(asked) for _ in one.rest], device=self.device)
+        sums = _of(asking.logits[:, -1].float().log_softmax(-1)[chosen], answers[:, 0]) * counted[:, 0]
+        if answers.shape[1] > 1:
+            cache = asking.past_key_values
+            cache.batch_select_indices(chosen)
+            seen = torch.cat([mask[chosen], written[:, :-1]], 1)
+            at = places[chosen, -1:] + torch.arange(1, answers.shape[1], device=self.device)
+            logits = self._pass(answers[:, :-1], seen, at, past_key_values=cache).logits
+            told = counted[:, 1:].bool()  # padding costs no softmax
+            of_tokens = torch.zeros(told.shape, device=self.device)
+            of_tokens[told] = _of(logits[told].float().log_softmax(-1), answers[:, 1:][told])
+            sums = sums + of_tokens.sum(1)
+        each = iter(sums.tolist())
+        return [[next(each) for _ in one.rest] for one in asked]
+
+    def _begun(self, prefix: Sequence[int], batch: Batch, rows: int) -> Any:
+        """The cache of a group's beginning for so many rows; None where the questions begin differently."""
+        if not prefix:
+            return None
+        if self.group != batch.group:
+            ids = torch.tensor([prefix], device=self.device)
+            last = {"logits_to_keep": 1} if "logits_to_keep" in self.accepted else {}
+            places = torch.arange(len(prefix), device=self.device).unsqueeze(0)
+            self.beginning = self._pass(ids, torch.ones_like(ids), places, **last).past_key_values
+            self.group = batch.group
+        cache = copy.deepcopy(self.beginning)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+    def _pass(self, ids: torch.Tensor, seen: torch.Tensor, at: torch.Tensor, **given: Any) -> Any:
+        positions: Mapping[str, torch.Tensor] = {}
+        if "position_ids" in self.accepted:
+            positions = {"position_ids": at.clamp(min=0)}
+        return self.model(input_ids=ids, attention_mask=seen, use_cache=True, **positions, **given)
+
+
+def _of(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities (rows,) of tokens (rows,) out of those of the vocabulary, (rows, vocabulary)."""
+    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of rows, padded on the left."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+
+
+def _right(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of rows, padded on the right."""
+    width = max(map(len, rows))
+    ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
