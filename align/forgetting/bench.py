@@ -8,7 +8,7 @@ benchmarks/measure.py holds that the two agree.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ class Bench:
         autocast: arithmetic precision of training, so that the same model is measured that was trained.
         encoded: token ids of (probe, split); share it between benches of one tokenizer, since rendering and
             tokenising the questions costs as much as answering them.
+        passed: is told how many rows each batch had.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class Bench:
     own_answers: dict[str, list[int]] = field(default_factory=dict)
     encoded: dict[tuple[str, Split], Encoded] = field(default_factory=dict)
     asked: dict[str, list[Asked]] = field(default_factory=dict)
+    passed: Callable[[int], None] = field(default=lambda _: None)
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +179,7 @@ def _batches(
             ids[k, where] = torch.tensor(rows[i], dtype=torch.long)
             mask[k, where] = 1
         yield batch, ids.to(bench.device), mask.to(bench.device)
+        bench.passed(len(batch))
 
 
 def _fill(bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], order: list[int], extra: int) -> list[int]:

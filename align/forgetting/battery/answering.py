@@ -52,17 +52,23 @@ def encode(probe: Battery, tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
 
 
 def answers(
-    model: Any, probes: Sequence[tuple[Battery, list[Asked]]], generate: Generate, *, pad: int, autocast: bool
+    model: Any,
+    probes: Sequence[tuple[Battery, list[Asked]]],
+    generate: Generate,
+    *,
+    pad: int,
+    autocast: bool,
+    passed: Callable[[int], None] = lambda _: None,
 ) -> list[Answer]:
     """The answers to all items, skill by skill.
 
     Args:
         probes: each skill with its encoded items.
         generate: greedy answers of the model.
-        pad, autocast: as in `log_likelihoods`.
+        pad, autocast, passed: as in `log_likelihoods`.
     """
     chosen = [asked for probe, encoded in probes if probe.skill.scorer == "choice" for asked in encoded]
-    scores = iter(log_likelihoods(model, chosen, pad=pad, autocast=autocast))
+    scores = iter(log_likelihoods(model, chosen, pad=pad, autocast=autocast, passed=passed))
     written: dict[int, list[str]] = {}
     for tokens in sorted({probe.skill.tokens for probe, _ in probes if probe.skill.scorer == "check"}):
         of_length = [n for n, (probe, _) in enumerate(probes) if probe.skill.scorer == "check"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,13 +40,21 @@ class Asked:
         return cls(list(rows[0][:cut]), [list(row[cut:]) for row in rows], [first - cut for first in firsts])
 
 
-def log_likelihoods(model: torch.nn.Module, asked: Sequence[Asked], *, pad: int, autocast: bool) -> list[list[float]]:
+def log_likelihoods(
+    model: torch.nn.Module,
+    asked: Sequence[Asked],
+    *,
+    pad: int,
+    autocast: bool,
+    passed: Callable[[int], None] = lambda _: None,
+) -> list[list[float]]:
     """The log-probability in nats of every answer, the sum over its tokens, in the order of `asked`.
 
     Args:
         model: a causal language model of transformers or PEFT, in evaluation mode.
         pad: any token id.
         autocast: compute in bfloat16 as training does.
+        passed: is told how many questions each batch had.
     """
     device = next(model.parameters()).device
     found: list[list[float]] = [[] for _ in asked]
@@ -55,6 +63,7 @@ def log_likelihoods(model: torch.nn.Module, asked: Sequence[Asked], *, pad: int,
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             for i, scores in zip(batch, _scored(model, [asked[i] for i in batch], pad, device), strict=True):
                 found[i] = scores
+        passed(len(batch))
     return found
 
 
