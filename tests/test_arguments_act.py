@@ -79,7 +79,7 @@ VALUES: dict[str, Any] = {
     "eval_strategy": "epoch",
     "eval_steps": 3,
     "eval_delay": 2,
-    "eval_on_start": True,
+    "eval_on_start": False,
     "per_device_eval_batch_size": 3,
     "dataloader_num_workers": 1,
     "dataloader_persistent_workers": True,

@@ -90,7 +90,7 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
     out: dict[int, list[bool]] = {}
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     starts = [max(len(prompt) - 1, 0) for prompt in prompts]  # a token is predicted one position before it
-    for batch in bench.share.mine(_batches(bench, rows, starts)):
+    for _, batch in bench.share.mine(_batches(bench, rows, starts)):
         ids, mask = _padded(bench, [rows[i] for i in batch])
         where = [(k, starts[i] + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
         row, position = torch.tensor(where, dtype=torch.long, device=ids.device).reshape(-1, 2).unbind(1)
@@ -113,7 +113,7 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
     rows, firsts = text_ids(bench.tokenizer, texts)
     rows = [row[:limit] for row in rows]
     out: dict[int, tuple[float, int]] = {}
-    for batch in bench.share.mine(_batches(bench, rows, [0] * len(rows))):
+    for _, batch in bench.share.mine(_batches(bench, rows, [0] * len(rows))):
         ids, mask = _padded(bench, [rows[i] for i in batch])
         logits = bench.logits(ids, mask)[:, :-1].float()
         flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -152,7 +152,7 @@ def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[l
     out: dict[int, list[int]] = {}
     stop = generation.ends(bench.model, bench.tokenizer)
     greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
-    for batch in bench.share.mine(_batches(bench, rows, [len(row) for row in rows], extra=tokens, most=ANSWERS)):
+    for _, batch in bench.share.mine(_batches(bench, rows, [len(row) for row in rows], extra=tokens, most=ANSWERS)):
         ids, mask = _padded(bench, [rows[i] for i in batch], left=True)
         with (
             generation.settings(bench.model, greedy),

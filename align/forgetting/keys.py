@@ -95,6 +95,16 @@ class ForgettingKeys(BaseModel):
     on_violation: Literal["warn", "stop"] = Field(
         default="warn", description="warn: report it and continue; stop: end the run after the stage that forgot."
     )
+    every: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None,
+        description="Measure the gate half inside a stage too, every so many steps; auto: as often as a tenth of the "
+        "stage's CPU time allows.",
+    )
+    watch: list[str] | None = Field(default=None, description="The probes that `every` measures; by default all.")
+    early_stop: bool = Field(
+        default=False,
+        description="With `every`: end a stage that has surely broken a limit, and keep its last weights within them.",
+    )
 
     @model_validator(mode="after")
     def _limits_of_own_probes(self) -> ForgettingKeys:
@@ -103,6 +113,29 @@ class ForgettingKeys(BaseModel):
         if unknown:
             raise ValueError(unknown)
         return self
+
+    @model_validator(mode="after")
+    def _inside_a_stage(self) -> ForgettingKeys:
+        """What is asked of a measurement inside a stage, and cannot be done."""
+        if self.every is None and (self.watch is not None or self.early_stop):
+            key = "early_stop" if self.early_stop else "watch"
+            raise ValueError(f"`{key}` acts on measurements inside a stage, and there are none: write `every: auto`")
+        if self.every is not None and self.probes == "none":
+            raise ValueError("`every` measures probes inside a stage, and there are none: write `probes: auto`")
+        if self.watch == []:
+            raise ValueError("`watch` names no probe: write the names of some, or leave it out to measure all")
+        unknown = self.unwatched(self.probes) if isinstance(self.probes, dict) else None
+        if unknown:
+            raise ValueError(unknown)
+        return self
+
+    def unwatched(self, probes: Iterable[str]) -> str | None:
+        """What is wrong with `watch`, of a recipe with these probes; None where nothing is."""
+        known = list(probes)
+        unknown = [name for name in self.watch or () if name not in known]
+        if not unknown:
+            return None
+        return f"`watch` names {', '.join(unknown)}, but the probes are {', '.join(known)}"
 
     def limit(self, probe: str, info: ProbeInfo) -> float | None:
         """The limit of one probe: a drop of accuracy, or a perplexity ratio; None where it is not judged.

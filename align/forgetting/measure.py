@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from align.forgetting.battery import answering
 from align.forgetting.battery.answering import Answer
 from align.forgetting.bench import Bench, encode_questions, exact, generate, generate_ids, hits_of, likelihoods
 from align.forgetting.measurements import Split
-from align.forgetting.probes import SPLITS, Agreement, Battery, Exact, Graded, Probe, Texts
+from align.forgetting.probes import SPLITS, Agreement, Battery, Exact, Graded, Probe, Texts, called, part
 from align.forgetting.records import BrokenAnswer, Sample
 from align.run_folder import files
 
@@ -28,16 +29,31 @@ SAMPLES_SHOWN = 8
 Record = dict[str, Any]
 
 
-def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path | None) -> Record:
+def measure(
+    bench: Bench,
+    probes: Sequence[Probe],
+    folder: Path,
+    *,
+    base: Path | None,
+    splits: Collection[Split] = SPLITS,
+    only: Collection[str] | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> Record:
     """Run all probes and write `summary.json`, `items.jsonl`, `samples.jsonl` and, against `base`, `broken.jsonl`.
 
     Args:
         base: the measurement folder of the base model, when this is not the base itself.
+        splits: the halves that are measured; answers are written out of the report's.
+        only: the names of the probes that are measured, where not all are.
+        tell: is told how many rows of how many have been gone through.
 
     Returns:
         the content of summary.json.
     """
     started, cpu = time.monotonic(), time.process_time()
+    probes = [part(probe, splits) for probe in probes if only is None or set(called(probe)) & set(only)]
+    if tell is not None:
+        bench.share = replace(bench.share, passed=_Progress(tell, _rows(probes)))
     was_training = bench.model.training
     bench.model.eval()
     if base is not None:
@@ -52,8 +68,9 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     if base is None and bench.own_answers:
         files.write_json(folder / "own_answers.json", bench.own_answers)
     _write_lines(folder / "items.jsonl", bench.items)
-    _write_lines(folder / "samples.jsonl", [sample.written() for sample in bench.samples])
-    _write_lines(folder / "broken.jsonl", [answer.written() for answer in broken])
+    if "report" in splits:
+        _write_lines(folder / "samples.jsonl", [sample.written() for sample in bench.samples])
+        _write_lines(folder / "broken.jsonl", [answer.written() for answer in broken])
     summary = {
         "probes": _describe(probes),
         "scores": _scores(bench.items),
@@ -62,6 +79,26 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     }
     files.write_json(folder / "summary.json", summary)
     return summary
+
+
+class _Progress:
+    """Adds up the rows of batches. What is generated of lost answers comes on top of what was foreseen."""
+
+    def __init__(self, tell: Callable[[int, int], None], total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
+
+    def __call__(self, rows: int) -> None:
+        self.done = min(self.done + rows, self.total)
+        self.tell(self.done, self.total)
+
+
+def _rows(probes: Sequence[Probe]) -> int:
+    """How many rows go through the model."""
+    found = 0
+    for probe in probes:
+        halves: Iterable[Sized] = (probe.texts if isinstance(probe, Texts) else probe.items).values()
+        found += sum(len(half) for half in halves)
+    return found
 
 
 def _answered(bench: Bench, probes: Sequence[Exact]) -> dict[tuple[str, str], bool]:

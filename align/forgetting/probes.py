@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from align.forgetting.measurements import Kind, Split
 from align.run_folder import files
 
 SPLITS: tuple[Split, Split] = ("gate", "report")
+GENERAL_TEXT, AGREEMENT = "general text", "agreement with the base"
+HELPDESK = ("correct", "polite", "parses")  # the measures of the lab's help desk
 VERSION = 2  # raised when the same probes come to be measured differently; 2: of a text, the text alone
 
 
@@ -97,6 +99,34 @@ def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Pro
     return []  # none
 
 
+def names(keys: ForgettingKeys) -> list[str]:
+    """What the probes of a recipe are called in every table, without their items."""
+    if isinstance(keys.probes, dict):
+        return list(keys.probes)
+    if keys.probes == "general":
+        return [*(_named(name) for name in battery.names()), GENERAL_TEXT]
+    if keys.probes == "lab":
+        from align.lab import skills
+
+        return [*skills.SKILLS, "stories", *(f"helpdesk {measure}" for measure in HELPDESK)]
+    return [] if keys.probes == "none" else [GENERAL_TEXT, AGREEMENT]
+
+
+def called(probe: Probe) -> tuple[str, ...]:
+    """What a probe is called in every table: of graded answers, each of its measures."""
+    if isinstance(probe, Graded):
+        return tuple(f"{probe.name} {measure}" for measure in probe.measures)
+    return (probe.name,)
+
+
+def part(probe: Probe, splits: Collection[Split]) -> Probe:
+    """A probe with the items of some halves alone."""
+    field = "texts" if isinstance(probe, Texts) else "items"
+    halves = getattr(probe, field)
+    chosen: dict[str, Any] = {field: {name: half if name in splits else type(half)() for name, half in halves.items()}}
+    return replace(probe, **chosen)
+
+
 def _lab(replays: bool) -> list[Probe]:
     from align.lab import data, probes, skills
 
@@ -118,7 +148,7 @@ def _lab(replays: bool) -> list[Probe]:
         Graded(
             "helpdesk",
             {split: [Question(c.id, c.prompt) for c in desk[split].values()] for split in SPLITS},
-            ("correct", "polite", "parses"),
+            HELPDESK,
             lambda split, id, text: probes.grade(desk[split][id], text),
         )
     )
@@ -128,14 +158,14 @@ def _lab(replays: bool) -> list[Probe]:
 def running_text() -> Texts:
     """Short texts of general knowledge."""
     texts = [row["text"] for row in _of_general_knowledge() if "text" in row]
-    return Texts("general text", {"gate": texts[::2], "report": texts[1::2]})
+    return Texts(GENERAL_TEXT, {"gate": texts[::2], "report": texts[1::2]})
 
 
 def _agreement() -> Agreement:
     """Questions of general knowledge, for a model that has no probes of its own."""
     rows = enumerate(_of_general_knowledge())
     prompts = [Question(f"general-{i}", row["prompt"]) for i, row in rows if "prompt" in row]
-    return Agreement("agreement with the base", {"gate": prompts[::2], "report": prompts[1::2]})
+    return Agreement(AGREEMENT, {"gate": prompts[::2], "report": prompts[1::2]})
 
 
 def _of_general_knowledge() -> list[dict[str, str]]:
@@ -158,7 +188,11 @@ def _skill(name: str, items: int) -> Battery:
         half = halves[SPLITS[number % 2]]
         if len(half) < items:
             half[f"{name}-{number:08x}"] = numbered[number]
-    return Battery(name.replace("_", " "), skill, halves)
+    return Battery(_named(name), skill, halves)
+
+
+def _named(skill: str) -> str:
+    return skill.replace("_", " ")
 
 
 def _said(item: Item) -> str:

@@ -6,23 +6,36 @@ the same too, to the last digit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Sized)
 
 
 @dataclass(frozen=True)
 class Share:
-    """The place of one process among those that measure together."""
+    """The place of one process among those that measure together.
+
+    Attributes:
+        passed: is told after each batch how many rows all processes have gone through since the last.
+    """
 
     rank: int = 0
     world: int = 1
+    passed: Callable[[int], None] = lambda _: None
 
-    def mine(self, batches: Sequence[T]) -> Sequence[T]:
-        """Every `world`-th batch; they come in the order of their size, so that the shares are alike."""
-        return batches[self.rank :: self.world]
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def mine(self, batches: Sequence[B]) -> Iterator[tuple[int, B]]:
+        """Every `world`-th batch with its number; they come in the order of their size, so that shares are alike."""
+        for number in range(self.rank, len(batches), self.world):
+            yield number, batches[number]
+            self.passed(len(batches[number]) * self.world)
 
     def together(self, found: Mapping[int, T]) -> dict[int, T]:
         """What all processes found, in all of them. A collective call where there are several."""

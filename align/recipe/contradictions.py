@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, FaultList
+from align.forgetting import probes
+from align.forgetting.keys import ForgettingKeys
 from align.parameterization import chain
 from align.policy.base import Base
 from align.recipe import pipeline, training_arguments
@@ -29,6 +31,17 @@ def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> L
             policies[plan.id] = [plan.layer]
             faults.found.append(read.fault(("stages", plan.id), error.what, error.remedy))
     return policies
+
+
+def of_watch(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> Iterator[AlignError]:
+    """What is asked of measurements inside a stage, and cannot be done."""
+    unknown = keys.unwatched(probes.names(keys))
+    if unknown:
+        yield read.fault(("forgetting", "watch"), unknown, "correct the name, or remove it")
+    for plan in plans:
+        if keys.early_stop and plan.layer.keys.method == "adalora":
+            what = f"`early_stop` cannot end stage '{plan.id}' early: AdaLoRA chooses its ranks over the whole training"
+            yield read.fault(("forgetting", "early_stop"), what, "remove it, or choose another method, such as lora")
 
 
 def of_precision(plans: Sequence[StagePlan]) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from align.errors import AlignError, Place
+from align.forgetting.inside import Measured
 from align.forgetting.records import BrokenAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.report.schema import Report, StageRecord, Step
@@ -67,6 +68,7 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         failure=reading.optional(folder.error, Failure) if ended else None,
         spectrum=reading.optional(folder.spectrum, Spectrum),
         rollouts=tuple(rollouts.read(folder.rollouts)),
+        inside=reading.rows(folder.curve, Measured),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from align.forgetting.inside import Measured
 from align.forgetting.records import BrokenAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.rl.rollouts import Rollout
@@ -32,6 +33,7 @@ class StageRecord(Record):
     failure: Failure | None = None
     spectrum: Spectrum | None = None
     rollouts: tuple[Rollout, ...] = ()
+    inside: tuple[Measured, ...] = ()
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """The points (step, value) of one logged number, in the order of the file."""

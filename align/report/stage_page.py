@@ -10,6 +10,7 @@ from align.forgetting.table import Forgetting
 from align.report import curves, findings, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
+from align.report.inside_page import InsidePage, inside_page
 from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPage, reward_page
 from align.report.rollout_page import RolloutsPage, rollouts_page
 from align.report.schema import StageRecord
@@ -32,7 +33,8 @@ class Fact:
 @dataclass(frozen=True)
 class StagePage:
     """The section of one stage. `settings` and `metrics` are long and go behind a fold; `alone` is what this stage
-    surely changed against the policy that it was given; `rollouts` and `reward` are None where it has none."""
+    surely changed against the policy that it was given; `rollouts`, `reward` and
+    `inside` are None where it has none."""
 
     id: str
     program: str
@@ -51,6 +53,7 @@ class StagePage:
     alone: tuple[Line, ...]
     rollouts: RolloutsPage | None
     reward: RewardPage | None
+    inside: InsidePage | None
     log_tail: tuple[str, ...]
 
 
@@ -80,6 +83,7 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         alone=tuple(line(c, forgetting) for c in findings.since_parent(forgetting, stage.id)) if forgetting else (),
         rollouts=rollouts_page(stage),
         reward=reward_page(stage),
+        inside=inside_page(stage),
         log_tail=stage.log_tail,
     )
 

@@ -41,10 +41,19 @@ _ANY: TypeAdapter[Execute | Compare | Finish] = TypeAdapter(Message)
 
 
 class Told(BaseModel):
-    """What a stage tells beside its figures: what it is at while it does not train, or a warning."""
+    """What a stage tells beside its figures.
+
+    Attributes:
+        at: what it is at while it does not train.
+        done, of: how much of that is done.
+        inside: what was measured while it trains, in short.
+    """
 
     time: float = 0.0
     at: str | None = None
+    done: int | None = None
+    of: int | None = None
+    inside: str | None = None
     warning: str | None = None
 
 

@@ -68,6 +68,26 @@ class StageDir:
         return self.root / "measurements"
 
     @property
+    def inside(self) -> Path:
+        """What was measured while the stage trained."""
+        return self.root / "inside"
+
+    @property
+    def curve(self) -> Path:
+        """A line for each of these measurements, in the order of steps."""
+        return self.inside / "measurements.jsonl"
+
+    @property
+    def pace(self) -> Path:
+        """How often they are made, where that is chosen by what they cost."""
+        return self.inside / "every.json"
+
+    @property
+    def kept(self) -> Path:
+        """The trained weights of the last measurement within the limits; gone with the checkpoints."""
+        return self.checkpoints / "kept.safetensors"
+
+    @property
     def tokens(self) -> Path:
         """The rows as the trainer takes them, while the stage is at work."""
         return self.root / "tokens"

@@ -97,6 +97,24 @@ class Rows(BaseModel):
     kinds: list[str]
 
 
+class Inside(BaseModel):
+    """What is measured of a policy while it is trained.
+
+    Attributes:
+        every: steps between two measurements.
+        watch: names of the probes; None for all.
+        early_stop: whether a limit that is surely broken ends the stage.
+        limits: keys of the recipe's `forgetting` that are limits.
+        incoming: the stage whose policy comes in, or `base`.
+    """
+
+    every: int | Literal["auto"]
+    watch: list[str] | None = None
+    early_stop: bool = False
+    limits: dict[str, Any] = {}
+    incoming: str = "base"
+
+
 class Ticket(BaseModel):
     """What one stage is asked to do. Written by the parent, read by the child."""
 
@@ -126,10 +144,31 @@ class Ticket(BaseModel):
     probes_sha256: str = _FORMERLY_MEASURED  # of the probes' content: with others it is measured again, not trained
     measure_base: bool
     measure_only: bool = False
+    inside: Inside | None = None
     processes: int
     trackers: list[str]
     run_name: str
     resume_from: str | None = None
+
+
+class Insight(BaseModel):
+    """What was measured of a policy while it was trained.
+
+    Attributes:
+        measurements: how many, and what they took: wall and CPU seconds, within those of the training.
+        every: steps between two of them; None where even one would have cost too much.
+        stopped: the step at which a broken limit ended the stage; None where none did.
+        kept: the step whose weights the stage then handed on, 0 for those that came in.
+        reasons: what was broken.
+    """
+
+    measurements: int
+    seconds: float
+    cpu_seconds: float
+    every: int | None = None
+    stopped: int | None = None
+    kept: int | None = None
+    reasons: list[str] = []
 
 
 class Outcome(BaseModel):
@@ -159,6 +198,7 @@ class Outcome(BaseModel):
     policy: Policy | None = None
     reward: Policy | None = None  # a reward model, its last adapter or its weights with the head `score`
     merge: dict[str, Any] | None = None
+    inside: Insight | None = None
     peak_memory_bytes: int | None = None
     resumed_from: str | None = None
     warnings: list[str] = []

@@ -35,8 +35,11 @@ class Watcher:
         self.task: TaskID | None = None
         self.stage, self.path, self.offset = "", Path(), 0
         self.state: dict[str, Any] = {}
-        self.said, self.began = 0.0, 0.0
+        self.said, self.began, self.since = 0.0, 0.0, 0.0
         self.progress, self.read = Path(), 0
+        self.inside = ""  # the last measurement inside the stage, in short
+        self.part: tuple[int, int] | None = None  # how much of how much is measured, while something is
+        self.measured = 0.0  # the share of it when last said
         self.told: set[str] = set()  # warnings of the stage that were shown already
         self.first: dict[str, Any] = {}  # the entry written when training began: its time, and the step resumed from
 
@@ -69,7 +72,7 @@ class Watcher:
         self.end()
         self.progress, self.read, self.told = progress, 0, set()
         self.stage, self.path, self.offset, self.state, self.said = stage, metrics, 0, {}, 0.0
-        self.began = time.time()
+        self.began, self.inside, self.part = time.time(), "", None
         if self.bars is not None:
             self.task = self.bars.add_task(stage, total=None, figures=LOADING)
 
@@ -93,12 +96,14 @@ class Watcher:
                 continue
             self.first = self.first if self.state else entry
             self.state |= entry
+            self.part = None
         step, total = self.state.get("step"), self.state.get("max_steps")
         if step is None or not total:
             return
         if self.bars is not None and self.task is not None:
-            done = step >= total
-            self.bars.update(self.task, completed=step, total=total, figures="measuring" if done else self._figures())
+            figures = "measuring" if step >= total or self.part else self._figures()
+            done, of = self.part or (step, total)
+            self.bars.update(self.task, completed=done, total=of, figures=figures)
         elif step / total - self.said >= PLAIN_EVERY or (step >= total and self.said < 1):
             self.said = step / total
             self.say(f"{self.stage}  {step}/{total}  {self._figures()}{self._left(step, total)}")
@@ -107,10 +112,27 @@ class Watcher:
         """What the stage tells of itself beside its figures."""
         if told.warning is not None:
             self.warn(self.stage, told.warning)
-        elif self.bars is not None and self.task is not None:
-            self.bars.update(self.task, figures=told.at)
+            return
+        if told.inside is not None:
+            self.inside = told.inside
+            return
+        self.part = (told.done or 0, told.of) if told.of else None
+        if self.bars is not None and self.task is not None:
+            done, of = self.part or (0, None)
+            self.bars.update(self.task, figures=told.at, completed=done, total=of)
+        elif self.part is not None:
+            self._say_part(told, *self.part)
         elif told.at != LOADING:
+            self.measured, self.since = 0.0, told.time
             self.say(f"{self.stage}: {told.at}")
+
+    def _say_part(self, told: Told, done: int, of: int) -> None:
+        """How much of a measurement is done, once in a while, and how long the rest will take at that pace."""
+        share = done / of
+        if share < 1 and share - self.measured >= PLAIN_EVERY:
+            self.measured = share
+            left = _clock((told.time - self.since) * (1 / share - 1))
+            self.say(f"{self.stage}: {told.at}: {done} of {of} items{left}")
 
     def warn(self, stage: str, text: str) -> None:
         """A warning about a stage, once."""
@@ -132,14 +154,17 @@ class Watcher:
             words.append(f"eval {self.state['eval_loss']:.3f}")
         if self.state.get("tokens_per_second"):
             words.append(f"{self.state['tokens_per_second']:,.0f} tok/s")
-        return "  ".join(words)
+        return "  ".join([*words, *([f"[{self.inside}]"] if self.inside else [])])
 
     def _left(self, step: int, total: int) -> str:
         done = step - self.first["step"]
         if done <= 0 or step >= total:
             return ""
-        seconds = (self.state["time"] - self.first["time"]) / done * (total - step)
-        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
+        return _clock((self.state["time"] - self.first["time"]) / done * (total - step))
+
+
+def _clock(seconds: float) -> str:
+    return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
 def _new(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from align import user_paths
+from align.forgetting.keys import ForgettingKeys
 from align.policy.base import replaced_tokens
 from align.preflight.check import Prepared, write_rows
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
-from align.run_folder.records import BaseModelIdentity, Policy, Rows, Ticket
+from align.run_folder.records import BaseModelIdentity, Inside, Policy, Rows, Ticket
 from align.runner import trains_alike
 
 TRAINING = 2  # raised when align itself begins to train the same recipe differently
@@ -97,10 +98,19 @@ def ticket_of(
         warnings=prepared.warnings.get(plan.id, []),
         probes_sha256=prepared.probes,
         measure_base=False,
+        inside=_inside(plan, settings.forgetting),
         processes=processes,
         trackers=list(settings.trackers),
         run_name=f"{settings.name}-{plan.id}",
     )
+
+
+def _inside(plan: StagePlan, keys: ForgettingKeys) -> Inside | None:
+    """What is measured while a stage trains; nothing of a reward model, which answers no question."""
+    if keys.every is None or plan.program.stage.gives != "policy":
+        return None
+    limits = {name: value for name, value in keys.thresholds().items() if name != "on_violation"}
+    return Inside(every=keys.every, watch=keys.watch, early_stop=keys.early_stop, limits=limits, incoming=plan.policy)
 
 
 def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
@@ -119,6 +129,9 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
 
     passes = ticket.training.get("steps_per_generation")  # which say how many answers a rollout has
     rollout = {"rollout": per_device * passes * ticket.processes} if isinstance(passes, int) else {}
+    # measuring leaves no trace in the weights, unless it may end the stage
+    ends = ticket.inside if ticket.inside and ticket.inside.early_stop else None
+    watched = {"early_stop": [ends.every, ends.watch, ends.limits, ticket.probes_sha256]} if ends else {}
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return files.digest(
         {
@@ -136,6 +149,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             "above": above,
             **({"rewards": scored} if scored else {}),
             **rollout,
+            **watched,
         }
     )
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer
 
+    from align.stage.inside import Measuring
+
 Record = dict[str, Any]
 ENCODING_SECONDS = 2.0  # between two lines on how far the encoding of rows is
 _TENSORBOARD = os.environ.get("TENSORBOARD_LOGGING_DIR")  # as the user set it, before any stage sets its own
@@ -39,6 +41,7 @@ class Job:
         keys: the stage's recipe keys, typed.
         run, dir: the folders of the run and of the stage.
         model: the policy that came in, with this stage's weights trainable; trained in place.
+        inside: how the policy is measured while it is trained, where it is.
         rows, evaluation: canonical rows (align.data.formats), replayed ones included and counted in `groups`.
         groups: 0 for a row of the task, 1 for a replayed one.
     """
@@ -57,6 +60,7 @@ class Job:
     steps: int = 0
     global_batch: int = 0
     data: dict[str, Any] = field(default_factory=dict)
+    inside: Measuring | None = None
 
     def arguments(self, config: type[TrainingArguments], **fixed: Any) -> Any:
         """A TRL config from the recipe's `training`, with what the engine owns filled in.
@@ -78,6 +82,10 @@ class Job:
         given.setdefault("eval_strategy", "steps" if self.evaluation else "no")
         if given["eval_strategy"] == "steps":
             given.setdefault("eval_steps", 0.2)
+        if given["eval_strategy"] != "no" and not given.get("eval_delay"):
+            given.setdefault("eval_on_start", True)
+        if self.ticket.resume_from:  # it did begin
+            given["eval_on_start"] = False
         owned = {
             "output_dir": str(self.dir.checkpoints),
             "seed": ticket.seed,
@@ -146,12 +154,15 @@ class Job:
             Interrupted: the run was asked to stop.
         """
         from align.policy import adalora
+        from align.stage import inside
 
         stop = Stop(self.interrupted)
         checkpoint = self.dir.root / self.ticket.resume_from if self.ticket.resume_from else None
         if adalora.is_allocated(self.model):
             trainer.add_callback(adalora.Allocate(self.model, checkpoint))
-        for callback in (Watch(self.dir.metrics, resumed=checkpoint is not None), Seal(), stop):
+        watch = Watch(self.dir.metrics, resumed=checkpoint is not None)
+        watching = [inside.Watching(self.inside, self.model, watch, checkpoint)] if self.inside else []
+        for callback in (watch, *watching, Seal(), stop):
             trainer.add_callback(callback)
         args = trainer.args
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -168,12 +179,23 @@ class Job:
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
+        if self.inside is not None:
+            self._keep_within_limits(self.inside, trainer.state.max_steps)
         self._assert_finite()
         return figures(trainer.state)
 
-    def at(self, doing: str) -> None:
-        """Tell what the stage is at while it does not train. Of the first process."""
-        messages.tell(self.dir.progress, Told(time=time.time(), at=doing))
+    def _keep_within_limits(self, measuring: Measuring, planned: int) -> None:
+        """Where a broken limit has ended the stage, hand on the last weights that broke none."""
+        from align.forgetting import inside as curve
+        from align.stage import inside
+
+        if curve.ended(self.dir, measuring.settings, self.steps) is not None:
+            inside.restore(self.model, self.dir.kept)
+            self.warn(curve.sentence(self.dir, measuring.insight(self.steps), planned))
+
+    def at(self, doing: str, done: int | None = None, of: int | None = None) -> None:
+        """Tell what the stage is at while it does not train, and how much of it is done. Of the first process."""
+        messages.tell(self.dir.progress, Told(time=time.time(), at=doing, done=done, of=of))
 
     def warn(self, text: str) -> None:
         """Something that must be heard before the next stage begins: told at once, and kept in the outcome."""
@@ -200,8 +222,11 @@ class Job:
 
     def _trained_whole(self, trainer: Trainer, checkpoint: Path) -> bool:
         """Take a checkpoint of the last step as it is: transformers would train one step more from it."""
+        from align.forgetting import inside
+
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps:
+        over = self.inside and inside.ended(self.dir, self.inside.settings, state.global_step)
+        if state.global_step < state.max_steps and not over:
             return False
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state

@@ -8,7 +8,7 @@ neither the size of a batch nor the number of processes is in the figures.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from align.stage.random_state import unmoved
 from align.trainers.means import Means, Tally
 
 
@@ -78,7 +79,8 @@ class HeldOut(Means):
     ) -> EvalLoopOutput:
         """transformers' loop over this process's batches, then the figures over all processes."""
         self._pieces = Tally({unit: unit for unit in self.units.values()})
-        with without_router_loss(self):
+        # before the first step it is no part of the training, which goes on as without it
+        with without_router_loss(self), nullcontext() if self.state.global_step else unmoved():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         losses = self._pieces.over_processes(self.accelerator).values()
         output.metrics[f"{metric_key_prefix}_loss"] = sum(losses.values()) + self.rest_of_loss()

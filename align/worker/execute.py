@@ -111,6 +111,7 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     )
     program = _program(ticket)
     _assert_device(ticket)
+    job.inside = measuring.inside(job, run, found)
     builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.preload)
     return Loaded(run, ticket, world, program, job, builder, found)
 
@@ -144,7 +145,12 @@ def train(at: Loaded) -> dict[str, Any]:
 
 def measure(at: Loaded) -> dict[str, Any] | None:
     """Measure the probes on the trained policy; what that took. None for a reward model, and without probes."""
-    return measuring.measure_policy(at.job, at.run, at.probes) if at.ticket.gives == "policy" and at.probes else None
+    if at.ticket.gives != "policy" or not at.probes:
+        return None
+    measured = measuring.measure_policy(at.job, at.run, at.probes)
+    if at.job.inside is not None:
+        at.job.inside.last(at.job.steps)
+    return measured
 
 
 def save(
@@ -180,6 +186,7 @@ def save(
         policy=policy if ticket.gives == "policy" else None,
         reward=policy if ticket.gives == "reward" else None,
         merge=asdict(built.merge) if built.merge else None,
+        inside=job.inside.insight(job.steps) if job.inside else None,
         peak_memory_bytes=usage.peak_memory(),
         resumed_from=ticket.resume_from,
         warnings=job.warnings,

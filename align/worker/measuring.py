@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,22 @@ from transformers import PreTrainedTokenizerBase
 from align.forgetting import probes, quantization
 from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.bench import Bench, Encoded
+from align.forgetting.inside import GATE
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import measure
 from align.forgetting.measurements import Split
+from align.forgetting.table import BASE
 from align.policy import load as models
 from align.policy import stack
 from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
+from align.stage.inside import Measuring
 from align.stage.job import Job
 from align.worker import card
 from align.worker.handover import Builder
+
+TOLD_SECONDS = 2.0  # between two words on how much has been measured
 
 
 @lru_cache(maxsize=1)
@@ -37,6 +44,10 @@ _ENCODED: dict[tuple[str, Split], Encoded] = {}  # of this process's one tokeniz
 _ASKED: dict[str, list[Asked]] = {}  # the same, of the general battery
 
 
+_ENCODED_INSIDE: dict[tuple[str, Split], Encoded] = {}  # the same of the halves that are measured inside a stage
+_ASKED_INSIDE: dict[str, list[Asked]] = {}
+
+
 def _bench(model: Any, tokenizer: PreTrainedTokenizerBase, ticket: Ticket) -> Bench:
     """In the arithmetic that the stage trains in."""
     autocast = bool(ticket.training.get("bf16", models.native_bf16()))
@@ -47,7 +58,8 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
     """Run the probes on the base as the stage loads it, and where that quantises it, see what that alone costs."""
     ticket, texts, own = job.ticket, quantization.texts(bench_probes), None
     count = len(bench_probes)
-    job.at(f"measuring the base on {count} probe{'s' if count > 1 else ''}, before anything is trained")
+    doing = f"measuring the base on {count} probe{'s' if count > 1 else ''}, before anything is trained"
+    job.at(doing)
     if builder.quantization and texts and quantization.has_room(Path(ticket.policy.base.path)):
         whole = models.load_weights(ticket.policy.base.path, ticket.model, builder.dtype, None)
         own = quantization.measured(_bench(whole, job.tokenizer, ticket), texts)
@@ -56,7 +68,7 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     bench = _bench(builder.pristine(), job.tokenizer, ticket)
-    measure(bench, bench_probes, run.base_measurements, base=None)
+    measure(bench, bench_probes, run.base_measurements, base=None, tell=_Told(job, doing))
     if own:
         found = quantization.compare(own, quantization.measured(bench, texts))
         files.write_json(run.quantization, found.written())
@@ -66,10 +78,38 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
     job.at(LOADING)
 
 
+class _Told:
+    """Tells now and then how much has been measured."""
+
+    def __init__(self, job: Job, doing: str) -> None:
+        self.job, self.doing, self.time = job, doing, time.monotonic()
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if now - self.time >= TOLD_SECONDS:
+            self.time = now
+            self.job.at(self.doing, done, of)
+
+
+def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring | None:
+    """How a ticket's policy is measured while it is trained; None where it is not."""
+    settings, ticket = job.ticket.inside, job.ticket
+    if settings is None:
+        return None
+
+    def measured(model: Any, folder: Path) -> None:
+        bench = replace(_bench(model, job.tokenizer, ticket), encoded=_ENCODED_INSIDE, asked=_ASKED_INSIDE)
+        measure(bench, bench_probes, folder, base=run.base_measurements, splits=GATE, only=settings.watch)
+
+    incoming = run.base_measurements if settings.incoming == BASE else run.stage(settings.incoming).measurements
+    return Measuring(settings, job.dir, run.base_measurements, incoming, measured)
+
+
 def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     bench = _bench(job.model, job.tokenizer, job.ticket)
-    return measure(bench, bench_probes, job.dir.measurements, base=base)
+    tell = _Told(job, "measuring")
+    return measure(bench, bench_probes, job.dir.measurements, base=base, tell=tell)
 
 
 def measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:

@@ -61,6 +61,9 @@ class Batch:
     prefix: int
     places: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.places)
+
 
 def log_likelihoods(
     model: torch.nn.Module, groups: Sequence[Sequence[Asked]], *, pad: int, autocast: bool, share: Share | None = None
@@ -77,9 +80,8 @@ def log_likelihoods(
     share = share or Share()
     scorer = _Scorer(model, pad, unwrapped(model).config.get_text_config().vocab_size)
     batches = plan(groups, scorer.vocabulary)
-    numbered = share.mine(list(enumerate(batches)))
     with torch.autocast(scorer.device.type, dtype=torch.bfloat16, enabled=autocast):
-        own = {number: scorer.scored(groups[batch.group], batch) for number, batch in numbered}
+        own = {number: scorer.scored(groups[batch.group], batch) for number, batch in share.mine(batches)}
     found: list[list[list[float]]] = [[[] for _ in group] for group in groups]
     for number, scores in share.together(own).items():
         for place, sums in zip(batches[number].places, scores, strict=True):

@@ -1,0 +1,123 @@
+"""What the report says about the measurements inside a stage: curves, the same as a table, and what they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from align.forgetting.inside import Measured, Point
+from align.forgetting.judgement import MEAN
+from align.forgetting.table import ProbeEntry
+from align.report import inside_plots, numbers
+from align.report.inside_plots import Curve
+from align.report.plots import Drawing
+from align.report.schema import StageRecord
+from align.run_folder.records import Insight
+
+BRIEF = 8  # columns of the short table
+
+
+@dataclass(frozen=True)
+class InsideCell:
+    """A figure with the verdict on it."""
+
+    score: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class InsideRow:
+    """A probe, a cell for each column."""
+
+    name: str
+    cells: tuple[InsideCell, ...]
+
+
+@dataclass(frozen=True)
+class InsideTable:
+    """Steps as columns, probes as rows."""
+
+    steps: tuple[str, ...]
+    rows: tuple[InsideRow, ...]
+
+
+@dataclass(frozen=True)
+class InsidePage:
+    """The section. `brief` has the first, the last and some columns between; it is `table` where that is narrow.
+
+    Attributes:
+        told: how often was measured, and what that took.
+        end: why the stage was ended; empty where it was not.
+    """
+
+    told: str
+    end: str
+    panels: tuple[Drawing, ...]
+    table: InsideTable
+    brief: InsideTable
+
+
+def inside_page(stage: StageRecord) -> InsidePage | None:
+    """The section of one stage; None where nothing was measured inside it."""
+    lines = stage.inside
+    if not lines:
+        return None
+    told = stage.outcome.inside if stage.outcome else None
+    names = sorted({name: None for line in lines for name in line.points}, key=lambda name: name != MEAN)
+    apart = max(1, -(-(len(lines) - 1) // (BRIEF - 1)))
+    some = [line for at, line in enumerate(lines) if at % apart == 0 or line is lines[-1]]
+    return InsidePage(
+        told=_told(stage, told),
+        end=_end(told) if told and told.stopped is not None else "",
+        panels=tuple(_panel(name, lines, told) for name in names),
+        table=_table(lines, names),
+        brief=_table(some, names),
+    )
+
+
+def _told(stage: StageRecord, told: Insight | None) -> str:
+    if told is None:
+        made = sum(line.origin == "inside" for line in stage.inside)
+        return f"{made} so far, on the gate's half of the items."
+    assert stage.outcome is not None
+    if not told.measurements:
+        return "None: even one would have cost too much of the stage's CPU time."
+    often = f"every {told.every:,} steps" if told.every else "at the last step"
+    spent = f"CPU {numbers.seconds(told.cpu_seconds)}"
+    if stage.outcome.cpu_seconds:
+        spent += f", {told.cpu_seconds / stage.outcome.cpu_seconds:.0%} of the training's"
+    return f"{told.measurements:,}, {often}, on the gate's half of the items; {spent}."
+
+
+def _end(told: Insight) -> str:
+    """Why the stage was ended."""
+    return f"at step {told.stopped:,}, with the weights of step {told.kept or 0:,}: {'; '.join(told.reasons)}"
+
+
+def _panel(name: str, lines: Sequence[Measured], told: Insight | None) -> Drawing:
+    points = [(line.step, line.points[name]) for line in lines if name in line.points]
+    first = points[0][1]
+    limit: float | None = None
+    if first.limit is not None and first.before is not None:
+        limit = first.before * first.limit if first.metric == "perplexity" else first.before - first.limit
+        limit = limit if limit > 0 else None  # below 0 there is nothing to lose
+    curve = Curve(
+        title=name,
+        points=[(step, point.score) for step, point in points],
+        limit=limit,
+        broken=frozenset(step for step, point in points if point.verdict == "FORGOT"),
+        kept=told.kept if told else None,
+        decimals=2 if first.metric == "perplexity" else 3,
+    )
+    return Drawing(f"{name} inside the stage", inside_plots.draw(curve))
+
+
+def _table(lines: Sequence[Measured], names: Sequence[str]) -> InsideTable:
+    rows = [InsideRow(name, tuple(_cell(line.points.get(name)) for line in lines)) for name in names]
+    return InsideTable(tuple(f"{line.step:,}" for line in lines), tuple(rows))
+
+
+def _cell(point: Point | None) -> InsideCell:
+    if point is None:
+        return InsideCell("", "")
+    return InsideCell(numbers.score(point.score, ProbeEntry(metric=point.metric)), point.verdict or "")
