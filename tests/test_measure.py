@@ -304,6 +304,12 @@ def test_the_battery_is_scored_item_by_item(
         key = line["probe"], line["id"]
         assert before[key]["score"] == 1 and after[key]["score"] == 0
         assert (line["before"], line["after"]) == (before[key]["said"], after[key]["said"])
+    gained = [key for key in after if after[key]["score"] and not before[key]["score"]]
+    mended = lines(tmp_path / "worse" / "mended.jsonl")
+    assert {(line["probe"], line["id"]) for line in mended} <= set(gained)
+    assert len(mended) == sum(min(4, sum(key[0] == name for key in gained)) for name in {key[0] for key in gained})
+    assert all(line["after"] == after[line["probe"], line["id"]]["said"] for line in mended)
+    assert not (tmp_path / "base" / "mended.jsonl").exists()
 
 
 def test_broken_answers_were_right_before_and_are_wrong_now(

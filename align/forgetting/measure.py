@@ -16,6 +16,7 @@ from align.forgetting.battery import answering
 from align.forgetting.battery.answering import Answer
 from align.forgetting.bench import Bench, encode_questions, exact, generate, generate_ids, hits_of, likelihoods
 from align.forgetting.measurements import Split
+from align.forgetting.mended import mended
 from align.forgetting.probes import SPLITS, Agreement, Battery, Exact, Graded, Probe, Texts
 from align.forgetting.records import BrokenAnswer, Sample
 from align.run_folder import files
@@ -29,7 +30,8 @@ Record = dict[str, Any]
 
 
 def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path | None) -> Record:
-    """Run all probes and write `summary.json`, `items.jsonl`, `samples.jsonl` and, against `base`, `broken.jsonl`.
+    """Run all probes and write `summary.json`, `items.jsonl`, `samples.jsonl` and, against `base`, `broken.jsonl` and
+    `mended.jsonl`.
 
     Args:
         base: the measurement folder of the base model, when this is not the base itself.
@@ -54,6 +56,9 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     _write_lines(folder / "items.jsonl", bench.items)
     _write_lines(folder / "samples.jsonl", [sample.written() for sample in bench.samples])
     _write_lines(folder / "broken.jsonl", [answer.written() for answer in broken])
+    if base is not None:
+        right_now = mended(probes, _read_lines(base / "items.jsonl"), bench.items)
+        _write_lines(folder / "mended.jsonl", [answer.written() for answer in right_now])
     summary = {
         "probes": _describe(probes),
         "scores": _scores(bench.items),

@@ -24,6 +24,18 @@ class BrokenAnswer(Record):
     after: str = ""
 
 
+class MendedAnswer(Record):
+    """A line of mended.jsonl: an answer that was wrong in the base and is right now; `before` is empty where what the
+    base said was not written."""
+
+    probe: str
+    id: str | int
+    split: Split | None = None
+    prompt: str = ""
+    before: str = ""
+    after: str = ""
+
+
 class Sample(Record):
     """A line of samples.jsonl: an answer with the marks that its probe gave it, which are keys of the line."""
 

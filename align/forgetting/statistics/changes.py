@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.forgetting.statistics.intervals import exp, mcnemar_exact, pseudo_item_interval, t_interval
+from align.forgetting.statistics.intervals import Estimate, exp, mcnemar_exact, pseudo_items
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Change:
         lost, gained: items whose score fell, and rose.
         n: items.
         mean_square: mean of the squared differences per item; n * mean_square of right/wrong items is lost + gained.
+        estimate: of delta, which the interval was made of.
     """
 
     delta: float
@@ -33,6 +34,7 @@ class Change:
     gained: int
     n: int
     mean_square: float
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class PerplexityChange:
         low, high: 95 % interval of the ratio.
         p_value: two-sided, against a ratio of 1.
         n: items.
+        estimate: of the log-ratio, which the interval was made of; None where there is none.
     """
 
     ratio: float
@@ -52,13 +55,14 @@ class PerplexityChange:
     high: float
     p_value: float
     n: int
+    estimate: Estimate | None = None
 
 
 def paired_binary(before: Sequence[float], after: Sequence[float]) -> Change:
     """Compare the scores of the same items, in the same order, each in 0..1.
 
     Right/wrong items (all 0 or 1): the interval of Bonett & Price (2012, doi:10.3102/1076998611411915), see
-    `pseudo_item_interval`, and the exact McNemar test, min(1, 2 P(X <= min(lost, gained))) with X binomial over
+    `pseudo_items`, and the exact McNemar test, min(1, 2 P(X <= min(lost, gained))) with X binomial over
     lost + gained trials at 1/2. Bonett & Price's is the closed form that Fagerland, Lydersen & Laake (2014,
     doi:10.1002/sim.6148) recommend; over the cases of tests/test_statistics.py its worst coverage is above that of
     Tango's (1998) score interval, and it is narrower where few items changed.
@@ -76,14 +80,14 @@ def paired_binary(before: Sequence[float], after: Sequence[float]) -> Change:
     delta = math.fsum(differences) / n
     mean_square = math.fsum(d * d for d in differences) / n
     deviation = math.sqrt(math.fsum((d - delta) ** 2 for d in differences) / (n - 1)) if n > 1 else 0.0
-    if all(score in (0, 1) for score in (*before, *after)):
-        low, high, _ = pseudo_item_interval([(n, delta, mean_square)])
-        p_value = mcnemar_exact(lost, gained)
-    elif deviation < 1e-12:
-        low, high, p_value = pseudo_item_interval([(n, delta, mean_square)])
+    right_or_wrong = all(score in (0, 1) for score in (*before, *after))
+    if right_or_wrong or deviation < 1e-12:
+        estimate = pseudo_items([(n, delta, mean_square)])
     else:
-        low, high, p_value = t_interval(delta, deviation / math.sqrt(n), n - 1)
-    return Change(delta, max(-1.0, low), min(1.0, high), p_value, lost, gained, n, mean_square)
+        estimate = Estimate(delta, deviation / math.sqrt(n), n - 1)
+    low, high = estimate.interval()
+    p_value = mcnemar_exact(lost, gained) if right_or_wrong else estimate.p_value()
+    return Change(delta, max(-1.0, low), min(1.0, high), p_value, lost, gained, n, mean_square, estimate)
 
 
 def paired_perplexity(before: Sequence[tuple[float, int]], after: Sequence[tuple[float, int]]) -> PerplexityChange:
@@ -113,15 +117,16 @@ def paired_perplexity(before: Sequence[tuple[float, int]], after: Sequence[tuple
     ]
     centre = math.fsum(without) / n
     error = math.sqrt((n - 1) / n * math.fsum((value - centre) ** 2 for value in without))
-    low, high, p_value = t_interval(log_ratio, error, n - 1)
-    return PerplexityChange(exp(log_ratio), exp(low), exp(high), p_value, n)
+    estimate = Estimate(log_ratio, error, n - 1)
+    low, high = estimate.interval()
+    return PerplexityChange(exp(log_ratio), exp(low), exp(high), estimate.p_value(), n, estimate)
 
 
 def mean_change(changes: Sequence[Change]) -> Change:
     """The unweighted mean of the deltas of several probes whose items are independent of each other.
 
     The variance is sum_j var_j / k^2 over k probes, var_j from the differences per item of probe j. So that probes in
-    which nothing changed do not claim certainty, the two pseudo-items of `pseudo_item_interval` are shared among the
+    which nothing changed do not claim certainty, the two pseudo-items of `pseudo_items` are shared among the
     probes, 1/k of each to every one, as Price & Bonett (2004, doi:10.1016/S0167-9473(03)00007-0) do for linear
     functions of proportions; of one probe of right/wrong items this is that probe's own interval. The p-value is the
     two-sided normal one that belongs to the interval. `lost`, `gained` and `n` are sums over the probes.
@@ -132,16 +137,18 @@ def mean_change(changes: Sequence[Change]) -> Change:
     if not changes:
         raise ValueError("no changes to average")
     k = len(changes)
-    low, high, p_value = pseudo_item_interval([(change.n, change.delta, change.mean_square) for change in changes])
+    estimate = pseudo_items([(change.n, change.delta, change.mean_square) for change in changes])
+    low, high = estimate.interval()
     return Change(
         delta=math.fsum(change.delta for change in changes) / k,
-        low=low,
-        high=high,
-        p_value=p_value,
+        low=max(-1.0, low),
+        high=min(1.0, high),
+        p_value=estimate.p_value(),
         lost=sum(change.lost for change in changes),
         gained=sum(change.gained for change in changes),
         n=sum(change.n for change in changes),
         mean_square=math.fsum(change.mean_square for change in changes) / k,
+        estimate=estimate,
     )
 
 

@@ -4,21 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
-def pseudo_item_interval(samples: Sequence[tuple[int, float, float]]) -> tuple[float, float, float]:
-    """Interval and p-value of the mean over k samples of differences in -1..1, each (n, mean, mean square).
+@dataclass(frozen=True)
+class Estimate:
+    """What an interval is made of: `centre` +- quantile x `error`.
+
+    Attributes:
+        centre: for pseudo-items not quite what was observed; of perplexities the log-ratio.
+        error: standard error; 0 leaves no doubt.
+        freedom: degrees of freedom of Student's t; None for the normal distribution.
+    """
+
+    centre: float
+    error: float
+    freedom: int | None = None
+
+    def interval(self) -> tuple[float, float]:
+        """Low and high."""
+        half = self._quantile() * self.error
+        return self.centre - half, self.centre + half
+
+    def p_value(self, value: float = 0.0) -> float:
+        """Two-sided, against `value`."""
+        return min(1.0, 2 * min(self.below(value), self.above(value)))
+
+    def below(self, value: float) -> float:
+        """One-sided p-value of the claim that the truth lies below `value`: how often an estimate is this low where the
+        truth is `value`."""
+        return self._cdf(self.centre - value)
+
+    def above(self, value: float) -> float:
+        """The same of the claim that it lies above."""
+        return self._cdf(value - self.centre)
+
+    def _quantile(self) -> float:
+        if self.freedom is None:
+            return Z
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.freedom, (1 + CONFIDENCE) / 2))
+
+    def _cdf(self, distance: float) -> float:
+        if not self.error:
+            return float(distance >= 0)
+        if self.freedom is None:
+            return NormalDist().cdf(distance / self.error)
+        from scipy.special import stdtr
+
+        return float(stdtr(self.freedom, distance / self.error))
+
+
+def pseudo_items(samples: Sequence[tuple[int, float, float]]) -> Estimate:
+    """The mean over k samples of differences in -1..1, each (n, mean, mean square), with a normal interval.
 
     Every sample gets 1/k of an item that was lost (-1) and 1/k of one that was gained (+1) before mean m_j and variance
     v_j are taken over its n_j + 2/k items: mean(m_j) +- z sqrt(sum_j v_j / (n_j + 2/k)) / k. With k = 1 this is
     Bonett & Price (2012): p12 = (gained + 1) / (n + 2), p21 = (lost + 1) / (n + 2),
     p12 - p21 +- z sqrt((p12 + p21 - (p12 - p21)^2) / (n + 2)).
-
-    Returns: low, high (within -1..1), and the two-sided normal p-value against 0.
     """
     k = len(samples)
     means, variances = [], []
@@ -27,10 +75,14 @@ def pseudo_item_interval(samples: Sequence[tuple[int, float, float]]) -> tuple[f
         adjusted = n * mean / size
         means.append(adjusted)
         variances.append(((n * mean_square + 2 / k) / size - adjusted * adjusted) / size)
-    centre = math.fsum(means) / k
-    error = math.sqrt(math.fsum(variances)) / k
-    p_value = 2 * NormalDist().cdf(-abs(centre) / error)
-    return max(-1.0, centre - Z * error), min(1.0, centre + Z * error), p_value
+    return Estimate(math.fsum(means) / k, math.sqrt(math.fsum(variances)) / k)
+
+
+def pseudo_item_interval(samples: Sequence[tuple[int, float, float]]) -> tuple[float, float, float]:
+    """Low and high of `pseudo_items`, within -1..1, and the two-sided p-value against 0."""
+    estimate = pseudo_items(samples)
+    low, high = estimate.interval()
+    return max(-1.0, low), min(1.0, high), estimate.p_value()
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -55,15 +107,6 @@ def mcnemar_exact(lost: int, gained: int) -> float:
     from scipy.special import bdtr
 
     return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
-
-
-def t_interval(estimate: float, error: float, freedom: int) -> tuple[float, float, float]:
-    """Interval and two-sided p-value against 0 by Student's t; an error of 0 leaves no doubt."""
-    from scipy.special import stdtr, stdtrit
-
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    p_value = 2 * float(stdtr(freedom, -abs(estimate) / error)) if error else float(estimate == 0)
-    return estimate - half, estimate + half, p_value
 
 
 def exp(value: float) -> float:

@@ -28,16 +28,34 @@ def backward_transfer(scores: Mapping[str, Mapping[str, float]], history: Sequen
     return math.fsum(last[j] - first[j] for j in first) / len(first)
 
 
-def average_forgetting(scores: Mapping[str, Mapping[str, float]], history: Sequence[str]) -> float | Undefined:
-    """F = mean_j (max_{i<T} R[i][j] - R[T][j]) (Chaudhry et al. 2018, arXiv:1801.10112); negative where all was gain.
+def average_forgetting(
+    scores: Mapping[str, Mapping[str, float]],
+    history: Sequence[str],
+    chosen_by: Mapping[str, Mapping[str, float]] | None = None,
+) -> float | Undefined:
+    """F = mean_j (R[i_j][j] - R[T][j]), i_j < T the best row of j (Chaudhry et al. 2018, arXiv:1801.10112); negative
+    where all was gain.
 
-    Args: as of `backward_transfer`.
+    Args:
+        scores, history: as of `backward_transfer`.
+        chosen_by: the scores that the best rows are chosen by, see `best_rows`.
     """
     why = _undefined(scores, history)
     if why:
         return why
     last = scores[history[-1]]
-    return math.fsum(max(scores[i][j] for i in history[:-1]) - last[j] for j in last) / len(last)
+    best = best_rows(scores if chosen_by is None else chosen_by, history)
+    return math.fsum(scores[best[j]][j] - last[j] for j in last) / len(last)
+
+
+def best_rows(chosen_by: Mapping[str, Mapping[str, float]], history: Sequence[str]) -> dict[str, str]:
+    """The row before the last in which each capability was best; the earliest of equal ones.
+
+    Chosen by other items than those that are then compared, it is no better there than it is: the maximum over rows of
+    the same items also counts as forgotten what was only luck.
+    """
+    rows = history[:-1]
+    return {j: max(rows, key=lambda row: chosen_by[row][j]) for j in chosen_by[history[0]]}
 
 
 def _undefined(scores: Mapping[str, Mapping[str, float]], history: Sequence[str]) -> Undefined | None:
