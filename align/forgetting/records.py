@@ -61,6 +61,14 @@ class Sample(Record):
         return line
 
 
+class Latency(Record):
+    """latency.json: median wall seconds of a greedy answer over `answers` of at most `most_tokens` tokens."""
+
+    seconds: Number = None
+    answers: int = 0
+    most_tokens: int = 0
+
+
 class QuantizationCost(Record):
     """quantization.json: perplexity of running text in the base's own precision and quantised, and their ratio."""
 

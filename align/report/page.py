@@ -21,7 +21,8 @@ BROKEN_SHOWN: Final = 5
 SAMPLES_SHOWN: Final = 6
 
 VIOLATION: Final = "on_violation"
-"""Stands among the limits in forgetting.json, and is none."""
+ACTIONS: Final = (VIOLATION, "on_budget")
+"""Stand among the limits in forgetting.json, and are none."""
 
 VIOLATIONS: Final = {"warn": "is told, and the run goes on", "stop": "ends the run"}
 
@@ -154,7 +155,7 @@ def build(report: Report) -> Page:
         mended=tuple(mended(report)),
         samples=tuple(_samples(report, forgetting)),
         measured=tuple(_measured(forgetting, report)),
-        thresholds=tuple(fact for fact in flat(forgetting.thresholds) if fact.label != VIOLATION),
+        thresholds=tuple(fact for fact in flat(forgetting.thresholds) if fact.label not in ACTIONS),
         recipe=report.recipe,
         versions=tuple(Fact(name, version) for name, version in {"align": report.run.align, **versions}.items()),
     )

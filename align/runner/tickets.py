@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align import user_paths
+from align.forgetting.keys import ForgettingKeys
 from align.policy.base import replaced_tokens
 from align.preflight.check import Prepared, write_rows
 from align.recipe.pipeline import BASE
@@ -93,6 +94,7 @@ def ticket_of(
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         probes=probes,
+        latency=plan.program.stage.gives == "policy" and wants_latency(settings.forgetting),
         probe_items=settings.forgetting.items,
         warnings=prepared.warnings.get(plan.id, []),
         probes_sha256=prepared.probes,
@@ -101,6 +103,11 @@ def ticket_of(
         trackers=list(settings.trackers),
         run_name=f"{settings.name}-{plan.id}",
     )
+
+
+def wants_latency(keys: ForgettingKeys) -> bool:
+    """Whether answers are to be timed, which takes a while."""
+    return keys.budgets is not None and keys.budgets.latency is not None
 
 
 def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.forgetting import probes, quantization
+from align.forgetting import latency, probes, quantization
 from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.bench import Bench, Encoded
 from align.forgetting.keys import ForgettingKeys
@@ -69,7 +69,10 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
 def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     bench = _bench(job.model, job.tokenizer, job.ticket)
-    return measure(bench, bench_probes, job.dir.measurements, base=base)
+    found = measure(bench, bench_probes, job.dir.measurements, base=base)
+    if job.ticket.latency:
+        files.write_json(job.dir.latency, latency.measured(bench, bench_probes).written())
+    return found
 
 
 def measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
