@@ -198,7 +198,7 @@ def _stopped(folder: RunDir) -> AlignError:
     stages = reading.read(folder.record, RunRecord).stages
     id = next(id for id, entry in stages.items() if entry.status == "stopped")
     decision = reading.read(folder.stage(id).decision, Decision)
-    reasons = "; ".join(decision.reasons[: len(decision.violations)])
+    reasons = "; ".join(decision.alarming)
     remedy = "change the recipe (forgetting limits, replay, learning rate) and run it again"
     return AlignError(f"the gate stopped the run after '{id}': {reasons}", remedy, exit=Exit.GATE)
 

@@ -224,6 +224,11 @@ def forgetting(real: Forgetting, stages: tuple[str, ...] = STAGES) -> Forgetting
             stage: {key: mean(kinds, at, judged=key == "all") for key, kinds in groups.items()}
             for at, stage in enumerate(stages)
         },
+        backward_transfer_ci95={},
+        average_forgetting_ci95={
+            stage: interval for stage, interval in {"dpo": (0.1, 0.175)}.items() if stage in stages
+        },
+        family={},
         backward_transfer={stage: transfer[stage] for stage in stages},
         average_forgetting={stage: {"base": nothing, "sft": 0.065, "dpo": 0.1375}[stage] for stage in stages},
         thresholds={**real.thresholds, "max_drop": 0.2, "max_mean_drop": 0.1, "max_perplexity_ratio": None},

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import models
 from align.forgetting import bench as bench_
+from align.forgetting import latency, probes
 from align.forgetting import measure as measuring
-from align.forgetting import probes
 from align.forgetting.battery.skill import Item, Skill, user
 from align.forgetting.bench import Bench
 from align.forgetting.keys import ForgettingKeys
-from align.forgetting.probes import Agreement, Battery, Exact, Graded, Question, Texts
+from align.forgetting.probes import Agreement, Battery, Exact, Graded, Probe, Question, Texts
 from align.lab import MODEL_DIR, skills
 from align.lab import probes as lab
 
@@ -304,6 +304,37 @@ def test_the_battery_is_scored_item_by_item(
         key = line["probe"], line["id"]
         assert before[key]["score"] == 1 and after[key]["score"] == 0
         assert (line["before"], line["after"]) == (before[key]["said"], after[key]["said"])
+    gained = [key for key in after if after[key]["score"] and not before[key]["score"]]
+    mended = lines(tmp_path / "worse" / "mended.jsonl")
+    assert {(line["probe"], line["id"]) for line in mended} <= set(gained)
+    assert len(mended) == sum(min(4, sum(key[0] == name for key in gained)) for name in {key[0] for key in gained})
+    assert all(line["after"] == after[line["probe"], line["id"]]["said"] for line in mended)
+    assert not (tmp_path / "base" / "mended.jsonl").exists()
+
+
+def test_answers_are_timed_one_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine of the probes in turn, after one that does not count; the clock says 1 s, then 2 s and so on."""
+    found: list[Probe] = [
+        Exact(name, "skill", {"gate": questions(name, "gate", 10), "report": []}) for name in ("copy", "sort")
+    ]
+    asked: list[str] = []
+
+    def generate(bench: Bench, rows: list[list[int]], tokens: int) -> list[list[int]]:
+        assert tokens == latency.TOKENS and torch.is_inference_mode_enabled() and not bench.model.training
+        asked.extend(bench.tokenizer.decode(row) for row in rows)
+        return [[] for _ in rows]
+
+    ticks = iter([0.0, 100.0, *(value for n in range(1, 10) for value in (0.0, float(n)))])
+    monkeypatch.setattr(latency, "generate_ids", generate)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(ticks))
+    timed = latency.measured(bench, found)
+    assert timed.written() == {"seconds": 5.0, "answers": 9, "most_tokens": 32}
+    first, second = (probe.items["gate"][0].prompt for probe in found if isinstance(probe, Exact))
+    assert first in asked[0] and first in asked[1] and second in asked[2] and len(asked) == 10
+    monkeypatch.undo()
+    assert 0 < (latency.measured(bench, found).seconds or 0) < 5
+    texts: list[Probe] = [Texts("stories", {"gate": ["a b"], "report": ["c d"]})]
+    assert latency.measured(bench, texts).written() == {}, "running text asks nothing"
 
 
 def test_broken_answers_were_right_before_and_are_wrong_now(

@@ -200,6 +200,7 @@ def test_unclear_rows_say_how_many_items_would_decide(page: str, markdown: str) 
 def test_undefined_backward_transfer_says_why_and_is_not_zero(page: str, markdown: str) -> None:
     assert "Backward transfer sft undefined: no skill was measured dpo -0.050" in words(page)
     assert "| **Backward transfer** |  |  | undefined: no skill was measured | -0.050 |" in markdown
+    assert "Average forgetting sft 0.065 dpo 0.138 [+0.100, +0.175]" in words(page)
 
 
 def test_broken_answers_are_counted_and_shown_whole(page: str, markdown: str) -> None:

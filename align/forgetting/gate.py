@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from align.forgetting import budgets
+from align.forgetting.budgets import Costs, Judged
 from align.forgetting.judgement import Finding, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement, ProbeInfo, Split
@@ -11,8 +13,10 @@ from align.forgetting.statistics import PerplexityChange
 from align.run_folder.records import Decision, Violation
 
 
-def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys) -> Decision:
-    """Judge a stage on the gate items, against the base; depends on nothing but its arguments.
+def decide(
+    stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys, costs: Costs | None = None
+) -> Decision:
+    """Judge a stage on the gate items, against the base, and by its budgets; depends on nothing but its arguments.
 
     A limit is broken only where the whole 95 % interval is beyond it.
 
@@ -23,24 +27,58 @@ def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKe
     findings = list(judge(base, after, "gate", keys).values())
     broken = [finding for finding in findings if finding.verdict == "FORGOT"]
     unclear = [finding for finding in findings if finding.verdict == "UNCLEAR"]
-    reasons = [finding.sentence() for finding in (*broken, *unclear)]
-    stop = bool(broken) and keys.on_violation == "stop"
-    if broken and not stop:
-        reasons.append("the run continues anyway, because on_violation is warn")
+    kept = _budgets(keys, after, costs or Costs())
+    reasons = [*(finding.sentence() for finding in broken), *kept.sentences]
+    reasons += [finding.sentence() for finding in unclear]
+    reasons += _continues(keys, bool(broken), bool(kept.crossed))
     if findings:
-        kept = len(findings) - len(broken) - len(unclear)
-        reasons.append(f"{kept} of {len(findings)} limits met, {len(broken)} violated, {len(unclear)} unclear")
+        met = len(findings) - len(broken) - len(unclear)
+        reasons.append(f"{met} of {len(findings)} limits met, {len(broken)} violated, {len(unclear)} unclear")
     else:
         reasons.append("nothing was judged: no probe with a limit has gate items")
+    reasons += kept.open
     reasons += [_unjudged(name, base, after) for name, info in base.probes.items() if _stands_apart(name, info, keys)]
     return Decision(
         stage=stage,
-        action="stop" if stop else "continue",
+        action="stop" if _stops(keys, bool(broken), bool(kept.crossed)) else "continue",
         reasons=reasons,
         violations=[_violation(finding) for finding in broken],
         unclear=[finding.probe for finding in unclear],
+        budgets=list(kept.crossed),
         thresholds=keys.thresholds(),
     )
+
+
+def decide_on_costs(stage: str, keys: ForgettingKeys, costs: Costs) -> Decision:
+    """Judge a stage without a measurement, as one that trains a reward model, by what it took."""
+    kept = _budgets(keys, None, costs)
+    crossed = bool(kept.crossed)
+    return Decision(
+        stage=stage,
+        action="stop" if _stops(keys, False, crossed) else "continue",
+        reasons=[*kept.sentences, *_continues(keys, False, crossed), *kept.open],
+        violations=[],
+        unclear=[],
+        budgets=list(kept.crossed),
+        thresholds=keys.thresholds(),
+    )
+
+
+def _budgets(keys: ForgettingKeys, after: Measurement | None, costs: Costs) -> Judged:
+    return budgets.judge(keys.budgets, after, costs) if keys.budgets else Judged((), (), ())
+
+
+def _stops(keys: ForgettingKeys, broken: bool, crossed: bool) -> bool:
+    return (broken and keys.on_violation == "stop") or (crossed and keys.on_budget == "stop")
+
+
+def _continues(keys: ForgettingKeys, broken: bool, crossed: bool) -> list[str]:
+    """Why the run goes on although a limit was broken or a budget crossed; empty where it does not, or neither was."""
+    if _stops(keys, broken, crossed):
+        return []
+    why = [key for key, found in (("on_violation", broken), ("on_budget", crossed)) if found]
+    verb = "are" if len(why) > 1 else "is"
+    return [f"the run continues anyway, because {' and '.join(why)} {verb} warn"] if why else []
 
 
 def _violation(finding: Finding) -> Violation:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from align.errors import AlignError
+from align.forgetting.budget_keys import Budgets
 from align.forgetting.measurements import Metric, ProbeInfo
 
 DEFAULT_DROP = 0.10
@@ -106,6 +107,21 @@ class ForgettingKeys(BaseModel):
         description="With `every`: end a stage that has surely broken a limit, and keep its last weights within them.",
     )
 
+    budgets: Budgets | None = Field(
+        default=None, description="What each stage must keep to whatever the base did: perplexity, accuracy, costs."
+    )
+    on_budget: Literal["warn", "stop"] = Field(
+        default="warn", description="warn: report a crossed budget and continue; stop: end the run after the stage."
+    )
+
+    @model_validator(mode="after")
+    def _budgets_need_probes(self) -> ForgettingKeys:
+        if self.budgets is not None and self.probes == "none":
+            idle = [name for name in ("perplexity", "accuracy", "latency") if name in self.budgets.given()]
+            if idle:
+                raise ValueError(f"budgets.{idle[0]} needs probes, and there are none: write `probes: auto`")
+        return self
+
     @model_validator(mode="after")
     def _limits_of_own_probes(self) -> ForgettingKeys:
         """Own probes are known as soon as the recipe is; the names in lab and auto only once the base is measured."""
@@ -157,11 +173,15 @@ class ForgettingKeys(BaseModel):
         """
         unknown = self._unknown_limits(probes)
         if unknown:
-            raise AlignError(unknown, "correct the name under `forgetting.max_drop`, or remove it")
+            key = unknown.partition(" ")[0]
+            raise AlignError(unknown, f"correct the name under `forgetting.{key}`, or remove it")
 
     def thresholds(self) -> dict[str, float | dict[str, float] | str | None]:
         """What was judged by, as it is written into decisions and the matrix."""
+        budgets = self.budgets.given() if self.budgets else {}
         return {
+            **{f"budgets.{name}": value for name, value in budgets.items()},
+            **({"on_budget": self.on_budget} if budgets else {}),
             "max_drop": self.max_drop,
             "max_mean_drop": self.max_mean_drop,
             "max_perplexity_ratio": self.max_perplexity_ratio,
@@ -173,5 +193,5 @@ class ForgettingKeys(BaseModel):
         named = set(self.max_drop) - {"default"} if isinstance(self.max_drop, dict) else set()
         unknown = sorted(named - set(known))
         if not unknown:
-            return None
+            return self.budgets.unknown(known) if self.budgets else None
         return f"max_drop has limits for {', '.join(unknown)}, but the probes are {', '.join(known) or 'none'}"

@@ -10,18 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.errors import AlignError
+from align.forgetting import details
 from align.forgetting.judgement import MEAN, Finding, cannot_show, is_skill, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement, Split, compare
-from align.forgetting.statistics import (
-    Change,
-    PerplexityChange,
-    Undefined,
-    average_forgetting,
-    backward_transfer,
-    mean_change,
-)
-from align.forgetting.table import ALL, BASE, Cell, Effect, Figure, Forgetting, NoValue, Number, ProbeEntry
+from align.forgetting.rounding import number
+from align.forgetting.statistics import Change, PerplexityChange, Undefined, backward_transfer, mean_change
+from align.forgetting.table import ALL, BASE, Cell, Effect, Figure, Forgetting, NoValue, ProbeEntry
 from align.run_folder.records import FORMAT
 
 
@@ -58,8 +53,7 @@ def build(
     mean = {
         stage: _means(base, measurements[stage], split, groups, judged.get(stage, {}).get(MEAN)) for stage in stages
     }
-    skills = groups.get(ALL, [])
-    scores = {stage: {probe: measurements[stage].score(split, probe) for probe in skills} for stage in stages}
+    families = {stage: found for stage, findings in judged.items() if (found := details.family(findings)) is not None}
     return Forgetting(
         format=FORMAT,
         split=split,
@@ -70,11 +64,31 @@ def build(
         left_out={probe: silent.get(probe, f"it has no {split} items") for probe in base.probes if probe not in probes},
         matrix=matrix,
         mean=mean,
-        backward_transfer={stage: _value(backward_transfer(scores, history[stage])) for stage in stages},
-        average_forgetting={stage: _value(average_forgetting(scores, history[stage])) for stage in stages},
+        **_transfer(history, measurements, split, mean, groups.get(ALL, [])),
+        family=families,
         thresholds=keys.thresholds(),
         advice=tuple(_advice(history, matrix, mean, measurements, keys)),
     )
+
+
+def _transfer(
+    history: Mapping[str, list[str]],
+    measurements: Mapping[str, Measurement],
+    split: Split,
+    mean: Mapping[str, Mapping[str, Cell]],
+    skills: Sequence[str],
+) -> dict[str, Any]:
+    """Backward transfer and average forgetting of every row, with their intervals."""
+    scores = {stage: {probe: measurements[stage].score(split, probe) for probe in skills} for stage in history}
+    lost = {stage: details.forgetting_of(line, measurements, split, skills) for stage, line in history.items()}
+    # the base has every skill, so that this is the mean change of the skills
+    means = {stage: mean[stage][ALL].ci95 for stage in history if ALL in mean[stage]}
+    return {
+        "backward_transfer": {stage: _value(backward_transfer(scores, line)) for stage, line in history.items()},
+        "backward_transfer_ci95": {stage: interval for stage, interval in means.items() if interval is not None},
+        "average_forgetting": {stage: _value(value) for stage, (value, _) in lost.items()},
+        "average_forgetting_ci95": {stage: interval for stage, (_, interval) in lost.items() if interval is not None},
+    }
 
 
 def _means(
@@ -117,11 +131,11 @@ def _cell(
 ) -> Cell:
     base, after = measurements[BASE], measurements[history[-1]]
     if after is base:
-        return Cell(score=_number(base.score(split, probe)), n=len(base.items[split, probe]))
+        return Cell(score=number(base.score(split, probe)), n=len(base.items[split, probe]))
     change = compare(base, after, split, probe)
     finding = judged[history[-1]].get(probe)
     return Cell(
-        score=_number(after.score(split, probe)),
+        score=number(after.score(split, probe)),
         n=change.n,
         **_given(_difference(base, after, split, probe)),
         verdict=finding.verdict if finding else None,
@@ -129,16 +143,16 @@ def _cell(
         gained=change.gained if isinstance(change, Change) else None,
         items_to_decide=finding.needed() if finding else None,
         since_parent=_difference(measurements[history[-2]], after, split, probe),
+        retention=details.kept(base, after, split, [probe]),
+        right_choice=details.right_choice(base, after, split, probe),
     )
 
 
 def _difference(before: Measurement, after: Measurement, split: Split, probe: str) -> Effect:
     change = compare(before, after, split, probe)
     delta = after.score(split, probe) - before.score(split, probe)
-    found = Effect(
-        delta=_number(delta), ci95=(_number(change.low), _number(change.high)), p_value=_number(change.p_value)
-    )
-    return found.but(ratio=_number(change.ratio)) if isinstance(change, PerplexityChange) else found
+    found = Effect(delta=number(delta), ci95=(number(change.low), number(change.high)), p_value=number(change.p_value))
+    return found.but(ratio=number(change.ratio)) if isinstance(change, PerplexityChange) else found
 
 
 def _given(effect: Effect) -> dict[str, Any]:
@@ -159,17 +173,18 @@ def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str]
     score = math.fsum(after.score(split, probe) for probe in skills) / len(skills)
     items = sum(len(base.items[split, probe]) for probe in skills)
     if after is base:
-        return Cell(score=_number(score), probes=len(skills), n=items)
+        return Cell(score=number(score), probes=len(skills), n=items)
     changes = [compare(base, after, split, probe) for probe in skills]
     change = mean_change([each for each in changes if isinstance(each, Change)])
     return Cell(
-        score=_number(score),
+        score=number(score),
         probes=len(skills),
         n=items,
-        delta=_number(change.delta),
-        ci95=(_number(change.low), _number(change.high)),
-        p_value=_number(change.p_value),
+        delta=number(change.delta),
+        ci95=(number(change.low), number(change.high)),
+        p_value=number(change.p_value),
         verdict=finding.verdict if finding else None,
+        retention=details.kept(base, after, split, skills),
     )
 
 
@@ -232,9 +247,4 @@ def _forgot(cell: Cell) -> bool:
 
 
 def _value(measure: float | Undefined) -> Figure:
-    return NoValue(undefined=measure.why) if isinstance(measure, Undefined) else _number(measure)
-
-
-def _number(value: float) -> Number:
-    """Six significant digits; None for what JSON cannot hold."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    return NoValue(undefined=measure.why) if isinstance(measure, Undefined) else number(measure)

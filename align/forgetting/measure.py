@@ -17,6 +17,7 @@ from align.forgetting.battery import answering
 from align.forgetting.battery.answering import Answer
 from align.forgetting.bench import Bench, encode_questions, exact, generate, generate_ids, hits_of, likelihoods
 from align.forgetting.measurements import Split
+from align.forgetting.mended import mended
 from align.forgetting.probes import SPLITS, Agreement, Battery, Exact, Graded, Probe, Texts, called, part
 from align.forgetting.records import BrokenAnswer, Sample
 from align.run_folder import files
@@ -39,7 +40,8 @@ def measure(
     only: Collection[str] | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Record:
-    """Run all probes and write `summary.json`, `items.jsonl`, `samples.jsonl` and, against `base`, `broken.jsonl`.
+    """Run all probes and write `summary.json`, `items.jsonl`, `samples.jsonl` and, against `base`, `broken.jsonl` and
+    `mended.jsonl`.
 
     Args:
         base: the measurement folder of the base model, when this is not the base itself.
@@ -71,6 +73,9 @@ def measure(
     if "report" in splits:
         _write_lines(folder / "samples.jsonl", [sample.written() for sample in bench.samples])
         _write_lines(folder / "broken.jsonl", [answer.written() for answer in broken])
+    if "report" in splits and base is not None:
+        right_now = mended(probes, _read_lines(base / "items.jsonl"), bench.items)
+        _write_lines(folder / "mended.jsonl", [answer.written() for answer in right_now])
     summary = {
         "probes": _describe(probes),
         "scores": _scores(bench.items),

@@ -43,11 +43,13 @@ class ProbeInfo:
 class Item:
     """One item: its score in 0..1 (tokens 1), or its negative log-likelihood in nats over `tokens` tokens.
 
-    A negative log-likelihood that is not a finite number, as a diverged model gives, is inf.
+    A negative log-likelihood that is not a finite number, as a diverged model gives, is inf. `probability` is that of
+    the right choice among the choices, where there are any.
     """
 
     value: float
     tokens: int = 1
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,20 @@ def compare(before: Measurement, after: Measurement, split: Split, probe: str) -
     Raises:
         AlignError: the two did not measure the same items of this probe.
     """
+    pairs = paired(before, after, split, probe)
+    if before.probes[probe].metric == "accuracy":
+        return paired_binary([item.value for item, _ in pairs], [item.value for _, item in pairs])
+    return paired_perplexity(
+        [(item.value, item.tokens) for item, _ in pairs], [(item.value, item.tokens) for _, item in pairs]
+    )
+
+
+def paired(before: Measurement, after: Measurement, split: Split, probe: str) -> list[tuple[Item, Item]]:
+    """The items of one probe, each as it was and as it is.
+
+    Raises:
+        AlignError: the two did not measure the same items of this probe.
+    """
     earlier, later = before.items[split, probe], after.items.get((split, probe), {})
     if earlier.keys() != later.keys():
         raise AlignError(
@@ -87,12 +103,7 @@ def compare(before: Measurement, after: Measurement, split: Split, probe: str) -
             f"{len(earlier.keys() - later.keys())} only before, {len(later.keys() - earlier.keys())} only after",
             "delete the later of the two folders and run `align run` again: the model is measured again",
         )
-    pairs = [(item, later[name]) for name, item in earlier.items()]
-    if before.probes[probe].metric == "accuracy":
-        return paired_binary([item.value for item, _ in pairs], [item.value for _, item in pairs])
-    return paired_perplexity(
-        [(item.value, item.tokens) for item, _ in pairs], [(item.value, item.tokens) for _, item in pairs]
-    )
+    return [(item, later[name]) for name, item in earlier.items()]
 
 
 def load(folder: Path) -> Measurement:
@@ -149,13 +160,14 @@ class _Line(BaseModel):
     score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     nll: float | None = None
     tokens: Annotated[int, Field(ge=1)] | None = None
+    p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
 
 def _item(entry: _Line, metric: Metric, file: Path, line: int) -> Item:
     if metric == "accuracy":
         if entry.score is None:
             raise _damaged(file, line, f"an item of the probe {entry.probe!r} has no score")
-        return Item(entry.score)
+        return Item(entry.score, probability=entry.p)
     if entry.tokens is None:
         raise _damaged(file, line, f"an item of the probe {entry.probe!r} has no number of tokens")
     if entry.nll is None or not math.isfinite(entry.nll):

@@ -24,6 +24,18 @@ class BrokenAnswer(Record):
     after: str = ""
 
 
+class MendedAnswer(Record):
+    """A line of mended.jsonl: an answer that was wrong in the base and is right now; `before` is empty where what the
+    base said was not written."""
+
+    probe: str
+    id: str | int
+    split: Split | None = None
+    prompt: str = ""
+    before: str = ""
+    after: str = ""
+
+
 class Sample(Record):
     """A line of samples.jsonl: an answer with the marks that its probe gave it, which are keys of the line."""
 
@@ -47,6 +59,14 @@ class Sample(Record):
         line = super().written()
         line |= line.pop("marks", {})
         return line
+
+
+class Latency(Record):
+    """latency.json: median wall seconds of a greedy answer over `answers` of at most `most_tokens` tokens."""
+
+    seconds: Number = None
+    answers: int = 0
+    most_tokens: int = 0
 
 
 class QuantizationCost(Record):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from align.forgetting.measurements import Split
-from align.forgetting.statistics import Verdict
+from align.forgetting.statistics import FAMILY_ERROR, Verdict
 from align.run_folder.records import FORMAT, Record
 
 BASE = "base"
@@ -59,6 +59,41 @@ class Effect(Record):
     ratio: Number = None
 
 
+class NoValue(Record):
+    """A figure that has no meaning here, and why."""
+
+    undefined: str
+
+
+class Kept(Record):
+    """The share of the items that the base had right and that are still right: `kept` of `right` items."""
+
+    share: Number = None
+    ci95: Interval | None = None
+    kept: int = 0
+    right: int = 0
+
+
+class RightChoice(Record):
+    """The mean probability of the right choice among the choices; a model is sure of fewer answers before it gets them
+    wrong. `ci95` is the paired interval of `delta`."""
+
+    before: Number = None
+    after: Number = None
+    delta: Number = None
+    ci95: Interval | None = None
+    n: int = 0
+
+
+class Family(Record):
+    """What is surely past its limit although `judged` probes were looked at: the chance that any of `beyond` is not is
+    at most `error` (Holm 1979)."""
+
+    judged: int
+    beyond: tuple[str, ...] = ()
+    error: float = FAMILY_ERROR
+
+
 class Cell(Effect, Scored):  # the keys of Scored come first in the file
     """One probe after one stage, or the unweighted mean over a group of skills. The base has a score only, everything
     else is against the base.
@@ -67,6 +102,8 @@ class Cell(Effect, Scored):  # the keys of Scored come first in the file
         verdict: None where no limit is set; of the means only that of all skills has one.
         lost, gained: items; None of perplexity.
         items_to_decide: None unless the verdict is UNCLEAR and a number of items would settle it.
+        retention: of a mean over a group of skills that of all their items together; None of perplexity.
+        right_choice: None where the probe has no choices.
     """
 
     verdict: Verdict | None = None
@@ -74,12 +111,8 @@ class Cell(Effect, Scored):  # the keys of Scored come first in the file
     gained: int | None = None
     items_to_decide: int | None = None
     since_parent: Effect | None = None
-
-
-class NoValue(Record):
-    """A figure that has no meaning here, and why."""
-
-    undefined: str
+    retention: Kept | NoValue | None = None
+    right_choice: RightChoice | None = None
 
 
 Figure: TypeAlias = float | NoValue | None
@@ -87,7 +120,8 @@ Figure: TypeAlias = float | NoValue | None
 
 
 class Forgetting(Record):
-    """forgetting.json. `left_out` names probes of the base that have no items in this split."""
+    """forgetting.json. `left_out` names probes of the base that have no items in this split; `family` has the stages of
+    which at least two probes are judged; an interval is missing where its figure has no value."""
 
     format: int = FORMAT
     split: Split | None = None
@@ -99,6 +133,9 @@ class Forgetting(Record):
     matrix: Mapping[str, Mapping[str, Cell]] = {}
     mean: Mapping[str, Mapping[str, Cell]] = {}
     backward_transfer: Mapping[str, Figure] = {}
+    backward_transfer_ci95: Mapping[str, Interval] = {}
     average_forgetting: Mapping[str, Figure] = {}
+    average_forgetting_ci95: Mapping[str, Interval] = {}
+    family: Mapping[str, Family] = {}
     thresholds: Mapping[str, JsonValue] = {}
     advice: tuple[str, ...] = ()

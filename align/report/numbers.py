@@ -3,7 +3,7 @@
 import math
 from datetime import UTC, datetime
 
-from align.forgetting.table import Cell, Effect, Figure, NoValue, ProbeEntry
+from align.forgetting.table import Cell, Effect, Figure, Interval, NoValue, ProbeEntry
 
 NONE = "n/a"
 MONTHS = (
@@ -60,6 +60,13 @@ def p_value(value: float | None) -> str:
 def figure(value: Figure) -> str:
     """A number, or `undefined: why`."""
     return f"undefined: {value.undefined}" if isinstance(value, NoValue) else score(value)
+
+
+def estimate(value: Figure, ci95: Interval | None) -> str:
+    """A figure and its 95 % interval, where it has one."""
+    if ci95 is None or isinstance(value, NoValue):
+        return figure(value)
+    return f"{figure(value)} {interval(Effect(ci95=ci95))}"
 
 
 def seconds(value: float | None) -> str:

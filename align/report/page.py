@@ -9,6 +9,7 @@ from align.forgetting.table import Cell, Effect, Forgetting, ProbeEntry
 from align.report import curves, findings, numbers, sentence
 from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
+from align.report.details_page import Details, MendedGroup, details, mended
 from align.report.findings import BASE
 from align.report.schema import Report
 from align.report.stage_page import Fact, StagePage, flat, stage_page
@@ -20,7 +21,8 @@ BROKEN_SHOWN: Final = 5
 SAMPLES_SHOWN: Final = 6
 
 VIOLATION: Final = "on_violation"
-"""Stands among the limits in forgetting.json, and is none."""
+ACTIONS: Final = (VIOLATION, "on_budget")
+"""Stand among the limits in forgetting.json, and are none."""
 
 VIOLATIONS: Final = {"warn": "is told, and the run goes on", "stop": "ends the run"}
 
@@ -119,6 +121,8 @@ class Page:
     advice: tuple[str, ...]
     stages: tuple[StagePage, ...]
     broken: tuple[BrokenGroup, ...]
+    details: tuple[Details, ...]
+    mended: tuple[MendedGroup, ...]
     samples: tuple[SampleGroup, ...]
     measured: tuple[str, ...]
     thresholds: tuple[Fact, ...]
@@ -147,9 +151,11 @@ def build(report: Report) -> Page:
         advice=forgetting.advice,
         stages=tuple(stage_page(stage, report.forgetting) for stage in report.stages),
         broken=tuple(_broken(report)),
+        details=tuple(details(forgetting)),
+        mended=tuple(mended(report)),
         samples=tuple(_samples(report, forgetting)),
         measured=tuple(_measured(forgetting, report)),
-        thresholds=tuple(fact for fact in flat(forgetting.thresholds) if fact.label != VIOLATION),
+        thresholds=tuple(fact for fact in flat(forgetting.thresholds) if fact.label not in ACTIONS),
         recipe=report.recipe,
         versions=tuple(Fact(name, version) for name, version in {"align": report.run.align, **versions}.items()),
     )
@@ -235,13 +241,13 @@ def _summary(forgetting: Forgetting) -> Iterable[Row]:
         if any(cells):
             n = next((cell.n for cell in cells if cell), None)
             yield Row(title, n, tuple(_entry(cell, ProbeEntry()) for cell in cells))
-    for title, values in (
-        ("Backward transfer", forgetting.backward_transfer),
-        ("Average forgetting", forgetting.average_forgetting),
+    for title, values, intervals in (
+        ("Backward transfer", forgetting.backward_transfer, forgetting.backward_transfer_ci95),
+        ("Average forgetting", forgetting.average_forgetting, forgetting.average_forgetting_ci95),
     ):
         if values:
             trained = [column if column in values and column != BASE else None for column in columns]
-            texts = [numbers.figure(values[column]) if column else "" for column in trained]
+            texts = [numbers.estimate(values[column], intervals.get(column)) if column else "" for column in trained]
             yield Row(title, None, tuple(Entry(text) for text in texts))
 
 

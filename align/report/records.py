@@ -6,7 +6,7 @@ from typing import Final
 
 from align.errors import AlignError, Place
 from align.forgetting.inside import Measured
-from align.forgetting.records import BrokenAnswer, QuantizationCost, Sample
+from align.forgetting.records import BrokenAnswer, MendedAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.report.schema import Report, StageRecord, Step
 from align.rl import rollouts
@@ -63,6 +63,7 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         decision=reading.optional(folder.decision, Decision),
         steps=_steps(folder.metrics),
         broken=reading.rows(folder.measurements / "broken.jsonl", BrokenAnswer),
+        mended=reading.rows(folder.measurements / "mended.jsonl", MendedAnswer),
         samples=reading.rows(folder.measurements / "samples.jsonl", Sample),
         log_tail=_tail(folder.log) if ended else (),
         failure=reading.optional(folder.error, Failure) if ended else None,

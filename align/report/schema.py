@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from align.forgetting.inside import Measured
-from align.forgetting.records import BrokenAnswer, QuantizationCost, Sample
+from align.forgetting.records import BrokenAnswer, MendedAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.rl.rollouts import Rollout
 from align.run_folder.comparison import ComparisonResult
@@ -28,6 +28,7 @@ class StageRecord(Record):
     decision: Decision | None = None
     steps: tuple[Step, ...] = ()
     broken: tuple[BrokenAnswer, ...] = ()
+    mended: tuple[MendedAnswer, ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
     failure: Failure | None = None

@@ -7,6 +7,7 @@ from align.forgetting.judgement import MEAN, SILENT
 from align.forgetting.table import Forgetting, ProbeEntry
 from align.report import findings, numbers
 from align.report.alarms import words
+from align.report.details_page import family_lines
 from align.report.findings import Change
 from align.report.schema import Report, StageRecord
 
@@ -40,7 +41,8 @@ def notes(forgetting: Forgetting) -> list[str]:
     if not forgetting.matrix:
         return []
     probes = forgetting.probes.values()
-    found = [AGREEMENT] if any(probe.stands_apart for probe in probes) else []
+    found = family_lines(forgetting)
+    found += [AGREEMENT] if any(probe.stands_apart for probe in probes) else []
     guessed = [name for name, why in forgetting.left_out.items() if why.startswith(SILENT)]
     if guessed:
         found.append(f"{_join(guessed)} cannot show forgetting: the base is not surely better at them than guessing.")

@@ -78,7 +78,7 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         warnings=tuple(outcome.warnings) if outcome else (),
         decision=_decision(stage),
         reasons=_reasons(stage.decision) if stage.decision else (),
-        breached=bool(stage.decision and stage.decision.violations),
+        breached=bool(stage.decision and stage.decision.alarming),
         failure="; ".join(part for part in (stage.failure.what, stage.failure.remedy) if part) if stage.failure else "",
         alone=tuple(line(c, forgetting) for c in findings.since_parent(forgetting, stage.id)) if forgetting else (),
         rollouts=rollouts_page(stage),

@@ -88,6 +88,10 @@ class StageDir:
         return self.checkpoints / "kept.safetensors"
 
     @property
+    def latency(self) -> Path:
+        return self.measurements / "latency.json"
+
+    @property
     def tokens(self) -> Path:
         """The rows as the trainer takes them, while the stage is at work."""
         return self.root / "tokens"

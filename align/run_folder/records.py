@@ -136,6 +136,7 @@ class Ticket(BaseModel):
     replay: Rows | None
     replay_ratio: float
     probes: Any
+    latency: bool = False  # whether answers are timed
     probe_items: int = 25  # of each skill of the general battery, in each half
     program_sha256: str
     chat_template: str | None  # the recipe's own, as text
@@ -223,17 +224,32 @@ class Violation(BaseModel):
     limit: float
 
 
+class BudgetCrossed(BaseModel):
+    """A budget that a stage did not keep to; bytes, seconds, a perplexity or an accuracy. None is not finite."""
+
+    budget: str
+    probe: str | None = None
+    value: float | None
+    limit: float
+
+
 class Decision(BaseModel):
     """What goes on from a stage, and why; `decision.json` of the stage."""
 
     stage: str
     action: Literal["continue", "stop"]
     policy: Literal["as_trained"] = "as_trained"
-    reasons: list[str] = Field(description="Sentences with the figures, the violations first.")
+    reasons: list[str] = Field(description="Sentences with the figures: the violations, the budgets crossed, others.")
     violations: list[Violation]
     unclear: list[str] = Field(description="Probes whose items are too few to tell.")
+    budgets: list[BudgetCrossed] = []
     thresholds: dict[str, float | dict[str, float] | str | None]
     split: Literal["gate"] = "gate"
+
+    @property
+    def alarming(self) -> list[str]:
+        """The sentences on what was violated or crossed."""
+        return self.reasons[: len(self.violations) + len(self.budgets)]
 
 
 class Failure(Record):

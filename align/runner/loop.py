@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from align.errors import AlignError, Exit
-from align.forgetting import gate, matrix, measurements
+from align.forgetting import matrix, measurements
 from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
@@ -16,9 +16,9 @@ from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import checkpoints, files, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
-from align.run_folder.records import FORMAT, Decision, Outcome, Ticket
+from align.run_folder.records import FORMAT, Outcome, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
-from align.runner import branches, tickets
+from align.runner import branches, deciding, tickets
 from align.runner.child import Child
 from align.runner.options import Options
 from align.runner.progress import Watcher
@@ -212,8 +212,10 @@ class Run:
             self.watcher.say(f"{plan.id}: done already")
 
     def _row_is_missing(self, plan: StagePlan) -> bool:
+        here = self.dir.stage(plan.id)
         asked = self.loaded.recipe.forgetting.probes != "none" and plan.program.stage.gives == "policy"
-        return asked and not (self.dir.stage(plan.id).measurements / "summary.json").is_file()
+        untimed = self.tickets[plan.id].latency and not here.latency.is_file()
+        return asked and (untimed or not (here.measurements / "summary.json").is_file())
 
     def _base_is_missing(self) -> bool:
         asked = self.loaded.recipe.forgetting.probes != "none"
@@ -275,18 +277,13 @@ class Run:
         return outcome
 
     def _decide(self, plan: StagePlan) -> str:
-        """Judge a stage by the gate, from stored measurements; nothing is measured or trained."""
-        here, keys = self.dir.stage(plan.id), self.loaded.recipe.forgetting
-        if not (here.measurements / "summary.json").is_file():
+        """Judge a stage by the gate and its budgets, from stored measurements; nothing is measured or trained."""
+        decision, new = deciding.decide(self.dir, plan.id, self.loaded.recipe.forgetting)
+        if decision is None:
             return "continue"
-        decision = reading.whole(here.decision, Decision)
-        if decision is None or decision.thresholds != keys.thresholds():
-            base = measurements.load(self.dir.base_measurements)
-            keys.check_names(base.probes)
-            decision = gate.decide(plan.id, base, measurements.load(here.measurements), keys)
-            files.write_json(here.decision, decision.model_dump(mode="json"))
+        if new:
             self.changed = True
-            for reason in decision.reasons[: len(decision.violations)]:
+            for reason in decision.alarming:
                 self.watcher.say(f"{plan.id}: {reason}", "gate")
         return decision.action
 

@@ -94,6 +94,7 @@ def ticket_of(
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         probes=probes,
+        latency=plan.program.stage.gives == "policy" and wants_latency(settings.forgetting),
         probe_items=settings.forgetting.items,
         warnings=prepared.warnings.get(plan.id, []),
         probes_sha256=prepared.probes,
@@ -109,8 +110,13 @@ def _inside(plan: StagePlan, keys: ForgettingKeys) -> Inside | None:
     """What is measured while a stage trains; nothing of a reward model, which answers no question."""
     if keys.every is None or plan.program.stage.gives != "policy":
         return None
-    limits = {name: value for name, value in keys.thresholds().items() if name != "on_violation"}
+    limits = {name: value for name, value in keys.thresholds().items() if name.startswith("max_")}
     return Inside(every=keys.every, watch=keys.watch, early_stop=keys.early_stop, limits=limits, incoming=plan.policy)
+
+
+def wants_latency(keys: ForgettingKeys) -> bool:
+    """Whether answers are to be timed, which takes a while."""
+    return keys.budgets is not None and keys.budgets.latency is not None
 
 
 def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:

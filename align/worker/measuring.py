@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.forgetting import probes, quantization
+from align.forgetting import latency, probes, quantization
 from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.bench import Bench, Encoded
 from align.forgetting.inside import GATE
@@ -108,8 +108,10 @@ def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring
 def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     bench = _bench(job.model, job.tokenizer, job.ticket)
-    tell = _Told(job, "measuring")
-    return measure(bench, bench_probes, job.dir.measurements, base=base, tell=tell)
+    found = measure(bench, bench_probes, job.dir.measurements, base=base, tell=_Told(job, "measuring"))
+    if job.ticket.latency:
+        files.write_json(job.dir.latency, latency.measured(bench, bench_probes).written())
+    return found
 
 
 def measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
