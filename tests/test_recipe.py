@@ -45,7 +45,7 @@ def test_stages_inherit_and_replace(tmp_path: Path) -> None:
 
 def test_the_lab_s_probes_are_for_the_lab(tmp_path: Path) -> None:
     assert load(RECIPE, tmp_path).recipe.forgetting.probes == "lab"
-    assert load(RECIPE, tmp_path, "model.base=./mine").recipe.forgetting.probes == "auto"
+    assert load(RECIPE, tmp_path, "model.base=./mine").recipe.forgetting.probes == "general"
     assert load(RECIPE, tmp_path, "forgetting.probes=none").recipe.forgetting.probes == "none"
 
 
@@ -108,7 +108,7 @@ def test_a_path_without_a_name_is_no_key(text: str) -> None:
     ("override", "said"),
     [
         ("replay.dataset=x", "unknown key 'replay.dataset'\n  -> did you mean 'data'?"),  # the place is this mapping
-        ("forgetting.lr=1", "unknown key 'forgetting.lr'\n  -> known here: probes, items, max_drop, max_mean_drop, "
+        ("forgetting.lr=1", "unknown key 'forgetting.lr'\n  -> known here: probes, items, budget, max_drop, max_mean_drop, "
          "max_perplexity_ratio, on_violation, every, watch, early_stop, "
          "budgets, on_budget"),
         ("model=tiny", "'model' must be a mapping, not 'tiny'\n  -> write `model: {base: tiny}`"),

@@ -13,6 +13,7 @@ from align.forgetting.budget_keys import Budgets
 from align.forgetting.measurements import Metric, ProbeInfo
 
 DEFAULT_DROP = 0.10
+FEWEST_ITEMS, MOST_ITEMS = 10, 200  # of a skill of the general battery
 
 
 def _fraction(value: float) -> float:
@@ -76,8 +77,15 @@ class ForgettingKeys(BaseModel):
         description="auto (chosen for the base model), general (a battery of skills that ships with align), lab (the "
         "skills of the lab model), none, or your own by name.",
     )
-    items: int = Field(
-        default=25, ge=5, le=100, description="Items of each skill of `general` in each half, gate and report."
+    items: Annotated[int, Field(ge=FEWEST_ITEMS, le=MOST_ITEMS)] | Literal["auto"] = Field(
+        default="auto",
+        description="Items of each skill of `general`, half for the gate and half for the report; auto: as many as "
+        "`budget` allows, 25 to 200.",
+    )
+    budget: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1,
+        description="The share of the first stage's training that one measurement of `general` may cost, by which "
+        "`items: auto` is chosen.",
     )
     max_drop: Annotated[
         Annotated[Fraction, Tag("for all")] | Annotated[dict[str, Fraction], Tag("by name")], Discriminator(_shape)

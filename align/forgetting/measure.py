@@ -67,6 +67,14 @@ def measure(
             _run(bench, probe, right, answered)
         broken = _broken(bench, probes, base) if base is not None else []
     bench.model.train(was_training)
+    summary = {
+        "probes": _describe(probes),
+        "scores": _scores(bench.items),
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    if not bench.share.first:
+        return summary
     if base is None and bench.own_answers:
         files.write_json(folder / "own_answers.json", bench.own_answers)
     _write_lines(folder / "items.jsonl", bench.items)
@@ -76,12 +84,6 @@ def measure(
     if "report" in splits and base is not None:
         right_now = mended(probes, _read_lines(base / "items.jsonl"), bench.items)
         _write_lines(folder / "mended.jsonl", [answer.written() for answer in right_now])
-    summary = {
-        "probes": _describe(probes),
-        "scores": _scores(bench.items),
-        "seconds": time.monotonic() - started,
-        "cpu_seconds": time.process_time() - cpu,
-    }
     files.write_json(folder / "summary.json", summary)
     return summary
 

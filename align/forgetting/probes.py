@@ -12,7 +12,7 @@ from typing import Any
 from align.errors import AlignError
 from align.forgetting.battery import skill as battery
 from align.forgetting.battery.skill import Item, Skill
-from align.forgetting.keys import ForgettingKeys, ProbeFile
+from align.forgetting.keys import MOST_ITEMS, ForgettingKeys, ProbeFile
 from align.forgetting.measurements import Kind, Split
 from align.run_folder import files
 
@@ -79,10 +79,11 @@ class Battery:
 Probe = Exact | Texts | Graded | Agreement | Battery
 
 
-def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Probe]:
-    """The probes that a recipe names.
+def load(keys: ForgettingKeys, root: Path, *, replays: bool = False, items: int | None = None) -> list[Probe]:
+    """The probes that a recipe names; `auto` is settled when a recipe is read.
 
     Args:
+        items: of each skill of the general battery; None: as the recipe says, and all where it leaves that open.
         replays: whether the recipe replays rows; then the lab's skills are told apart by whether the replay has them.
 
     Raises:
@@ -92,10 +93,9 @@ def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Pro
         return [_from_file(name, file, root) for name, file in keys.probes.items()]
     if keys.probes == "lab":
         return _lab(replays)
-    if keys.probes == "auto":
-        return [running_text(), _agreement()]
     if keys.probes == "general":
-        return [*(_skill(name, keys.items) for name in battery.names()), running_text()]
+        count = items or (MOST_ITEMS if keys.items == "auto" else keys.items)
+        return [*(_skill(name, count) for name in battery.names()), running_text(count)]
     return []  # none
 
 
@@ -109,7 +109,7 @@ def names(keys: ForgettingKeys) -> list[str]:
         from align.lab import skills
 
         return [*skills.SKILLS, "stories", *(f"helpdesk {measure}" for measure in HELPDESK)]
-    return [] if keys.probes == "none" else [GENERAL_TEXT, AGREEMENT]
+    return []
 
 
 def called(probe: Probe) -> tuple[str, ...]:
@@ -155,9 +155,9 @@ def _lab(replays: bool) -> list[Probe]:
     return found
 
 
-def running_text() -> Texts:
-    """Short texts of general knowledge."""
-    texts = [row["text"] for row in _of_general_knowledge() if "text" in row]
+def running_text(count: int | None = None) -> Texts:
+    """Short texts of general knowledge, the first so many where not all are wanted."""
+    texts = [row["text"] for row in _of_general_knowledge() if "text" in row][:count]
     return Texts(GENERAL_TEXT, {"gate": texts[::2], "report": texts[1::2]})
 
 
@@ -181,13 +181,14 @@ def content() -> str:
 
 
 def _skill(name: str, items: int) -> Battery:
-    """The first so many items of each half, in an order that hangs on nothing but the items."""
+    """So many items, half of them for each split, in an order that hangs on nothing but the items."""
     skill, halves = battery.load(name), {split: dict[str, Item]() for split in SPLITS}
     numbered = {zlib.crc32(_said(item).encode()): item for item in skill.items()}
+    wanted = {"gate": (items + 1) // 2, "report": items // 2}
     for number in sorted(numbered):
-        half = halves[SPLITS[number % 2]]
-        if len(half) < items:
-            half[f"{name}-{number:08x}"] = numbered[number]
+        split = SPLITS[number % 2]
+        if len(halves[split]) < wanted[split]:
+            halves[split][f"{name}-{number:08x}"] = numbered[number]
     return Battery(_named(name), skill, halves)
 
 

@@ -69,6 +69,28 @@ class Latency(Record):
     most_tokens: int = 0
 
 
+class BatterySize(Record):
+    """battery.json: how many items of each skill of the general battery the measurements of a run have, and why.
+
+    Attributes:
+        items: of each skill.
+        budget: the share of the first stage's training that a measurement may cost.
+        planned_tokens: tokens of that training.
+        tokens: of a measurement of the fewest items, those that are read.
+        planned_seconds, seconds: what the training and a measurement of `items` were foreseen to take; None where
+            nothing was timed.
+        within: whether the measurement is within the budget.
+    """
+
+    items: int
+    budget: float
+    planned_tokens: int
+    tokens: int
+    planned_seconds: float | None = None
+    seconds: float | None = None
+    within: bool
+
+
 class QuantizationCost(Record):
     """quantization.json: perplexity of running text in the base's own precision and quantised, and their ratio."""
 

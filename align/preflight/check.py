@@ -319,7 +319,8 @@ class _Checking:
         if keys.probes == "none":
             return files.digest(keys.probes)
         if not isinstance(keys.probes, dict):
-            shipped = [keys.items, probes.content()] if keys.probes == "general" else []
+            size = [keys.items, keys.budget] if keys.items == "auto" else [keys.items]
+            shipped = [size, probes.content()] if keys.probes == "general" else []
             return files.digest([probes.VERSION, keys.probes, *shipped])
         try:
             self.own_probes = probes.load(keys, self.loaded.root)

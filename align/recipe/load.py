@@ -75,8 +75,8 @@ def check(read: Document, root: Path) -> Loaded:
     faults.found.sort(key=_in_file)
     faults.raise_any()
     assert recipe is not None and default is not None
-    if recipe.forgetting.probes == "auto" and recipe.model.base == LAB:
-        recipe.forgetting.probes = "lab"
+    if recipe.forgetting.probes == "auto":
+        recipe.forgetting.probes = "lab" if recipe.model.base == LAB else "general"
     plans, warnings = [], list[str]()
     for node in nodes:
         entry = entries[node.id]

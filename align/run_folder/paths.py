@@ -154,6 +154,11 @@ class RunDir:
         return self.base_measurements / "quantization.json"
 
     @property
+    def battery_size(self) -> Path:
+        """How many items of each skill are asked, where a run chose."""
+        return self.base_measurements / "battery.json"
+
+    @property
     def base_identity(self) -> Path:
         return self.root / "base" / "identity.json"
 

@@ -137,7 +137,9 @@ class Ticket(BaseModel):
     replay_ratio: float
     probes: Any
     latency: bool = False  # whether answers are timed
-    probe_items: int = 25  # of each skill of the general battery, in each half
+    probe_items: int | Literal["auto"] = "auto"  # of each skill of the general battery
+    probe_budget: float = 0.1  # the share of training that a measurement may cost, where the items are chosen
+    planned_rows: int = 0  # that pass through the model in training, as far as is known before
     program_sha256: str
     chat_template: str | None  # the recipe's own, as text
     replays: bool  # whether a stage of the recipe replays rows

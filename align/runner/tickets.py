@@ -10,6 +10,8 @@ from align import user_paths
 from align.forgetting.keys import ForgettingKeys
 from align.policy.base import replaced_tokens
 from align.preflight.check import Prepared, write_rows
+from align.preflight.rows_that_fit import StageRows
+from align.recipe import run_length
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files, reading
@@ -96,6 +98,8 @@ def ticket_of(
         probes=probes,
         latency=plan.program.stage.gives == "policy" and wants_latency(settings.forgetting),
         probe_items=settings.forgetting.items,
+        probe_budget=settings.forgetting.budget,
+        planned_rows=_planned(plan, rows, processes),
         warnings=prepared.warnings.get(plan.id, []),
         probes_sha256=prepared.probes,
         measure_base=False,
@@ -104,6 +108,13 @@ def ticket_of(
         trackers=list(settings.trackers),
         run_name=f"{settings.name}-{plan.id}",
     )
+
+
+def _planned(plan: StagePlan, rows: StageRows, processes: int) -> int:
+    """Rows that pass through the model in training: of as many steps as are foreseen, or else once."""
+    per_device, accumulation = plan.global_batch
+    made = run_length.steps(plan, len(rows.train), processes)
+    return len(rows.train) if made is None else made * per_device * accumulation * processes
 
 
 def _inside(plan: StagePlan, keys: ForgettingKeys) -> Inside | None:

@@ -43,7 +43,7 @@ class Loaded:
     Attributes:
         job: what the stage's program gets; its model comes with `build`.
         builder: makes the model.
-        probes: what is measured; empty in all processes but the first.
+        probes: what is measured.
     """
 
     run: RunDir
@@ -72,27 +72,25 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         Interrupted: the run was asked to stop; a checkpoint was written.
     """
     at = load(run, ticket, interrupted)
-    first = at.world.is_main_process
     if ticket.measure_base and at.probes:
-        measuring.measure_base(run, at.job, at.builder, at.probes)
+        measuring.measure_base(run, at.job, at.builder, at.probes, at.world)
     at.world.wait_for_everyone()
-    outcome = None
     if ticket.measure_only:
-        outcome = measuring.measure_again(run, ticket, at.job, at.probes) if first else None
+        outcome = measuring.measure_again(run, ticket, at.job, at.probes, at.world)
     else:
         clock = Clock.start()
         built = build(at)
         metrics = train(at)
         spent = clock.seconds()
-        if first:
-            measured = measure(at)
-            outcome = save(at, built, metrics, spent, measured)
+        measured = measure(at)
+        outcome = save(at, built, metrics, spent, measured) if at.world.is_main_process else None
     at.world.wait_for_everyone()
     return outcome
 
 
 def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded:
-    """The tokenizer, the rows, the probes and the program of a ticket; no weights.
+    """The tokenizer, the rows, the probes and the program of a ticket; no weights, but where the base's speed decides
+    how many items a probe has.
 
     Raises:
         AlignError: another number of processes came up, the program was changed, an argument needs a GPU.
@@ -104,15 +102,11 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
         torch.cuda.reset_peak_memory_stats()
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)
     job = _job(run, ticket, tokenizer, interrupted)
-    found = (
-        measuring.probes_of(json.dumps(ticket.probes), ticket.probe_items, ticket.replays)
-        if world.is_main_process
-        else []
-    )
     program = _program(ticket)
     _assert_device(ticket)
-    job.inside = measuring.inside(job, run, found)
     builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.preload)
+    found = measuring.probes_of(run, job, builder, world)
+    job.inside = measuring.inside(job, run, found)
     return Loaded(run, ticket, world, program, job, builder, found)
 
 
@@ -147,8 +141,8 @@ def measure(at: Loaded) -> dict[str, Any] | None:
     """Measure the probes on the trained policy; what that took. None for a reward model, and without probes."""
     if at.ticket.gives != "policy" or not at.probes:
         return None
-    measured = measuring.measure_policy(at.job, at.run, at.probes)
-    if at.job.inside is not None:
+    measured = measuring.measure_policy(at.job, at.run, at.probes, at.world)
+    if at.job.inside is not None and at.world.is_main_process:
         at.job.inside.last(at.job.steps)
     return measured
 

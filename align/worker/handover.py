@@ -47,6 +47,8 @@ class Builder:
 
     def pristine(self) -> Any:
         """The base as this stage loads it; used again by `build` where the policy stands on it directly."""
+        if self.loaded is not None:
+            return self.loaded
         model = self._load(self.ticket.policy.base.path, self.quantization)
         if self.ticket.policy.weights is None and not self._unquantized() and self.ticket.gives == "policy":
             self.loaded = model

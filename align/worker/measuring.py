@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from accelerate import PartialState
 
 from align.forgetting import latency, probes, quantization
 from align.forgetting.battery.likelihoods import Asked
@@ -20,6 +20,8 @@ from align.forgetting.inside import GATE
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import measure
 from align.forgetting.measurements import Split
+from align.forgetting.records import BatterySize
+from align.forgetting.share import Share
 from align.forgetting.table import BASE
 from align.policy import load as models
 from align.policy import stack
@@ -28,16 +30,40 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
 from align.stage.inside import Measuring
 from align.stage.job import Job
-from align.worker import card
+from align.worker import battery_size, card
 from align.worker.handover import Builder
 
 TOLD_SECONDS = 2.0  # between two words on how much has been measured
 
 
 @lru_cache(maxsize=1)
-def probes_of(keys: str, items: int, replays: bool) -> list[probes.Probe]:
+def _probes(keys: str, replays: bool, items: int | None) -> list[probes.Probe]:
     """The probes of a recipe; all tickets of a run have the same."""
-    return probes.load(ForgettingKeys(probes=json.loads(keys), items=items), Path.cwd(), replays=replays)
+    return probes.load(ForgettingKeys(probes=json.loads(keys)), Path.cwd(), replays=replays, items=items)
+
+
+def probes_of(run: RunDir, job: Job, builder: Builder, world: PartialState) -> list[probes.Probe]:
+    """The probes of a run, with as many items as it has chosen, or chooses now."""
+    ticket = job.ticket
+
+    def load(items: int | None) -> list[probes.Probe]:
+        return _probes(json.dumps(ticket.probes), ticket.replays, items)
+
+    if ticket.probe_items != "auto":
+        return load(ticket.probe_items)
+    if ticket.probes != "general":
+        return load(None)
+    if world.is_main_process and reading.whole(run.battery_size, BatterySize) is None:
+        job.at("choosing how many items to measure, by the speed of the base")
+        size = battery_size.choose(_bench(builder.pristine(), job), load, ticket, job.rows)
+        files.write_json(run.battery_size, size.written())
+        text = battery_size.warning(size)
+        if text:
+            job.warn(text)
+    world.wait_for_everyone()
+    chosen = reading.whole(run.battery_size, BatterySize)
+    assert chosen is not None
+    return load(chosen.items)
 
 
 _ENCODED: dict[tuple[str, Split], Encoded] = {}  # of this process's one tokenizer and one set of probes
@@ -48,34 +74,43 @@ _ENCODED_INSIDE: dict[tuple[str, Split], Encoded] = {}  # the same of the halves
 _ASKED_INSIDE: dict[str, list[Asked]] = {}
 
 
-def _bench(model: Any, tokenizer: PreTrainedTokenizerBase, ticket: Ticket) -> Bench:
-    """In the arithmetic that the stage trains in."""
-    autocast = bool(ticket.training.get("bf16", models.native_bf16()))
-    return Bench(model, tokenizer, autocast=autocast, encoded=_ENCODED, asked=_ASKED)
+def _bench(model: Any, job: Job, share: Share | None = None) -> Bench:
+    """In the arithmetic that the stage trains in; of this process alone, where it has no share in a measurement."""
+    autocast = bool(job.ticket.training.get("bf16", models.native_bf16()))
+    return Bench(model, job.tokenizer, autocast=autocast, encoded=_ENCODED, asked=_ASKED, share=share or Share())
 
 
-def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[probes.Probe]) -> None:
-    """Run the probes on the base as the stage loads it, and where that quantises it, see what that alone costs."""
+def measure_base(
+    run: RunDir, job: Job, builder: Builder, bench_probes: list[probes.Probe], world: PartialState
+) -> None:
+    """Run the probes on the base as the stage loads it, and where that quantises it, see what that alone costs.
+
+    All processes share the probes; the first alone looks at what quantising costs.
+    """
     ticket, texts, own = job.ticket, quantization.texts(bench_probes), None
     count = len(bench_probes)
     doing = f"measuring the base on {count} probe{'s' if count > 1 else ''}, before anything is trained"
-    job.at(doing)
-    if builder.quantization and texts and quantization.has_room(Path(ticket.policy.base.path)):
+    first, share = world.is_main_process, Share(world.process_index, world.num_processes)
+    if first:
+        job.at(doing)
+    if first and builder.quantization and texts and quantization.has_room(Path(ticket.policy.base.path)):
         whole = models.load_weights(ticket.policy.base.path, ticket.model, builder.dtype, None)
-        own = quantization.measured(_bench(whole, job.tokenizer, ticket), texts)
+        own = quantization.measured(_bench(whole, job), texts)
         del whole
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    bench = _bench(builder.pristine(), job.tokenizer, ticket)
-    measure(bench, bench_probes, run.base_measurements, base=None, tell=_Told(job, doing))
+    base = builder.pristine()
+    tell = _Told(job, doing) if first else None
+    measure(_bench(base, job, share), bench_probes, run.base_measurements, base=None, tell=tell)
     if own:
-        found = quantization.compare(own, quantization.measured(bench, texts))
+        found = quantization.compare(own, quantization.measured(_bench(base, job), texts))
         files.write_json(run.quantization, found.written())
         text = quantization.warning(found)
         if text:
             job.warn(text)
-    job.at(LOADING)
+    if first:
+        job.at(LOADING)
 
 
 class _Told:
@@ -93,34 +128,43 @@ class _Told:
 
 def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring | None:
     """How a ticket's policy is measured while it is trained; None where it is not."""
-    settings, ticket = job.ticket.inside, job.ticket
+    settings = job.ticket.inside
     if settings is None:
         return None
 
     def measured(model: Any, folder: Path) -> None:
-        bench = replace(_bench(model, job.tokenizer, ticket), encoded=_ENCODED_INSIDE, asked=_ASKED_INSIDE)
+        bench = replace(_bench(model, job), encoded=_ENCODED_INSIDE, asked=_ASKED_INSIDE)
         measure(bench, bench_probes, folder, base=run.base_measurements, splits=GATE, only=settings.watch)
 
     incoming = run.base_measurements if settings.incoming == BASE else run.stage(settings.incoming).measurements
     return Measuring(settings, job.dir, run.base_measurements, incoming, measured)
 
 
-def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
+def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe], world: PartialState) -> dict[str, Any]:
+    """What measuring the job's model took, in this process; all processes share the probes."""
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
-    bench = _bench(job.model, job.tokenizer, job.ticket)
-    found = measure(bench, bench_probes, job.dir.measurements, base=base, tell=_Told(job, "measuring"))
-    if job.ticket.latency:
-        files.write_json(job.dir.latency, latency.measured(bench, bench_probes).written())
+    first, share = world.is_main_process, Share(world.process_index, world.num_processes)
+    tell = _Told(job, "measuring") if first else None
+    found = measure(_bench(job.model, job, share), bench_probes, job.dir.measurements, base=base, tell=tell)
+    if job.ticket.latency and first:
+        files.write_json(job.dir.latency, latency.measured(_bench(job.model, job), bench_probes).written())
     return found
 
 
-def measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
-    """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
+def measure_again(
+    run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe], world: PartialState
+) -> Outcome | None:
+    """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else. The first process
+    writes the outcome and returns it."""
     outcome = reading.outcome_in(job.dir.remeasuring)
     assert outcome is not None
+    measured = None
     if outcome.policy is not None and bench_probes:
         job.model = stack.load_policy(outcome.policy, ticket.model, run.root)
-        measured = measure_policy(job, run, bench_probes)
+        measured = measure_policy(job, run, bench_probes, world)
+    if not world.is_main_process:
+        return None
+    if measured is not None:
         outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
     outcome.probes_sha256 = ticket.probes_sha256
     outcome.warnings += [text for text in job.warnings if text not in outcome.warnings]

@@ -93,7 +93,7 @@ def plan(groups: Sequence[Sequence[Asked]], vocabulary: int) -> list[Batch]:
     """The batches of all groups, in each of them the longest questions first."""
     found: list[Batch] = []
     for number, group in enumerate(groups):
-        prefix = _prefix([asked.shared for asked in group])
+        alike = prefix([asked.shared for asked in group])
         order = sorted(range(len(group)), key=lambda i: len(group[i].shared))
         while order:
             places: list[int] = []
@@ -106,11 +106,11 @@ def plan(groups: Sequence[Sequence[Asked]], vocabulary: int) -> list[Batch]:
                 if places and (tokens > TOKEN_BUDGET or logits > LOGIT_BUDGET):
                     break
                 places.append(order.pop())
-            found.append(Batch(number, prefix, tuple(places)))
+            found.append(Batch(number, alike, tuple(places)))
     return found
 
 
-def _prefix(rows: Sequence[Sequence[int]]) -> int:
+def prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens the rows begin with together, so that each has at least one more."""
     if len(rows) < 2:
         return 0
