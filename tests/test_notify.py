@@ -277,6 +277,21 @@ def test_the_written_recipe_holds_no_url_and_can_be_moved(
     assert resolved(load(Path("again.yaml")))["notify"] == written
 
 
+def test_no_message_repeats_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    for value, said in (
+        ("htps://hooks.example/T0KEN", "'notify': the URL is none that can be posted to"),
+        ("{url: 'https://me:T0KEN@hooks.example/'}", "'notify': the URL is none that can be posted to"),
+        ("{url: 'https://hooks.example/T0KEN', command: a}", "'notify': one hook is told"),
+        ("{webhook: 'https://hooks.example/T0KEN'}", "unknown key 'notify.webhook'"),
+    ):
+        with pytest.raises(AlignError) as caught:
+            load(Path("small.yaml"), [f"notify={value}"])
+        first, _ = str(caught.value).split("\n", 1)
+        assert first == f"--set notify=...: {said}" and "T0KEN" not in str(caught.value)
+
+
 def test_values_of_the_environment_as_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHANNEL", "#runs and more")
     keys = Notify.model_validate({"command": ["echo", "$CHANNEL", "a $CHANNEL"]})
