@@ -119,8 +119,8 @@ def test_what_a_stage_takes() -> None:
     decision = decide_on_costs("reward", limits, over)
     assert decision.reasons == [
         "the stage took 21.3 GB of memory, its budget is 20GB",
-        "the stage took 7500 s, its budget is 2h",
-        "an answer took 1.23 s (median of 9), its budget is 800ms",
+        "the stage took 2.08 h, its budget is 2h",
+        "an answer took 1234 ms (median of 9), its budget is 800ms",
         "the run continues anyway, because on_budget is warn",
     ]
     assert [(crossed.budget, crossed.limit) for crossed in decision.budgets] == [

@@ -13,7 +13,7 @@ from scipy import stats
 
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.matrix import build
-from align.forgetting.measurements import Item, Measurement
+from align.forgetting.measurements import Item, Measurement, load
 from align.forgetting.mended import mended
 from align.forgetting.probes import Exact, Question
 from align.forgetting.statistics import (
@@ -139,7 +139,7 @@ def test_a_family_keeps_what_stays_sure_when_all_are_looked_at() -> None:
     found = matrix(many({}), many({"skill 03": 40, "skill 07": 21, "skill 11": 60}))
     row = found.matrix["stage1"]
     assert [name for name, cell in row.items() if cell.verdict == "FORGOT"] == ["skill 03", "skill 07", "skill 11"]
-    assert found.family["stage1"].written() == {"judged": 20, "beyond": ["skill 03", "skill 11"]}
+    assert found.family["stage1"].written() == {"judged": 20, "beyond": ["skill 03", "skill 11"], "error": 0.05}
     assert "base" not in found.family
     one = build(["base", "sft"], {}, {"base": measurement({"a": (9, 10)}), "sft": measurement({"a": (0, 10)})}, KEYS)
     assert one.family == {}, "of one probe it would say what its verdict says"
@@ -251,6 +251,16 @@ def test_the_probability_of_the_right_choice_moves_before_an_answer_does() -> No
     assert cell.right_choice.delta == pytest.approx(np.mean(both[1]) - np.mean(both[0]), rel=1e-4)
     mixed = matrix(base, measurement({"facts": (40, 40)})).matrix["stage1"]["facts"]
     assert mixed.right_choice is None, "an older run did not write it"
+
+
+def test_the_probability_is_read_from_the_items(tmp_path: Path) -> None:
+    probes = {"facts": {"metric": "accuracy", "higher_is_better": True, "kind": "skill"}}
+    (tmp_path / "summary.json").write_text(json.dumps({"probes": probes, "scores": {"report": {"facts": {"n": 2}}}}))
+    line = {"probe": "facts", "split": "report", "score": 1}
+    lines = [line | {"id": "a", "said": "3", "p": 0.75}, line | {"id": "b", "said": "4"}]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = load(tmp_path).items["report", "facts"]
+    assert found == {"a": Item(1.0, probability=0.75), "b": Item(1.0)}
 
 
 def test_the_report_shows_what_is_still_right_and_how_sure_the_choices_are(tmp_path: Path) -> None:

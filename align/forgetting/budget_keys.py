@@ -50,6 +50,12 @@ def seconds(value: float | str) -> float:
     return total
 
 
+def first_unit(value: float | str) -> str:
+    """The unit of a time that `seconds` takes, the first where it has several."""
+    found = re.search(_AMOUNT, value) if isinstance(value, str) else None
+    return found[2].lower() if found else "s"
+
+
 def _memory(value: str) -> str:
     memory(value)
     return value

@@ -106,14 +106,15 @@ def _of_costs(budgets: Budgets, costs: Costs) -> Iterator[Found]:
     if budgets.wall_time is not None:
         longest = budget_keys.seconds(budgets.wall_time)
         if costs.seconds is not None and costs.seconds > longest:
-            text = f"the stage took {costs.seconds:.0f} s, its budget is {_written(budgets.wall_time)}"
+            took = _time(costs.seconds, budgets.wall_time)
+            text = f"the stage took {took}, its budget is {_written(budgets.wall_time)}"
             yield BudgetCrossed(budget="wall_time", value=number(costs.seconds), limit=longest), text
     if budgets.latency is not None:
         longest = budget_keys.seconds(budgets.latency)
         if costs.latency is None:
             yield None, "no answer was timed, so the budget of the latency was not checked"
         elif costs.latency > longest:
-            took = f"an answer took {costs.latency:.3g} s (median of {costs.answers})"
+            took = f"an answer took {_time(costs.latency, budgets.latency)} (median of {costs.answers})"
             text = f"{took}, its budget is {_written(budgets.latency)}"
             yield BudgetCrossed(budget="latency", value=number(costs.latency), limit=longest), text
 
@@ -121,7 +122,18 @@ def _of_costs(budgets: Budgets, costs: Costs) -> Iterator[Found]:
 def _memory(used: int, budget: str) -> str:
     """In the unit of the budget."""
     unit = next(unit for unit in budget_keys.BYTES if budget.strip().lower().lstrip("0123456789. ") == unit.lower())
-    return f"{used / budget_keys.BYTES[unit]:.3g} {unit}"
+    return f"{_figures(used / budget_keys.BYTES[unit])} {unit}"
+
+
+def _time(took: float, budget: float | str) -> str:
+    """In the first unit of the budget."""
+    unit = budget_keys.first_unit(budget)
+    return f"{_figures(took / budget_keys.SECONDS[unit])} {unit}"
+
+
+def _figures(value: float) -> str:
+    """Three significant digits, whole numbers in full."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _written(budget: float | str) -> str:

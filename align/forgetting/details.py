@@ -10,6 +10,7 @@ from align.forgetting.judgement import MEAN, Finding
 from align.forgetting.measurements import Measurement, Split, compare, paired
 from align.forgetting.rounding import number
 from align.forgetting.statistics import (
+    FAMILY_ERROR,
     Change,
     Undefined,
     average_forgetting,
@@ -59,7 +60,7 @@ def family(findings: Mapping[str, Finding]) -> Family | None:
     if len(probes) < 2:
         return None
     p_values = {name: p_beyond(finding.change, finding.limit) for name, finding in probes.items()}
-    return Family(judged=len(probes), beyond=holm(p_values))
+    return Family(judged=len(probes), beyond=holm(p_values), error=FAMILY_ERROR)
 
 
 def forgetting_of(

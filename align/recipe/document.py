@@ -55,7 +55,8 @@ class Document:
         for depth, part in enumerate(loc, start=1):
             text = self._override(loc[:depth])
             if text is not None:
-                return Place(f"--set {text}")
+                secret = loc[0] == "notify"  # which may hold the address of a webhook
+                return Place(f"--set {text.partition('=')[0]}=..." if secret else f"--set {text}")
             mark = _mark(node, part)
             if mark is None:
                 break

@@ -43,8 +43,8 @@ def recipe_schema() -> Json:
         "if": {"required": ["stage"], "properties": {"stage": {"pattern": r"\.py$"}}},
         "else": {"properties": dict.fromkeys(entry, True), "additionalProperties": False},
     }
-    for name in ("DataSource", "RewardSource"):
-        # their models take a plain string for `{source: string}`, which pydantic's schema does not know
+    for name in ("DataSource", "RewardSource", "Notify"):
+        # their models take a plain string for the key that it stands for, which pydantic's schema does not know
         mapping = definitions.pop(name)
         definitions[name] = {"anyOf": [{"type": "string"}, mapping]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "align recipe"}

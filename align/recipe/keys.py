@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from align import errors
 from align.forgetting.keys import ForgettingKeys
+from align.recipe.notify_keys import Notify
 from align.stage.keys import Replay
 
 VERSION = 1
@@ -72,6 +73,9 @@ class Recipe(_Keys):
     launch: LaunchKeys = Field(default=LaunchKeys(), description="how many processes train")
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         default=[], description="trackers that also receive the metrics, as in `[tensorboard]`"
+    )
+    notify: Notify | None = Field(
+        None, description="a command or a webhook that is told of the end, a gate, a failure and an interrupt"
     )
     stages: dict[str, Any] = Field(
         min_length=1, description="the stages, each under a name of your choice and with its data"

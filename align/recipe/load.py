@@ -91,6 +91,8 @@ def check(read: Document, root: Path) -> Loaded:
     faults.found += contradictions.of_watch(read, recipe.forgetting, plans)
     warnings += contradictions.of_precision(plans)
     faults.raise_any()
+    trouble = recipe.notify.trouble(root) if recipe.notify else None
+    warnings += [trouble] if trouble else []
     return Loaded(recipe, plans, read, root, warnings)
 
 

@@ -29,6 +29,7 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         if plan.program.stage.replays:
             stages[plan.id]["replay"] = plan.replay.model_dump(mode="json") if plan.replay else None
     data["pipeline"] = None
+    data["notify"] = loaded.recipe.notify.withheld(loaded.root) if loaded.recipe.notify else None
     whole: dict[str, Any] = _standing(data | {"stages": stages}, loaded.root)
     for plan in loaded.stages:  # a stage stays a stage, whatever folder has its name
         for given, written in zip(_listed(stages[plan.id]), _listed(whole["stages"][plan.id]), strict=True):

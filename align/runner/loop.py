@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from align.errors import AlignError, Exit
@@ -18,7 +19,7 @@ from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
 from align.run_folder.records import FORMAT, Outcome, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
-from align.runner import branches, deciding, tickets
+from align.runner import branches, deciding, notify, tickets
 from align.runner.child import Child
 from align.runner.options import Options
 from align.runner.progress import Watcher
@@ -34,17 +35,24 @@ class Run:
     dir: RunDir
     watcher: Watcher
     record: RunRecord = field(init=False)
+    notifier: notify.Notifier = field(init=False)
     tickets: dict[str, Ticket] = field(default_factory=dict)
     changed: bool = False  # whether the report has to be written again
     redo: bool = False  # whether --from, --only or --fresh is to be obeyed, or was before and the run goes on with it
 
     def execute(self) -> Exit:
-        """Run what is not done yet. Returns DONE or GATE.
+        """Run what is not done yet, and tell whom the recipe wants told. Returns DONE or GATE.
 
         Raises:
             AlignError: a fault of the input, a failed stage, a folder in use.
             KeyboardInterrupt: after the child has saved its state.
         """
+        recipe, say = self.loaded.recipe, partial(self.watcher.say, word="note")
+        with notify.told(recipe.notify, self.loaded.root, self.dir, recipe.name, say) as self.notifier:
+            self.notifier.exit = self._run()
+            return self.notifier.exit
+
+    def _run(self) -> Exit:
         self.options.check([plan.id for plan in self.loaded.stages])
         hub = self.loaded.recipe.model
         old = _recorded(self.dir)
@@ -285,6 +293,8 @@ class Run:
             self.changed = True
             for reason in decision.alarming:
                 self.watcher.say(f"{plan.id}: {reason}", "gate")
+            if decision.alarming:
+                self.notifier.send("gate", stage=plan.id)
         return decision.action
 
     def _summarize(self) -> None:
