@@ -86,7 +86,7 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
     out: list[list[bool]] = [[] for _ in prompts]
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     starts = [max(len(prompt) - 1, 0) for prompt in prompts]  # a token is predicted one position before it
-    for batch, ids, mask in _batches(bench, rows, starts):
+    for batch, ids, mask in batches(bench, rows, starts):
         where = [(k, starts[i] + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
         row, position = torch.tensor(where, dtype=torch.long, device=ids.device).reshape(-1, 2).unbind(1)
         first = min(starts[i] for i in batch)
@@ -107,7 +107,7 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
     rows, firsts = text_ids(bench.tokenizer, texts)
     rows = [row[:limit] for row in rows]
     out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for batch, ids, mask in _batches(bench, rows, [0] * len(rows)):
+    for batch, ids, mask in batches(bench, rows, [0] * len(rows)):
         logits = bench.logits(ids, mask)[:, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         for k, i in enumerate(batch):
@@ -144,7 +144,7 @@ def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[l
     out: list[list[int]] = [[] for _ in rows]
     stop = generation.ends(bench.model, bench.tokenizer)
     greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
-    for batch, ids, mask in _batches(bench, rows, [len(row) for row in rows], left=True, extra=tokens):
+    for batch, ids, mask in batches(bench, rows, [len(row) for row in rows], left=True, extra=tokens):
         with (
             generation.settings(bench.model, greedy),
             torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast),
@@ -155,10 +155,10 @@ def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[l
     return out
 
 
-def _batches(
+def batches(
     bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], *, left: bool = False, extra: int = 0
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Rows of similar length together: their indices, ids and mask, both (batch, tokens).
+    """Rows of similar length together, as many as the budgets allow: their indices, ids and mask, both (batch, tokens).
 
     Args:
         starts: the first position of each row whose logits are wanted.

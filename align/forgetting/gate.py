@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from align.forgetting.distances import KL, TaskKl
 from align.forgetting.judgement import Finding, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement, ProbeInfo, Split
@@ -11,16 +12,26 @@ from align.forgetting.statistics import PerplexityChange
 from align.run_folder.records import Decision, Violation
 
 
-def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys) -> Decision:
+def decide(
+    stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys, distance: TaskKl | None = None
+) -> Decision:
     """Judge a stage on the gate items, against the base; depends on nothing but its arguments.
 
     A limit is broken only where the whole 95 % interval is beyond it.
+
+    Args:
+        distance: the KL to the base on the prompts of the task, where it was measured.
 
     Raises:
         AlignError: the two measurements hold different items, or a limit names a probe that is not measured.
     """
     keys.check_names(base.probes)
-    findings = list(judge(base, after, "gate", keys).values())
+    findings: list[Finding | TaskKl] = list(judge(base, after, "gate", keys).values())
+    unknown = []
+    if keys.max_kl is not None:
+        judged = (distance or TaskKl(undefined="it was not measured")).against(keys.max_kl)
+        findings += [judged] if judged.verdict else []
+        unknown += [] if judged.verdict else [judged.sentence()]
     broken = [finding for finding in findings if finding.verdict == "FORGOT"]
     unclear = [finding for finding in findings if finding.verdict == "UNCLEAR"]
     reasons = [finding.sentence() for finding in (*broken, *unclear)]
@@ -32,18 +43,21 @@ def decide(stage: str, base: Measurement, after: Measurement, keys: ForgettingKe
         reasons.append(f"{kept} of {len(findings)} limits met, {len(broken)} violated, {len(unclear)} unclear")
     else:
         reasons.append("nothing was judged: no probe with a limit has gate items")
+    reasons += unknown
     reasons += [_unjudged(name, base, after) for name, info in base.probes.items() if _stands_apart(name, info, keys)]
     return Decision(
         stage=stage,
         action="stop" if stop else "continue",
         reasons=reasons,
         violations=[_violation(finding) for finding in broken],
-        unclear=[finding.probe for finding in unclear],
+        unclear=[KL if isinstance(finding, TaskKl) else finding.probe for finding in unclear],
         thresholds=keys.thresholds(),
     )
 
 
-def _violation(finding: Finding) -> Violation:
+def _violation(finding: Finding | TaskKl) -> Violation:
+    if isinstance(finding, TaskKl):
+        return _kl_violation(finding)
     ratio = isinstance(finding.change, PerplexityChange)
     return Violation(
         probe=finding.probe,
@@ -55,6 +69,14 @@ def _violation(finding: Finding) -> Violation:
         high=finite(finding.change.high),
         limit=finding.limit,
     )
+
+
+def _kl_violation(finding: TaskKl) -> Violation:
+    found = finding.judged
+    assert found is not None and found.ci95 is not None and finding.limit is not None
+    low, high = found.ci95
+    figures = {"before": 0.0, "after": found.kl, "delta": found.kl, "low": low, "high": high}
+    return Violation(probe=KL, metric="kl", limit=finding.limit, **figures)
 
 
 def _stands_apart(probe: str, info: ProbeInfo, keys: ForgettingKeys) -> bool:

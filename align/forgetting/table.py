@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from pydantic import JsonValue
 
+from align.forgetting.distances import Drift, TaskKl
 from align.forgetting.measurements import Split
 from align.forgetting.statistics import Verdict
 from align.run_folder.records import FORMAT, Record
@@ -87,7 +88,12 @@ Figure: TypeAlias = float | NoValue | None
 
 
 class Forgetting(Record):
-    """forgetting.json. `left_out` names probes of the base that have no items in this split."""
+    """forgetting.json.
+
+    Attributes:
+        left_out: probes of the base that have no items in this split.
+        task_kl, drift: how far each stage's policy is from the base; a stage of an older run is absent.
+    """
 
     format: int = FORMAT
     split: Split | None = None
@@ -100,5 +106,7 @@ class Forgetting(Record):
     mean: Mapping[str, Mapping[str, Cell]] = {}
     backward_transfer: Mapping[str, Figure] = {}
     average_forgetting: Mapping[str, Figure] = {}
+    task_kl: Mapping[str, TaskKl] = {}
+    drift: Mapping[str, Drift] = {}
     thresholds: Mapping[str, JsonValue] = {}
     advice: tuple[str, ...] = ()

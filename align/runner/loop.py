@@ -9,6 +9,7 @@ from typing import Any
 
 from align.errors import AlignError, Exit
 from align.forgetting import gate, matrix, measurements
+from align.forgetting.distances import Drift, TaskKl
 from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
@@ -212,8 +213,11 @@ class Run:
             self.watcher.say(f"{plan.id}: done already")
 
     def _row_is_missing(self, plan: StagePlan) -> bool:
-        asked = self.loaded.recipe.forgetting.probes != "none" and plan.program.stage.gives == "policy"
-        return asked and not (self.dir.stage(plan.id).measurements / "summary.json").is_file()
+        keys, here = self.loaded.recipe.forgetting, self.dir.stage(plan.id)
+        if keys.probes == "none" or plan.program.stage.gives != "policy":
+            return False
+        limited = keys.max_kl is not None  # which an older run may never have measured
+        return not (here.measurements / "summary.json").is_file() or (limited and not here.task_kl.is_file())
 
     def _base_is_missing(self) -> bool:
         asked = self.loaded.recipe.forgetting.probes != "none"
@@ -283,7 +287,8 @@ class Run:
         if decision is None or decision.thresholds != keys.thresholds():
             base = measurements.load(self.dir.base_measurements)
             keys.check_names(base.probes)
-            decision = gate.decide(plan.id, base, measurements.load(here.measurements), keys)
+            distance = reading.optional(here.task_kl, TaskKl)
+            decision = gate.decide(plan.id, base, measurements.load(here.measurements), keys, distance)
             files.write_json(here.decision, decision.model_dump(mode="json"))
             self.changed = True
             for reason in decision.reasons[: len(decision.violations)]:
@@ -304,7 +309,12 @@ class Run:
             found = {id: measurements.load(self.dir.stage(id).measurements) for id in order}
             parents = {plan.id: plan.policy for plan in self.loaded.stages}
             base = measurements.load(self.dir.base_measurements)
-            table = matrix.build([BASE, *order], parents, {BASE: base, **found}, self.loaded.recipe.forgetting)
+            keys, dirs = self.loaded.recipe.forgetting, {id: self.dir.stage(id) for id in order}
+            distances = {
+                id: (reading.optional(here.task_kl, TaskKl), reading.optional(here.drift, Drift))
+                for id, here in dirs.items()
+            }
+            table = matrix.build([BASE, *order], parents, {BASE: base, **found}, keys, distances)
             files.write_json(self.dir.forgetting, table.written())
         else:  # what an older recipe had measured
             self.dir.forgetting.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     at.world.wait_for_everyone()
     outcome = None
     if ticket.measure_only:
-        outcome = measuring.measure_again(run, ticket, at.job, at.probes) if first else None
+        outcome = measuring.measure_again(run, ticket, at.job, at.builder, at.probes) if first else None
     else:
         clock = Clock.start()
         built = build(at)
@@ -144,7 +144,9 @@ def train(at: Loaded) -> dict[str, Any]:
 
 def measure(at: Loaded) -> dict[str, Any] | None:
     """Measure the probes on the trained policy; what that took. None for a reward model, and without probes."""
-    return measuring.measure_policy(at.job, at.run, at.probes) if at.ticket.gives == "policy" and at.probes else None
+    if at.ticket.gives != "policy" or not at.probes:
+        return None
+    return measuring.measure_policy(at.job, at.run, at.builder, at.probes)
 
 
 def save(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
 from align.stage.job import Job
-from align.worker import card
+from align.worker import card, distance
 from align.worker.handover import Builder
 
 
@@ -66,19 +67,23 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
     job.at(LOADING)
 
 
-def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
+def measure_policy(job: Job, run: RunDir, builder: Builder, bench_probes: list[probes.Probe]) -> dict[str, Any]:
+    """The probes on what a stage trained, and its distance from the base; what that took."""
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     bench = _bench(job.model, job.tokenizer, job.ticket)
-    return measure(bench, bench_probes, job.dir.measurements, base=base)
+    wall, cpu = time.monotonic(), time.process_time()
+    measure(bench, bench_probes, job.dir.measurements, base=base)
+    distance.measure(bench, job, builder)
+    return {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
-def measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
+def measure_again(run: RunDir, ticket: Ticket, job: Job, builder: Builder, bench_probes: list[probes.Probe]) -> Outcome:
     """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
     outcome = reading.outcome_in(job.dir.remeasuring)
     assert outcome is not None
     if outcome.policy is not None and bench_probes:
         job.model = stack.load_policy(outcome.policy, ticket.model, run.root)
-        measured = measure_policy(job, run, bench_probes)
+        measured = measure_policy(job, run, builder, bench_probes)
         outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
     outcome.probes_sha256 = ticket.probes_sha256
     outcome.warnings += [text for text in job.warnings if text not in outcome.warnings]
