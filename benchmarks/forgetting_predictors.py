@@ -116,7 +116,9 @@ def make(setting: Setting, root: Path) -> None:
         return
     here.mkdir(parents=True, exist_ok=True)
     (here / "recipe.yaml").write_text(json.dumps(setting.recipe()), encoding="utf-8")  # JSON is YAML
-    spent = clock.cpu_seconds([sys.executable, "-m", "align", "run", "recipe.yaml", "--run-dir", "run"], here)
+    checkout = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "align", "run", "recipe.yaml", "--run-dir", "run"]
+    spent = clock.cpu_seconds(command, here, checkout)
     print(f"{setting.name}: {spent:.0f} CPU s", flush=True)
 
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from align.errors import AlignError
 from align.forgetting.distances import Drift
 from align.forgetting.drift import drift, layer_of
 from align.parameterization import method as methods
@@ -79,6 +80,24 @@ def test_the_drift_of_an_adapter_is_that_of_its_merged_weights(name: str) -> Non
     again = put(tiny_llama(), "default", method, **keys)
     drift(again, None)
     assert all(torch.equal(was[key], tensor) for key, tensor in again.state_dict().items()), "left as it was"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods.others())
+def test_no_method_of_peft_ends_a_stage_here(name: str) -> None:
+    """Each has the figure of its merged weights, or a reason why it has none; and its weights are left as they were."""
+    before = weights(tiny_llama())
+    try:
+        model = put(tiny_llama(), "default", name)
+    except AlignError as error:
+        pytest.skip(f"not on a model as small as this: {error.what}")
+    was = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    found = drift(model, None)
+    assert all(torch.equal(was[key], tensor) for key, tensor in model.state_dict().items())
+    if found.undefined is None:
+        check(found, before, weights(model.merge_and_unload()))
+    else:
+        assert found.all is None
 
 
 def test_adapters_on_top_of_each_other_are_one_update() -> None:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 from align.forgetting.distances import Drift, moved
+from align.policy import switchboard
 from align.policy.unwrapped import unwrapped
 
 AT_A_TIME = 2**20  # weights whose squares are added up in float32
@@ -138,7 +139,7 @@ def _norms(place: Place, key: str, parameter: nn.Parameter, files: _Files | None
     before = files.tensor(f"{place.name}.{key}", parameter, held) if files else held
     weight = _squares(before)
     around = [layer for layer in place.around if getattr(layer, "parameter_name", "weight") == key]
-    acting = [(layer, name) for layer in around for name in _acting(layer)]
+    acting = [(layer, name) for layer in around for name in switchboard.acting(layer)]
     if place.now is not None:
         return _squares(_unpacked(getattr(place.now, key)) - before), weight
     if not acting:
@@ -158,11 +159,6 @@ def _of_factors(pairs: Factors, trained: torch.Tensor | None) -> float:
     if trained is None:
         return found
     return found + _squares(trained) + 2 * float((b * (trained @ a.T.to(trained.dtype)).double()).sum())
-
-
-def _acting(layer: Any) -> list[str]:
-    own = layer._get_available_adapters()
-    return [name for name in layer.active_adapters if name in own] if not layer.disable_adapters else []
 
 
 def _factors(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -200,7 +196,7 @@ def _merged(module: nn.Module, around: Sequence[Any], key: str, parameter: nn.Pa
         own.data = own.data.to(torch.float32, copy=True)
     try:
         for layer in reversed(around):
-            layer.merge(safe_merge=False, adapter_names=_acting(layer))
+            layer.merge(safe_merge=False, adapter_names=switchboard.acting(layer))
         found = getattr(around[0].get_base_layer(), key).data.clone()
     except (ValueError, NotImplementedError, AttributeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

@@ -71,6 +71,12 @@ def switched_off(model: nn.Module) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
+def acting(layer: Any) -> list[str]:
+    """The adapters that act in a layer of theirs, in order."""
+    own = layer._get_available_adapters()
+    return [] if layer.disable_adapters else [name for name in layer.active_adapters if name in own]
+
+
 def _layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
