@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from align.forgetting.distances import KlEstimate, TaskKl, estimate
 from align.forgetting.gate import decide
 from align.forgetting.keys import ForgettingKeys
 from align.lab import MODEL_DIR, data
+from align.parameterization import method as methods
 from align.policy import generation, load
 from align.run_folder import reading
 from align.run_folder.paths import RunDir
@@ -99,6 +101,25 @@ def test_a_text_without_a_prompt_has_no_first_token_to_predict(apart: tuple[Any,
     with torch.inference_mode():
         ((total, tokens),) = kl.along(policy, held(base), [([], [7, 8, 30, 4])])
     assert (total, tokens) == (pytest.approx(plain(apart[0], apart[1], [], [7, 8, 30, 4]), rel=1e-5), 3)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "adapter", "lora"])
+def test_the_base_is_beneath_every_kind_of_adapter(method: str) -> None:
+    """Also beneath a learnt prompt, whose logits stand before those of the row."""
+    file = methods.load(method)
+    model = file.apply(tiny_llama(), file.Keys.model_validate({"method": method}), "default")
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter) if parameter.requires_grad else 0
+
+    def policy(ids: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=model(ids).logits[:, -ids.shape[1] :])
+
+    on, rows = bench(model), [([1, 5, 9], [7, 8, 30, 4]), ([1, 5, 9, 11, 12], [7, 8])]
+    with torch.inference_mode():
+        found = kl.along(on, lambda: distance.beneath(on), rows)
+    expected = [(plain(tiny_llama().eval(), policy, *row), len(row[1])) for row in rows]
+    assert found == [(pytest.approx(total, rel=1e-5), tokens) for total, tokens in expected]
+    assert min(total for total, _ in expected) > 1e-5
 
 
 def test_samples_are_of_the_seed_alone_and_keep_their_end() -> None:

@@ -63,10 +63,12 @@ class Bench:
         keep = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)} if self._keeps() else {}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
-        return found if keep else found[:, first:]
+        return found if keep else found[:, found.shape[1] - ids.shape[1] + first :]  # a learnt prompt stands before it
 
     def _keeps(self) -> bool:
-        """Whether the model can apply its head to the last positions alone, as most can."""
+        """Whether the model can apply its head to the last positions alone, as most can; not behind a learnt prompt."""
+        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+            return False
         return "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters
 
 

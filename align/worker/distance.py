@@ -54,7 +54,7 @@ def _task_kl(bench: Bench, job: Job, builder: Builder) -> TaskKl:
     count = len(asked.prompts)
     prompts = f"{count} prompt{'s' if count > 1 else ''} of the {which} data"
     if _switches(job, builder):
-        return kl.measure(bench, lambda: _beneath(bench), asked, prompts, job.ticket.seed)
+        return kl.measure(bench, lambda: beneath(bench), asked, prompts, job.ticket.seed)
     if not _has_room(bench.model):
         return TaskKl(undefined="there is too little free memory to load the base beside the policy")
     path = job.ticket.policy.base.path
@@ -77,7 +77,7 @@ def _switches(job: Job, builder: Builder) -> bool:
 
 
 @contextmanager
-def _beneath(bench: Bench) -> Iterator[Bench]:
+def beneath(bench: Bench) -> Iterator[Bench]:
     """The base of a policy that is nothing but adapters on it: the same weights, not a second copy."""
     base = unwrapped(bench.model)
     with switched_off(base):
