@@ -70,7 +70,7 @@ def test_every_key_is_described() -> None:
     schema = ForgettingKeys.model_json_schema()
     parts = [schema, schema["$defs"]["ProbeFile"], schema["$defs"]["Budgets"]]
     described = [entry for part in parts for entry in part["properties"].values()]
-    assert len(described) == 15 and all(len(entry["description"]) > 40 for entry in described)
+    assert len(described) == 20 and all(len(entry["description"]) > 40 for entry in described)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +235,7 @@ def test_deciding_again_with_other_limits_needs_only_the_measurements() -> None:
         "max_drop": {"copy": 0.6},
         "max_mean_drop": 0.5,
         "max_perplexity_ratio": 1.5,
+        "max_kl": None,
         "on_violation": "stop",
     }
     assert decide("sft", BASE, after, ForgettingKeys()) == strict

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from align import report
 from align.errors import AlignError, Exit
+from align.forgetting.distances import KlEstimate, TaskKl
 from align.preflight import check
 from align.preflight.check import Prepared
 from align.recipe.load import load
@@ -61,6 +62,7 @@ class Runs:
     warnings: dict[str, list[str]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     right: dict[str, int] = field(default_factory=dict)
+    kl: float | None = None  # that the child measures of every stage
     content: str = "weights"
     compares: bool = True
     compared: list[ComparisonRequest] = field(default_factory=list)
@@ -116,6 +118,9 @@ class Child:
             measured(self.dir.base_measurements, 90)
         if ticket.probes != "none":
             measured(here.measurements, self.runs.right.get(stage, 90))
+            if self.runs.kl is not None:
+                found = KlEstimate(kl=self.runs.kl, ci95=(self.runs.kl - 0.01, self.runs.kl + 0.01), n=64, tokens=900)
+                files.write_json(here.task_kl, TaskKl(prompts="64 prompts", own_answers=found).written())
         files.write_json(here.outcome, self.outcome(ticket).model_dump(mode="json"))
 
     def outcome(self, ticket: Ticket) -> Outcome:
@@ -397,6 +402,29 @@ def test_the_gate_stops_and_judges_again_when_its_limits_change(runs: Runs, prob
     assert (runs.code, runs.statuses()) == (Exit.DONE, {"sft": "done", "dpo": "done"})
     matrix = files.read_json(runs.dir.forgetting)
     assert matrix["stages"] == ["base", "sft", "dpo"] and matrix["parent"] == {"sft": "base", "dpo": "sft"}
+
+
+def test_a_limit_for_the_kl_is_held_against_what_was_stored(runs: Runs, probes: str) -> None:
+    runs.kl = 0.4
+    assert runs.run(probes) == ["sft, and the base", "dpo", "finish"]
+    strict = (probes, "forgetting.max_kl=0.3", "forgetting.on_violation=stop")
+    assert runs.run(*strict) == [] and runs.code == Exit.GATE
+    assert runs.said[-1] == (
+        "gate sft: KL to the base: 0.4 nats per token (95 % interval 0.39 to 0.41, 64 prompts) is beyond the limit, 0.3"
+    )
+    assert files.read_json(runs.dir.forgetting)["task_kl"]["sft"]["verdict"] == "FORGOT"
+    assert runs.run(probes, "forgetting.max_kl=0.5", "forgetting.on_violation=stop") == ["finish"]
+    assert runs.code == Exit.DONE
+    assert {kl["verdict"] for kl in files.read_json(runs.dir.forgetting)["task_kl"].values()} == {"OK"}
+
+
+def test_a_kl_that_an_older_run_lacks_is_measured_once_it_has_a_limit(runs: Runs, probes: str) -> None:
+    runs.run(probes)
+    assert "task_kl" not in files.read_json(runs.dir.forgetting) or not files.read_json(runs.dir.forgetting)["task_kl"]
+    assert runs.run(probes) == ["finish"], "without one it is not missed"
+    runs.kl = 0.2
+    assert runs.run(probes, "forgetting.max_kl=0.3") == ["sft measured", "dpo measured", "finish"]
+    assert runs.run(probes, "forgetting.max_kl=0.3") == ["finish"]
 
 
 def test_a_row_that_was_asked_otherwise_is_not_in_the_matrix(runs: Runs, probes: str) -> None:

@@ -67,10 +67,12 @@ class Bench:
         keep = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)} if self._keeps() else {}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
-        return found if keep else found[:, first:]
+        return found if keep else found[:, found.shape[1] - ids.shape[1] + first :]  # a learnt prompt stands before it
 
     def _keeps(self) -> bool:
-        """Whether the model can apply its head to the last positions alone, as most can."""
+        """Whether the model can apply its head to the last positions alone, as most can; not behind a learnt prompt."""
+        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+            return False
         return "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters
 
 
@@ -90,8 +92,8 @@ def hits_of(bench: Bench, prompts: Sequence[list[int]], answers: Sequence[list[i
     out: dict[int, list[bool]] = {}
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     starts = [max(len(prompt) - 1, 0) for prompt in prompts]  # a token is predicted one position before it
-    for _, batch in bench.share.mine(_batches(bench, rows, starts)):
-        ids, mask = _padded(bench, [rows[i] for i in batch])
+    for _, batch in bench.share.mine(batches(bench, rows, starts)):
+        ids, mask = padded(bench, [rows[i] for i in batch])
         where = [(k, starts[i] + t) for k, i in enumerate(batch) for t in range(len(answers[i]))]
         row, position = torch.tensor(where, dtype=torch.long, device=ids.device).reshape(-1, 2).unbind(1)
         first = min(starts[i] for i in batch)
@@ -113,8 +115,8 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
     rows, firsts = text_ids(bench.tokenizer, texts)
     rows = [row[:limit] for row in rows]
     out: dict[int, tuple[float, int]] = {}
-    for _, batch in bench.share.mine(_batches(bench, rows, [0] * len(rows))):
-        ids, mask = _padded(bench, [rows[i] for i in batch])
+    for _, batch in bench.share.mine(batches(bench, rows, [0] * len(rows))):
+        ids, mask = padded(bench, [rows[i] for i in batch])
         logits = bench.logits(ids, mask)[:, :-1].float()
         flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         for k, i in enumerate(batch):
@@ -152,8 +154,8 @@ def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[l
     out: dict[int, list[int]] = {}
     stop = generation.ends(bench.model, bench.tokenizer)
     greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
-    for _, batch in bench.share.mine(_batches(bench, rows, [len(row) for row in rows], extra=tokens, most=ANSWERS)):
-        ids, mask = _padded(bench, [rows[i] for i in batch], left=True)
+    for _, batch in bench.share.mine(batches(bench, rows, [len(row) for row in rows], extra=tokens, most=ANSWERS)):
+        ids, mask = padded(bench, [rows[i] for i in batch], left=True)
         with (
             generation.settings(bench.model, greedy),
             torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast),
@@ -165,7 +167,7 @@ def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[l
     return [found[i] for i in range(len(rows))]
 
 
-def _batches(
+def batches(
     bench: Bench, rows: Sequence[list[int]], starts: Sequence[int], *, extra: int = 0, most: int = ROWS
 ) -> list[list[int]]:
     """The places of rows of similar length together, the longest first.
@@ -182,7 +184,7 @@ def _batches(
     return found
 
 
-def _padded(bench: Bench, rows: Sequence[list[int]], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(bench: Bench, rows: Sequence[list[int]], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask of rows, both (rows, tokens), padded on the right or on the left."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), bench.tokenizer.pad_token_id, dtype=torch.long)

@@ -6,6 +6,7 @@ import math
 
 from align.forgetting import budgets
 from align.forgetting.budgets import Costs, Judged
+from align.forgetting.distances import KL, TaskKl
 from align.forgetting.judgement import Finding, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement, ProbeInfo, Split
@@ -14,17 +15,31 @@ from align.run_folder.records import Decision, Violation
 
 
 def decide(
-    stage: str, base: Measurement, after: Measurement, keys: ForgettingKeys, costs: Costs | None = None
+    stage: str,
+    base: Measurement,
+    after: Measurement,
+    keys: ForgettingKeys,
+    costs: Costs | None = None,
+    distance: TaskKl | None = None,
 ) -> Decision:
     """Judge a stage on the gate items, against the base, and by its budgets; depends on nothing but its arguments.
 
     A limit is broken only where the whole 95 % interval is beyond it.
 
+    Args:
+        costs: what the stage took, for its budgets.
+        distance: the KL to the base on the prompts of the task, where it was measured.
+
     Raises:
         AlignError: the two measurements hold different items, or a limit names a probe that is not measured.
     """
     keys.check_names(base.probes)
-    findings = list(judge(base, after, "gate", keys).values())
+    findings: list[Finding | TaskKl] = list(judge(base, after, "gate", keys).values())
+    unknown = []
+    if keys.max_kl is not None:
+        judged = (distance or TaskKl(undefined="it was not measured")).against(keys.max_kl)
+        findings += [judged] if judged.verdict else []
+        unknown += [] if judged.verdict else [judged.sentence()]
     broken = [finding for finding in findings if finding.verdict == "FORGOT"]
     unclear = [finding for finding in findings if finding.verdict == "UNCLEAR"]
     kept = _budgets(keys, after, costs or Costs())
@@ -37,14 +52,15 @@ def decide(
     else:
         reasons.append("nothing was judged: no probe with a limit has gate items")
     reasons += kept.open
+    reasons += unknown
     reasons += [_unjudged(name, base, after) for name, info in base.probes.items() if _stands_apart(name, info, keys)]
     return Decision(
         stage=stage,
         action="stop" if _stops(keys, bool(broken), bool(kept.crossed)) else "continue",
         reasons=reasons,
         violations=[_violation(finding) for finding in broken],
-        unclear=[finding.probe for finding in unclear],
         budgets=list(kept.crossed),
+        unclear=[KL if isinstance(finding, TaskKl) else finding.probe for finding in unclear],
         thresholds=keys.thresholds(),
     )
 
@@ -81,7 +97,9 @@ def _continues(keys: ForgettingKeys, broken: bool, crossed: bool) -> list[str]:
     return [f"the run continues anyway, because {' and '.join(why)} {verb} warn"] if why else []
 
 
-def _violation(finding: Finding) -> Violation:
+def _violation(finding: Finding | TaskKl) -> Violation:
+    if isinstance(finding, TaskKl):
+        return _kl_violation(finding)
     ratio = isinstance(finding.change, PerplexityChange)
     return Violation(
         probe=finding.probe,
@@ -93,6 +111,14 @@ def _violation(finding: Finding) -> Violation:
         high=finite(finding.change.high),
         limit=finding.limit,
     )
+
+
+def _kl_violation(finding: TaskKl) -> Violation:
+    found = finding.judged
+    assert found is not None and found.ci95 is not None and finding.limit is not None
+    low, high = found.ci95
+    figures = {"before": 0.0, "after": found.kl, "delta": found.kl, "low": low, "high": high}
+    return Violation(probe=KL, metric="kl", limit=finding.limit, **figures)
 
 
 def _stands_apart(probe: str, info: ProbeInfo, keys: ForgettingKeys) -> bool:

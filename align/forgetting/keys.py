@@ -30,6 +30,12 @@ def _ratio(value: float) -> float:
     return value
 
 
+def _nats(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"a limit for the KL is a number of nats per token above 0, such as 0.3, not {value:g}")
+    return value
+
+
 def _probe_set(value: str) -> str:
     if value not in ("auto", "general", "lab", "none"):
         raise ValueError(
@@ -101,6 +107,11 @@ class ForgettingKeys(BaseModel):
         default=1.5,
         description="Largest tolerated perplexity after / before, at least 1; null: shown without a verdict.",
     )
+    max_kl: Annotated[float, AfterValidator(_nats)] | None = Field(
+        default=None,
+        description="Largest tolerated KL to the base on the prompts of the task, in nats per answer token; null: "
+        "shown without a verdict.",
+    )
     on_violation: Literal["warn", "stop"] = Field(
         default="warn", description="warn: report it and continue; stop: end the run after the stage that forgot."
     )
@@ -136,6 +147,8 @@ class ForgettingKeys(BaseModel):
         unknown = self._unknown_limits(self.probes) if isinstance(self.probes, dict) else None
         if unknown:
             raise ValueError(unknown)
+        if self.max_kl is not None and self.probes == "none":
+            raise ValueError("max_kl limits nothing with `probes: none`, which measures nothing: write `probes: auto`")
         return self
 
     @model_validator(mode="after")
@@ -193,6 +206,7 @@ class ForgettingKeys(BaseModel):
             "max_drop": self.max_drop,
             "max_mean_drop": self.max_mean_drop,
             "max_perplexity_ratio": self.max_perplexity_ratio,
+            "max_kl": self.max_kl,
             "on_violation": self.on_violation,
         }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from align.errors import AlignError
 from align.forgetting import details
+from align.forgetting.distances import Drift, TaskKl
 from align.forgetting.judgement import MEAN, Finding, cannot_show, is_skill, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement, Split, compare
@@ -19,9 +20,15 @@ from align.forgetting.statistics import Change, PerplexityChange, Undefined, bac
 from align.forgetting.table import ALL, BASE, Cell, Effect, Figure, Forgetting, NoValue, ProbeEntry
 from align.run_folder.records import FORMAT
 
+MODULES_SHOWN = 10  # of those that moved; all stand in the drift.json of their stage
+
 
 def build(
-    order: Sequence[str], parents: Mapping[str, str], measurements: Mapping[str, Measurement], keys: ForgettingKeys
+    order: Sequence[str],
+    parents: Mapping[str, str],
+    measurements: Mapping[str, Measurement],
+    keys: ForgettingKeys,
+    distances: Mapping[str, tuple[TaskKl | None, Drift | None]] | None = None,
 ) -> Forgetting:
     """The matrix of a run, on report items; on gate items where the base has no report items.
 
@@ -30,6 +37,7 @@ def build(
         parents: stage -> the stage whose policy it took, "base" for the first ones.
         measurements: stage -> what was measured after it; a stage without a policy is absent.
         keys: the limits for the verdicts.
+        distances: how far each stage is from the base, as far as it was measured.
 
     Raises:
         AlignError: the base was not measured, two measurements hold different items, or a limit names no probe.
@@ -66,6 +74,7 @@ def build(
         mean=mean,
         **_transfer(history, measurements, split, mean, groups.get(ALL, [])),
         family=families,
+        **_distances(distances or {}, keys),
         thresholds=keys.thresholds(),
         advice=tuple(_advice(history, matrix, mean, measurements, keys)),
     )
@@ -89,6 +98,14 @@ def _transfer(
         "average_forgetting": {stage: _value(value) for stage, (value, _) in lost.items()},
         "average_forgetting_ci95": {stage: interval for stage, (_, interval) in lost.items() if interval is not None},
     }
+
+
+def _distances(
+    found: Mapping[str, tuple[TaskKl | None, Drift | None]], keys: ForgettingKeys
+) -> dict[str, dict[str, TaskKl | Drift]]:
+    """The KL with its verdict, and the drift without its long tail of modules."""
+    drifts = {stage: drift.but(modules=drift.modules[:MODULES_SHOWN]) for stage, (_, drift) in found.items() if drift}
+    return {"task_kl": {s: kl.against(keys.max_kl) for s, (kl, _) in found.items() if kl}, "drift": {**drifts}}
 
 
 def _means(

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from pydantic import JsonValue
 
+from align.forgetting.distances import Drift, TaskKl
 from align.forgetting.measurements import Split
 from align.forgetting.statistics import FAMILY_ERROR, Verdict
 from align.run_folder.records import FORMAT, Record
@@ -120,8 +121,13 @@ Figure: TypeAlias = float | NoValue | None
 
 
 class Forgetting(Record):
-    """forgetting.json. `left_out` names probes of the base that have no items in this split; `family` has the stages of
-    which at least two probes are judged; an interval is missing where its figure has no value."""
+    """forgetting.json. An interval is missing where its figure has no value.
+
+    Attributes:
+        left_out: probes of the base that have no items in this split.
+        family: of the stages of which at least two probes are judged.
+        task_kl, drift: how far each stage's policy is from the base; a stage of an older run is absent.
+    """
 
     format: int = FORMAT
     split: Split | None = None
@@ -137,5 +143,7 @@ class Forgetting(Record):
     average_forgetting: Mapping[str, Figure] = {}
     average_forgetting_ci95: Mapping[str, Interval] = {}
     family: Mapping[str, Family] = {}
+    task_kl: Mapping[str, TaskKl] = {}
+    drift: Mapping[str, Drift] = {}
     thresholds: Mapping[str, JsonValue] = {}
     advice: tuple[str, ...] = ()

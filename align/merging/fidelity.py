@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from align.policy import load as models
 from align.policy import score_head
+from align.policy.divergence import forward_kl
 
 CONTEXT = 256  # tokens of a row that are read
 SCORED = 96  # of a row, its last
@@ -51,11 +52,7 @@ def divergence(one: torch.Tensor, other: torch.Tensor) -> float:
     """KL(one || other) in nats, mean over positions; of scores half their squared difference."""
     if one.size(1) == 1:
         return float(((one.double() - other.double()) ** 2 / 2).mean())
-    total = 0.0
-    for a, b in zip(torch.split(one, 64), torch.split(other, 64), strict=True):  # float64 for a part at a time
-        p, q = a.double().log_softmax(-1), b.double().log_softmax(-1)
-        total += float((p.exp() * (p - q)).sum())
-    return max(total / one.size(0), 0.0)
+    return max(float(forward_kl(one, other).mean()), 0.0)
 
 
 def loss(logits: torch.Tensor, text: Text) -> float:

@@ -23,21 +23,13 @@ class Switchboard:
     """
 
     def __init__(self, model: nn.Module, now: Sequence[str]) -> None:
-        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        self.layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+        self.layers = _layers(model)
         self.now: tuple[str, ...] = ()
         self.use(now)
 
     def use(self, names: Sequence[str]) -> None:
         """Let these adapters act from now on, each in the layers that have it."""
-        for layer in self.layers:
-            if isinstance(layer, BaseTunerLayer):
-                own = layer._get_available_adapters()
-                layer._active_adapter = [name for name in names if name in own]
-            else:  # a module that an adapter replaces whole
-                chosen = [name for name in names if name in layer._adapters]
-                layer._disable_adapters = not chosen
-                layer._active_adapter = chosen
+        _tell(self.layers, names)
         self.now = tuple(names)
 
     def train(self, name: str) -> None:
@@ -64,6 +56,41 @@ class Switchboard:
     def remembered(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """For `torch.utils.checkpoint`: a recomputation runs under the adapters of its own forward (peft #2832)."""
         return nullcontext(), self.acting(self.now)
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Within, no adapter of the model acts; afterwards those do again that did before, each in its own layers."""
+    layers = _layers(model)
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    _tell(layers, ())
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def acting(layer: Any) -> list[str]:
+    """The adapters that act in a layer of theirs, in order."""
+    own = layer._get_available_adapters()
+    return [] if layer.disable_adapters else [name for name in layer.active_adapters if name in own]
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+
+def _tell(layers: Sequence[Any], names: Sequence[str]) -> None:
+    """Let these adapters act in the layers that have them, and no other."""
+    for layer in layers:
+        if isinstance(layer, BaseTunerLayer):
+            own = layer._get_available_adapters()
+            layer._active_adapter = [name for name in names if name in own]
+        else:  # a module that an adapter replaces whole
+            chosen = [name for name in names if name in layer._adapters]
+            layer._disable_adapters = not chosen
+            layer._active_adapter = chosen
 
 
 @contextmanager

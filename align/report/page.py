@@ -10,6 +10,7 @@ from align.report import curves, findings, numbers, sentence
 from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
 from align.report.details_page import Details, MendedGroup, details, mended
+from align.report.distance_page import Distances, distances, nats
 from align.report.findings import BASE
 from align.report.schema import Report
 from align.report.stage_page import Fact, StagePage, flat, stage_page
@@ -119,6 +120,7 @@ class Page:
     branchings: tuple[Branching, ...]
     ends: tuple[End, ...]
     advice: tuple[str, ...]
+    distances: Distances
     stages: tuple[StagePage, ...]
     broken: tuple[BrokenGroup, ...]
     details: tuple[Details, ...]
@@ -149,6 +151,7 @@ def build(report: Report) -> Page:
         branchings=tuple(branchings(report)),
         ends=tuple(_end(forgetting, stage) for stage in findings.ends(forgetting)),
         advice=forgetting.advice,
+        distances=distances(forgetting),
         stages=tuple(stage_page(stage, report.forgetting) for stage in report.stages),
         broken=tuple(_broken(report)),
         details=tuple(details(forgetting)),
@@ -249,6 +252,9 @@ def _summary(forgetting: Forgetting) -> Iterable[Row]:
             trained = [column if column in values and column != BASE else None for column in columns]
             texts = [numbers.estimate(values[column], intervals.get(column)) if column else "" for column in trained]
             yield Row(title, None, tuple(Entry(text) for text in texts))
+    if forgetting.task_kl:
+        found = [forgetting.task_kl.get(column) for column in columns]
+        yield Row("KL to the base", None, tuple(Entry(nats(kl.judged)) if kl else Entry("") for kl in found))
 
 
 def _end(forgetting: Forgetting, stage: str) -> End:

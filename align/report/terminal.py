@@ -13,6 +13,7 @@ from rich.text import Text
 
 from align.forgetting.table import Cell, Effect, Forgetting, ProbeEntry
 from align.report import findings, numbers
+from align.report.distance_page import in_a_line
 from align.report.schema import Report
 from align.report.sentence import notes, nothing, tolerated, verdict_line
 
@@ -59,6 +60,9 @@ class MatrixTable:
             yield _table(forgetting, stages[first : first + per_table], marks, ascii_only=options.ascii_only)
         if any(probe.limit is not None for probe in forgetting.probes.values()):
             yield _legend(forgetting, marks)
+        distance = in_a_line(forgetting)
+        if distance:
+            yield Text(distance)
         for note in notes(forgetting):
             yield Text(note, style="dim")
 

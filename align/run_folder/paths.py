@@ -92,6 +92,16 @@ class StageDir:
         return self.measurements / "latency.json"
 
     @property
+    def task_kl(self) -> Path:
+        """How far the policy's distributions are from the base's on the prompts of the task."""
+        return self.measurements / "task_kl.json"
+
+    @property
+    def drift(self) -> Path:
+        """How far the policy's weights are from the base's."""
+        return self.measurements / "drift.json"
+
+    @property
     def tokens(self) -> Path:
         """The rows as the trainer takes them, while the stage is at work."""
         return self.root / "tokens"

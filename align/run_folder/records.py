@@ -212,12 +212,12 @@ class Outcome(BaseModel):
 class Violation(BaseModel):
     """One limit that was broken beyond doubt.
 
-    `low` and `high` enclose `delta` = after - before against `limit`, a drop; of perplexity they enclose after / before
-    against `limit`, a ratio. None stands for a number that is not finite.
+    `low` and `high` enclose `delta` = after - before against `limit`, a drop, or the KL itself; of perplexity they
+    enclose after / before against `limit`, a ratio. None stands for a number that is not finite.
     """
 
     probe: str
-    metric: Literal["accuracy", "perplexity"]
+    metric: Literal["accuracy", "perplexity", "kl"]
     before: float | None
     after: float | None
     delta: float | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from align.forgetting import gate, measurements
 from align.forgetting.budgets import Costs
+from align.forgetting.distances import TaskKl
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.records import Latency
 from align.run_folder import files, reading
@@ -29,7 +30,8 @@ def decide(run: RunDir, stage: str, keys: ForgettingKeys) -> tuple[Decision | No
         return known, False
     if measured:
         base, after = measurements.load(run.base_measurements), measurements.load(here.measurements)
-        decision = gate.decide(stage, base, after, keys, _costs(here))
+        distance = reading.optional(here.task_kl, TaskKl)
+        decision = gate.decide(stage, base, after, keys, _costs(here), distance)
     else:
         decision = gate.decide_on_costs(stage, keys, _costs(here))
     files.write_json(here.decision, decision.model_dump(mode="json"))

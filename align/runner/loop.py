@@ -10,6 +10,7 @@ from typing import Any
 
 from align.errors import AlignError, Exit
 from align.forgetting import matrix, measurements
+from align.forgetting.distances import Drift, TaskKl
 from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
@@ -220,10 +221,12 @@ class Run:
             self.watcher.say(f"{plan.id}: done already")
 
     def _row_is_missing(self, plan: StagePlan) -> bool:
-        here = self.dir.stage(plan.id)
-        asked = self.loaded.recipe.forgetting.probes != "none" and plan.program.stage.gives == "policy"
+        keys, here = self.loaded.recipe.forgetting, self.dir.stage(plan.id)
+        if keys.probes == "none" or plan.program.stage.gives != "policy":
+            return False
         untimed = self.tickets[plan.id].latency and not here.latency.is_file()
-        return asked and (untimed or not (here.measurements / "summary.json").is_file())
+        unlimited = keys.max_kl is not None and not here.task_kl.is_file()  # as an older run leaves it
+        return untimed or unlimited or not (here.measurements / "summary.json").is_file()
 
     def _base_is_missing(self) -> bool:
         asked = self.loaded.recipe.forgetting.probes != "none"
@@ -311,7 +314,12 @@ class Run:
             found = {id: measurements.load(self.dir.stage(id).measurements) for id in order}
             parents = {plan.id: plan.policy for plan in self.loaded.stages}
             base = measurements.load(self.dir.base_measurements)
-            table = matrix.build([BASE, *order], parents, {BASE: base, **found}, self.loaded.recipe.forgetting)
+            keys, dirs = self.loaded.recipe.forgetting, {id: self.dir.stage(id) for id in order}
+            distances = {
+                id: (reading.optional(here.task_kl, TaskKl), reading.optional(here.drift, Drift))
+                for id, here in dirs.items()
+            }
+            table = matrix.build([BASE, *order], parents, {BASE: base, **found}, keys, distances)
             files.write_json(self.dir.forgetting, table.written())
         else:  # what an older recipe had measured
             self.dir.forgetting.unlink(missing_ok=True)

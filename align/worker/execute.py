@@ -76,7 +76,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         measuring.measure_base(run, at.job, at.builder, at.probes, at.world)
     at.world.wait_for_everyone()
     if ticket.measure_only:
-        outcome = measuring.measure_again(run, ticket, at.job, at.probes, at.world)
+        outcome = measuring.measure_again(run, ticket, at.job, at.builder, at.probes, at.world)
     else:
         clock = Clock.start()
         built = build(at)
@@ -141,7 +141,7 @@ def measure(at: Loaded) -> dict[str, Any] | None:
     """Measure the probes on the trained policy; what that took. None for a reward model, and without probes."""
     if at.ticket.gives != "policy" or not at.probes:
         return None
-    measured = measuring.measure_policy(at.job, at.run, at.probes, at.world)
+    measured = measuring.measure_policy(at.job, at.run, at.builder, at.probes, at.world)
     if at.job.inside is not None and at.world.is_main_process:
         at.job.inside.last(at.job.steps)
     return measured

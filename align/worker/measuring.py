@@ -30,7 +30,7 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
 from align.stage.inside import Measuring
 from align.stage.job import Job
-from align.worker import battery_size, card
+from align.worker import battery_size, card, distance
 from align.worker.handover import Builder
 
 TOLD_SECONDS = 2.0  # between two words on how much has been measured
@@ -140,19 +140,28 @@ def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring
     return Measuring(settings, job.dir, run.base_measurements, incoming, measured)
 
 
-def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe], world: PartialState) -> dict[str, Any]:
-    """What measuring the job's model took, in this process; all processes share the probes."""
+def measure_policy(
+    job: Job, run: RunDir, builder: Builder, bench_probes: list[probes.Probe], world: PartialState
+) -> dict[str, float]:
+    """The probes on what a stage trained, and its distance from the base; what that took in this process.
+
+    All processes share the probes; the first alone does the rest.
+    """
+    wall, cpu = time.monotonic(), time.process_time()
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     first, share = world.is_main_process, Share(world.process_index, world.num_processes)
     tell = _Told(job, "measuring") if first else None
-    found = measure(_bench(job.model, job, share), bench_probes, job.dir.measurements, base=base, tell=tell)
-    if job.ticket.latency and first:
-        files.write_json(job.dir.latency, latency.measured(_bench(job.model, job), bench_probes).written())
-    return found
+    measure(_bench(job.model, job, share), bench_probes, job.dir.measurements, base=base, tell=tell)
+    if first:
+        alone = _bench(job.model, job)
+        distance.measure(alone, job, builder)
+        if job.ticket.latency:
+            files.write_json(job.dir.latency, latency.measured(alone, bench_probes).written())
+    return {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 def measure_again(
-    run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe], world: PartialState
+    run: RunDir, ticket: Ticket, job: Job, builder: Builder, bench_probes: list[probes.Probe], world: PartialState
 ) -> Outcome | None:
     """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else. The first process
     writes the outcome and returns it."""
@@ -161,7 +170,7 @@ def measure_again(
     measured = None
     if outcome.policy is not None and bench_probes:
         job.model = stack.load_policy(outcome.policy, ticket.model, run.root)
-        measured = measure_policy(job, run, bench_probes, world)
+        measured = measure_policy(job, run, builder, bench_probes, world)
     if not world.is_main_process:
         return None
     if measured is not None:
