@@ -5,17 +5,20 @@ from pathlib import Path
 __all__ = ["write"]
 
 
-def write(run_dir: str | Path) -> tuple[Path, Path]:
+def write(run_dir: str | Path, *, live: bool = False) -> tuple[Path, Path]:
     """Write report.html and report.md into the run folder and return their paths.
 
-    Each file appears whole or not at all. Raises AlignError where the folder is no run or a file of it is damaged.
+    Each file appears whole or not at all. A page of a run that is under way (`live`) says so and loads itself again.
+
+    Raises:
+        AlignError: the folder is no run, or a file of it is damaged.
     """
-    # jinja2 and matplotlib come with these: whoever only wants the records or the table does not pay for them
+    # jinja2 comes with these: whoever only wants the records or the table does not pay for it
     from align.report import html, markdown
     from align.report.records import load
     from align.run_folder.files import write_text
 
-    report = load(run_dir)
+    report = load(run_dir, live=live)
     page, text = Path(run_dir) / "report.html", Path(run_dir) / "report.md"
     write_text(page, html.render(report))
     write_text(text, markdown.render(report))
