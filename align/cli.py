@@ -174,8 +174,10 @@ def status(run_dir: RunFolder) -> None:
 def report(run_dir: RunFolder) -> None:
     """Write report.html and report.md of a run, and print what was gained and what was forgotten."""
     from align import report as reports
+    from align.run_folder.paths import RunDir
 
-    reports.write(run_dir)
+    folder = RunDir(run_dir)
+    reports.write(run_dir, live=folder.record.is_file() and folder.is_held())
     _show(run_dir)
 
 

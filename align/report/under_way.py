@@ -33,7 +33,8 @@ def under_way(report: Report) -> UnderWay | None:
         return None
     running = next((stage for stage in report.stages if stage.entry.status == "running"), None)
     if running is None:
-        return UnderWay("between two stages")
+        undone = [stage for stage in report.stages if stage.entry.status != "done"]
+        return UnderWay("between two stages" if undone else "all stages are done")
     place = [stage.id for stage in report.stages].index(running.id) + 1
     name = f"stage {place} of {len(report.stages)} ({running.id})"
     step, total, left = _steps(running)
