@@ -141,11 +141,14 @@ class Chart:
         drawn = [mark.points for mark in self.marks if isinstance(mark, Curve | Dots) and mark.points]
         return drawn[0][:1] if drawn else ()
 
+    def named(self) -> list[Curve | Dots | Stairs]:
+        """What has a column of the table."""
+        return [mark for mark in (*self.marks, *self.told) if isinstance(mark, Curve | Dots | Stairs) and mark.name]
+
     def table(self) -> Table:
         """The named curves and points as columns over their common x."""
-        marks = (*self.marks, *self.told)
-        named = [mark for mark in marks if isinstance(mark, Curve | Dots | Stairs) and mark.name]
-        columns = [_values(mark) for mark in named]
+        named = self.named()
+        columns = [values(mark) for mark in named]
         xs = sorted({x for column in columns for x in column})
         labels = {
             point[0]: label
@@ -163,7 +166,8 @@ class Chart:
         return Table(self.title, (*lead, *(mark.name for mark in named)), tuple(rows), every)
 
 
-def _values(mark: Curve | Dots | Stairs) -> dict[float, float]:
+def values(mark: Curve | Dots | Stairs) -> dict[float, float]:
+    """Its y by x."""
     points = zip(mark.edges, mark.counts, strict=False) if isinstance(mark, Stairs) else mark.points
     return dict(points)
 
