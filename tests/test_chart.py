@@ -94,6 +94,20 @@ def test_the_table_has_every_named_mark_and_nothing_else() -> None:
     assert (long.every, len(long.rows), long.rows[-1]) == (5, 21, ("99", "0.5"))
 
 
+def test_points_that_lie_on_each_other_share_a_label() -> None:
+    points = ((0.0, 0.0), (1.0, 1.0), (1.0, 1.0))
+    chart = Chart("x", marks=[Dots(points, "blue", (4.0, 4.0, 4.0), labels=("base", "sft", "ppo"))])
+    drawn = ElementTree.fromstring(svg.draw(chart))
+    assert [node.text for node in drawn.iter("text") if "600" in node.attrib["style"]] == ["base", "sft, ppo"]
+
+
+def test_a_level_curve_is_drawn_level() -> None:
+    level = tuple((float(x), sum([0.1] * 3) / 3 if x % 2 else 0.1) for x in range(4))
+    assert len({y for _, y in level}) == 2, "as a moving mean rounds them"
+    path = re.findall(r'<path d="M([^"]*)"', svg.draw(Chart("x", marks=[Curve(level, "blue")])))[0]
+    assert len({place.split()[1] for place in path.split("L")}) == 1
+
+
 def test_a_long_curve_is_drawn_in_stretches() -> None:
     points = [(float(x), float(x)) for x in range(1000)]
     found = svg.thinned(points)

@@ -89,7 +89,7 @@ def test_the_word_is_the_worst_of_the_verdicts(
     ("verdict", "said"),
     [
         ("OK", "and kept all of its 8 skills within the limits."),
-        ("UNCLEAR", "and kept 0 of its 8 skills, while 8 cannot be told."),
+        ("UNCLEAR", "and kept 0 of its 8 skills for certain (8 unclear)."),
         (None, "and got surely worse at 3 of its 8 skills."),
     ],
 )

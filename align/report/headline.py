@@ -143,7 +143,7 @@ def _cost(forgetting: Forgetting, stage: str) -> Iterable[str]:
         named = join([f"{c.name} ({_fall(c)})" for c in lost])
         yield f"lost {len(lost)} of its {len(skills)} skills: {named}"
     elif doubtful:
-        yield f"kept {len(skills) - doubtful} of its {len(skills)} skills, while {doubtful} cannot be told"
+        yield f"kept {len(skills) - doubtful} of its {len(skills)} skills for certain ({doubtful} unclear)"
     elif all(c.cell.verdict is None for c in skills):
         yield f"got surely worse at {fell} of its {len(skills)} skills"
     else:

@@ -1,6 +1,7 @@
 """The report as one HTML file that needs nothing else: no script, no network, figures inline."""
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +43,9 @@ def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
+@lru_cache(maxsize=1)
 def _environment() -> Environment:
+    """With its templates, which a run that writes its page again and again compiles once."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(["html.jinja"], default_for_string=True),

@@ -38,8 +38,10 @@ def broken(report: Report) -> Iterable[BrokenGroup]:
     split = report.forgetting.split if report.forgetting else None
     for stage in report.stages:
         rows = [row for row in stage.broken if row.split == split] or list(stage.broken)
-        for probe in dict.fromkeys(row.probe for row in rows):
-            found = [row for row in rows if row.probe == probe]
+        by_probe: dict[str, list[BrokenAnswer]] = {}
+        for row in rows:
+            by_probe.setdefault(row.probe, []).append(row)
+        for probe, found in by_probe.items():
             cell = report.forgetting.matrix.get(stage.id, {}).get(probe) if report.forgetting else None
             total = max(len(found), cell.lost or 0) if cell else len(found)
             yield BrokenGroup(stage.id, probe, total, tuple(found[:BROKEN_SHOWN]))

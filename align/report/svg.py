@@ -112,7 +112,7 @@ def _frame(chart: Chart) -> tuple[Frame, list[tuple[float, str]]]:
 
 def _ends(values: Sequence[float], margin: float, *, whole: bool = False) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # level, but for the rounding of means
         half = 0.5 if whole else abs(low) * 0.05 or 0.5
         return low - half, high + half
     return low - margin * (high - low), high + margin * (high - low)
@@ -202,12 +202,21 @@ def _dots(dots: Dots, frame: Frame) -> str:
             drawn.append(f'<path d="{corners}" style="fill: var(--{dots.colour})"/>')
         else:
             drawn.append(_disc((x, y), radius, dots.colour, shade))
-    for point, label in zip(dots.points, dots.labels, strict=False):
-        x, y = frame.at(point)
+    for (x, y), label in _beside([frame.at(point) for point in dots.points], dots.labels):
         right = x > (frame.left + frame.right) * 0.72
         side = -9 if right else 9
         drawn.append(text(x + side, y - 8, label, "ink", 12, weight=600, anchor="end" if right else "start"))
     return "".join(drawn)
+
+
+def _beside(places: Sequence[Point], labels: Sequence[str]) -> Iterable[tuple[Point, str]]:
+    """A label for each place; of places that lie on each other one for all of them."""
+    found: dict[Point, list[str]] = {}
+    for (x, y), label in zip(places, labels, strict=False):
+        near = next((other for other in found if abs(other[0] - x) < 20 and abs(other[1] - y) < 14), (x, y))
+        found.setdefault(near, []).append(label)
+    for place, names in found.items():
+        yield place, ", ".join(names)
 
 
 def _stairs(stairs: Stairs, frame: Frame) -> str:
