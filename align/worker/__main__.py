@@ -53,8 +53,8 @@ def _end_with_parent(run: RunDir) -> None:
     """Standard input ends when the parent dies: a run without one must not go on writing."""
     while os.read(0, 1024):
         pass
-    if _rank() == 0 and not run.is_held():
-        report.break_off(run.root)
+    if _rank() == 0:
+        report.break_off(run.root)  # without taking the run's lock, which a parent of a new attempt may want just now
     os._exit(Exit.STAGE_FAILED)
 
 
