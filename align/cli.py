@@ -171,11 +171,25 @@ def status(run_dir: RunFolder) -> None:
 
 
 @app.command(rich_help_panel="Look")
-def report(run_dir: RunFolder) -> None:
+def report(
+    run_dir: RunFolder,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON document, and write nothing.")
+    ] = False,
+) -> None:
     """Write report.html and report.md of a run, and print what was gained and what was forgotten."""
     from align import report as reports
+    from align.run_folder.paths import RunDir
 
-    reports.write(run_dir)
+    folder = RunDir(run_dir)
+    live = folder.record.is_file() and folder.is_held()
+    if as_json:
+        from align.report import as_json as document
+        from align.report import records
+
+        print(document.render(records.load(run_dir, live=live)))
+        return
+    reports.write(run_dir, live=live)
     _show(run_dir)
 
 

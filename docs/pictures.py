@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from align.report import records
-from align.report.plots import Plotter
+from align.report.heat_map import heat_map
 from align.report.svg import PALETTE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ def picture(folder: Path) -> str:
     """The heat map of the run's report as a file of its own, on white."""
     forgetting = records.load(folder).forgetting
     assert forgetting is not None
-    drawn = Plotter().heat_map(forgetting).svg.replace("var(--sans)", "sans-serif")
+    drawn = heat_map(forgetting).replace("var(--sans)", "sans-serif")
     for name, value in PALETTE.items():
         drawn = drawn.replace(f"var(--{name})", value)
     ground = '<rect width="100%" height="100%" fill="#fff"/>'

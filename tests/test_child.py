@@ -30,7 +30,7 @@ class Ends:
         self.here.root.mkdir(parents=True)
         monkeypatch.setattr(launch, "start", self.start)
         self.watcher = Watcher(Console(file=io.StringIO(), width=300))
-        self.child = child.Child(self.dir, 1, self.watcher)
+        self.child = child.Child(self.dir, 1, self.watcher, lambda: None)
 
     def start(self, run: Path, processes: int, log: Path) -> subprocess.Popen[bytes]:
         command = ["sh", "-c", self.shell]

@@ -46,7 +46,7 @@ OPTIONS = {
     ],
     "check": ["recipe", "--set", "--offline"],
     "status": ["run_dir"],
-    "report": ["run_dir"],
+    "report": ["run_dir", "--json"],
     "list": [],
     "schema": [],
     "chat": ["run_dir", "--stage", "--max-new-tokens", "--temperature"],

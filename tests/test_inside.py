@@ -170,7 +170,7 @@ def test_a_point_tells_how_near_its_limit_is() -> None:
 
 @pytest.mark.parametrize("kind", ["lab", "general", "auto"])
 def test_the_names_of_probes_are_known_without_their_items(kind: str) -> None:
-    keys = ForgettingKeys(probes=kind, items=5)
+    keys = ForgettingKeys(probes=kind, items=10)
     loaded = probes.load(keys, Path())
     assert probes.names(keys) == [name for probe in loaded for name in probes.called(probe)]
     for probe in loaded:

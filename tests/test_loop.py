@@ -102,7 +102,7 @@ class Child:
 
     runs: Runs
 
-    def __init__(self, run: RunDir, processes: int, watcher: Watcher) -> None:
+    def __init__(self, run: RunDir, processes: int, watcher: Watcher, meanwhile: object = None) -> None:
         self.dir = run
 
     def execute(self, stage: str) -> None:
@@ -182,8 +182,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.setattr(Child, "runs", found, raising=False)
     monkeypatch.setattr(loop, "Child", Child)
 
-    def write(folder: Path) -> None:
-        found.reports += 1
+    def write(folder: Path, *, live: bool = False) -> None:
+        found.reports += not live
         (folder / "report.html").touch()
 
     monkeypatch.setattr(report, "write", write)

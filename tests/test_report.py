@@ -20,8 +20,8 @@ from align.errors import AlignError
 from align.forgetting.records import BrokenAnswer, Sample
 from align.forgetting.table import Forgetting
 from align.lab import MODEL_DIR
-from align.report import curves, findings, numbers, plots
-from align.report.page import described
+from align.report import curves, findings, numbers, plots, svg
+from align.report.facts import described
 from align.report.records import load
 from align.report.terminal import matrix_table, verdict_line
 from align.run_folder import files, reading
@@ -84,7 +84,7 @@ def test_what_a_model_wrote_is_text_and_never_markup(page: str, markdown: str) -
     assert "<script" not in page.lower()
     assert "<img" not in page.lower()
     assert html.escape(made.INJECTION, quote=False) in page.replace("&#39;", "'").replace("&#34;", '"')
-    assert f"after `{made.INJECTION}`" in markdown
+    assert f"now `{made.INJECTION}`" in markdown
     assert "<b>now</b>" not in page
 
 
@@ -105,16 +105,16 @@ def test_the_page_loads_nothing(page: str) -> None:
 def test_ids_are_unique_and_every_reference_finds_its_own(page: str) -> None:
     ids = re.findall(r'\sid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    references = re.findall(r'(?:url\(#|href="#)([^)"]+)', page)
-    assert references and set(references) <= set(ids)
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', page)) <= set(ids)
 
 
 def test_the_page_of_a_run_as_it_was_written(gated: runs.Gated, tmp_path: Path) -> None:
     """Nothing is changed here: what the run wrote is what the page finds."""
     page, markdown = (path.read_text(encoding="utf-8") for path in report.write(made.copied(gated.run, tmp_path / "r")))
     text = words(page)
-    assert re.findall(r'aria-label="([^"]*)"', page) == [
-        "Scores after every stage", "Loss of sft", "learning rate of sft", "Loss of dpo", "reward margin of dpo",
+    assert re.findall(r'role="img" aria-label="([^"]*)"', page) == [
+        "Scores after every stage", "Learning against forgetting, one point a stage",
+        "Loss of sft", "learning rate of sft", "Loss of dpo", "reward margin of dpo",
         "preferred answer ranked first of dpo", "learning rate of dpo",
     ]  # fmt: skip
     assert "Base lab, 4-bit nf4, the rest bfloat16 Cost of quantising perplexity x" in text
@@ -135,9 +135,10 @@ def test_the_page_of_a_run_as_it_was_written(gated: runs.Gated, tmp_path: Path) 
 
 
 def test_figures_are_small_and_bring_no_style_for_the_page(page: str) -> None:
-    figures = re.findall(r"<figure>(<svg.*?</svg>)", page, re.DOTALL)
-    assert len(figures) == 1 + 2 + 4  # heat map; loss and rate of sft; loss, margin, accuracy and rate of dpo
-    assert all(len(figure.encode()) < 150_000 and "<style" not in figure for figure in figures)
+    figures = re.findall(r"<figure[^>]*>(<svg.*?</svg>)", page, re.DOTALL)
+    # heat map; learning against forgetting; loss and rate of sft; loss, margin, accuracy and rate of dpo
+    assert len(figures) == 1 + 1 + 2 + 4
+    assert all(len(figure.encode()) < 20_000 and "<style" not in figure for figure in figures)
     assert all("<text" in figure for figure in figures)
     assert "größer_als_$x$" in figures[0]
 
@@ -184,7 +185,7 @@ def test_learnt_and_lost_carry_interval_p_and_verdict(page: str, markdown: str) 
 
 
 def test_replayed_and_other_skills_stand_apart(page: str) -> None:
-    lost = words(page).partition("What was lost")[2].partition("What to do about it")[0]
+    lost = words(page).partition("What was lost")[2].partition("Learning against forgetting")[0]
     replayed, _, rest = lost.partition("Skills not replayed")
     other = rest.partition("Text")[0]
     assert "facts 1.000" in replayed and "add 0.375" not in replayed
@@ -205,10 +206,10 @@ def test_undefined_backward_transfer_says_why_and_is_not_zero(page: str, markdow
 
 def test_broken_answers_are_counted_and_shown_whole(page: str, markdown: str) -> None:
     text = words(page)
-    assert "Asked What is 3 plus 4? Expected 7 Before 7 After We are sorry. We will send 4 | refunds." in text
+    assert "Asked What is 3 plus 4? Right 7 Before 7 Now We are sorry. We will send 4 | refunds." in text
     assert "What is 3 plus 5?" not in text and "5 of 69 shown." in text  # 69 lost by the matrix
     assert "**add** after dpo: 5 of 69 shown." in markdown
-    assert "expected ``` `a``b` ```" in markdown
+    assert "right ``` `a``b` ```" in markdown
 
 
 def test_characters_that_hide_or_turn_text_are_shown(page: str) -> None:
@@ -268,7 +269,6 @@ def test_decision_failure_and_advice_are_told(page: str) -> None:
     assert "math is not shown: it has no report items" in text
     assert "reward failed" in text and "100% CUDA out of memory" in text
     assert "\x1b" not in page and "10% 100%" not in text
-    assert "<code>--set stages.dpo.training.learning_rate=1e-4</code>" in page
     assert "ppo pending" in text
     assert "written by align: the recipe with every default and inherited value" in text
 
@@ -450,11 +450,29 @@ def test_numbers(written: str, expected: str) -> None:
 @pytest.mark.parametrize("steps", [[1], [1, 2], [2, 3, 4], [5, 10], [100], list(range(1, 61))])
 def test_below_a_curve_stand_whole_steps(steps: list[int]) -> None:
     curve = [(float(step), 1 / step) for step in steps]
-    for figure in (plots._loss(curve, []), plots._loss(curve, curve), plots._panel(curve, "reward", "#009e73")):
-        [axes] = figure.axes
-        low, high = axes.get_xlim()
-        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
-        assert ticks and all(tick == int(tick) for tick in ticks), ticks
+    for chart in (plots.loss(curve, [], ""), plots.loss(curve, curve, ""), plots.panel(curve, "reward", "green", "")):
+        below = below_the_axis(svg.draw(chart))
+        assert below and all(tick == int(tick) for tick in below) and len(set(below)) == len(below), below
+        assert len(steps) > 1 or below == [float(step) for step in steps]
+
+
+def below_the_axis(drawn: str) -> list[float]:
+    """The numbers below a figure: in the middle of their place, and no label."""
+    found = re.findall(r'text-anchor="middle"[^>]*>([\d.,−]+)</text>', drawn)
+    return [float(text.replace(",", "").replace("−", "-")) for text in found]
+
+
+def test_every_figure_is_a_table_too(page: str) -> None:
+    """Of 120 logged losses every fifth and the last; the panels of a stage stand in the same fold."""
+    sft = page.partition("<article>")[2].partition("</article>")[0]
+    titles = re.findall(r'role="img" aria-label="([^"]*)"', sft)
+    tables = dict(re.findall(r"<caption>([^<]*).*?</caption>(.*?)</table>", sft, re.DOTALL))
+    assert [name.strip() for name in tables] == titles == ["Loss of sft", "learning rate of sft"]
+    rows = re.findall(r"<tr>(.*?)</tr>", tables["Loss of sft "], re.DOTALL)
+    assert words(rows[0]) == "step train loss eval loss" and len(rows) == 1 + 24 + 1
+    first, last = made.sft_metrics()[0], made.sft_metrics()[-2:]
+    assert words(rows[1]) == f"2 {first['loss']:.4g}"
+    assert words(rows[-1]) == f"240 {last[0]['loss']:.4g} {last[1]['eval_loss']:.4g}"
 
 
 def test_no_name_is_cut_and_an_effect_may_wrap(page: str) -> None:

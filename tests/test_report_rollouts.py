@@ -14,12 +14,13 @@ import report_fixture as made
 import runs
 from align import report
 from align.errors import AlignError
-from align.report import rollout_plots
+from align.report import rollout_plots, svg, ticks
+from align.report.chart import Curve, Dots, Rule
 from align.report.records import load
 from align.report.terminal import verdict_line
 from align.rl.rollouts import Rollout
 from align.run_folder.comparison import ComparisonResult
-from test_report import words
+from test_report import below_the_axis, words
 
 ROLLOUTS = Path("stages/ppo/rollouts.jsonl")
 
@@ -169,9 +170,10 @@ def test_answers_of_the_first_rollout_stand_beside_those_of_the_last(run_dir: Pa
 
 def test_every_table_of_the_markdown_has_rows_as_wide_as_its_head(compared: Path) -> None:
     _, markdown = written(compared)
-    tables = re.findall(r"(?:^\|.*\n)+", markdown.partition("## What was learnt")[0], re.MULTILINE)
-    tables += re.findall(r"(?:^\|.*\n)+", markdown.partition("### reward")[2], re.MULTILINE)
-    assert len(tables) == 2 + 2 + 2  # matrix, branches; calibration, histogram; figures, answers
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+    # matrix; learnt, lost (three kinds) and unclear after dpo, and the same after ppo;
+    # learning against forgetting; what is still right after each; replay after each; branches; calibration, histogram; figures, answers
+    assert len(tables) == 1 + 5 + 4 + 1 + 2 + 2 + 1 + 2 + 2
     for table in tables:
         head, rule, *rows = (re.sub(r"\\\|", "", line).count("|") for line in table.splitlines())
         assert {rule, *rows} == {head}, table
@@ -416,7 +418,7 @@ def test_a_comparison_from_the_future(compared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "ticks"),
+    ("low", "high", "expected"),
     [
         (0.08, 0.36, [0.1, 0.2]),
         (0.201, 0.243, [0.2, 0.24]),
@@ -425,8 +427,8 @@ def test_a_comparison_from_the_future(compared: Path) -> None:
         (1e-9, 1e3, [1e-9, 1e-5, 1e-1, 1e3]),
     ],
 )
-def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]) -> None:
-    assert rollout_plots.log_ticks(low, high) == pytest.approx(ticks)
+def test_ticks_of_a_logarithmic_axis(low: float, high: float, expected: list[float]) -> None:
+    assert ticks.logarithmic(low, high) == pytest.approx(expected)
 
 
 def test_the_report_of_rollouts_needs_no_training_stack(run_dir: Path) -> None:
@@ -438,38 +440,37 @@ def test_the_report_of_rollouts_needs_no_training_stack(run_dir: Path) -> None:
     assert done.stdout == "[]\n"
 
 
-def points(drawn: Any) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in drawn.get_xydata()]
-
-
 @pytest.mark.parametrize("values", [[-40.0, -7.5, -1.2], [-3.0, 0.2, 0.6], [-2.0]])
 def test_a_critic_far_below_a_constant_is_marked_at_the_edge_of_its_panel(values: list[float]) -> None:
     rollouts = [
         Rollout(number, 0, 8, 0.0, 1.0, {}, explained_variance=value) for number, value in enumerate(values, start=1)
     ]
-    drawn = dict(rollout_plots.small(rollouts, None))
-    [axes] = drawn["explained variance by rollout"].axes
-    bottom, top = axes.get_ylim()
-    curve, zero, marks = axes.get_lines()
-    assert points(curve) == [(number, max(value, -1.0)) for number, value in enumerate(values, start=1)]
-    assert all(bottom < y < top for _, y in points(curve)), "nothing lies outside"
-    assert points(marks) == [(number, -1.0) for number, value in enumerate(values, start=1) if value < -1]
-    assert zero.get_ydata()[0] == 0
-    assert axes.get_title(loc="left") == "explained variance (▼ < −1)"
+    [drawn] = [one for one in rollout_plots.small(rollouts, None, "ppo") if one.title.startswith("explained")]
+    assert drawn.y_ends is not None
+    bottom, top = drawn.y_ends
+    curve, zero, marks = drawn.marks
+    assert isinstance(curve, Curve) and isinstance(zero, Rule) and isinstance(marks, Dots)
+    assert list(curve.points) == [(number, max(value, -1.0)) for number, value in enumerate(values, start=1)]
+    assert all(bottom < y < top for _, y in curve.points), "nothing lies outside"
+    assert list(marks.points) == [(number, -1.0) for number, value in enumerate(values, start=1) if value < -1]
+    assert zero.at == 0 and not zero.vertical
+    assert drawn.heads == (("explained variance (▼ < −1)", "green"),)
+    assert [row[1] for row in drawn.table().rows] == [f"{value:g}" for value in values], (
+        "the table has them as they are"
+    )
 
 
 def test_a_critic_that_never_was_far_below_has_no_marks() -> None:
     rollouts = [Rollout(number, 0, 8, 0.0, 1.0, {}, explained_variance=-0.9 + number / 2) for number in range(1, 4)]
-    [axes] = dict(rollout_plots.small(rollouts, None))["explained variance by rollout"].axes
-    assert axes.get_title(loc="left") == "explained variance" and len(axes.get_lines()) == 2
+    [drawn] = [one for one in rollout_plots.small(rollouts, None, "ppo") if one.title.startswith("explained")]
+    assert drawn.heads == (("explained variance", "green"),) and len(drawn.marks) == 2
 
 
 @pytest.mark.parametrize("numbers", [[1], [1, 2], [1, 2, 3], [7, 8], [12], list(range(1, 41))])
 def test_below_the_axis_stand_whole_rollouts(numbers: list[int]) -> None:
     rollouts = [Rollout(number, 0, 8, 0.1 * number, 1.0, {}, kl=1.0, entropy=1.0) for number in numbers]
-    for title, made_figure in [*rollout_plots.large(rollouts, None), *rollout_plots.small(rollouts, None)]:
-        if title != "Score against KL":
-            [axes] = made_figure.axes
-            low, high = axes.get_xlim()
-            ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
-            assert ticks and all(tick == int(tick) for tick in ticks), (title, ticks)
+    for chart in [*rollout_plots.large(rollouts, None, "ppo"), *rollout_plots.small(rollouts, None, "ppo")]:
+        if not chart.title.startswith("Score against KL"):
+            below = below_the_axis(svg.draw(chart))
+            assert below and all(tick == int(tick) for tick in below) and len(set(below)) == len(below), chart.title
+            assert len(numbers) > 1 or below == [float(number) for number in numbers]

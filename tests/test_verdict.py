@@ -104,7 +104,7 @@ def test_agreement_stands_apart_and_running_text_alone_is_judged(tmp_path: Path)
     )
     text, table = page(tmp_path), terminal(tmp_path)
     assert "Not judged agreement with the base" in text and "\nNot judged" in table
-    lost = text.partition("What was lost")[2].partition("The stages")[0]
+    lost = text.partition("What was lost")[2].partition("What the gate decided")[0]
     assert "general text" in lost and SAME not in lost
     assert "tolerated drop" not in text and "Drawn" not in text, "no axis, no limit"
     for told in (text, " ".join(table.split())):

@@ -1,14 +1,17 @@
 """The report as one HTML file that needs nothing else: no script, no network, figures inline."""
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from align.report import page
-from align.report.plots import Drawing, Plotter
+from align.report import page, svg
+from align.report.chart import Chart
+from align.report.figures import figures
+from align.report.heat_map import heat_map
 from align.report.schema import Report
 
 TEXT_LIMIT: Final = 1500
@@ -24,17 +27,10 @@ CONTROL: Final = {
 
 def render(report: Report) -> str:
     """The whole page. Whatever a model, a recipe or a log wrote is escaped."""
-    plotter = Plotter()
     forgetting = report.forgetting
-    heat_map = plotter.heat_map(forgetting) if forgetting and forgetting.probes and forgetting.matrix else None
-    drawings = {stage.id: plotter.curves(stage) for stage in report.stages}
-    rollouts = {stage.id: plotter.rollouts(stage) for stage in report.stages}
-    rewards = {stage.id: plotter.reward(stage) for stage in report.stages}
-    measured = {stage.id: stage.spectrum for stage in report.stages if stage.spectrum and stage.spectrum.modules}
-    scans = {id: plotter.spectrum(scan) for id, scan in measured.items()}
+    shades = heat_map(forgetting) if forgetting and forgetting.probes and forgetting.matrix else ""
     template = _environment().get_template("report.html.jinja")
-    figures = {"heat_map": heat_map, "drawings": drawings, "rollouts": rollouts, "rewards": rewards, "scans": scans}
-    return visible(template.render(page=page.build(report), **figures))
+    return visible(template.render(page=page.build(report), figures=figures(report), heat_map=Markup(shades)))
 
 
 def visible(text: str) -> str:
@@ -47,7 +43,9 @@ def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
+@lru_cache(maxsize=1)
 def _environment() -> Environment:
+    """With its templates, which a run that writes its page again and again compiles once."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(["html.jinja"], default_for_string=True),
@@ -74,7 +72,6 @@ def _prose(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _svg(drawing: Drawing) -> Markup:
-    """A figure drawn by this package; matplotlib has escaped its texts."""
-    label = Markup('role="img" aria-label="{}"').format(drawing.title)
-    return Markup(drawing.svg.replace('role="img"', label, 1))
+def _svg(chart: Chart) -> Markup:
+    """A figure, drawn by this package, which escapes its texts."""
+    return Markup(svg.draw(chart))

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.forgetting.inside import Measured, Point
-from align.forgetting.judgement import MEAN
 from align.forgetting.table import ProbeEntry
 from align.report import inside_plots, numbers
-from align.report.inside_plots import Curve
-from align.report.plots import Drawing
 from align.report.schema import StageRecord
 from align.run_folder.records import Insight
 
@@ -52,7 +49,6 @@ class InsidePage:
 
     told: str
     end: str
-    panels: tuple[Drawing, ...]
     table: InsideTable
     brief: InsideTable
 
@@ -63,13 +59,12 @@ def inside_page(stage: StageRecord) -> InsidePage | None:
     if not lines:
         return None
     told = stage.outcome.inside if stage.outcome else None
-    names = sorted({name: None for line in lines for name in line.points}, key=lambda name: name != MEAN)
+    names = inside_plots.names(stage)
     apart = max(1, -(-(len(lines) - 1) // (BRIEF - 1)))
     some = [line for at, line in enumerate(lines) if at % apart == 0 or line is lines[-1]]
     return InsidePage(
         told=_told(stage, told),
         end=_end(told) if told and told.stopped is not None else "",
-        panels=tuple(_panel(name, lines, told) for name in names),
         table=_table(lines, names),
         brief=_table(some, names),
     )
@@ -92,24 +87,6 @@ def _told(stage: StageRecord, told: Insight | None) -> str:
 def _end(told: Insight) -> str:
     """Why the stage was ended."""
     return f"at step {told.stopped:,}, with the weights of step {told.kept or 0:,}: {'; '.join(told.reasons)}"
-
-
-def _panel(name: str, lines: Sequence[Measured], told: Insight | None) -> Drawing:
-    points = [(line.step, line.points[name]) for line in lines if name in line.points]
-    first = points[0][1]
-    limit: float | None = None
-    if first.limit is not None and first.before is not None:
-        limit = first.before * first.limit if first.metric == "perplexity" else first.before - first.limit
-        limit = limit if limit > 0 else None  # below 0 there is nothing to lose
-    curve = Curve(
-        title=name,
-        points=[(step, point.score) for step, point in points],
-        limit=limit,
-        broken=frozenset(step for step, point in points if point.verdict == "FORGOT"),
-        kept=told.kept if told else None,
-        decimals=2 if first.metric == "perplexity" else 3,
-    )
-    return Drawing(f"{name} inside the stage", inside_plots.draw(curve))
 
 
 def _table(lines: Sequence[Measured], names: Sequence[str]) -> InsideTable:

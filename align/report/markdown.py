@@ -1,6 +1,7 @@
 """The report as compact Markdown: the same content without figures, for a pull request or a terminal."""
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +16,17 @@ TEXT_LIMIT: Final = 400
 
 def render(report: Report) -> str:
     """The whole report. Whatever a model wrote stands in code spans, where no Markdown or HTML has a meaning."""
+    text = _environment().get_template("report.md.jinja").render(page=page.build(report))
+    return visible(re.sub(r"\n{3,}", "\n\n", text))
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(code=_code, code_cell=_code_cell, cell=_cell, prose=_prose, fence=_fence)
-    text = environment.get_template("report.md.jinja").render(page=page.build(report))
-    return visible(re.sub(r"\n{3,}", "\n\n", text))
+    return environment
 
 
 def _code(text: str) -> str:

@@ -10,7 +10,7 @@ from align.forgetting.records import BrokenAnswer, MendedAnswer, QuantizationCos
 from align.forgetting.table import Forgetting
 from align.report.schema import Report, StageRecord, Step
 from align.rl import rollouts
-from align.run_folder import reading
+from align.run_folder import files, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import FORMAT, Decision, Failure, Outcome
@@ -23,8 +23,12 @@ LOG_TAIL_BYTES: Final = 16_384
 LOG_TAIL_LINES: Final = 20
 
 
-def load(run_dir: str | Path) -> Report:
-    """Read the run in `run_dir`. Raises AlignError where it is not a run folder, or where a file of it is damaged."""
+def load(run_dir: str | Path, *, live: bool = False) -> Report:
+    """Read the run in `run_dir`; `live` says that it is under way.
+
+    Raises:
+        AlignError: it is not a run folder, or a file of it is damaged.
+    """
     folder = RunDir(Path(run_dir))
     if not folder.record.is_file():
         raise _no_run(folder.root)
@@ -41,7 +45,8 @@ def load(run_dir: str | Path) -> Report:
     stages = tuple(_stage(folder.stage(name), name, run.stages[name]) for name in ids if name in run.stages)
     recipe = reading.text(folder.recipe)
     measured = {"forgetting": forgetting, "comparison": comparison, "quantization": quantization}
-    return Report(run=run, recipe=recipe, stages=stages, **measured)
+    base = files.read_json(folder.base_measurements / "summary.json", {}).get("seconds")
+    return Report(run=run, live=live, recipe=recipe, stages=stages, base_seconds=base, **measured)
 
 
 def _no_run(folder: Path) -> AlignError:
@@ -66,11 +71,18 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         mended=reading.rows(folder.measurements / "mended.jsonl", MendedAnswer),
         samples=reading.rows(folder.measurements / "samples.jsonl", Sample),
         log_tail=_tail(folder.log) if ended else (),
+        at=_at(folder.progress) if entry.status == "running" else "",
         failure=reading.optional(folder.error, Failure) if ended else None,
         spectrum=reading.optional(folder.spectrum, Spectrum),
         rollouts=tuple(rollouts.read(folder.rollouts)),
         inside=reading.rows(folder.curve, Measured),
     )
+
+
+def _at(path: Path) -> str:
+    """The last thing that a stage told of what it is at."""
+    told = [line["at"] for line in reading.lines(path) if isinstance(line.get("at"), str)]
+    return told[-1] if told else ""
 
 
 def _steps(path: Path) -> tuple[Step, ...]:

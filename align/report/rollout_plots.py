@@ -3,18 +3,16 @@ against the KL that it cost (Gao et al. 2022, arXiv 2210.10760)."""
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from align.report import curves
 from align.report.alarms import words
+from align.report.chart import Band, Chart, Colour, Curve, Dots, Mark, Rule
 from align.report.rollout_page import figures
-from align.report.svg import PALETTE, canvas, finish, inset, thinned, whole
+from align.report.svg import thinned
 from align.rl.rollouts import Alarm, Rollout
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PANELS: Final = (
+PANELS: Final[tuple[tuple[str, str, Colour], ...]] = (
     ("kl", "KL to the reference, nats", "purple"),
     ("coef", "KL coefficient (log scale)", "muted"),
     ("length", "tokens an answer", "green"),
@@ -24,130 +22,87 @@ PANELS: Final = (
 )
 """Fields of `Rollout` that get a small panel: the title and the colour."""
 
-TICKS: Final = 4
-"""Numbers beside the logarithmic axis of a small panel."""
-
 LOWEST_EXPLAINED: Final = -1.0
 """Where the axis of the explained variance ends: a critic that has just begun can be far below, and is marked there."""
 
+ALARM: Final = "3 2.5"
+TARGET: Final = "5 4"
+"""Dashes of a line."""
 
-def large(rollouts: Sequence[Rollout], target: float | None) -> Iterator[tuple[str, "Figure"]]:
-    """Title and figure of the score, and of the score against KL where there is one."""
+
+def large(rollouts: Sequence[Rollout], target: float | None, stage: str) -> Iterator[Chart]:
+    """The score, and the score against KL where there is one."""
     alarms = [alarm for one in rollouts for alarm in one.alarms]
     if figures(rollouts, "score"):
-        yield "Score by rollout", _score(rollouts, alarms)
+        yield _score(rollouts, alarms, f"Score by rollout of {stage}")
     points = [one for one in rollouts if figures([one], "score") and figures([one], "kl")]
     if points:
-        yield "Score against KL", _against_kl(points, target)
+        yield _against_kl(points, target, f"Score against KL of {stage}")
 
 
-def small(rollouts: Sequence[Rollout], target: float | None) -> Iterator[tuple[str, "Figure"]]:
-    """Title and figure of each other measurement; one that no rollout has is left out."""
+def small(rollouts: Sequence[Rollout], target: float | None, stage: str) -> Iterator[Chart]:
+    """Each other measurement; one that no rollout has is left out."""
     alarms = [alarm for one in rollouts for alarm in one.alarms]
     for name, title, colour in PANELS:
         measured = [(x, y) for x, y in figures(rollouts, name) if name != "coef" or y > 0]
         if measured:
-            yield f"{title} by rollout", _panel(name, measured, title, colour, target, alarms)
+            head = title if name != "kl" or target is None else f"KL, nats (dashed: target {target:g})"
+            yield _panel(name, measured, Chart(f"{title} by rollout of {stage}", ((head, colour),)), target, alarms)
 
 
-def _score(rollouts: Sequence[Rollout], alarms: Sequence[Alarm]) -> "Figure":
-    figure, axes = canvas(5.2, 2.7)
-    inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
+def _score(rollouts: Sequence[Rollout], alarms: Sequence[Alarm], title: str) -> Chart:
     known = [one for one in rollouts if math.isfinite(one.score)]
-    xs, scores = zip(*thinned([(one.number, one.score) for one in known]), strict=True)
+    points = thinned([(one.number, one.score) for one in known])
     spreads = [one.score_std if math.isfinite(one.score_std) else 0.0 for one in known]
     spread = [y for _, y in thinned([(one.number, s) for one, s in zip(known, spreads, strict=True)])]
-    low, high = ([y + sign * s for y, s in zip(scores, spread, strict=True)] for sign in (-1, 1))
-    axes.fill_between(xs, low, high, color=PALETTE["green"], alpha=0.15, linewidth=0)
-    axes.plot(xs, scores, color=PALETTE["green"], linewidth=1.8, marker="o" if len(xs) == 1 else "")
-    axes.set_title("score, and its standard deviation", loc="left", color=PALETTE["green"], fontsize=9, weight="bold")
-    whole(axes)
-    _mark(axes, alarms)
-    _name(axes, alarms, rollouts)
-    finish(axes, "rollout")
-    return figure
+    low, high = (tuple((x, y + sign * s) for (x, y), s in zip(points, spread, strict=True)) for sign in (-1, 1))
+    heads: tuple[tuple[str, Colour], ...] = (("score, and its standard deviation", "green"),)
+    marks: list[Mark] = [Band(low, high, "green"), Curve(points, "green", "score")]
+    middle = (rollouts[0].number + rollouts[-1].number) / 2
+    rows = {True: 0, False: 0}
+    for alarm in alarms:  # the words one below the other
+        side = alarm.rollout > middle
+        marks.append(Rule(alarm.rollout, True, "orange", ALARM, words(alarm.name), rows[side]))
+        rows[side] += 1
+    return Chart(title, heads, "rollout", marks=marks, x_name="rollout")
 
 
-def _against_kl(rollouts: Sequence[Rollout], target: float | None) -> "Figure":
-    figure, axes = canvas(5.2, 2.7)
-    inset(figure, axes, 0.55, 0.15, 0.3, 0.42)
+def _against_kl(rollouts: Sequence[Rollout], target: float | None, title: str) -> Chart:
     kls = [y for _, y in thinned(figures(rollouts, "kl"))]
     scores = [y for _, y in thinned(figures(rollouts, "score"))]
-    shades = [0.15 + 0.85 * at / max(1, len(kls) - 1) for at in range(len(kls))]
-    axes.plot(kls, scores, color=PALETTE["line"], linewidth=0.6)
-    axes.scatter(kls, scores, s=18, color=PALETTE["blue"], alpha=shades, linewidths=0)
+    points = tuple(zip(kls, scores, strict=True))
+    shades = tuple(0.15 + 0.85 * at / max(1, len(kls) - 1) for at in range(len(kls)))
     marked = [one for one in rollouts if one.alarms]
-    ring = {"markersize": 9, "fillstyle": "none", "linestyle": "none", "color": PALETTE["orange"]}
-    axes.plot([one.kl for one in marked], [one.score for one in marked], marker="o", **ring)
+    rings = tuple((one.kl, one.score) for one in marked if one.kl is not None)
+    marks: list[Mark] = [
+        Curve(points, "line", width=0.8),
+        Dots(points, "blue", tuple(3.5 for _ in points), shades, name="score"),
+        Dots(rings, "orange", tuple(7.0 for _ in rings), shape="ring"),
+    ]
     if target is not None:
-        axes.axvline(target, color=PALETTE["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
-    title = "score against KL, deeper: later" + (" (ring: alarm)" if marked else "")
-    axes.set_title(title, loc="left", color=PALETTE["blue"], fontsize=9, weight="bold")
-    finish(axes, "KL to the reference, nats" + ("" if target is None else f" (dashed: target {target:g})"))
-    return figure
+        marks.append(Rule(target, True, "ink", TARGET))
+    head = "score against KL, deeper: later" + (" (ring: alarm)" if marked else "")
+    label = "KL to the reference, nats" + ("" if target is None else f" (dashed: target {target:g})")
+    return Chart(title, ((head, "blue"),), label, marks=marks, x_name="KL, nats", whole_x=False)
 
 
-def _panel(
-    name: str, points: curves.Points, title: str, colour: str, target: float | None, alarms: Sequence[Alarm]
-) -> "Figure":
-    figure, axes = canvas(2.5, 1.3)
-    inset(figure, axes, 0.5, 0.12, 0.26, 0.24)
-    xs, values = zip(*thinned(points), strict=True)
-    lowest = LOWEST_EXPLAINED if name == "explained_variance" else -math.inf
-    drawn = [max(value, lowest) for value in values]
-    axes.plot(xs, drawn, color=PALETTE[colour], linewidth=1.5, marker="o" if len(xs) == 1 else "", markersize=4)
-    axes.tick_params(labelsize=8)
-    axes.locator_params(nbins=3)
-    whole(axes)
-    if name == "kl" and target is not None:
-        axes.axhline(target, color=PALETTE["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
-        title = f"KL, nats (dashed: target {target:g})"
-    if name == "coef":
-        _log(axes, min(values), max(values))
+def _panel(name: str, points: curves.Points, chart: Chart, target: float | None, alarms: Sequence[Alarm]) -> Chart:
+    """Fill a small panel with one measurement, the target if it has one, and the alarms."""
+    (head, colour), *_ = chart.heads
+    drawn = thinned(points)
+    chart.size, chart.x_name, chart.log_y = (240, 130), "rollout", name == "coef"
     if name == "explained_variance":
-        axes.axhline(0, color=PALETTE["line"], linewidth=0.9)
-        below = [x for x, value in zip(xs, values, strict=True) if value < lowest]
+        below = tuple((x, LOWEST_EXPLAINED) for x, value in drawn if value < LOWEST_EXPLAINED)
+        inside = tuple((x, max(value, LOWEST_EXPLAINED)) for x, value in drawn)
+        chart.marks = [Curve(inside, colour, width=1.8), Rule(0.0, False, "line")]
+        chart.told = (Curve(drawn, colour, head),)
         if below:  # drawn at the edge, with a mark that says so
-            axes.plot(below, [lowest] * len(below), "v", color=PALETTE["orange"], markersize=5, clip_on=False)
-            axes.set_ylim(lowest - 0.05, 1.05)
-            title = f"{title} (▼ < −{-lowest:g})"
-    axes.set_title(title, loc="left", fontsize=8.5, color=PALETTE[colour], weight="bold", x=0)
-    _mark(axes, alarms)
-    finish(axes, "")
-    return figure
-
-
-def _log(axes: Any, low: float, high: float) -> None:
-    """A logarithmic axis with plain numbers: matplotlib writes powers of ten as formulas, which need its own fonts."""
-    axes.set_yscale("log")
-    ticks = log_ticks(low, high)
-    axes.set_yticks(ticks, [f"{value:g}" for value in ticks])
-    axes.set_yticks([], minor=True)
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """At most `TICKS` round numbers between two, or else both of them in two digits."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    fine = [step * 10.0**k for k in decades for step in (1, 2, 5)]
-    coarse = [10.0**k for k in decades]
-    inside = [[tick for tick in ticks if low <= tick <= high] for ticks in (fine, coarse)]
-    if len(inside[0]) < 2:
-        return sorted({float(f"{value:.2g}") for value in (low, high)})
-    if len(inside[0]) <= TICKS or len(inside[1]) < 2:
-        return inside[0]
-    return inside[1][:: -(-len(inside[1]) // TICKS)]
-
-
-def _mark(axes: Any, alarms: Sequence[Alarm]) -> None:
-    for number in sorted({alarm.rollout for alarm in alarms}):
-        axes.axvline(number, color=PALETTE["orange"], linewidth=1.1, linestyle=(0, (2, 1.5)))
-
-
-def _name(axes: Any, alarms: Sequence[Alarm], rollouts: Sequence[Rollout]) -> None:
-    """The alarms in words beside their lines, one below the other."""
-    middle = (rollouts[0].number + rollouts[-1].number) / 2
-    for row, alarm in enumerate(alarms):
-        right = alarm.rollout > middle
-        text = f"{words(alarm.name)} " if right else f" {words(alarm.name)}"
-        place = {"transform": axes.get_xaxis_transform(), "ha": "right" if right else "left", "va": "bottom"}
-        axes.text(alarm.rollout, 0.02 + 0.085 * row, text, color=PALETTE["orange"], fontsize=8, **place)
+            chart.marks.append(Dots(below, "orange", tuple(3.5 for _ in below), shape="down"))
+            chart.y_ends = (LOWEST_EXPLAINED - 0.1, 1.05)
+            chart.heads = ((f"{head} (▼ < −{-LOWEST_EXPLAINED:g})", colour),)
+    else:
+        chart.marks = [Curve(drawn, colour, head, width=1.8)]
+    if name == "kl" and target is not None:
+        chart.marks.append(Rule(target, False, "ink", TARGET))
+    chart.marks += [Rule(number, True, "orange", ALARM) for number in sorted({alarm.rollout for alarm in alarms})]
+    return chart

@@ -31,6 +31,7 @@ class StageRecord(Record):
     mended: tuple[MendedAnswer, ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
+    at: str = ""  # what it says that it is at, while it runs
     failure: Failure | None = None
     spectrum: Spectrum | None = None
     rollouts: tuple[Rollout, ...] = ()
@@ -42,11 +43,19 @@ class StageRecord(Record):
 
 
 class Report(Record):
-    """A run folder. `forgetting` is None as long as nothing has been measured."""
+    """A run folder.
+
+    Attributes:
+        live: whether the run is under way.
+        forgetting: None as long as nothing has been measured.
+        base_seconds: what measuring the base took; None where that is not known.
+    """
 
     run: RunRecord
+    live: bool = False
     recipe: str = ""
     stages: tuple[StageRecord, ...] = ()
     forgetting: Forgetting | None = None
     comparison: ComparisonResult | None = None
     quantization: QuantizationCost | None = None
+    base_seconds: float | None = None

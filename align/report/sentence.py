@@ -45,7 +45,7 @@ def notes(forgetting: Forgetting) -> list[str]:
     found += [AGREEMENT] if any(probe.stands_apart for probe in probes) else []
     guessed = [name for name, why in forgetting.left_out.items() if why.startswith(SILENT)]
     if guessed:
-        found.append(f"{_join(guessed)} cannot show forgetting: the base is not surely better at them than guessing.")
+        found.append(f"{join(guessed)} cannot show forgetting: the base is not surely better at them than guessing.")
     return found if guessed or any(is_capability(probe) for probe in probes) else [*found, NO_SKILL]
 
 
@@ -65,7 +65,7 @@ def verdict_line(report: Report) -> str:
     """One sentence: what the run gained, what it forgot, and how sure that is."""
     forgetting = report.forgetting
     failed = [stage.id for stage in report.stages if stage.entry.status == "failed"]
-    tail = "".join(map(_alarms, report.stages)) + (f"; stage {_join(failed)} failed" if failed else "")
+    tail = "".join(map(_alarms, report.stages)) + (f"; stage {join(failed)} failed" if failed else "")
     if forgetting is None or not forgetting.matrix:
         return f"{nothing(report)}{tail}."
     stages = findings.ends(forgetting)
@@ -83,15 +83,15 @@ def _stage_sentence(forgetting: Forgetting, stage: str) -> str:
             _text_sentence(change) for change in findings.changes(forgetting, stage) if not change.probe.stands_apart
         ]
         return f"after {stage} {'; '.join(texts)}; no skill was measured, so what else the model forgot is not known"
-    gained = [f"{c.name} ({_from_to(c)})" for c in findings.learnt(forgetting, stage)]
-    return f"after {stage} the model gained {_join(gained) or 'nothing for certain'} and " + "; ".join(
+    gained = [f"{c.name} ({from_to(c)})" for c in findings.learnt(forgetting, stage)]
+    return f"after {stage} the model gained {join(gained) or 'nothing for certain'} and " + "; ".join(
         [_losses(forgetting, stage), *_mean(forgetting, stage), _sureness(forgetting, stage)]
     )
 
 
 def _text_sentence(change: Change) -> str:
     """Running text against its limit, where it is all that was measured."""
-    figures = f"perplexity {_from_to(change)}, {numbers.change(change.effect)}".rstrip(", ")
+    figures = f"perplexity {from_to(change)}, {numbers.change(change.effect)}".rstrip(", ")
     limit = "" if change.probe.limit is None else f" of x{change.probe.limit:g}"
     says = {
         "OK": f"{change.name} is within its limit{limit}",
@@ -107,14 +107,15 @@ def _losses(forgetting: Forgetting, stage: str) -> str:
     forgot = sorted((c for c in fell if c.cell.verdict == "FORGOT"), key=lambda c: -c.size)
     mild, total = len(fell) - len(forgot), _total(forgetting, stage)
     if forgot:
-        named = _join([f"{c.name} ({numbers.change(c.effect) or _from_to(c)})" for c in forgot])
-        return f"forgot {named}, beyond {_beyond(forgot)}" + (f"; {mild} more fell" if mild else "")
+        named = join([f"{c.name} ({numbers.change(c.effect) or from_to(c)})" for c in forgot])
+        return f"forgot {named}, beyond {beyond(forgot)}" + (f"; {mild} more fell" if mild else "")
     if mild:
         return f"forgot nothing for certain beyond {tolerated(forgetting)}, though {mild} of {total} capabilities fell"
     return "forgot nothing for certain"
 
 
-def _beyond(forgot: Sequence[Change]) -> str:
+def beyond(forgot: Sequence[Change]) -> str:
+    """The limits that these changes passed, in words."""
     limits = {(c.probe.metric == "perplexity", c.probe.limit) for c in forgot}
     ratio, value = next(iter(limits))
     if len(limits) > 1 or value is None:
@@ -164,7 +165,7 @@ def _gate(stage: StageRecord, forgetting: Forgetting) -> str:
     if set(found) == seen:
         return ""
     what = (
-        f"{_join(found)} past {'its limit' if len(found) == 1 else 'their limits'}" if found else "nothing past a limit"
+        f"{join(found)} past {'its limit' if len(found) == 1 else 'their limits'}" if found else "nothing past a limit"
     )
     return f"; after {stage.id} the gate, which looks at the other half of the items, found {what}"
 
@@ -172,14 +173,16 @@ def _gate(stage: StageRecord, forgetting: Forgetting) -> str:
 def _alarms(stage: StageRecord) -> str:
     """The alarms of a stage's rollouts as the end of a sentence."""
     found = [f"{words(alarm.name)} (rollout {alarm.rollout})" for one in stage.rollouts for alarm in one.alarms]
-    return f"; {stage.id} raised {'an alarm' if len(found) == 1 else 'alarms'}: {_join(found)}" if found else ""
+    return f"; {stage.id} raised {'an alarm' if len(found) == 1 else 'alarms'}: {join(found)}" if found else ""
 
 
-def _from_to(change: Change) -> str:
+def from_to(change: Change) -> str:
+    """`0.015 to 0.880`."""
     return f"{numbers.score(change.before, change.probe)} to {numbers.score(change.after, change.probe)}"
 
 
-def _join(names: Sequence[str]) -> str:
+def join(names: Sequence[str]) -> str:
+    """Names as in a sentence; of many the first few, and how many more there are."""
     shown = list(names[:NAMED])
     if len(names) > NAMED:
         shown.append(f"{len(names) - NAMED} more")

@@ -1,17 +1,15 @@
-"""The figure of a Spectrum scan: each type of layer, its ratio by layer number, and which layers were trained."""
+"""The figures of a Spectrum scan: each type of layer, its ratio by layer number, and which layers were trained."""
 
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import Final
 
-from align.report.svg import PALETTE, canvas, finish, whole
+from align.report.chart import Chart, Curve, Dots, Mark
 from align.spectrum.records import Spectrum, SpectrumModule
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS: Final = 4
-"""Panels in a row, one for each type."""
+SIZE: Final = (240, 130)
+RADIUS: Final = 3.5
 
 
 def by_type(scan: Spectrum) -> dict[str, list[tuple[int, SpectrumModule]]]:
@@ -27,31 +25,19 @@ def by_type(scan: Spectrum) -> dict[str, list[tuple[int, SpectrumModule]]]:
     return {kind: sorted(modules.items()) for kind, modules in found.items()}
 
 
-def figure(scan: Spectrum) -> "Figure":
+def draw(scan: Spectrum) -> Iterator[Chart]:
     """One panel a type, on axes of their own: ratios are compared within a type only."""
-    kinds = by_type(scan)
-    rows = -(-len(kinds) // COLUMNS)
-    whole, first = canvas(2.0 * min(COLUMNS, len(kinds)), 1.35 * rows + 0.1)
-    first.remove()
     chosen = {name.partition("[")[0] for name in scan.chosen}
-    for place, (kind, modules) in enumerate(kinds.items()):
-        axes = whole.add_subplot(rows, min(COLUMNS, len(kinds)), place + 1)
-        _panel(axes, kind, modules, chosen)
-    whole.subplots_adjust(left=0.06, right=0.99, top=1 - 0.28 / (1.35 * rows), bottom=0.3 / (1.35 * rows + 0.1))
-    whole.subplots_adjust(wspace=0.42, hspace=0.75)
-    return whole
-
-
-def _panel(axes: Any, kind: str, modules: list[tuple[int, SpectrumModule]], chosen: set[str]) -> None:
-    numbers, ratios = [number for number, _ in modules], [module.snr for _, module in modules]
-    axes.plot(numbers, ratios, color=PALETTE["line"], linewidth=0.8)
-    for trained, colour in ((False, PALETTE["muted"]), (True, PALETTE["blue"])):
-        points = [(n, m.snr) for n, m in modules if (m.name.partition("[")[0] in chosen) is trained]
-        if points:
-            fill = "full" if trained else "none"
-            axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=4, fillstyle=fill, linestyle="none")
-    axes.set_title(kind, loc="left", fontsize=8, weight="bold", color=PALETTE["ink"])
-    axes.tick_params(labelsize=7)
-    axes.locator_params(nbins=4)
-    whole(axes)
-    finish(axes, "")
+    for kind, modules in by_type(scan).items():
+        points = tuple((float(number), module.snr) for number, module in modules)
+        marks: list[Mark] = [Curve(points, "line", width=1.0)]
+        for trained in (False, True):
+            kept = [(n, m) for n, m in modules if (m.name.partition("[")[0] in chosen) is trained]
+            if kept:
+                where = tuple((float(number), module.snr) for number, module in kept)
+                name = "trained" if trained else "not trained"
+                shape, colour = ("disc", "blue") if trained else ("ring", "muted")
+                radii = tuple(RADIUS for _ in where)
+                marks.append(Dots(where, colour, radii, shape=shape, name=name))  # type: ignore[arg-type]
+        title = f"Signal-to-noise ratio of {kind} by layer"
+        yield Chart(title, ((kind, "ink"),), marks=marks, size=SIZE, x_name="layer")

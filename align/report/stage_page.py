@@ -14,7 +14,7 @@ from align.report.inside_page import InsidePage, inside_page
 from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPage, reward_page
 from align.report.rollout_page import RolloutsPage, rollouts_page
 from align.report.schema import StageRecord
-from align.run_folder.records import Decision, Outcome
+from align.run_folder.records import Outcome
 
 DEVICES: Final = {"MULTI_CPU": " on CPUs", "MULTI_GPU": " on GPUs"}
 """What accelerate calls the ways in which several processes train together, in words."""
@@ -46,9 +46,6 @@ class StagePage:
     settings: tuple[Fact, ...]
     metrics: tuple[Fact, ...]
     warnings: tuple[str, ...]
-    decision: str
-    reasons: tuple[str, ...]
-    breached: bool
     failure: str
     alone: tuple[Line, ...]
     rollouts: RolloutsPage | None
@@ -76,9 +73,6 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         settings=tuple(flat(outcome.parameterization)) if outcome else (),
         metrics=(*flat(_untold(stage, outcome)), *flat(outcome.merge or {}, "merge.")) if outcome else (),
         warnings=tuple(outcome.warnings) if outcome else (),
-        decision=_decision(stage),
-        reasons=_reasons(stage.decision) if stage.decision else (),
-        breached=bool(stage.decision and stage.decision.alarming),
         failure="; ".join(part for part in (stage.failure.what, stage.failure.remedy) if part) if stage.failure else "",
         alone=tuple(line(c, forgetting) for c in findings.since_parent(forgetting, stage.id)) if forgetting else (),
         rollouts=rollouts_page(stage),
@@ -162,16 +156,3 @@ def flat(values: Mapping[str, JsonValue], prefix: str = "") -> Iterable[Fact]:
         elif value is not None:
             text = ", ".join(str(part) for part in value) if isinstance(value, list) else numbers.plain(value)
             yield Fact(f"{prefix}{key}", text)
-
-
-def _decision(stage: StageRecord) -> str:
-    if stage.decision is None:
-        return ""
-    split = f", decided on the split {stage.decision.split}" if stage.decision.split else ""
-    return f"{stage.decision.action} with the policy {stage.decision.policy.replace('_', ' ')}{split}"
-
-
-def _reasons(decision: Decision) -> tuple[str, ...]:
-    """The decision's own sentences; where it has none, the names of what it found."""
-    broken = [f"{violation.probe}: past its limit" for violation in decision.violations]
-    return tuple(decision.reasons or [*broken, *(f"{probe}: UNCLEAR" for probe in decision.unclear)])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 
 from align.errors import AlignError, Exit
 from align.parameterization import chain
@@ -24,8 +25,9 @@ POLL_SECONDS = 0.1
 class Child:
     """Executes tickets; started with the first one and reused for all that follow: the stack is imported once."""
 
-    def __init__(self, run: RunDir, processes: int, watcher: Watcher) -> None:
-        self.dir, self.processes, self.watcher = run, processes, watcher
+    def __init__(self, run: RunDir, processes: int, watcher: Watcher, meanwhile: Callable[[], None]) -> None:
+        """`meanwhile` is called again and again while a stage is at work."""
+        self.dir, self.processes, self.watcher, self.meanwhile = run, processes, watcher, meanwhile
         self.process: subprocess.Popen[bytes] | None = None
         self.sent = 0
 
@@ -39,6 +41,7 @@ class Child:
         self._send(Execute(stage=stage))
         while files.read_json(here.outcome) is None:
             self.watcher.refresh()
+            self.meanwhile()
             if process.poll() is not None:
                 self.watcher.end()
                 raise self._failure(stage, here, process.returncode)

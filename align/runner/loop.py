@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from align import report
 from align.errors import AlignError, Exit
-from align.forgetting import matrix, measurements
-from align.forgetting.distances import Drift, TaskKl
 from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
@@ -22,8 +21,10 @@ from align.run_folder.records import FORMAT, Outcome, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
 from align.runner import branches, deciding, notify, tickets
 from align.runner.child import Child
+from align.runner.live_page import LivePage
 from align.runner.options import Options
 from align.runner.progress import Watcher
+from align.runner.tabulate import tabulate
 from align.version import VERSION
 
 
@@ -37,6 +38,7 @@ class Run:
     watcher: Watcher
     record: RunRecord = field(init=False)
     notifier: notify.Notifier = field(init=False)
+    page: LivePage = field(init=False)
     tickets: dict[str, Ticket] = field(default_factory=dict)
     changed: bool = False  # whether the report has to be written again
     redo: bool = False  # whether --from, --only or --fresh is to be obeyed, or was before and the run goes on with it
@@ -143,7 +145,8 @@ class Run:
                 raise AlignError(what, f"run without --only, or with --from {id}")
 
     def _stages(self) -> Exit:
-        child = Child(self.dir, self.loaded.recipe.launch.processes, self.watcher)
+        self.page = LivePage(self.dir, self._tabulate, self.watcher.say)
+        child = Child(self.dir, self.loaded.recipe.launch.processes, self.watcher, self.page.tick)
         todo = [p for p in self.loaded.stages if self.options.only in (None, p.id)]
         try:
             for plan in todo:
@@ -168,6 +171,7 @@ class Run:
             try:
                 self._summarize()
             except AlignError as error:  # must not hide why the run ended
+                report.break_off(self.dir.root)  # what it shows is not the end, and it must not wait for one
                 self.watcher.say(f"the report was not written: {error}")
         return Exit.DONE
 
@@ -183,6 +187,7 @@ class Run:
             return
         self.changed = True
         self.watcher.say(f"comparing {', '.join(id for id in request.policies if id != request.parent)}")
+        self.page.write(measured=True)
         if not child.compare(request):
             self.watcher.say(f"the branches were not compared; see {self.dir.child_log} and the last stage's log")
 
@@ -253,6 +258,7 @@ class Run:
             resuming = f" (resuming from {checkpoint.name})" if checkpoint else ""
             self.watcher.say(f"{plan.id}: {plan.program.stage.description}{resuming}")
         self.watcher.begin(plan.id, here.metrics, here.progress)
+        self.page.write(measured=True)
         try:
             child.execute(plan.id)
         except AlignError:
@@ -302,35 +308,16 @@ class Run:
 
     def _summarize(self) -> None:
         """forgetting.json and the report, when anything is new."""
-        from align import report
-
         self._save()
         measured = (self.dir.base_measurements / "summary.json").is_file()
         lost = measured and files.read_json(self.dir.forgetting) is None
         if not (self.changed or lost) and (self.dir.root / "report.html").is_file():
             return
-        order = [id for id in self.record.order if self._measured(id)]
-        if (self.dir.base_measurements / "summary.json").is_file():
-            found = {id: measurements.load(self.dir.stage(id).measurements) for id in order}
-            parents = {plan.id: plan.policy for plan in self.loaded.stages}
-            base = measurements.load(self.dir.base_measurements)
-            keys, dirs = self.loaded.recipe.forgetting, {id: self.dir.stage(id) for id in order}
-            distances = {
-                id: (reading.optional(here.task_kl, TaskKl), reading.optional(here.drift, Drift))
-                for id, here in dirs.items()
-            }
-            table = matrix.build([BASE, *order], parents, {BASE: base, **found}, keys, distances)
-            files.write_json(self.dir.forgetting, table.written())
-        else:  # what an older recipe had measured
-            self.dir.forgetting.unlink(missing_ok=True)
+        self._tabulate()
         report.write(self.dir.root)
 
-    def _measured(self, id: str) -> bool:
-        """Whether a stage's row can stand beside the base's: it was asked the same."""
-        here = self.dir.stage(id)
-        outcome = reading.outcome(here)
-        asked_the_same = outcome is not None and outcome.probes_sha256 == self.tickets[id].probes_sha256
-        return asked_the_same and (here.measurements / "summary.json").is_file()
+    def _tabulate(self) -> None:
+        tabulate(self.dir, self.record.order, self.tickets, self.loaded)
 
     def _note(self, plan: StagePlan, **changed: Any) -> None:
         """Write into run.json what is known of a stage, and what has changed."""

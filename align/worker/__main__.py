@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from align import report
 from align.errors import AlignError, Exit
 from align.parameterization import chain
 from align.run_folder import files, messages
@@ -34,7 +35,7 @@ _asked = threading.Event()
 def main() -> None:
     """Execute the tickets of a run's queue until it says that it is done."""
     run = RunDir(Path(sys.argv[1]))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(run,), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     code = Exit.DONE
@@ -48,10 +49,12 @@ def main() -> None:
     _leave(code)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(run: RunDir) -> None:
     """Standard input ends when the parent dies: a run without one must not go on writing."""
     while os.read(0, 1024):
         pass
+    if _rank() == 0:
+        report.break_off(run.root)  # without taking the run's lock, which a parent of a new attempt may want just now
     os._exit(Exit.STAGE_FAILED)
 
 

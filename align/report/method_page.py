@@ -1,0 +1,57 @@
+"""How the figures of the report were measured, in sentences."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from align.forgetting.table import Forgetting
+from align.report import curves
+from align.report.findings import BASE
+from align.report.schema import Report
+
+VIOLATION: Final = "on_violation"
+ACTIONS: Final = (VIOLATION, "on_budget")
+"""Stand among the limits in forgetting.json, and are none."""
+
+VIOLATIONS: Final = {"warn": "is told, and the run goes on", "stop": "ends the run"}
+
+
+def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
+    if forgetting.matrix:
+        counts = sorted({probe.n for probe in forgetting.probes.values() if probe.n})
+        items = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else "the same"
+        split = f" of the split `{forgetting.split}`" if forgetting.split else ""
+        yield (
+            f"Each capability is asked {items} held-out items{split}, the same before and after, so every change is "
+            f"a paired one."
+            + (" A gate decides on other items, which this page does not show." if forgetting.split == "report" else "")
+        )
+        yield (
+            f"The column `{BASE}` is the base model as it was loaded for training (quantised, if the recipe says so), "
+            f"before anything was trained. Every change is counted from it, unless the table says otherwise."
+        )
+        yield (
+            "Intervals are paired 95 % intervals: of the difference of the means (right or wrong answers: Bonett and "
+            "Price 2012, and p by the exact McNemar test on the answers lost and gained; marks in between: Student's "
+            "t); of a perplexity, of the ratio after / before (jackknife over the texts)."
+        )
+        yield (
+            "FORGOT: the whole interval lies past the limit of its capability, a drop or a perplexity ratio. OK: the "
+            "whole interval lies within it. UNCLEAR: neither; the number of items that would decide it stands beside "
+            "it. What has no verdict has no limit, and no gate looks at it."
+        )
+        action = forgetting.thresholds.get(VIOLATION)
+        if action in VIOLATIONS:
+            yield f"A limit that a gate finds broken {VIOLATIONS[str(action)]} (`on_violation: {action}`)."
+    if report.quantization:
+        yield (
+            "The cost of quantising is the perplexity of the probes' running text under the quantised base, over that "
+            "under the base in its own precision, before anything is trained."
+        )
+    yield f"Converged: {curves.CONVERGED_HOW}."
+    yield f"Overfits: {curves.OVERFIT_HOW}."
+    if any(stage.rollouts for stage in report.stages):
+        yield (
+            "A rollout is one batch of sampled answers and the updates made from it. Its score is the mean of the "
+            "weighted rewards without the KL penalty; its KL the mean over its answers of log pi(y|x) - log ref(y|x), "
+            "in nats. An alarm is raised once a run, by the first rollout that meets its condition."
+        )

@@ -1,0 +1,151 @@
+"""What to do next: what the run shows, and the lines of the recipe that this asks to be changed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from align.forgetting.judgement import MEAN
+from align.forgetting.table import Forgetting
+from align.report import curves, findings
+from align.report.findings import Change
+from align.report.recipe_view import RecipeView, StageRecipe, view
+from align.report.schema import Report, StageRecord
+from align.report.sentence import join
+
+MOST_REPLAY: Final = 0.5
+"""Above it more rows are old than new, and another lever is worth more."""
+
+MOST_ITEMS: Final = 100
+"""Of a skill of the general battery, in each half."""
+
+FIRST_REPLAY: Final = 0.1
+"""What a recipe is advised to begin with that replays nothing."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: what the run shows, what to do about it, and the lines of the recipe, which may be none."""
+
+    why: str
+    what: str
+    lines: tuple[str, ...] = ()
+
+
+def steps(report: Report) -> Iterable[Step]:
+    """In the order in which they help: first what forgot, then what is not known, then what trained badly."""
+    if report.live:
+        return
+    recipe, forgetting = view(report.recipe), report.forgetting
+    for stage in report.stages:
+        if stage.entry.status in ("failed", "interrupted", "running"):
+            yield _unfinished(stage)
+    if forgetting is not None:
+        for id, lost in _first_lost(forgetting):
+            yield from _forgot(id, lost, recipe.stages.get(id, StageRecipe()), _stage(report, id))
+        yield from _unclear(forgetting, recipe)
+    for stage in report.stages:
+        yield from _overfitted(stage)
+
+
+def _unfinished(stage: StageRecord) -> Step:
+    verb = "failed" if stage.entry.status == "failed" else "was interrupted"
+    remedy = stage.failure.remedy if stage.failure else ""
+    what = f"{remedy}; then run the same command again" if remedy else "run the same command again, and it resumes"
+    return Step(f"{stage.id} {verb}.", f"{what[0].upper()}{what[1:]}.")
+
+
+def _first_lost(forgetting: Forgetting) -> Iterable[tuple[str, list[Change]]]:
+    """The stages after which something was lost that none before them had lost; the mean alone counts too."""
+    for stage in forgetting.stages:
+        if stage == findings.BASE or stage not in forgetting.matrix:
+            continue
+        before = forgetting.parent.get(stage, findings.BASE)
+        known = {name for name, cell in forgetting.matrix.get(before, {}).items() if cell.verdict == "FORGOT"}
+        lost = [c for c in findings.changes(forgetting, stage) if c.cell.verdict == "FORGOT" and c.name not in known]
+        mean, earlier = (forgetting.mean.get(id, {}).get(findings.ALL) for id in (stage, before))
+        fell = mean is not None and mean.verdict == "FORGOT" and not (earlier and earlier.verdict == "FORGOT")
+        if lost or (fell and not known):
+            yield stage, sorted(lost, key=lambda change: -change.size)
+
+
+def _forgot(id: str, lost: Sequence[Change], recipe: StageRecipe, stage: StageRecord | None) -> Iterable[Step]:
+    names = join([c.name for c in lost]) if lost else f"the {MEAN}"
+    ratio = _replayed(stage) or 0.0
+    covered = [c for c in lost if c.probe.replayed]
+    if recipe.replays and not ratio:
+        lines = _lines(id, "replay:", "  data: FILE", f"  ratio: {FIRST_REPLAY:g}")
+        what = "Replay old rows in it: FILE holds rows of the kinds that must not be forgotten."
+        yield Step(f"{id} forgot {names}, and replayed nothing.", what, lines)
+    elif recipe.replays and len(covered) < len(lost):
+        missed = join([c.name for c in lost if not c.probe.replayed])
+        what = f"Add rows of that kind to the replay data of {id}; replay protects only what it covers."
+        yield Step(f"{id} forgot {missed}, which the replayed rows do not cover.", what)
+    if recipe.replays and covered and 0 < ratio < MOST_REPLAY:
+        more = min(MOST_REPLAY, 2 * ratio)
+        what = "Replay more of them."
+        lines = _lines(id, "replay:", f"  ratio: {more:.2g}")
+        yield Step(f"{id} forgot {join([c.name for c in covered])} although {ratio:.0%} replay covers it.", what, lines)
+    if recipe.learning_rate:
+        lines = _lines(id, "training:", f"  learning_rate: {yaml_number(recipe.learning_rate / 2)}")
+        what = f"Make {id} a smaller step, as far as its own task allows: half of its learning rate of "
+        yield Step(f"{id} forgot {names}.", f"{what}{recipe.learning_rate:g}.", lines)
+
+
+def _unclear(forgetting: Forgetting, recipe: RecipeView) -> Iterable[Step]:
+    doubtful = {c.name: c for stage in findings.ends(forgetting) for c in findings.unclear(forgetting, stage)}
+    if not doubtful:
+        return
+    names = join(list(doubtful))
+    needed = [c.cell.items_to_decide for c in doubtful.values() if c.cell.items_to_decide]
+    asked = max((c.probe.n or 0 for c in doubtful.values()), default=0)
+    if not needed:
+        yield Step(f"{names} stands on its limit.", "No number of items would decide; set the limit that you mean.")
+        return
+    why = f"{names}: {asked:,} items are too few to decide; about {max(needed):,} would."
+    if recipe.probes in ("auto", "general") and recipe.items and recipe.items < MOST_ITEMS:
+        more = min(MOST_ITEMS, max(recipe.items + 1, max(needed)))
+        enough = "" if max(needed) <= MOST_ITEMS else ", which is as many as the battery has, and may still not decide"
+        what = f"Ask more of them{enough}. Nothing is trained again."
+        yield Step(why, what, ("forgetting:", f"  items: {more}"))
+    elif recipe.probes is None:
+        what = f"Add rows to the probe's file: {2 * max(needed):,} in all, half of them for the gate."
+        yield Step(why, f"{what} Nothing is trained again.")
+    else:
+        yield Step(why, "Take the verdict as open, or probe it with a file of your own under `forgetting.probes`.")
+
+
+def _overfitted(stage: StageRecord) -> Iterable[Step]:
+    train, evaluation = curves.train_loss(stage), curves.finite(curves.eval_loss(stage))
+    judged = curves.overfitting(train, evaluation)
+    if judged.tone != "bad":
+        return
+    step, lowest = min(evaluation, key=lambda point: point[1])
+    if step < 1:
+        return
+    why = f"{stage.id} overfits: its evaluation loss was lowest at step {step:g} ({lowest:.3g})."
+    yield Step(why, "End it there.", _lines(stage.id, "training:", f"  max_steps: {step:.0f}"))
+
+
+def _replayed(stage: StageRecord | None) -> float | None:
+    """The share of the rows of a stage that were replayed, as it found them."""
+    outcome = stage.outcome if stage else None
+    if outcome is None or not outcome.data.get("replay_rows"):
+        return None
+    ratio = outcome.data.get("replay_ratio")
+    return float(ratio) if isinstance(ratio, int | float) else None
+
+
+def _stage(report: Report, id: str) -> StageRecord | None:
+    return next((stage for stage in report.stages if stage.id == id), None)
+
+
+def yaml_number(value: float) -> str:
+    """Two digits, as YAML takes them for a number: `5.0e-5`, not `5e-05`, which is a text."""
+    if value >= 0.001:
+        return f"{value:.2g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits}e{int(power)}"
+
+
+def _lines(stage: str, *lines: str) -> tuple[str, ...]:
+    return ("stages:", f"  {stage}:", *(f"    {line}" for line in lines))

@@ -1,0 +1,45 @@
+"""forgetting.json of a run, from what has been measured so far. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from align.forgetting import matrix, measurements
+from align.forgetting.distances import Drift, TaskKl
+from align.recipe.pipeline import BASE
+from align.recipe.plan import Loaded
+from align.run_folder import files, reading
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Ticket
+
+
+def tabulate(run: RunDir, order: Sequence[str], tickets: Mapping[str, Ticket], loaded: Loaded) -> None:
+    """Write forgetting.json; without a measurement of the base remove it: it is of an older recipe.
+
+    Args:
+        order: the stages of the run.
+
+    Raises:
+        AlignError: a measurement is damaged, or two of them hold different items.
+    """
+    if not (run.base_measurements / "summary.json").is_file():
+        run.forgetting.unlink(missing_ok=True)
+        return
+    rows = [id for id in order if _measured(run, id, tickets[id])]
+    found = {id: measurements.load(run.stage(id).measurements) for id in rows}
+    parents = {plan.id: plan.policy for plan in loaded.stages}
+    base = measurements.load(run.base_measurements)
+    dirs = {id: run.stage(id) for id in rows}
+    distances = {
+        id: (reading.optional(here.task_kl, TaskKl), reading.optional(here.drift, Drift)) for id, here in dirs.items()
+    }
+    table = matrix.build([BASE, *rows], parents, {BASE: base, **found}, loaded.recipe.forgetting, distances)
+    files.write_json(run.forgetting, table.written())
+
+
+def _measured(run: RunDir, id: str, ticket: Ticket) -> bool:
+    """Whether a stage's row can stand beside the base's: it was asked the same."""
+    here = run.stage(id)
+    outcome = reading.outcome(here)
+    asked_the_same = outcome is not None and outcome.probes_sha256 == ticket.probes_sha256
+    return asked_the_same and (here.measurements / "summary.json").is_file()
