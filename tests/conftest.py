@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import runs
+import warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -24,6 +25,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Among several workers the files that train come first: a long one that starts last keeps all waiting."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not {"runs", "Stages"} & vars(getattr(item, "module", item)).keys())
+
+
+def pytest_sessionfinish() -> None:
+    warm.end()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run: its recipe and its folder. Tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = runs.write(folder)
-    runs.run(recipe, folder / "run")
+    runs.run(recipe, folder / "run", cold=True)
     return recipe, folder / "run"
 
 
