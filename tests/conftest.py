@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Among several workers the files that train come first: a long one that starts last keeps all waiting."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not {"runs", "Stages"} & vars(getattr(item, "module", item)).keys())
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, as in the training process: each collection of garbage would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:

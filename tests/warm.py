@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -159,6 +160,8 @@ def serve(address: str, modules: Sequence[str]) -> None:
             os.environ.setdefault(key, value)
     for module in modules:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
     assert ("torch" in sys.modules) == (TRAINING not in os.environ)
     threads = {(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()}
     assert len(threads - {"jemalloc_bg_thd"}) == 1, f"a fork has only the thread that forks, not {threads}"
