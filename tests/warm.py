@@ -78,25 +78,25 @@ def _line(connection: socket.socket, begun: bytes = b"") -> bytes:
 class Warm:
     """A process that others are forked from; it ends with the one that started it."""
 
-    def __init__(self, modules: Sequence[str], **environment: str) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
         self.folder = tempfile.mkdtemp(prefix="warm-")
         self.address = f"{self.folder}/socket"
         self.process = subprocess.Popen(
             [sys.executable, "-P", __file__, self.address, *modules],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            env=os.environ | environment,
         )  # fmt: skip
         assert self.process.stdout is not None and self.process.stderr is not None
         assert self.process.stdout.readline() == b"warm\n", self.process.stderr.read().decode()
 
     def run(
-        self, module: str, arguments: Sequence[str], stdin: str, cwd: Path | None
+        self, module: str, arguments: Sequence[str], stdin: str, cwd: Path | None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """A command to its end."""
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             given.write(stdin.encode())
             streams = [file.fileno() for file in (given, out, err) if file.seek(0) == 0]
-            code = Forked(self.address, module, arguments, streams, cwd=str(cwd or Path.cwd())).wait()
+            here = {"cwd": str(cwd or Path.cwd()), "env": {**os.environ, **environment}}
+            code = Forked(self.address, module, arguments, streams, **here).wait()
             texts = [file.read().decode() for file in (out, err) if file.seek(0) == 0]
         return subprocess.CompletedProcess([module, *arguments], code, *texts)
 
@@ -118,8 +118,9 @@ def trained(*arguments: str, stdin: str = "", cwd: Path | None = None) -> subpro
 def command(*arguments: str, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """A command of align that imports no torch, whose training process is a warm one."""
     if "command" not in _started:
-        _started["command"] = Warm(LIGHT, **{TRAINING: _training().address})
-    return _started["command"].run("align", arguments, stdin, cwd)
+        _started["command"] = Warm(LIGHT)
+    training = {TRAINING: _training().address} if arguments[0] == "run" else {}
+    return _started["command"].run("align", arguments, stdin, cwd, **training)
 
 
 def start(run: Path, processes: int, log: Path) -> Forked:
@@ -153,16 +154,15 @@ def serve(address: str, modules: Sequence[str]) -> None:
     """Import, and fork for whoever asks until standard input ends."""
     from align.runner import launch
 
-    if TRAINING in os.environ:
-        launch.start = start  # type: ignore[assignment]
-    else:
+    launch.start = start  # type: ignore[assignment]
+    if tuple(modules) == HEAVY:
         for key, value in launch._QUIET.items():  # as the training process would find it while it imports
             os.environ.setdefault(key, value)
     for module in modules:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
-    assert ("torch" in sys.modules) == (TRAINING not in os.environ)
+    assert ("torch" in sys.modules) == (tuple(modules) == HEAVY)
     threads = {(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()}
     assert len(threads - {"jemalloc_bg_thd"}) == 1, f"a fork has only the thread that forks, not {threads}"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -210,12 +210,11 @@ def _become(asked: dict[str, Any], streams: array.array[int]) -> None:
         for number, file in enumerate(streams):
             os.dup2(file, number)
             os.close(file)
-        kept = {TRAINING: os.environ[TRAINING]} if TRAINING in os.environ else {}
         os.environ.clear()
-        os.environ.update(asked["env"] | kept)
+        os.environ.update(asked["env"])
         os.chdir(asked["cwd"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if asked["module"] == "align" and TRAINING not in os.environ:
+        if asked["module"] == "align" and "transformers" in sys.modules:
             importlib.import_module("transformers").logging.set_verbosity_error()  # `launch.quiet` comes too late here
         sys.argv = [asked["module"], *asked["arguments"]]
         runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
