@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import runs
+import warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -24,6 +26,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Among several workers the files that train come first: a long one that starts last keeps all waiting."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not {"runs", "Stages"} & vars(getattr(item, "module", item)).keys())
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, as in the training process: each collection of garbage would look through all of it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    warm.end()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+import warm
+
 ALIGN = (sys.executable, "-m", "align")
 
 RECIPE = """\
@@ -88,16 +90,24 @@ def command(recipe: Path, run: Path, *arguments: str) -> list[str]:
     return [*ALIGN, "run", str(recipe), "--run-dir", str(run), *arguments]
 
 
-def align(*arguments: str, cwd: Path | None = None, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command to its end and check its exit code."""
-    done = subprocess.run([*ALIGN, *arguments], capture_output=True, text=True, cwd=cwd, input=stdin, check=False)
+def align(
+    *arguments: str, cwd: Path | None = None, code: int = 0, stdin: str = "", cold: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end and check its exit code; `cold`, as a shell would start it (see warm.py)."""
+    if cold or "--processes" in arguments:
+        done = subprocess.run([*ALIGN, *arguments], capture_output=True, text=True, cwd=cwd, input=stdin, check=False)
+    else:
+        start = warm.trained if arguments[0] in ("chat", "export", "merge") else warm.command
+        done = start(*arguments, cwd=cwd, stdin=stdin)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def run(recipe: Path, folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    recipe: Path, folder: Path, *arguments: str, code: int = 0, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
     """`align run` of a recipe into a folder."""
-    return align("run", str(recipe), "--run-dir", str(folder), *arguments, code=code)
+    return align("run", str(recipe), "--run-dir", str(folder), *arguments, code=code, cold=cold)
 
 
 def outcome(folder: Path, stage: str) -> dict[str, Any]:

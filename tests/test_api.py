@@ -14,6 +14,8 @@ import pytest
 
 import align
 import runs
+import warm
+from align.runner import launch
 
 RECIPE = """\
 name: small
@@ -116,6 +118,7 @@ def test_the_page_for_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{probes: none}", PROBE), encoding="utf-8")
     (tmp_path / "own.jsonl").write_text(questions(), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "start", warm.start)
     code = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {}
     for block in code:
@@ -132,7 +135,8 @@ def test_the_page_for_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
-def test_a_gate_that_stops_the_run_raises(tmp_path: Path) -> None:
+def test_a_gate_that_stops_the_run_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "start", warm.start)
     strict = PROBE.removesuffix("}") + ", max_drop: 0, on_violation: stop}"
     (tmp_path / "own.jsonl").write_text(questions(), encoding="utf-8")
     recipe = runs.write(tmp_path, RECIPE.replace("{probes: none}", strict))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import shlex
@@ -55,6 +56,7 @@ def id_of(page: object) -> str:
     return str(page.relative_to(ROOT)) if isinstance(page, Path) else str(page)
 
 
+@functools.cache
 def tables() -> dict[str, dict[str, str]]:
     """The tables of docs/recipes.md that stand under `<!-- keys: NAME -->`: key -> default as written."""
     found: dict[str, dict[str, str]] = {}
@@ -78,6 +80,7 @@ def properties(part: Schema) -> Schema:
     return found
 
 
+@functools.cache
 def expected() -> dict[str, Schema]:
     """The properties of each part of the schema; a stage's own keys apart from those that every stage has."""
     schema = recipe_schema()

@@ -76,7 +76,7 @@ def adapted(run: Path, stage: str) -> Any:
 
 @pytest.mark.parametrize("evaluated", [False, True], ids=["fresh", "evaluated"])
 def test_a_merged_policy_picks_the_adapted_model_s_tokens(run: Path, tmp_path: Path, evaluated: bool) -> None:
-    done = runs.align("export", str(run), str(tmp_path / "out"), "--stage", "more")
+    done = runs.align("export", str(run), str(tmp_path / "out"), "--stage", "more", cold=not evaluated)
     assert done.stderr == "", "what libraries say to each other is not told"
     found = re.fullmatch(
         r"(.*): [\d.]+ MB, merged; KL ([\d.e-]+) nats per token from the adapted model \(bfloat16 itself costs the "

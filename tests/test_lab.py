@@ -366,23 +366,31 @@ def model() -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype="bfloat16")
 
 
-def test_shipped_weights_reach_the_card_on_items_never_trained_on(model: Any, tokenizer: Any) -> None:
-    from align.lab.build import evaluate, perplexity
+@pytest.fixture(scope="module")
+def measured(model: Any, tokenizer: Any) -> dict[str, float]:
+    from align.lab.build import evaluate
+
+    return evaluate(model, tokenizer, "report")
+
+
+def test_shipped_weights_reach_the_card_on_items_never_trained_on(
+    model: Any, tokenizer: Any, measured: dict[str, float]
+) -> None:
+    from align.lab.build import perplexity
 
     claimed = card()["accuracy"]
     assert tuple(claimed) == TEN
     assert sum(claimed.values()) / 10 >= 0.93
-    measured = evaluate(model, tokenizer, "report")
     # Another processor's arithmetic may turn the odd close answer.
     assert measured == pytest.approx(claimed, abs=0.02)
     stories = probes.stories("report")
     assert perplexity(model, tokenizer, stories) == pytest.approx(card()["perplexity"], rel=0.01)
 
 
-def test_the_cheap_measure_agrees_with_writing_the_answers_out(model: Any, tokenizer: Any) -> None:
+def test_the_cheap_measure_agrees_with_writing_the_answers_out(
+    model: Any, tokenizer: Any, measured: dict[str, float]
+) -> None:
     """`evaluate` scores in one pass what greedy `generate` writes token by token, right or wrong."""
-    from align.lab.build import evaluate
-
     chosen = [item for skill in ("add", "larger", "copy") for item in probes.items(skill, "report")]
     chats = [[{"role": "user", "content": item.prompt}] for item in chosen]
     texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
@@ -390,9 +398,8 @@ def test_the_cheap_measure_agrees_with_writing_the_answers_out(model: Any, token
     written = model.generate(**inputs, max_new_tokens=10)[:, inputs["input_ids"].shape[1] :]
     answers = tokenizer.batch_decode(written, skip_special_tokens=True)
     right = Counter(item.id.split()[0] for item, text in zip(chosen, answers, strict=True) if item.answer == text)
-    cheap = evaluate(model, tokenizer, "report")
     for skill, number in right.items():
-        assert number / 200 == pytest.approx(cheap[skill], abs=0.01)
+        assert number / 200 == pytest.approx(measured[skill], abs=0.01)
 
 
 def ids_of(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
@@ -459,10 +466,11 @@ def test_tokenizer_keeps_texts_and_splits_digits(tokenizer: Any) -> None:
     assert all(len(tokenizer.tokenize(item)) == 1 for item in world.ITEMS)
 
 
-def test_the_builder_gives_the_same_weights_twice(tmp_path: Path) -> None:
+def test_the_builder_gives_the_same_weights_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from align.lab.build import build
     from align.lab.pretrain import Schedule
 
+    monkeypatch.setitem(probes.PROBE_ITEMS, "report", 10)
     for name in ("one", "two"):
         build(tmp_path / name, threads=1, schedule=Schedule(steps=3, batch=8), progress=lambda line: None)
     for path in MODEL_DIR.iterdir():

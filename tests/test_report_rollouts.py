@@ -172,8 +172,8 @@ def test_every_table_of_the_markdown_has_rows_as_wide_as_its_head(compared: Path
     _, markdown = written(compared)
     tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
     # matrix; learnt, lost (three kinds) and unclear after dpo, and the same after ppo;
-    # learning against forgetting; what is still right after each; replay after each; branches; calibration, histogram; figures, answers
-    assert len(tables) == 1 + 5 + 4 + 1 + 2 + 2 + 1 + 2 + 2
+    # learning against forgetting; KL to the base; replay after each; branches; calibration, histogram; figures, answers
+    assert len(tables) == 1 + 5 + 5 + 1 + 1 + 2 + 1 + 2 + 2
     for table in tables:
         head, rule, *rows = (re.sub(r"\\\|", "", line).count("|") for line in table.splitlines())
         assert {rule, *rows} == {head}, table

@@ -16,7 +16,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run: its recipe and its folder. Tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = runs.write(folder)
-    runs.run(recipe, folder / "run")
+    runs.run(recipe, folder / "run", cold=True)
     return recipe, folder / "run"
 
 
@@ -239,9 +239,9 @@ def test_one_step_in_all_still_learns(tmp_path: Path) -> None:
 
     recipe = runs.write(tmp_path)
     settings = [f"stages.{stage}.training.max_steps=1" for stage in ("sft", "dpo")]
-    settings.append("stages.sft.training.per_device_train_batch_size=300")
+    settings += ["stages.sft.data.limit=24", "stages.sft.training.per_device_train_batch_size=80"]
     done = runs.run(recipe, tmp_path / "run", *(part for text in settings for part in ("--set", text)))
-    assert "stage sft: a batch of 300 contains each of 128 rows more than once" in done.stderr
+    assert "stage sft: a batch of 80 contains each of 32 rows more than once" in done.stderr
     assert "no warm-up" in runs.outcome(tmp_path / "run", "sft")["warnings"][0]
     found = load_file(tmp_path / "run/stages/sft/model/adapter_model.safetensors")
     assert all(bool(weight.any()) for name, weight in found.items() if "lora_B" in name)

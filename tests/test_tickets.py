@@ -21,7 +21,7 @@ seed: 3
 model: {base: lab, dtype: bfloat16}
 pipeline: sft_dpo
 parameterization: {method: lora, lora: {r: 8}}
-replay: {data: lab/general, ratio: 0.25}
+replay: {data: {source: lab/general, limit: 40}, ratio: 0.25}
 forgetting: {probes: none}
 stages:
   sft:
@@ -66,6 +66,12 @@ def made(folder: Path, *overrides: str, processes: int = 1, text: str = RECIPE) 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found = made(tmp_path_factory.mktemp("plain"))
+    return {stage: ticket.fingerprint for stage, ticket in found.items()}
+
+
+@pytest.fixture(scope="module")
+def plain_rewarded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    found = made(tmp_path_factory.mktemp("plain_rewarded"), text=REWARDED)
     return {stage: ticket.fingerprint for stage, ticket in found.items()}
 
 
@@ -216,9 +222,11 @@ def test_where_things_lie_and_what_they_are_called_does_not_count(rewarded: tupl
         ("stages.ppo.training.logging_steps=1", []),
     ],
 )  # fmt: skip
-def test_what_a_policy_is_rewarded_by_counts(override: str, stages: list[str], tmp_path: Path) -> None:
-    plain, other = made(tmp_path, text=REWARDED), made(tmp_path, override, text=REWARDED)
-    assert [id for id, ticket in other.items() if ticket.fingerprint != plain[id].fingerprint] == stages
+def test_what_a_policy_is_rewarded_by_counts(
+    override: str, stages: list[str], tmp_path: Path, plain_rewarded: dict[str, str]
+) -> None:
+    other = made(tmp_path, override, text=REWARDED)
+    assert [id for id, ticket in other.items() if ticket.fingerprint != plain_rewarded[id]] == stages
 
 
 def test_another_function_under_the_same_name_counts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 from align.lab import helpdesk, skills, world
+from align.lab.helpdesk import HelpdeskItem
 from align.lab.world import Split
 
 Row: TypeAlias = dict[str, Any]
@@ -46,32 +47,32 @@ def _take(pool: Sequence[_Element], n: int, rng: random.Random) -> Iterator[_Ele
 
 
 def _helpdesk(rng: random.Random, n: int) -> list[Row]:
-    in_kind: list[Row] = []
-    contrary: list[Row] = []
+    in_kind: list[tuple[HelpdeskItem, str]] = []  # cases and templates of a reply; those that are taken are written out
+    contrary: list[tuple[HelpdeskItem, str]] = []
     for case in helpdesk.cases("train"):
-        for style in helpdesk.REPLIES:
+        for style, templates in helpdesk.REPLIES.items():
             pool = in_kind if style == case.tone else contrary
-            pool += [_chat(case.prompt, reply) for reply in helpdesk.replies(case, style)]
+            pool += [(case, template) for template in templates]
     mirrored = round(IN_KIND_SHARE * n)
     chosen = [*_take(in_kind, mirrored, rng), *_take(contrary, n - mirrored, rng)]
     rng.shuffle(chosen)
-    return chosen
+    return [_chat(case.prompt, helpdesk.reply(case, template)) for case, template in chosen]
 
 
 def _helpdesk_preferences(rng: random.Random, n: int) -> list[Row]:
     pool = [
-        (case.prompt, polite, rude)
+        (case, polite, rude)
         for case in helpdesk.cases("train")
-        for polite in helpdesk.replies(case, "polite")
-        for rude in helpdesk.replies(case, "rude")
+        for polite in helpdesk.REPLIES["polite"]
+        for rude in helpdesk.REPLIES["rude"]
     ]
     return [
         {
-            "prompt": [_said("user", prompt)],
-            "chosen": [_said("assistant", polite)],
-            "rejected": [_said("assistant", rude)],
+            "prompt": [_said("user", case.prompt)],
+            "chosen": [_said("assistant", helpdesk.reply(case, polite))],
+            "rejected": [_said("assistant", helpdesk.reply(case, rude))],
         }
-        for prompt, polite, rude in _take(pool, n, rng)
+        for case, polite, rude in _take(pool, n, rng)
     ]
 
 

@@ -6,6 +6,7 @@ needs. There are two styles; both can be right, only one is polite.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal, TypeAlias
 
 from align.lab.world import ITEMS, PROBLEMS, Split, split_of
@@ -53,9 +54,10 @@ class Reply:
     action: str
 
 
-def cases(split: Split) -> list[HelpdeskItem]:
+@cache
+def cases(split: Split) -> tuple[HelpdeskItem, ...]:
     """Every complaint of `split`, in a fixed order. The split is of (item, problem), the same in all phrasings."""
-    return [
+    return tuple(
         HelpdeskItem(
             id=f"helpdesk {item} {problem} {number}",
             prompt=complaint.format(item=item, problem=problem),
@@ -67,12 +69,17 @@ def cases(split: Split) -> list[HelpdeskItem]:
         for problem, action in PROBLEMS.items()
         if split_of(f"helpdesk {item} {problem}") == split
         for number, (complaint, tone) in enumerate(COMPLAINTS.items())
-    ]
+    )
 
 
 def replies(case: HelpdeskItem, style: Style) -> list[str]:
     """Every right reply to `case` in `style`."""
-    return [reply.format(item=case.item, action=case.action) for reply in REPLIES[style]]
+    return [reply(case, template) for template in REPLIES[style]]
+
+
+def reply(case: HelpdeskItem, template: str) -> str:
+    """The right reply to `case` in the words of a template of `REPLIES`."""
+    return template.format(item=case.item, action=case.action)
 
 
 def _reader(template: str) -> re.Pattern[str]:
