@@ -62,7 +62,7 @@ def measure(
         answered = _battery(bench, [probe for probe in probes if isinstance(probe, Battery)])
         for probe in probes:
             _run(bench, probe, right, answered)
-        broken = _broken(bench, probes, base) if base is not None else []
+        broken = _broken(bench, probes, base) if base is not None and "report" in splits else []
     bench.model.train(was_training)
     if base is None and bench.own_answers:
         files.write_json(folder / "own_answers.json", bench.own_answers)

@@ -79,10 +79,11 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
 
 
 class _Told:
-    """Tells now and then how much has been measured."""
+    """Tells that measuring begins, and now and then how much has been measured."""
 
     def __init__(self, job: Job, doing: str) -> None:
         self.job, self.doing, self.time = job, doing, time.monotonic()
+        job.at(doing)
 
     def __call__(self, done: int, of: int) -> None:
         now = time.monotonic()
@@ -108,7 +109,7 @@ def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring
 def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     bench = _bench(job.model, job.tokenizer, job.ticket)
-    tell = _Told(job, "measuring")
+    tell = _Told(job, "measuring the policy")
     return measure(bench, bench_probes, job.dir.measurements, base=base, tell=tell)
 
 
