@@ -360,9 +360,6 @@ def test_the_weights_are_those_of_training_just_so_far(stopped: Stages, own: dic
     assert told is not None and told.kept is not None
     as_far = run_of(tmp_path, "as far", own, sft(models.LORA, **FORGETS, max_steps=told.kept))
     assert hashes(as_far) == hashes(stopped)
-    on = run_of(tmp_path, "on", own, sft(models.LORA, **FORGETS, max_steps=20), every=30, limits=LIMITS)
-    line = inside.read(on.run.stage("it"))[-1]
-    assert (line.step, line.origin) == (20, "after") and line.broken, "without it the stage ends beyond its limits"
 
 
 def test_a_stage_killed_after_its_end_is_not_trained_on(stopped: Stages, tmp_path: Path) -> None:
@@ -443,7 +440,7 @@ forgetting: {probes: lab, every: 2, watch: [facts, sentiment, stories, extract],
 stages:
   sft:
     data: {source: lab/helpdesk, limit: 256}
-    training: {bf16: false, learning_rate: 2.0e-3, max_steps: 24, per_device_train_batch_size: 8, save_steps: 3}
+    training: {bf16: false, learning_rate: 5.0e-3, max_steps: 24, per_device_train_batch_size: 8, save_steps: 3}
 """
 EARLY = ("--set", "forgetting.early_stop=true")
 
