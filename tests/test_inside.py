@@ -470,7 +470,7 @@ def test_early_stopping_ends_within_the_limits_and_the_same_run_without_does_not
 def test_a_limit_retrains_only_what_it_may_end(early: Path, tmp_path: Path) -> None:
     recipe, folder = runs.write(tmp_path, RECIPE), tmp_path / "run"
     runs.run(recipe, folder)
-    again = runs.run(recipe, folder, "--set", "forgetting.max_drop=0.2", "--set", "forgetting.every=null")
+    again = runs.run(recipe, folder, "--set", "forgetting.max_drop=0.2", "--set", "forgetting.every=6")
     assert "sft: done already" in again.stderr
     assert "its recipe changed" in runs.run(recipe, folder, *EARLY).stderr
     assert runs.weights(folder) == runs.weights(early)
