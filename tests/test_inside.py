@@ -495,7 +495,7 @@ def test_killed_between_two_measurements_it_ends_alike(early: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_measure_and_stop_as_one_does(early: Path, tmp_path: Path) -> None:
+def test_two_processes_measure_and_stop_as_one_does(tmp_path: Path) -> None:
     halved = ("--processes", "2", "--set", "stages.sft.training.per_device_train_batch_size=4")
     still = ("--set", "parameterization={method: lora, lora: {r: 8}}")
     recipe = runs.write(tmp_path, RECIPE)
