@@ -143,3 +143,47 @@ def test_rows_that_take_long_to_encode_are_told(tmp_path: Path) -> None:
     told = [json.loads(line)["at"] for line in stages.run.stage("sft").progress.read_text().splitlines()]
     assert told[-1] == "encoding rows, 20 of 30"
     assert len(table) == 30 and table[29]["labels"] == [1, 2]
+
+
+def test_how_much_is_measured_and_how_long_the_rest_takes(tmp_path: Path) -> None:
+    watcher, metrics, progress = plain(), tmp_path / "metrics.jsonl", tmp_path / "progress.jsonl"
+    now, doing = time.time(), "measuring the base on 2 probes"
+    with watcher:
+        watcher.begin("sft", metrics, progress)
+        write(progress, {"at": doing, "time": now}, {"at": doing, "time": now + 10}, {"at": LOADING})
+        parts = ((12, 20), (40, 30), (60, 50), (100, 60))
+        write(progress, *({"at": doing, "done": done, "of": 100, "time": now + 10 + s} for done, s in parts))
+        watcher.refresh()
+    assert said(watcher) == [
+        f"sft: {doing}",
+        f"sft: {doing}: 40 of 100 items  0:45 left",
+    ]
+
+
+def test_a_live_bar_counts_what_is_measured(tmp_path: Path) -> None:
+    watcher, metrics, progress = (
+        Watcher(Console(file=StringIO(), width=200, force_terminal=True)),
+        tmp_path / "metrics.jsonl",
+        tmp_path / "progress.jsonl",
+    )
+    with watcher:
+        watcher.begin("sft", metrics, progress)
+        assert watcher.bars is not None
+        write(progress, {"at": "measuring the policy", "done": 40, "of": 100})
+        write(metrics, {"step": 2, "max_steps": 4})
+        watcher.refresh()
+        bar = watcher.bars.tasks[0]
+        assert (bar.completed, bar.total) == (2, 4), "it trains"
+        write(progress, {"at": "measuring the policy", "done": 60, "of": 100})
+        watcher.refresh()
+        assert (bar.completed, bar.total, bar.fields["figures"]) == (60, 100, "measuring")
+
+
+def test_what_was_measured_inside_the_stage_stands_beside_the_loss(tmp_path: Path) -> None:
+    watcher, metrics, progress = plain(), tmp_path / "metrics.jsonl", tmp_path / "progress.jsonl"
+    with watcher:
+        watcher.begin("sft", metrics, progress)
+        write(progress, {"inside": "step 2: facts -0.050"})
+        write(metrics, {"step": 0, "max_steps": 4}, {"step": 4, "max_steps": 4, "loss": 0.5})
+        watcher.refresh()
+    assert said(watcher) == ["sft  4/4  loss 0.500  [step 2: facts -0.050]"]

@@ -65,7 +65,7 @@ def measure(
         answered = _battery(bench, [probe for probe in probes if isinstance(probe, Battery)])
         for probe in probes:
             _run(bench, probe, right, answered)
-        broken = _broken(bench, probes, base) if base is not None else []
+        broken = _broken(bench, probes, base) if base is not None and "report" in splits else []
     bench.model.train(was_training)
     summary = {
         "probes": _describe(probes),

@@ -76,7 +76,8 @@ def _told(stage: StageRecord, told: Insight | None) -> str:
         return f"{made} so far, on the gate's half of the items."
     assert stage.outcome is not None
     if not told.measurements:
-        return "None: even one would have cost too much of the stage's CPU time."
+        why = f"the first would have come after step {told.every:,}" if told.every else "the stage is too short"
+        return f"None: {why}."
     often = f"every {told.every:,} steps" if told.every else "at the last step"
     spent = f"CPU {numbers.seconds(told.cpu_seconds)}"
     if stage.outcome.cpu_seconds:

@@ -40,6 +40,7 @@ class Watcher:
         self.inside = ""  # the last measurement inside the stage, in short
         self.part: tuple[int, int] | None = None  # how much of how much is measured, while something is
         self.measured = 0.0  # the share of it when last said
+        self.doing: str | None = None  # what was told last
         self.told: set[str] = set()  # warnings of the stage that were shown already
         self.first: dict[str, Any] = {}  # the entry written when training began: its time, and the step resumed from
 
@@ -72,7 +73,7 @@ class Watcher:
         self.end()
         self.progress, self.read, self.told = progress, 0, set()
         self.stage, self.path, self.offset, self.state, self.said = stage, metrics, 0, {}, 0.0
-        self.began, self.inside, self.part = time.time(), "", None
+        self.began, self.inside, self.part, self.doing = time.time(), "", None, None
         if self.bars is not None:
             self.task = self.bars.add_task(stage, total=None, figures=LOADING)
 
@@ -124,7 +125,9 @@ class Watcher:
             self._say_part(told, *self.part)
         elif told.at != LOADING:
             self.measured, self.since = 0.0, told.time
-            self.say(f"{self.stage}: {told.at}")
+            if told.at != self.doing:
+                self.say(f"{self.stage}: {told.at}")
+        self.doing = told.at
 
     def _say_part(self, told: Told, done: int, of: int) -> None:
         """How much of a measurement is done, once in a while, and how long the rest will take at that pace."""

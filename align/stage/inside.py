@@ -58,7 +58,9 @@ class Measuring:
     def last(self, steps: int) -> None:
         """End the curve with what was measured of the policy that the stage hands on. Of the first process."""
         lines = inside.read(self.dir)
-        if inside.ended(self.dir, self.settings, steps) is None and not any(line.step == steps for line in lines):
+        if not lines or any(line.step == steps for line in lines):
+            return
+        if inside.ended(self.dir, self.settings, steps) is None:
             line = Judge.of(self.base, self.settings).stored(steps, "after", self.dir.measurements)
             inside.write(self.dir, [*lines, *([line] if line else [])])
 

@@ -114,10 +114,11 @@ def measure_base(
 
 
 class _Told:
-    """Tells now and then how much has been measured."""
+    """Tells that measuring begins, and now and then how much has been measured."""
 
     def __init__(self, job: Job, doing: str) -> None:
         self.job, self.doing, self.time = job, doing, time.monotonic()
+        job.at(doing)
 
     def __call__(self, done: int, of: int) -> None:
         now = time.monotonic()
@@ -150,7 +151,7 @@ def measure_policy(
     wall, cpu = time.monotonic(), time.process_time()
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     first, share = world.is_main_process, Share(world.process_index, world.num_processes)
-    tell = _Told(job, "measuring") if first else None
+    tell = _Told(job, "measuring the policy") if first else None
     measure(_bench(job.model, job, share), bench_probes, job.dir.measurements, base=base, tell=tell)
     if first:
         alone = _bench(job.model, job)
