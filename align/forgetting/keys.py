@@ -78,6 +78,11 @@ class ForgettingKeys(BaseModel):
     items: int = Field(
         default=25, ge=5, le=100, description="Items of each skill of `general` in each half, gate and report."
     )
+    answers: bool = Field(
+        default=True,
+        description="Also keep the answers of the base and of every stage to the same few prompts, to be read side by "
+        "side; not with `probes: none`.",
+    )
     max_drop: Annotated[
         Annotated[Fraction, Tag("for all")] | Annotated[dict[str, Fraction], Tag("by name")], Discriminator(_shape)
     ] = Field(

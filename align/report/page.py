@@ -7,6 +7,7 @@ from typing import Final
 from align.forgetting.records import BrokenAnswer, Sample
 from align.forgetting.table import Cell, Effect, Forgetting, ProbeEntry
 from align.report import curves, findings, numbers, sentence
+from align.report.answers_page import Answered, answered
 from align.report.branch_page import Branching, branchings
 from align.report.change_line import Line, line, scale
 from align.report.findings import BASE
@@ -114,6 +115,7 @@ class Page:
     missing: tuple[Fact, ...]
     notes: tuple[str, ...]
     nothing: str
+    answered: tuple[Answered, ...]
     branchings: tuple[Branching, ...]
     ends: tuple[End, ...]
     advice: tuple[str, ...]
@@ -142,6 +144,7 @@ def build(report: Report) -> Page:
         missing=tuple(Fact(name, why) for name, why in {**forgetting.no_row, **forgetting.left_out}.items()),
         notes=tuple(sentence.notes(forgetting)),
         nothing=f"{sentence.nothing(report)}.",
+        answered=tuple(answered(report)),
         branchings=tuple(branchings(report)),
         ends=tuple(_end(forgetting, stage) for stage in findings.ends(forgetting)),
         advice=forgetting.advice,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from align.errors import AlignError, Place
-from align.forgetting.records import BrokenAnswer, QuantizationCost, Sample
+from align.forgetting.records import Answer, BrokenAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.report.schema import Report, StageRecord, Step
 from align.rl import rollouts
@@ -40,7 +40,8 @@ def load(run_dir: str | Path) -> Report:
     stages = tuple(_stage(folder.stage(name), name, run.stages[name]) for name in ids if name in run.stages)
     recipe = reading.text(folder.recipe)
     measured = {"forgetting": forgetting, "comparison": comparison, "quantization": quantization}
-    return Report(run=run, recipe=recipe, stages=stages, **measured)
+    answers = reading.rows(folder.base_answers, Answer)
+    return Report(run=run, recipe=recipe, stages=stages, base_answers=answers, **measured)
 
 
 def _no_run(folder: Path) -> AlignError:
@@ -63,6 +64,7 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         steps=_steps(folder.metrics),
         broken=reading.rows(folder.measurements / "broken.jsonl", BrokenAnswer),
         samples=reading.rows(folder.measurements / "samples.jsonl", Sample),
+        answers=reading.rows(folder.answers, Answer),
         log_tail=_tail(folder.log) if ended else (),
         failure=reading.optional(folder.error, Failure) if ended else None,
         spectrum=reading.optional(folder.spectrum, Spectrum),

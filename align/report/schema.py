@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from align.forgetting.records import BrokenAnswer, QuantizationCost, Sample
+from align.forgetting.records import Answer, BrokenAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.rl.rollouts import Rollout
 from align.run_folder.comparison import ComparisonResult
@@ -28,6 +28,7 @@ class StageRecord(Record):
     steps: tuple[Step, ...] = ()
     broken: tuple[BrokenAnswer, ...] = ()
     samples: tuple[Sample, ...] = ()
+    answers: tuple[Answer, ...] = ()
     log_tail: tuple[str, ...] = ()
     failure: Failure | None = None
     spectrum: Spectrum | None = None
@@ -47,3 +48,4 @@ class Report(Record):
     forgetting: Forgetting | None = None
     comparison: ComparisonResult | None = None
     quantization: QuantizationCost | None = None
+    base_answers: tuple[Answer, ...] = ()

@@ -75,6 +75,8 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     first = at.world.is_main_process
     if ticket.measure_base and at.probes:
         measuring.measure_base(run, at.job, at.builder, at.probes)
+    elif ticket.ask_base and first:
+        measuring.ask_base(run, at.job, at.builder)
     at.world.wait_for_everyone()
     outcome = None
     if ticket.measure_only:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align.forgetting import probes, quantization
+from align.forgetting import answers, probes, quantization
 from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.bench import Bench, Encoded
 from align.forgetting.keys import ForgettingKeys
@@ -57,6 +57,7 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
             torch.cuda.empty_cache()
     bench = _bench(builder.pristine(), job.tokenizer, ticket)
     measure(bench, bench_probes, run.base_measurements, base=None)
+    answers.write(bench, ticket.prompts, run.base_answers)
     if own:
         found = quantization.compare(own, quantization.measured(bench, texts))
         files.write_json(run.quantization, found.written())
@@ -66,20 +67,36 @@ def measure_base(run: RunDir, job: Job, builder: Builder, bench_probes: list[pro
     job.at(LOADING)
 
 
+def ask_base(run: RunDir, job: Job, builder: Builder) -> None:
+    """Ask the base the prompts of the run, where its probes are measured already."""
+    job.at("asking the base, before anything is trained")
+    answers.write(_bench(builder.pristine(), job.tokenizer, job.ticket), job.ticket.prompts, run.base_answers)
+    job.at(LOADING)
+
+
 def measure_policy(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> dict[str, Any]:
+    """Run the probes on a policy and ask it the prompts of the run; what both took."""
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     bench = _bench(job.model, job.tokenizer, job.ticket)
-    return measure(bench, bench_probes, job.dir.measurements, base=base)
+    measured = measure(bench, bench_probes, job.dir.measurements, base=base)
+    asked = answers.write(bench, job.ticket.prompts, job.dir.answers)
+    return {
+        "seconds": measured["seconds"] + asked.seconds,
+        "cpu_seconds": measured["cpu_seconds"] + asked.cpu_seconds,
+    }
 
 
 def measure_again(run: RunDir, ticket: Ticket, job: Job, bench_probes: list[probes.Probe]) -> Outcome:
-    """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else."""
+    """Other probes, or other prompts alone, on a stage that is trained: its outcome keeps all else."""
     outcome = reading.outcome_in(job.dir.remeasuring)
     assert outcome is not None
     if outcome.policy is not None and bench_probes:
         job.model = stack.load_policy(outcome.policy, ticket.model, run.root)
-        measured = measure_policy(job, run, bench_probes)
-        outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
+        if ticket.ask_only:
+            answers.write(_bench(job.model, job.tokenizer, ticket), ticket.prompts, job.dir.answers)
+        else:
+            measured = measure_policy(job, run, bench_probes)
+            outcome.measure_seconds, outcome.measure_cpu_seconds = measured["seconds"], measured["cpu_seconds"]
     outcome.probes_sha256 = ticket.probes_sha256
     outcome.warnings += [text for text in job.warnings if text not in outcome.warnings]
     card.write(job.dir.model, run, ticket, outcome)  # it shows what was measured
