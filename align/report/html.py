@@ -32,7 +32,7 @@ def render(report: Report) -> str:
     rewards = {stage.id: plotter.reward(stage) for stage in report.stages}
     measured = {stage.id: stage.spectrum for stage in report.stages if stage.spectrum and stage.spectrum.modules}
     scans = {id: plotter.spectrum(scan) for id, scan in measured.items()}
-    template = _environment().get_template("report.html.jinja")
+    template = environment().get_template("report.html.jinja")
     figures = {"heat_map": heat_map, "drawings": drawings, "rollouts": rollouts, "rewards": rewards, "scans": scans}
     return visible(template.render(page=page.build(report), **figures))
 
@@ -47,9 +47,10 @@ def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
-def _environment() -> Environment:
+def environment(*folders: Path) -> Environment:
+    """Of the pages of this package, and of others that use its parts; `folders` hold templates of theirs."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=select_autoescape(["html.jinja"], default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
