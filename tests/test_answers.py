@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import models
+import runs
 from align.forgetting import answers
 from align.forgetting.bench import Bench
 from align.forgetting.prompts import ANSWER_TOKENS
 from align.forgetting.records import Answer
 from align.run_folder import reading
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Prompt
 
 TASK = Prompt(id="1", kind="task", value={"prompt": [{"role": "user", "content": "Repeat: a b"}]}, source="a row")
@@ -95,3 +99,31 @@ def test_a_line_is_written_for_each_prompt_and_no_file_for_none(tmp_path: Path) 
     assert list(reading.rows(path, Answer)) == answers.ask(bench(), [TASK, PLAIN])
     assert spent.seconds > 0 and spent.cpu_seconds > 0
     assert answers.write(bench(), [], tmp_path / "none") == answers.Spent() and not (tmp_path / "none").exists()
+
+
+def test_a_run_keeps_the_answers_of_the_base_and_of_each_stage(gated: runs.Gated) -> None:
+    run = RunDir(gated.run)
+    base, sft, dpo = (
+        reading.rows(path, Answer) for path in (run.base_answers, run.stage("sft").answers, run.stage("dpo").answers)
+    )
+    asked = [answer.id for answer in base]
+    assert [answer.id for answer in sft] == [answer.id for answer in dpo] == asked and len(asked) == 12
+    assert {answer.source for answer in base[:6]} == {"a held-out row of sft"}  # the one stage with held-out rows
+    assert [answer.answer for answer in base] != [answer.answer for answer in sft]
+    assert "The same questions before and after" in (gated.run / "report.html").read_text(encoding="utf-8")
+    shown = next(answer for answer in sft if answer.answer != base[asked.index(answer.id)].answer)
+    assert shown.answer.split()[0] in gated.said_at_the_stop
+
+
+@pytest.mark.slow
+def test_lost_answers_are_asked_again_of_the_trained_policies(gated: runs.Gated, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(gated.run, run.root)
+    paths = [run.base_answers, run.stage("sft").answers, run.stage("dpo").answers]
+    before, weights = [path.read_text(encoding="utf-8") for path in paths], runs.weights(run.root)
+    for path in paths:
+        path.unlink()
+    done = runs.run(gated.folder / "small.yaml", run.root, "--set", "forgetting.on_violation=warn")
+    assert "sft: trained already; only its answers are written again" in done.stderr
+    assert "measuring" not in done.stderr and runs.weights(run.root) == weights
+    assert [path.read_text(encoding="utf-8") for path in paths] == before
