@@ -85,9 +85,9 @@ def shortened(text: str) -> str:
 
 def of_the_last(text: str) -> str:
     """What `align compare` prints of the last policies, the settings, and its conclusion."""
-    tables = re.split(r"\n\s*\n(?=\S)", "\n".join(line.rstrip() for line in text.splitlines()))
-    parts = [tables[0], *(part for part in tables[1:] if part.startswith(("settings that differ", "Change: ")))]
-    return "\n\n".join(parts)
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    parts = re.split(r"\n\n(?=after |training of |settings that differ|Change: )", lines)
+    return "\n\n".join([parts[0], *(part for part in parts[1:] if not part.startswith(("after ", "training of ")))])
 
 
 def put(name: str, text: str) -> None:

@@ -66,8 +66,8 @@ def draw(found: RunsCompared, table: Table, at: int) -> Markup:
     label = f"{words.title(found, table)}: {other} against {first}"
     return Markup(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{label}" style="width: 100%; max-width: {w}px" '
-        'font-family="var(--sans)" font-size="12.5" fill="var(--ink)">{body}</svg>'
-    ).format(w=NAMES + AXIS + FIGURES, h=height, label=label, body=body)
+        'font-family="var(--sans)" font-size="12.5" fill="var(--ink)"><g transform="translate(6 0)">{body}</g></svg>'
+    ).format(w=NAMES + AXIS + FIGURES + 12, h=height, label=label, body=body)
 
 
 def _row(row: Row, change: Difference, y: float, scale: _Scale, *, bold: bool) -> Iterator[Markup]:

@@ -16,7 +16,7 @@ from align.run_folder import reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Rows, Ticket
 
-ABSENT = None  # in place of the value of a key that a recipe does not have
+ABSENT = None  # in place of the value of a key that a recipe does not have, or leaves empty
 
 
 def different(sides: Sequence[Side]) -> dict[str, tuple[JsonValue, ...]]:
@@ -45,7 +45,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
     elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
         parts = enumerate(value)
     if not parts:
-        yield prefix, value
+        yield prefix, ABSENT if value in ({}, []) else value
         return
     for key, inner in parts:
         yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
