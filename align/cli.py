@@ -193,6 +193,40 @@ def report(
     _show(run_dir)
 
 
+@app.command(rich_help_panel="Look")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is compared with.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write it to this file as a page.")] = None,
+) -> None:
+    """Compare runs of one base that were measured alike: which of them is better, and is that sure?
+
+    [dim]align compare runs/dpo_qlora runs/dpo_qlora_no_replay --html compare.html[/dim]
+    """
+    import json
+
+    from align.compare import build, words
+    from align.compare.terminal import Comparison
+
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise AlignError(f"'{html}' cannot be written", "choose a file in an existing folder")
+    found = build.compare(runs)
+    if html is not None:
+        from align.compare import page
+        from align.run_folder import files
+
+        files.write_text(html, page.render(found))
+    if json_:
+        print(json.dumps(found.written(), indent=1, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(Comparison(found))
+    for sentence in words.conclusion(found):
+        console.print(line(sentence))
+    if html is not None:
+        print(f"page: {_near(html)}")
+
+
 @app.command("list", rich_help_panel="Look")
 def list_() -> None:
     """List the available recipes, pipelines, stages and parameterizations."""

@@ -1,8 +1,9 @@
-"""Make the picture and the terminal text of README.md, from two runs of the demo: with replay and without.
+"""Make the pictures and the terminal texts of README.md, from two runs of the demo: with replay and without.
 
     make pictures        # four minutes on two CPU cores
 
-Writes docs/images/replay.svg and docs/images/no_replay.svg, and replaces the block of text after `<!-- demo -->`.
+Writes docs/images/replay.svg, no_replay.svg and compare.svg, and replaces the blocks of text after `<!-- demo -->` and
+`<!-- compare -->`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from align.compare import build, chart
 from align.report import records
 from align.report.heat_map import heat_map
 from align.report.svg import PALETTE
@@ -26,20 +28,36 @@ GROUPS = ("The task", "Skills in the replay")
 
 
 def run(recipe: str, folder: Path) -> str:
-    """Run a recipe as a user would, and return what the terminal shows, 100 columns wide."""
-    command = [sys.executable, "-m", "align", "run", recipe, "--run-dir", str(folder)]
+    """Run a recipe as a user would; what the terminal shows."""
+    return printed("run", recipe, "--run-dir", str(folder)).replace(str(folder), f"runs/{Path(recipe).stem}")
+
+
+def printed(*arguments: str) -> str:
+    """What the terminal shows of a command, 100 columns wide."""
+    command = [sys.executable, "-m", "align", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"COLUMNS": "100"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, check=True,
     )  # fmt: skip
-    return done.stdout.replace(str(folder), f"runs/{Path(recipe).stem}")
+    return done.stdout
 
 
 def picture(folder: Path) -> str:
     """The heat map of the run's report as a file of its own, on white."""
     forgetting = records.load(folder).forgetting
     assert forgetting is not None
-    drawn = heat_map(forgetting).replace("var(--sans)", "sans-serif")
+    return on_white(heat_map(forgetting))
+
+
+def compared(folders: list[Path]) -> str:
+    """The drawing of `align compare --html` as a file of its own, on white."""
+    found = build.compare(folders)
+    return on_white(str(chart.draw(found, found.tables[0], 1)))
+
+
+def on_white(drawn: str) -> str:
+    """A drawing of a page as a file of its own."""
+    drawn = drawn.replace("var(--sans)", "sans-serif")
     for name, value in PALETTE.items():
         drawn = drawn.replace(f"var(--{name})", value)
     ground = '<rect width="100%" height="100%" fill="#fff"/>'
@@ -65,15 +83,30 @@ def shortened(text: str) -> str:
     return "\n".join([*lines[: top + 2], *rows, *ends])
 
 
-def main() -> None:
-    """Run both recipes; write the pictures and the text."""
-    with tempfile.TemporaryDirectory() as temporary:
-        printed = {name: run(recipe, Path(temporary) / name) for name, recipe in RECIPES.items()}
-        for name in RECIPES:
-            (IMAGES / f"{name}.svg").write_text(picture(Path(temporary) / name), encoding="utf-8")
-    before, _, rest = README.read_text(encoding="utf-8").partition("<!-- demo -->\n")
+def of_the_last(text: str) -> str:
+    """What `align compare` prints of the last policies, the settings, and its conclusion."""
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    parts = re.split(r"\n\n(?=after |training of |settings that differ|Change: )", lines)
+    return "\n\n".join([parts[0], *(part for part in parts[1:] if not part.startswith(("after ", "training of ")))])
+
+
+def put(name: str, text: str) -> None:
+    """Replace the block of text in README.md after a mark."""
+    before, mark, rest = README.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     after = rest.split("```\n", 1)[1]
-    README.write_text(f"{before}<!-- demo -->\n```text\n{shortened(printed['replay'])}\n```\n{after}", encoding="utf-8")
+    README.write_text(f"{before}{mark}```text\n{text}\n```\n{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Run both recipes and compare the runs; write the pictures and the texts."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {name: Path(temporary) / Path(recipe).stem for name, recipe in RECIPES.items()}
+        demo = {name: run(recipe, folders[name]) for name, recipe in RECIPES.items()}
+        for name, folder in folders.items():
+            (IMAGES / f"{name}.svg").write_text(picture(folder), encoding="utf-8")
+        (IMAGES / "compare.svg").write_text(compared(list(folders.values())), encoding="utf-8")
+        put("demo", shortened(demo["replay"]))
+        put("compare", of_the_last(printed("compare", *map(str, folders.values()))))
 
 
 if __name__ == "__main__":

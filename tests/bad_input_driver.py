@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import compared_runs
 from align.cli import app, guarded
 from error_cases import Case, cases
 
@@ -77,6 +78,32 @@ def other() -> Iterator[None]:
     Path("runs/other").mkdir(parents=True)
     Path("runs/other/run.json").write_text('{"format": 1, "name": "another", "stages": {}}')
     yield
+
+
+def two_runs(**second: Any) -> contextlib.AbstractContextManager[Any]:
+    """runs/a and runs/b, which were measured."""
+    scores = {"sft": {"copy": 90, "sort": 90}}
+    compared_runs.write_run(Path("runs/a"), scores)
+    compared_runs.write_run(Path("runs/b"), second.pop("scores", scores), **second)
+    return contextlib.nullcontext()
+
+
+def other_base() -> contextlib.AbstractContextManager[Any]:
+    return two_runs(model=compared_runs.LAB.model_copy(update={"name": "./mine", "identity": "b"}))
+
+
+def other_probes() -> contextlib.AbstractContextManager[Any]:
+    return two_runs(scores={"sft": {"copy": 90, "add": 90}})
+
+
+def other_content() -> contextlib.AbstractContextManager[Any]:
+    return two_runs(asked="2")
+
+
+def not_measured() -> contextlib.AbstractContextManager[Any]:
+    two_runs(probes="none")
+    shutil.rmtree("runs/b/base")
+    return contextlib.nullcontext()
 
 
 def without(*names: str) -> contextlib.AbstractContextManager[Any]:

@@ -14,6 +14,8 @@ from rich.console import Console
 from align import report
 from align.errors import AlignError, Exit
 from align.forgetting.distances import KlEstimate, TaskKl
+from align.forgetting.prompts import shown
+from align.forgetting.records import Answer
 from align.preflight import check
 from align.preflight.check import Prepared
 from align.recipe.load import load
@@ -21,7 +23,7 @@ from align.recipe.plan import Loaded
 from align.run_folder import checkpoints, files, reading
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Outcome, Ticket
+from align.run_folder.records import Outcome, Prompt, Ticket
 from align.runner import loop
 from align.runner.options import Options
 from align.runner.progress import Watcher
@@ -108,19 +110,23 @@ class Child:
     def execute(self, stage: str) -> None:
         here = self.dir.stage(stage)
         ticket = Ticket.model_validate(files.read_json(here.ticket))
-        how = " measured" if ticket.measure_only else f" from {ticket.resume_from}" if ticket.resume_from else ""
-        self.runs.asked.append(f"{stage}{how}{', and the base' if ticket.measure_base else ''}")
+        again = " asked" if ticket.ask_only else " measured" if ticket.measure_only else ""
+        how = again or (f" from {ticket.resume_from}" if ticket.resume_from else "")
+        self.runs.asked.append(f"{stage}{how}{', and the base' if ticket.measure_base or ticket.ask_base else ''}")
         if stage in self.runs.raising:
             raise self.runs.raising.pop(stage)
         if not ticket.measure_only:
             files.write_text(here.model / "weights", self.runs.content)
         if ticket.measure_base:
             measured(self.dir.base_measurements, 90)
-        if ticket.probes != "none":
+        if ticket.measure_base or ticket.ask_base:
+            answered(self.dir.base_answers, ticket.prompts, "nothing")
+        if ticket.probes != "none" and not ticket.ask_only:
             measured(here.measurements, self.runs.right.get(stage, 90))
             if self.runs.kl is not None:
                 found = KlEstimate(kl=self.runs.kl, ci95=(self.runs.kl - 0.01, self.runs.kl + 0.01), n=64, tokens=900)
                 files.write_json(here.task_kl, TaskKl(prompts="64 prompts", own_answers=found).written())
+        answered(here.answers, ticket.prompts, f"what {stage} says")
         files.write_json(here.outcome, self.outcome(ticket).model_dump(mode="json"))
 
     def outcome(self, ticket: Ticket) -> Outcome:
@@ -174,6 +180,14 @@ def measured(folder: Path, right: int) -> None:
     ]
     files.write_text(folder / "items.jsonl", "\n".join(lines) + "\n")
     files.write_json(folder / "summary.json", {"probes": probes, "scores": scores})
+
+
+def answered(path: Path, prompts: list[Prompt], answer: str) -> None:
+    """The same answer to every prompt."""
+    asked = [{"id": one.id, "kind": one.kind, "prompt": shown(one.value), "source": one.source} for one in prompts]
+    lines = [Answer.model_validate(one | {"answer": answer}) for one in asked]
+    if lines:
+        files.write_text(path, "".join(json.dumps(line.written()) + "\n" for line in lines))
 
 
 @pytest.fixture
@@ -388,6 +402,42 @@ def test_other_questions_and_another_base_are_another_base_row(runs: Runs, probe
     assert runs.run(*quantised, "model.dtype=float32") == ["sft, and the base", "dpo", "finish"]
     (runs.folder / "sums.jsonl").write_text(SUMS.replace("Sort", "Order"), encoding="utf-8")
     assert runs.run(*quantised, "model.dtype=float32") == ["sft measured, and the base", "dpo measured", "finish"]
+
+
+def test_other_prompts_are_asked_without_training_or_measuring(runs: Runs, probes: str) -> None:
+    runs.run(probes)
+    items = runs.dir.stage("sft").measurements / "items.jsonl"
+    time = items.stat().st_mtime_ns
+    weights = (runs.dir.stage("sft").model / "weights").stat().st_mtime_ns
+    more = (probes, "stages.dpo.data.limit=17")  # which has the first stage asked other prompts too
+    assert runs.run(*more) == ["sft asked, and the base", "dpo", "finish"]
+    assert "sft: trained already; only its answers are written again" in runs.said
+    assert runs.superseded() == ["answers.jsonl", "answers.jsonl", "dpo"]
+    assert (runs.dir.stage("sft").model / "weights").stat().st_mtime_ns == weights
+    assert items.stat().st_mtime_ns == time
+    assert runs.run(*more) == ["finish"]
+
+
+def test_an_older_run_is_asked_once_and_a_recipe_without_answers_never(runs: Runs, probes: str) -> None:
+    none = (probes, "forgetting.answers=false")
+    assert runs.run(*none) == ["sft, and the base", "dpo", "finish"]
+    assert not runs.dir.base_answers.exists() and not runs.dir.stage("sft").answers.exists()
+    runs.raising["dpo"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(probes)
+    assert runs.asked == ["sft asked, and the base", "dpo asked", "interrupt"]
+    assert runs.run(probes) == ["dpo asked", "finish"]
+    assert runs.run(probes) == ["finish"] and runs.run(*none) == ["finish"]
+
+
+def test_two_answers_are_shown_after_each_stage(runs: Runs, probes: str) -> None:
+    runs.run(probes)
+    at = runs.said.index("    sft  what sft says")
+    (asked, base), (general, again) = runs.said[at - 2 : at], runs.said[at + 1 : at + 3]
+    assert asked.startswith("  asked  ") and asked.endswith("(a training row of sft)")
+    assert base == again == "   base  nothing"
+    assert general == "  asked  Which item? Ben ordered a chair but it is the wrong size."
+    assert runs.said.count("    dpo  what dpo says") == 2
 
 
 def test_the_gate_stops_and_judges_again_when_its_limits_change(runs: Runs, probes: str) -> None:

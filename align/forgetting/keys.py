@@ -93,6 +93,11 @@ class ForgettingKeys(BaseModel):
         description="The share of the first stage's training that one measurement of `general` may cost, by which "
         "`items: auto` is chosen.",
     )
+    answers: bool = Field(
+        default=True,
+        description="Also keep the answers of the base and of every stage to the same few prompts, to be read side by "
+        "side; not with `probes: none`.",
+    )
     max_drop: Annotated[
         Annotated[Fraction, Tag("for all")] | Annotated[dict[str, Fraction], Tag("by name")], Discriminator(_shape)
     ] = Field(

@@ -91,6 +91,26 @@ class BatterySize(Record):
     within: bool
 
 
+class Answer(Record):
+    """A line of answers.jsonl: a prompt that the base and every policy are asked, and what this one answers, greedily.
+
+    Attributes:
+        id: the same for the same prompt.
+        kind: task or general.
+        source: where a prompt of the task comes from, in words.
+        tokens: of the answer, without its end.
+        cut: whether the answer had not ended when it was as long as is asked for.
+    """
+
+    id: str
+    kind: str = "task"
+    prompt: str = ""
+    source: str = ""
+    answer: str = ""
+    tokens: int | None = None
+    cut: bool = False
+
+
 class QuantizationCost(Record):
     """quantization.json: perplexity of running text in the base's own precision and quantised, and their ratio."""
 

@@ -29,7 +29,7 @@ def render(report: Report) -> str:
     """The whole page. Whatever a model, a recipe or a log wrote is escaped."""
     forgetting = report.forgetting
     shades = heat_map(forgetting) if forgetting and forgetting.probes and forgetting.matrix else ""
-    template = _environment().get_template("report.html.jinja")
+    template = environment().get_template("report.html.jinja")
     return visible(template.render(page=page.build(report), figures=figures(report), heat_map=Markup(shades)))
 
 
@@ -43,18 +43,23 @@ def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    """With its templates, which a run that writes its page again and again compiles once."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+@lru_cache
+def environment(*folders: Path) -> Environment:
+    """Of the pages of this package, and of others that use its parts; a run that writes its page again and again
+    compiles its templates once.
+
+    Args:
+        folders: hold templates of the other page.
+    """
+    found = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=select_autoescape(["html.jinja"], default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(prose=_prose, number=_number, clipped=clipped, svg=_svg, plain=_typographic)
-    return environment
+    found.filters.update(prose=_prose, number=_number, clipped=clipped, svg=_svg, plain=_typographic)
+    return found
 
 
 def _typographic(text: str) -> str:

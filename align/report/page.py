@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from align.forgetting.table import Forgetting
 from align.report import findings, sentence
+from align.report.answers_page import Answered, answered
 from align.report.balance import Balance, balance
 from align.report.branch_page import Branching, branchings
 from align.report.coverage import Coverage, coverage
@@ -39,6 +40,7 @@ class Page:
     missing: tuple[Fact, ...]
     notes: tuple[str, ...]
     nothing: str
+    answered: tuple[Answered, ...]
     balance: Balance | None
     branchings: tuple[Branching, ...]
     ends: tuple[End, ...]
@@ -77,6 +79,7 @@ def build(report: Report) -> Page:
         notes=tuple(sentence.notes(forgetting)),
         nothing=f"{sentence.nothing(report)}.",
         balance=balance(forgetting),
+        answered=tuple(answered(report)),
         branchings=tuple(branchings(report)),
         ends=tuple(end_page(forgetting, stage) for stage in findings.ends(forgetting)),
         distances=distances(forgetting),

@@ -6,7 +6,7 @@ from typing import Final
 
 from align.errors import AlignError, Place
 from align.forgetting.inside import Measured
-from align.forgetting.records import BrokenAnswer, MendedAnswer, QuantizationCost, Sample
+from align.forgetting.records import Answer, BrokenAnswer, MendedAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.report.schema import Report, StageRecord, Step
 from align.rl import rollouts
@@ -46,7 +46,8 @@ def load(run_dir: str | Path, *, live: bool = False) -> Report:
     recipe = reading.text(folder.recipe)
     measured = {"forgetting": forgetting, "comparison": comparison, "quantization": quantization}
     base = files.read_json(folder.base_measurements / "summary.json", {}).get("seconds")
-    return Report(run=run, live=live, recipe=recipe, stages=stages, base_seconds=base, **measured)
+    answers = reading.rows(folder.base_answers, Answer)
+    return Report(run=run, live=live, recipe=recipe, stages=stages, base_seconds=base, base_answers=answers, **measured)
 
 
 def _no_run(folder: Path) -> AlignError:
@@ -70,6 +71,7 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         broken=reading.rows(folder.measurements / "broken.jsonl", BrokenAnswer),
         mended=reading.rows(folder.measurements / "mended.jsonl", MendedAnswer),
         samples=reading.rows(folder.measurements / "samples.jsonl", Sample),
+        answers=reading.rows(folder.answers, Answer),
         log_tail=_tail(folder.log) if ended else (),
         at=_at(folder.progress) if entry.status == "running" else "",
         failure=reading.optional(folder.error, Failure) if ended else None,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from align.forgetting.inside import Measured
-from align.forgetting.records import BrokenAnswer, MendedAnswer, QuantizationCost, Sample
+from align.forgetting.records import Answer, BrokenAnswer, MendedAnswer, QuantizationCost, Sample
 from align.forgetting.table import Forgetting
 from align.rl.rollouts import Rollout
 from align.run_folder.comparison import ComparisonResult
@@ -30,6 +30,7 @@ class StageRecord(Record):
     broken: tuple[BrokenAnswer, ...] = ()
     mended: tuple[MendedAnswer, ...] = ()
     samples: tuple[Sample, ...] = ()
+    answers: tuple[Answer, ...] = ()
     log_tail: tuple[str, ...] = ()
     at: str = ""  # what it says that it is at, while it runs
     failure: Failure | None = None
@@ -59,3 +60,4 @@ class Report(Record):
     comparison: ComparisonResult | None = None
     quantization: QuantizationCost | None = None
     base_seconds: float | None = None
+    base_answers: tuple[Answer, ...] = ()

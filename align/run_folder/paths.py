@@ -102,6 +102,11 @@ class StageDir:
         return self.measurements / "drift.json"
 
     @property
+    def answers(self) -> Path:
+        """What the policy answers to the prompts that the base was asked."""
+        return self.measurements / "answers.jsonl"
+
+    @property
     def tokens(self) -> Path:
         """The rows as the trainer takes them, while the stage is at work."""
         return self.root / "tokens"
@@ -157,6 +162,11 @@ class RunDir:
     @property
     def base_measurements(self) -> Path:
         return self.root / "base" / "measurements"
+
+    @property
+    def base_answers(self) -> Path:
+        """What the base answers to the prompts that every stage is asked."""
+        return self.base_measurements / "answers.jsonl"
 
     @property
     def quantization(self) -> Path:

@@ -115,6 +115,21 @@ class Inside(BaseModel):
     incoming: str = "base"
 
 
+class Prompt(BaseModel):
+    """A prompt that the base and every policy answer, so that their answers can be read side by side.
+
+    Attributes:
+        id: hash of what is asked, and of how long an answer may be.
+        value: `{"prompt": text or messages}`, and `tools` where its row has any.
+        source: where a prompt of the task comes from, in words; empty for a general one.
+    """
+
+    id: str
+    kind: Literal["task", "general"]
+    value: dict[str, Any]
+    source: str = ""
+
+
 class Ticket(BaseModel):
     """What one stage is asked to do. Written by the parent, read by the child."""
 
@@ -148,6 +163,9 @@ class Ticket(BaseModel):
     measure_base: bool
     measure_only: bool = False
     inside: Inside | None = None
+    prompts: list[Prompt] = []  # whose answers are kept, beside the probes
+    ask_base: bool = False  # these alone, where the probes of the base are measured already
+    ask_only: bool = False  # the same of a stage that is trained; with `measure_only`
     processes: int
     trackers: list[str]
     run_name: str

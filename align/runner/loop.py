@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from align import report
@@ -19,7 +20,7 @@ from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
 from align.run_folder.records import FORMAT, Outcome, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
-from align.runner import branches, deciding, notify, tickets
+from align.runner import answers, branches, deciding, notify, tickets
 from align.runner.child import Child
 from align.runner.live_page import LivePage
 from align.runner.options import Options
@@ -216,14 +217,31 @@ class Run:
             self.watcher.say(f"{plan.id}: trained already; measured again")
             self.dir.supersede(here.measurements)
             here.decision.unlink(missing_ok=True)
-            file.replace(here.remeasuring)
-            here.outcome.unlink(missing_ok=True)
-            ticket.measure_only = True
-            self._execute(plan, child)
-            here.remeasuring.unlink()
+            self._measure_again(plan, child, file)
+        elif self._answers_are_missing(plan):
+            self.watcher.say(f"{plan.id}: trained already; only its answers are written again")
+            self.dir.supersede(here.answers)
+            ticket.ask_only = True
+            self._measure_again(plan, child, file)
         else:
             here.remeasuring.unlink(missing_ok=True)
             self.watcher.say(f"{plan.id}: done already")
+
+    def _measure_again(self, plan: StagePlan, child: Child, outcome: Path) -> None:
+        """Execute a stage that is trained, without training; its outcome is kept aside until that is done."""
+        here = self.dir.stage(plan.id)
+        outcome.replace(here.remeasuring)
+        here.outcome.unlink(missing_ok=True)
+        self.tickets[plan.id].measure_only = True
+        self._execute(plan, child)
+        here.remeasuring.unlink()
+
+    def _answers_are_missing(self, plan: StagePlan) -> bool:
+        """Whether a policy, or the base, has not answered the prompts of the recipe as it is now."""
+        if plan.program.stage.gives != "policy":
+            return False
+        prompts, here = self.tickets[plan.id].prompts, self.dir.stage(plan.id)
+        return any(answers.missing(path, prompts) for path in (here.answers, self.dir.base_answers))
 
     def _row_is_missing(self, plan: StagePlan) -> bool:
         keys, here = self.loaded.recipe.forgetting, self.dir.stage(plan.id)
@@ -242,6 +260,9 @@ class Run:
         self._take_inputs(plan)
         self.changed = True
         ticket.measure_base = self._base_is_missing()
+        ticket.ask_base = not ticket.measure_base and answers.missing(self.dir.base_answers, ticket.prompts)
+        if ticket.ask_base:
+            self.dir.supersede(self.dir.base_answers)
         checkpoint = checkpoints.whole_checkpoint(here.checkpoints)
         ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
         here.error.unlink(missing_ok=True)
@@ -270,6 +291,8 @@ class Run:
         for text in outcome.warnings:
             if not text.startswith(tuple(alarms)) and text not in ticket.warnings:  # which were told before
                 self.watcher.warn(plan.id, text)
+        for text in answers.told(self.dir.base_answers, here.answers, plan.id):
+            self.watcher.say(text)
         self._note(plan, ended=_now(), seconds=round(outcome.seconds + outcome.measure_seconds, 1))
         shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
 

@@ -17,7 +17,7 @@ from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Inside, Policy, Rows, Ticket
-from align.runner import trains_alike
+from align.runner import answers, trains_alike
 
 TRAINING = 2  # raised when align itself begins to train the same recipe differently
 # Training arguments that change what is written or shown, never the weights.
@@ -50,8 +50,10 @@ def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> di
         name=base.name, path=str(base.path), revision=base.revision, identity=base.identity(run.base_identity)
     )
     tickets: dict[str, Ticket] = {}
+    prompts = answers.asked(loaded, prepared)
     for plan in loaded.stages:
         tickets[plan.id] = ticket_of(loaded, prepared, plan, run, identity, processes)
+        tickets[plan.id].prompts = prompts
         seal(plan, tickets, run)
     return tickets
 

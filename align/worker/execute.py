@@ -74,6 +74,8 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
     at = load(run, ticket, interrupted)
     if ticket.measure_base and at.probes:
         measuring.measure_base(run, at.job, at.builder, at.probes, at.world)
+    elif ticket.ask_base and at.world.is_main_process:
+        measuring.ask_base(run, at.job, at.builder)
     at.world.wait_for_everyone()
     if ticket.measure_only:
         outcome = measuring.measure_again(run, ticket, at.job, at.builder, at.probes, at.world)

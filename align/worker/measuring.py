@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from align.forgetting import latency, probes, quantization
+from align.forgetting import answers, latency, probes, quantization
 from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.bench import Bench, Encoded
 from align.forgetting.inside import GATE
@@ -103,6 +103,8 @@ def measure_base(
     base = builder.pristine()
     tell = _Told(job, doing) if first else None
     measure(_bench(base, job, share), bench_probes, run.base_measurements, base=None, tell=tell)
+    if first:
+        answers.write(_bench(base, job), ticket.prompts, run.base_answers)
     if own:
         found = quantization.compare(own, quantization.measured(_bench(base, job), texts))
         files.write_json(run.quantization, found.written())
@@ -111,6 +113,13 @@ def measure_base(
             job.warn(text)
     if first:
         job.at(LOADING)
+
+
+def ask_base(run: RunDir, job: Job, builder: Builder) -> None:
+    """Ask the base the prompts of the run, where its probes are measured already."""
+    job.at("asking the base, before anything is trained")
+    answers.write(_bench(builder.pristine(), job), job.ticket.prompts, run.base_answers)
+    job.at(LOADING)
 
 
 class _Told:
@@ -144,7 +153,7 @@ def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring
 def measure_policy(
     job: Job, run: RunDir, builder: Builder, bench_probes: list[probes.Probe], world: PartialState
 ) -> dict[str, float]:
-    """The probes on what a stage trained, and its distance from the base; what that took in this process.
+    """The probes on what a stage trained, its answers, and its distance from the base; what that took in this process.
 
     All processes share the probes; the first alone does the rest.
     """
@@ -155,6 +164,7 @@ def measure_policy(
     measure(_bench(job.model, job, share), bench_probes, job.dir.measurements, base=base, tell=tell)
     if first:
         alone = _bench(job.model, job)
+        answers.write(alone, job.ticket.prompts, job.dir.answers)
         distance.measure(alone, job, builder)
         if job.ticket.latency:
             files.write_json(job.dir.latency, latency.measured(alone, bench_probes).written())
@@ -164,14 +174,17 @@ def measure_policy(
 def measure_again(
     run: RunDir, ticket: Ticket, job: Job, builder: Builder, bench_probes: list[probes.Probe], world: PartialState
 ) -> Outcome | None:
-    """Other probes on a stage that is trained: its policy is loaded, its outcome keeps all else. The first process
+    """Other probes, or other prompts alone, on a stage that is trained: its outcome keeps all else. The first process
     writes the outcome and returns it."""
     outcome = reading.outcome_in(job.dir.remeasuring)
     assert outcome is not None
     measured = None
     if outcome.policy is not None and bench_probes:
         job.model = stack.load_policy(outcome.policy, ticket.model, run.root)
-        measured = measure_policy(job, run, builder, bench_probes, world)
+        if not ticket.ask_only:
+            measured = measure_policy(job, run, builder, bench_probes, world)
+        elif world.is_main_process:
+            answers.write(_bench(job.model, job), ticket.prompts, job.dir.answers)
     if not world.is_main_process:
         return None
     if measured is not None:
