@@ -14,8 +14,12 @@ from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.forgetting.battery import answering
 from align.forgetting.battery.answering import Answer
+from align.forgetting.battery.skill import Item
 from align.forgetting.bench import Bench, encode_questions, exact, generate, generate_ids, hits_of, likelihoods
 from align.forgetting.measurements import Split
+from align.forgetting.own import measuring as own_probes
+from align.forgetting.own.items import OwnItem
+from align.forgetting.own.kinds import Answered, Chosen, Own
 from align.forgetting.probes import SPLITS, Agreement, Battery, Exact, Graded, Probe, Texts
 from align.forgetting.records import BrokenAnswer, Sample
 from align.run_folder import files
@@ -45,8 +49,9 @@ def measure(bench: Bench, probes: Sequence[Probe], folder: Path, *, base: Path |
     with torch.inference_mode():
         right = _answered(bench, [probe for probe in probes if isinstance(probe, Exact)])
         answered = _battery(bench, [probe for probe in probes if isinstance(probe, Battery)])
+        own = own_probes.lines(bench, [probe for probe in probes if isinstance(probe, Own)])
         for probe in probes:
-            _run(bench, probe, right, answered)
+            _run(bench, probe, right, answered, own)
         broken = _broken(bench, probes, base) if base is not None else []
     bench.model.train(was_training)
     if base is None and bench.own_answers:
@@ -100,13 +105,20 @@ def _battery(bench: Bench, probes: Sequence[Battery]) -> dict[str, list[Answer]]
 
 
 def _run(
-    bench: Bench, probe: Probe, right: Mapping[tuple[str, str], bool], answered: Mapping[str, list[Answer]]
+    bench: Bench,
+    probe: Probe,
+    right: Mapping[tuple[str, str], bool],
+    answered: Mapping[str, list[Answer]],
+    own: Mapping[str, list[Record]],
 ) -> None:
     if isinstance(probe, Graded):
         _graded(bench, probe)
         return
     if isinstance(probe, Battery):
         bench.items += [answer.line() for answer in answered[probe.name]]
+        return
+    if isinstance(probe, Own):
+        bench.items += own[probe.name]
         return
     for split in SPLITS:
         if isinstance(probe, Exact):
@@ -157,7 +169,7 @@ def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[BrokenAns
     now = {(r["probe"], r["split"], r["id"]): r for r in bench.items}
     out: list[BrokenAnswer] = []
     for probe in probes:
-        if isinstance(probe, Exact | Battery):
+        if isinstance(probe, Exact | Battery | Answered | Chosen):
             here = [key for key in now if key[:2] == (probe.name, "report")]
             lost = [key for key in here if before.get(key, {}).get("score") and not now[key]["score"]][:BROKEN_SHOWN]
             shown = _exact_answers(bench, probe, lost) if isinstance(probe, Exact) else _said(probe, lost, before, now)
@@ -183,12 +195,12 @@ def _exact_answers(bench: Bench, probe: Exact, lost: Sequence[Key]) -> list[Brok
 
 
 def _said(
-    probe: Battery, lost: Sequence[Key], before: Mapping[Key, Record], now: Mapping[Key, Record]
+    probe: Battery | Answered | Chosen, lost: Sequence[Key], before: Mapping[Key, Record], now: Mapping[Key, Record]
 ) -> list[BrokenAnswer]:
     """What both said, as measured."""
     found = []
     for key in lost:
-        item = probe.items["report"][key[2]]
+        item: Item | OwnItem = probe.items["report"][key[2]]
         prompt = "\n".join(message["content"] for message in item.messages)
         found.append(
             BrokenAnswer(
@@ -214,10 +226,12 @@ def _describe(probes: Sequence[Probe]) -> Record:
             out |= {f"{probe.name} {name}": {**accuracy, "kind": "task", "replayed": None} for name in probe.measures}
         elif isinstance(probe, Battery):
             out[probe.name] = {**accuracy, "kind": "skill", "replayed": None, "chance": probe.skill.chance}
+        elif isinstance(probe, Own):
+            out[probe.name] = {**accuracy, "kind": "skill", "replayed": None, "chance": own_probes.chance(probe)}
+        elif isinstance(probe, Exact):
+            out[probe.name] = {**accuracy, "kind": probe.kind, "replayed": probe.replayed, "chance": 0.0}
         else:
-            kind = probe.kind if isinstance(probe, Exact) else "agreement"
-            replayed = probe.replayed if isinstance(probe, Exact) else None
-            out[probe.name] = {**accuracy, "kind": kind, "replayed": replayed}
+            out[probe.name] = {**accuracy, "kind": "agreement", "replayed": None}
     return out
 
 

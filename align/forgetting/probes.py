@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
 from align.forgetting.battery import skill as battery
 from align.forgetting.battery.skill import Item, Skill
-from align.forgetting.keys import ForgettingKeys, ProbeFile
+from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Kind, Split
+from align.forgetting.own import items as own_items
+from align.forgetting.own import scorers, tasks
+from align.forgetting.own.keys import TOKENS, ProbeFile, ProbeTask
+from align.forgetting.own.kinds import Answered, Chosen, Greedy, Own
 from align.run_folder import files
 
-SPLITS: tuple[Split, Split] = ("gate", "report")
+SPLITS = own_items.SPLITS
 VERSION = 2  # raised when the same probes come to be measured differently; 2: of a text, the text alone
 
 
@@ -74,7 +78,7 @@ class Battery:
     items: dict[Split, dict[str, Item]]
 
 
-Probe = Exact | Texts | Graded | Agreement | Battery
+Probe = Exact | Texts | Graded | Agreement | Battery | Own
 
 
 def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Probe]:
@@ -86,15 +90,40 @@ def load(keys: ForgettingKeys, root: Path, *, replays: bool = False) -> list[Pro
     Raises:
         AlignError: a user's file is wrong.
     """
-    if isinstance(keys.probes, dict):
-        return [_from_file(name, file, root) for name, file in keys.probes.items()]
-    if keys.probes == "lab":
+    if not isinstance(keys.probes, dict):
+        return _shipped(keys.probes, keys.items, replays)
+    found: list[Probe] = []
+    for name, one in keys.probes.items():
+        if isinstance(one, bool):
+            found += _shipped(name, keys.items, replays)
+        else:
+            found.append(own(name, one, root, offline=True)[0])
+    seen: set[str] = set()
+    for name in [name for probe in found for name in names(probe)]:
+        if name in seen:
+            raise taken(name)
+        seen.add(name)
+    return found
+
+
+def _shipped(name: str, items: int, replays: bool) -> list[Probe]:
+    if name == "lab":
         return _lab(replays)
-    if keys.probes == "auto":
+    if name == "auto":
         return [running_text(), _agreement()]
-    if keys.probes == "general":
-        return [*(_skill(name, keys.items) for name in battery.names()), running_text()]
+    if name == "general":
+        return [*(_skill(one, items) for one in battery.names()), running_text()]
     return []  # none
+
+
+def taken(name: str) -> AlignError:
+    """The fault that two probes would stand under one name in the matrix."""
+    return AlignError(f"two probes are called '{name}'", "rename your own: a shipped one has that name")
+
+
+def names(probe: Probe) -> list[str]:
+    """Under which names a probe stands in the matrix."""
+    return [f"{probe.name} {one}" for one in probe.measures] if isinstance(probe, Graded) else [probe.name]
 
 
 def _lab(replays: bool) -> list[Probe]:
@@ -165,43 +194,37 @@ def _said(item: Item) -> str:
     return "\n".join(message["content"] for message in item.messages)
 
 
-def _from_file(name: str, file: ProbeFile, root: Path) -> Probe:
-    from align.data import checks
-    from align.data.formats import Kind as RowKind
-    from align.data.formats import prompt_of
-    from align.data.sources import DataSource
+def own(name: str, keys: ProbeFile | ProbeTask, root: Path, *, offline: bool = False) -> tuple[Probe, own_items.Halves]:
+    """A probe of the user's, and its items with their places; a task of the harness keeps its items to itself.
 
-    wanted: frozenset[RowKind] = frozenset({"text"})
-    if file.metric == "accuracy":
-        wanted = frozenset({"prompt_completion", "chat"})
-    table = checks.load([DataSource(source=file.data)], root=root, accepts=wanted, stage=f"probe '{name}'")
-    if file.metric == "perplexity":
-        texts: dict[Split, list[str]] = {"gate": [], "report": []}
-        for example in table.examples:
-            texts[_split(example.value["text"])].append(example.value["text"])
-        _check_halves(name, texts)
-        return Texts(name, texts)
-    items: dict[Split, list[Question]] = {"gate": [], "report": []}
-    for i, example in enumerate(table.examples):
-        prompt_of(example)  # which refuses a row that asks nothing
-        prompt, answer = question(example.value)
-        items[_split(prompt)].append(Question(f"{name}-{i}", prompt, answer))
-    _check_halves(name, items)
-    return Exact(name, "skill", items)
+    Args:
+        root: the recipe's folder.
+        offline: what has to be fetched is looked for in the caches only.
 
-
-def _check_halves(name: str, halves: Mapping[Split, Sequence[object]]) -> None:
-    """Raises AlignError where the gate or the report would have nothing to look at."""
-    empty = next((split for split, items in halves.items() if not items), None)
-    if empty is not None:
-        rows = sum(map(len, halves.values()))
-        what = f"the probe '{name}' has {rows} {'row' if rows == 1 else 'rows'}, none of them in the {empty}'s half"
-        raise AlignError(what, "give it more rows: it takes about 200 in each half to detect a drop of 0.05")
+    Raises:
+        AlignError, Faults: a file, a row, a scorer or a task is wrong.
+    """
+    if isinstance(keys, ProbeTask):
+        return tasks.find(name, keys, root, offline=offline), {}
+    halves = own_items.read(name, keys, root)
+    if keys.metric == "perplexity":
+        return Texts(name, {split: [str(one.prompt) for one in items] for split, items in halves.items()}), halves
+    if not keys.greedy and keys.metric != "choice":
+        asked = {
+            split: [Question(one.id, one.question, one.answer) for one in items] for split, items in halves.items()
+        }
+        return Exact(name, "skill", asked), halves
+    by_id = {split: {one.id: one for one in items} for split, items in halves.items()}
+    if keys.metric == "choice":
+        return Chosen(name, by_id), halves
+    all_of_them = [one for items in halves.values() for one in items]
+    scorer = scorers.find(keys, all_of_them, root, offline=offline)
+    return Answered(name, by_id, scorer, Greedy(keys.tokens or TOKENS)), halves
 
 
-def _split(text: str) -> Split:
-    """By content: a row keeps its side when others are added."""
-    return SPLITS[zlib.crc32(text.encode()) % 2]
+def identity(probe: Probe) -> Any:
+    """What makes another probe of a user's, as JSON."""
+    return probe.identity() if isinstance(probe, Own) else asdict(probe)
 
 
 def question(row: dict[str, Any]) -> tuple[str, str]:

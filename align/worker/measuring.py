@@ -17,6 +17,8 @@ from align.forgetting.bench import Bench, Encoded
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import measure
 from align.forgetting.measurements import Split
+from align.forgetting.own import measuring as own_probes
+from align.forgetting.own.kinds import Own
 from align.policy import load as models
 from align.policy import stack
 from align.run_folder import files, reading
@@ -29,8 +31,10 @@ from align.worker.handover import Builder
 
 @lru_cache(maxsize=1)
 def probes_of(keys: str, items: int, replays: bool) -> list[probes.Probe]:
-    """The probes of a recipe; all tickets of a run have the same."""
-    return probes.load(ForgettingKeys(probes=json.loads(keys), items=items), Path.cwd(), replays=replays)
+    """The probes of a recipe, with what scores them; all tickets of a run have the same."""
+    found = probes.load(ForgettingKeys(probes=json.loads(keys), items=items), Path.cwd(), replays=replays)
+    own_probes.prepare([probe for probe in found if isinstance(probe, Own)])
+    return found
 
 
 _ENCODED: dict[tuple[str, Split], Encoded] = {}  # of this process's one tokenizer and one set of probes
