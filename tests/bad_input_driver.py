@@ -130,6 +130,25 @@ def no_bitsandbytes() -> contextlib.AbstractContextManager[Any]:
     return without("bitsandbytes")
 
 
+def no_harness() -> contextlib.AbstractContextManager[Any]:
+    return without("lm-eval", "lm_eval")
+
+
+@contextlib.contextmanager
+def harness() -> Iterator[None]:
+    """lm-evaluation-harness with one task, whether it is installed here or not."""
+    tasks = Path("site/lm_eval/tasks/hellaswag")
+    tasks.mkdir(parents=True)
+    (tasks / "hellaswag.yaml").write_text("task: hellaswag\ndataset_path: Rowan/hellaswag\n")
+    spec, version = importlib.util.find_spec, importlib.metadata.version
+    its_own = SimpleNamespace(origin=str(Path("site/lm_eval/__init__.py").absolute()))
+    with (
+        mock.patch("importlib.util.find_spec", lambda name, *rest: its_own if name == "lm_eval" else spec(name, *rest)),
+        mock.patch("importlib.metadata.version", lambda name: "0.4.13" if name == "lm-eval" else version(name)),
+    ):
+        yield
+
+
 def old_trl() -> contextlib.AbstractContextManager[Any]:
     true = importlib.metadata.version
     return mock.patch("importlib.metadata.version", lambda name: "0.24.0" if name == "trl" else true(name))

@@ -94,7 +94,7 @@ stages:
     code, said = check(recipe, bad='{"text": 1}\n')
     places = re.findall(r"^error (\S+): ", said, re.MULTILINE)
     assert code == 2
-    assert places == ["recipe.yaml:2:9", "bad.jsonl:1", "recipe.yaml:6:43", "recipe.yaml:3:14"]
+    assert places == ["recipe.yaml:2:9", "bad.jsonl:1", "recipe.yaml:6:43", "recipe.yaml:3:23"]
 
 
 def test_a_fault_that_two_stages_share_is_told_once(check: Check) -> None:

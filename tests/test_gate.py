@@ -68,9 +68,9 @@ def test_defaults_and_limits_by_name() -> None:
 
 def test_every_key_is_described() -> None:
     schema = ForgettingKeys.model_json_schema()
-    parts = [schema, schema["$defs"]["ProbeFile"], schema["$defs"]["Budgets"]]
+    parts = [schema, schema["$defs"]["ProbeFile"], schema["$defs"]["ProbeTask"], schema["$defs"]["Budgets"]]
     described = [entry for part in parts for entry in part["properties"].values()]
-    assert len(described) == 21 and all(len(entry["description"]) > 40 for entry in described)
+    assert len(described) == 27 and all(len(entry["description"]) > 40 for entry in described)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_every_key_is_described() -> None:
             {"probes": "mmlu"},
             ("probes", "for all"),
             "Value error, 'mmlu' is not a set of probes: write auto, general, lab or none, or name your own, as in "
-            "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`",
+            "`probes: {medicine: {data: medicine.jsonl, metric: exact}}`",
         ),
         (
             {"probes": {}},
@@ -111,12 +111,14 @@ def test_every_key_is_described() -> None:
         (
             {"probes": {"default": {"data": "a.jsonl", "metric": "accuracy"}}},
             ("probes", "by name"),
-            "Value error, a probe cannot be called 'default', which means all other probes in `max_drop`",
+            "Value error, a probe cannot be called 'default', which means all other probes in `max_drop`: "
+            "choose another name",
         ),
         (
             {"probes": {"law": {"data": "a.jsonl", "metric": "f1"}}},
-            ("probes", "by name", "law", "metric"),
-            "Input should be 'accuracy' or 'perplexity'",
+            ("probes", "by name", "law", "a file of items", "metric"),
+            "Value error, 'f1' is not a metric; choose one of: exact, contains, regex, choice, perplexity, "
+            "./score.py:right or evaluate:exact_match",
         ),
         (
             {"probes": {"law": {"data": "a.jsonl", "metric": "accuracy"}}, "max_drop": {"lwa": 0.2}},

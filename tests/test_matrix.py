@@ -314,6 +314,18 @@ def test_a_checked_skill_without_a_right_answer_cannot_show_forgetting() -> None
     assert table.left_out == {"lists": why}
 
 
+def test_a_skill_that_the_base_lacks_and_a_stage_learns_is_shown_and_not_judged() -> None:
+    measured = {
+        stage: measurement({"copy": (90, 100), "law": (right, 100)}) for stage, right in (("base", 0), ("sft", 70))
+    }
+    for found in measured.values():
+        found.probes["law"] = replace(found.probes["law"], chance=0.0)
+    table = build(["base", "sft"], {"sft": "base"}, measured, KEYS)
+    assert table.left_out == {} and list(table.probes) == ["copy", "law"]
+    assert table.matrix["sft"]["law"].score == 0.7 and table.matrix["sft"]["law"].verdict is None
+    assert (table.mean["base"]["all"].probes, table.mean["sft"]["all"].score) == (1, 0.9)
+
+
 def test_what_json_cannot_hold_is_null() -> None:
     measured = {
         "base": measurement(texts={"stories": 0.6}),

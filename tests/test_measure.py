@@ -21,7 +21,7 @@ from align.forgetting import measure as measuring
 from align.forgetting.battery.skill import Item, Skill, user
 from align.forgetting.bench import Bench
 from align.forgetting.keys import ForgettingKeys
-from align.forgetting.probes import Agreement, Battery, Exact, Graded, Probe, Question, Texts
+from align.forgetting.probes import Battery, Exact, Graded, Probe, Question, Texts
 from align.lab import MODEL_DIR, skills
 from align.lab import probes as lab
 
@@ -179,26 +179,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_base_agrees_with_itself(
-    bench: Bench, worse: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    asked = {"gate": questions("extract", n=8), "report": questions("copy", n=8)}
-    probe = Agreement("agreement", asked)
-    measuring.measure(bench, [probe], tmp_path / "base", base=None)
-    own = json.loads((tmp_path / "base" / "own_answers.json").read_text())
-    for split in asked:
-        generated = greedy(bench.model, tokenizer, asked[split], measuring.AGREEMENT_TOKENS)
-        assert [own[question.id] for question in asked[split]] == [ids for ids, _ in generated]
-    measuring.measure(Bench(bench.model, tokenizer, autocast=False), [probe], tmp_path / "same", base=tmp_path / "base")
-    for folder in ("base", "same"):
-        assert [item["score"] for item in lines(tmp_path / folder / "items.jsonl")] == [1.0] * 16
-    other = measuring.measure(
-        Bench(worse, tokenizer, autocast=False), [probe], tmp_path / "other", base=tmp_path / "base"
-    )
-    assert other["scores"]["report"]["agreement"]["score"] < 0.95
-    assert not (tmp_path / "other" / "own_answers.json").exists(), "the base's answers are the measure"
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -212,12 +192,12 @@ def test_the_base_agrees_with_itself(
     ids=lambda settings: "-".join(settings),
 )
 @pytest.mark.parametrize("adapted", [False, True], ids=["whole", "adapted"])
-def test_the_base_agrees_with_itself_whatever_its_own_settings_say(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, settings: dict[str, Any], adapted: bool
+def test_answers_are_plain_whatever_the_model_s_own_settings_say(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], adapted: bool
 ) -> None:
     base: Any = copy.deepcopy(model)
     asked = questions("extract", n=8)
-    plain = greedy(base, tokenizer, asked, measuring.AGREEMENT_TOKENS)
+    plain = greedy(base, tokenizer, asked, 24)
     if settings == {"eos_token_id": "two"}:  # answers end at a token in their middle, too
         other, whole = next(ids[1] for ids, _ in plain if len(ids) > 2), plain
         settings = {"eos_token_id": [tokenizer.eos_token_id, other]}
@@ -229,21 +209,10 @@ def test_the_base_agrees_with_itself_whatever_its_own_settings_say(
     base.generation_config = own
     if adapted:
         base = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
-    probe = Agreement("agreement", {"gate": [], "report": asked})
-    found = measuring.measure(Bench(base, tokenizer, autocast=False), [probe], tmp_path, base=None)
-    assert found["scores"]["report"]["agreement"]["score"] == 1.0
-    answers = json.loads((tmp_path / "own_answers.json").read_text())
-    assert [answers[question.id] for question in asked] == [ids for ids, _ in plain]
+    with torch.inference_mode():
+        found = bench_.generate(Bench(base, tokenizer, autocast=False), [question.prompt for question in asked], 24)
+    assert found == [ids for ids, _ in plain]
     assert base.generation_config is own, "the settings are left as they were"
-
-
-def test_agreement_is_nearly_one_in_the_precision_of_training(model: PreTrainedModel, tmp_path: Path) -> None:
-    """In bfloat16, generated with a cache and judged without, single ties may fall the other way."""
-    base = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.bfloat16).eval()
-    probe = Agreement("agreement", {"gate": questions("extract", n=20), "report": questions("copy", n=20)})
-    found = measuring.measure(Bench(base, models.lab_tokenizer(), autocast=True), [probe], tmp_path, base=None)
-    assert found["scores"]["gate"]["agreement"]["score"] >= 0.99
-    assert found["scores"]["report"]["agreement"]["score"] >= 0.99
 
 
 def battery_of(lab_skill: str, scorer: Any) -> Battery:

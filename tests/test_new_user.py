@@ -103,11 +103,11 @@ def test_from_check_to_report(project: Path) -> None:
     assert "sft: sft from base, lora, 52 rows, 8 held out" in checked
     ran = runs.align("run", "mine.yaml", cwd=project)
     assert "report: runs/mine/report.html" in ran.stdout
-    assert "general text" in ran.stdout and "agreement with the base" in ran.stdout
+    assert "general text" in ran.stdout and "cannot show forgetting" in ran.stdout
     outcome = runs.outcome(project / "runs" / "mine", "sft")
     assert outcome["metrics"]["eval_loss"] > 0 and outcome["data"]["eval_rows"] == 8
     page = (project / "runs/mine/report.html").read_text(encoding="utf-8")
-    assert "agreement with the base" in page
+    assert "general text" in page and "cannot show forgetting" in page
     assert runs.align("chat", "runs/mine", stdin="Hello\n", cwd=project).returncode == 0
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from align.forgetting import quantization
 from align.forgetting.bench import Bench
-from align.forgetting.probes import Agreement, Question, Texts
+from align.forgetting.probes import Exact, Question, Texts
 from align.forgetting.records import QuantizationCost
 from align.lab import MODEL_DIR
 from align.lab import probes as lab
@@ -48,7 +48,7 @@ def test_a_cost_that_is_surely_there_and_large_is_a_warning() -> None:
 def test_only_running_text_is_asked() -> None:
     probes = [
         Texts("stories", {"gate": ["a b"], "report": ["c d"]}),
-        Agreement("same", {"gate": [Question("1", "Why?")], "report": []}),
+        Exact("same", "skill", {"gate": [Question("1", "Why?")], "report": []}),
     ]
     assert quantization.texts(probes) == ["a b", "c d"]
 
@@ -83,7 +83,7 @@ def test_a_run_that_quantises_its_base_measures_that_first(tmp_path: Path, monke
     assert stages.outcomes["sft"].warnings[:2] == ["2 of 28 rows are left", "told: 30"]
     told = [json.loads(line) for line in (stages.run.stage("sft").progress).read_text().splitlines()]
     assert [entry.get("at") or entry["warning"] for entry in told] == [
-        "measuring the base on 1 probe, before anything is trained", "told: 30", "loading",
+        "measuring the base on 1 probe, before anything is trained", "told: 30", "loading", "measuring the policy",
     ]  # fmt: skip
 
 

@@ -253,6 +253,28 @@ def test_rows_are_replayed_where_some_are(tmp_path: Path) -> None:
     assert not made(tmp_path, "replay.ratio=0.0")["dpo"].replays
 
 
+def test_what_scores_a_probe_is_found_from_anywhere(tmp_path: Path) -> None:
+    """Own files and folders by their whole paths; names of the Hub, of the harness and of shipped sets as they are."""
+    sums = "".join(f'{{"prompt": "Sort: c {x} a", "answer": "a {x} c"}}\n' for x in "bdefgh")
+    for name in ("sums", "gate", "report"):
+        (tmp_path / f"{name}.jsonl").write_text(sums.replace("Sort", name), encoding="utf-8")
+    (tmp_path / "score.py").write_text("def right(completion): return True\n", encoding="utf-8")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("import json\n", encoding="utf-8")
+    here = tmp_path.resolve()
+    asked = (
+        "forgetting.probes={lab: true, halves: {data: {gate: gate.jsonl, report: report.jsonl}, metric: contains}, "
+        "own: {data: sums.jsonl, metric: ./score.py:right, tokens: 5}, metric: {data: sums.jsonl, metric: "
+        "evaluate:./mine}}"
+    )
+    assert made(tmp_path, asked)["sft"].probes == {
+        "lab": True,
+        "halves": {"data": {half: f"{here}/{half}.jsonl" for half in ("gate", "report")}, "metric": "contains"},
+        "own": {"data": f"{here}/sums.jsonl", "metric": f"{here}/score.py:right", "tokens": 5},
+        "metric": {"data": f"{here}/sums.jsonl", "metric": f"evaluate:{here}/mine"},
+    }
+
+
 def test_probes_are_found_from_anywhere(tmp_path: Path) -> None:
     """The child may work in another folder than the one that the recipe stands in."""
     sums = "".join(f'{{"prompt": "Sort: c {x} a", "completion": "a {x} c"}}\n' for x in "bdefgh")

@@ -28,6 +28,7 @@ from align.policy.unwrapped import unwrapped
 LOGIT_BUDGET = 2**26  # elements of one batch's logits: 128 MiB in bfloat16
 TOKEN_BUDGET = 2**14  # tokens of one batch, padding included
 ROWS = 512  # of one batch
+ANSWER_TOKENS = 32  # of an answer that is graded or shown
 ANSWERS = 64  # rows of a batch that is generated: several processes share its batches
 
 Record = dict[str, Any]
@@ -50,7 +51,6 @@ class Bench:
     autocast: bool
     items: list[Record] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    own_answers: dict[str, list[int]] = field(default_factory=dict)
     encoded: dict[tuple[str, Split], Encoded] = field(default_factory=dict)
     asked: dict[str, list[Asked]] = field(default_factory=dict)
     share: Share = field(default_factory=Share)

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 from align.errors import AlignError
 from align.forgetting.budget_keys import Budgets
-from align.forgetting.measurements import Metric, ProbeInfo
+from align.forgetting.measurements import ProbeInfo
+from align.forgetting.own.keys import OwnProbe, check_names
 
 DEFAULT_DROP = 0.10
 FEWEST_ITEMS, MOST_ITEMS = 10, 200  # of a skill of the general battery
@@ -40,16 +41,13 @@ def _probe_set(value: str) -> str:
     if value not in ("auto", "general", "lab", "none"):
         raise ValueError(
             f"{value!r} is not a set of probes: write auto, general, lab or none, or name your own, as in "
-            "`probes: {medicine: {data: medicine.jsonl, metric: accuracy}}`"
+            "`probes: {medicine: {data: medicine.jsonl, metric: exact}}`"
         )
     return value
 
 
-def _own_probes(value: dict[str, ProbeFile]) -> dict[str, ProbeFile]:
-    if not value:
-        raise ValueError("no probe is given: write `probes: none` to measure nothing")
-    if "default" in value:
-        raise ValueError("a probe cannot be called 'default', which means all other probes in `max_drop`")
+def _own_probes(value: dict[str, OwnProbe]) -> dict[str, OwnProbe]:
+    check_names(value)
     return value
 
 
@@ -60,15 +58,6 @@ def _shape(value: object) -> str:
 Fraction = Annotated[float, AfterValidator(_fraction), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
 
 
-class ProbeFile(BaseModel):
-    """A user-defined probe."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    data: str = Field(description="File of held-out items that no stage trains on, one JSON object per line.")
-    metric: Metric = Field(description="accuracy: prompts with their expected answers; perplexity: running text.")
-
-
 class ForgettingKeys(BaseModel):
     """The recipe key `forgetting`: what is measured after every stage, and how much of it may be lost."""
 
@@ -76,12 +65,12 @@ class ForgettingKeys(BaseModel):
 
     probes: Annotated[
         Annotated[str, AfterValidator(_probe_set), Tag("for all")]
-        | Annotated[dict[str, ProbeFile], AfterValidator(_own_probes), Tag("by name")],
+        | Annotated[dict[str, OwnProbe], AfterValidator(_own_probes), Tag("by name")],
         Discriminator(_shape),
     ] = Field(
         default="auto",
         description="auto (chosen for the base model), general (a battery of skills that ships with align), lab (the "
-        "skills of the lab model), none, or your own by name.",
+        "skills of the lab model), none, or your own by name, with `general: true` or `lab: true` among them.",
     )
     items: Annotated[int, Field(ge=FEWEST_ITEMS, le=MOST_ITEMS)] | Literal["auto"] = Field(
         default="auto",
@@ -148,8 +137,9 @@ class ForgettingKeys(BaseModel):
 
     @model_validator(mode="after")
     def _limits_of_own_probes(self) -> ForgettingKeys:
-        """Own probes are known as soon as the recipe is; the names in lab and auto only once the base is measured."""
-        unknown = self._unknown_limits(self.probes) if isinstance(self.probes, dict) else None
+        """Own probes are known as soon as the recipe is; the names in a set only once the base is measured."""
+        known = isinstance(self.probes, dict) and True not in self.probes.values()
+        unknown = self._unknown_limits(self.probes) if known else None
         if unknown:
             raise ValueError(unknown)
         if self.max_kl is not None and self.probes == "none":

@@ -12,7 +12,9 @@ import torch
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.forgetting.bench import Bench, generate_ids
-from align.forgetting.probes import Battery, Probe, Texts
+from align.forgetting.own.kinds import Answered, Chosen
+from align.forgetting.own.measuring import prompts as own_prompts
+from align.forgetting.probes import Battery, Exact, Graded, Probe
 from align.forgetting.records import Latency
 
 ANSWERS = 9
@@ -51,7 +53,9 @@ def _prompts(bench: Bench, probes: Sequence[Probe]) -> list[list[int]]:
     for probe in probes:
         if isinstance(probe, Battery):
             by_probe.append([asked.shared for asked in islice(bench.asked.get(probe.name, []), ANSWERS)])
-        elif not isinstance(probe, Texts):
+        elif isinstance(probe, Answered | Chosen):
+            by_probe.append(own_prompts(list(islice(probe.items["gate"].values(), ANSWERS)), bench.tokenizer))
+        elif isinstance(probe, Exact | Graded):
             prompts = [question.prompt for question in probe.items["gate"][:ANSWERS]]
             by_probe.append(encode.prompt_ids(prompts, text))
     turns = chain.from_iterable(zip_longest(*by_probe))

@@ -48,7 +48,8 @@ def build(
     keys.check_names(base.probes)
     split: Split = "gate" if base.items and all(held == "gate" for held, _ in base.items) else "report"
     silent = {probe: why for probe in base.probes if (why := cannot_show(base, probe)) is not None}
-    shown = [probe for probe in base.probes if base.has(split, probe) and probe not in silent]
+    learnt = {probe for probe in silent if any(cannot_show(each, probe) is None for each in measurements.values())}
+    shown = [probe for probe in base.probes if base.has(split, probe) and probe not in silent.keys() - learnt]
     probes = {probe: _entry(probe, split, measurements, keys) for probe in shown}
     stages = [stage for stage in order if stage in measurements]
     history = {stage: _history(stage, parents, measurements) for stage in stages}
@@ -57,7 +58,7 @@ def build(
         stage: {probe: _cell(history[stage], measurements, split, probe, judged) for probe in probes}
         for stage in stages
     }
-    groups = _groups([probe for probe in probes if is_skill(base.probes[probe])], probes)
+    groups = _groups([probe for probe in probes if is_skill(base.probes[probe]) and probe not in silent], probes)
     mean = {
         stage: _means(base, measurements[stage], split, groups, judged.get(stage, {}).get(MEAN)) for stage in stages
     }

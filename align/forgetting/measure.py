@@ -11,20 +11,18 @@ from typing import Any
 
 import torch
 
-from align.data import encode
-from align.data.tokenizer import TextTokenizer
 from align.forgetting.battery import answering
 from align.forgetting.battery.answering import Answer
-from align.forgetting.bench import Bench, encode_questions, exact, generate, generate_ids, hits_of, likelihoods
+from align.forgetting.bench import ANSWER_TOKENS, Bench, encode_questions, exact, generate, generate_ids, likelihoods
+from align.forgetting.broken import broken
 from align.forgetting.measurements import Split
 from align.forgetting.mended import mended
-from align.forgetting.probes import SPLITS, Agreement, Battery, Exact, Graded, Probe, Texts, called, part
-from align.forgetting.records import BrokenAnswer, Sample
+from align.forgetting.own import measuring as own_probes
+from align.forgetting.own.kinds import Own, Task
+from align.forgetting.probes import SPLITS, Battery, Exact, Graded, Probe, Texts, called, part
+from align.forgetting.records import Sample
 from align.run_folder import files
 
-ANSWER_TOKENS = 32  # of a graded answer
-AGREEMENT_TOKENS = 24  # of the base's own answer
-BROKEN_SHOWN = 4  # a probe, of the answers that were right before
 SAMPLES_SHOWN = 8
 
 Record = dict[str, Any]
@@ -58,14 +56,14 @@ def measure(
         bench.share = replace(bench.share, passed=_Progress(tell, _rows(probes)))
     was_training = bench.model.training
     bench.model.eval()
-    if base is not None:
-        bench.own_answers = files.read_json(base / "own_answers.json", {})
     with torch.inference_mode():
         right = _answered(bench, [probe for probe in probes if isinstance(probe, Exact)])
         answered = _battery(bench, [probe for probe in probes if isinstance(probe, Battery)])
+        own = own_probes.lines(bench, [probe for probe in probes if isinstance(probe, Own)])
         for probe in probes:
-            _run(bench, probe, right, answered)
-        broken = _broken(bench, probes, base) if base is not None and "report" in splits else []
+            _run(bench, probe, right, answered, own, splits)
+        before = _read_lines(base / "items.jsonl") if base is not None and "report" in splits else []
+        lost = broken(bench, probes, before)
     bench.model.train(was_training)
     summary = {
         "probes": _describe(probes),
@@ -75,14 +73,12 @@ def measure(
     }
     if not bench.share.first:
         return summary
-    if base is None and bench.own_answers:
-        files.write_json(folder / "own_answers.json", bench.own_answers)
     _write_lines(folder / "items.jsonl", bench.items)
     if "report" in splits:
         _write_lines(folder / "samples.jsonl", [sample.written() for sample in bench.samples])
-        _write_lines(folder / "broken.jsonl", [answer.written() for answer in broken])
+        _write_lines(folder / "broken.jsonl", [answer.written() for answer in lost])
     if "report" in splits and base is not None:
-        right_now = mended(probes, _read_lines(base / "items.jsonl"), bench.items)
+        right_now = mended(probes, before, bench.items)
         _write_lines(folder / "mended.jsonl", [answer.written() for answer in right_now])
     files.write_json(folder / "summary.json", summary)
     return summary
@@ -103,6 +99,8 @@ def _rows(probes: Sequence[Probe]) -> int:
     """How many rows go through the model."""
     found = 0
     for probe in probes:
+        if isinstance(probe, Task):
+            continue  # of which only the harness knows
         halves: Iterable[Sized] = (probe.texts if isinstance(probe, Texts) else probe.items).values()
         found += sum(len(half) for half in halves)
     return found
@@ -144,7 +142,12 @@ def _battery(bench: Bench, probes: Sequence[Battery]) -> dict[str, list[Answer]]
 
 
 def _run(
-    bench: Bench, probe: Probe, right: Mapping[tuple[str, str], bool], answered: Mapping[str, list[Answer]]
+    bench: Bench,
+    probe: Probe,
+    right: Mapping[tuple[str, str], bool],
+    answered: Mapping[str, list[Answer]],
+    own: Mapping[str, list[Record]],
+    splits: Collection[Split],
 ) -> None:
     if isinstance(probe, Graded):
         _graded(bench, probe)
@@ -152,18 +155,19 @@ def _run(
     if isinstance(probe, Battery):
         bench.items += [answer.line() for answer in answered[probe.name]]
         return
+    if isinstance(probe, Own):
+        bench.items += [line for line in own[probe.name] if line["split"] in splits]
+        return
     for split in SPLITS:
         if isinstance(probe, Exact):
             for question in probe.items[split]:
                 score = int(right[split, question.id])
                 bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": score})
-        elif isinstance(probe, Texts):
+        else:
             for i, (nll, tokens) in enumerate(likelihoods(bench, probe.texts[split])):
                 if tokens > 0:  # a text of one token predicts nothing
                     item = {"probe": probe.name, "split": split, "id": f"text-{i}", "nll": nll, "tokens": tokens}
                     bench.items.append(item)
-        else:
-            _agreement(bench, probe, split)
 
 
 def _graded(bench: Bench, probe: Graded) -> None:
@@ -183,71 +187,6 @@ def _graded(bench: Bench, probe: Graded) -> None:
             bench.samples.append(sample)
 
 
-def _agreement(bench: Bench, probe: Agreement, split: Split) -> None:
-    questions = probe.items[split]
-    missing = [question for question in questions if question.id not in bench.own_answers]
-    for question, ids in zip(missing, generate(bench, [q.prompt for q in missing], AGREEMENT_TOKENS), strict=True):
-        bench.own_answers[question.id] = ids
-    prompts = encode.prompt_ids([question.prompt for question in questions], TextTokenizer.of(bench.tokenizer))
-    answers = [bench.own_answers[question.id] for question in questions]
-    for question, hits in zip(questions, hits_of(bench, prompts, answers), strict=True):
-        score = sum(hits) / len(hits) if hits else 1.0
-        bench.items.append({"probe": probe.name, "split": split, "id": question.id, "score": round(score, 6)})
-
-
-def _broken(bench: Bench, probes: Sequence[Probe], base: Path) -> list[BrokenAnswer]:
-    """Answers of skills that the base had right and this model has wrong, written out."""
-    before = {(r["probe"], r["split"], r["id"]): r for r in _read_lines(base / "items.jsonl")}
-    now = {(r["probe"], r["split"], r["id"]): r for r in bench.items}
-    out: list[BrokenAnswer] = []
-    for probe in probes:
-        if isinstance(probe, Exact | Battery):
-            here = [key for key in now if key[:2] == (probe.name, "report")]
-            lost = [key for key in here if before.get(key, {}).get("score") and not now[key]["score"]][:BROKEN_SHOWN]
-            shown = _exact_answers(bench, probe, lost) if isinstance(probe, Exact) else _said(probe, lost, before, now)
-            out += shown
-    return out
-
-
-Key = tuple[str, Split, str]  # probe, split, id
-
-
-def _exact_answers(bench: Bench, probe: Exact, lost: Sequence[Key]) -> list[BrokenAnswer]:
-    """What the model answers now, generated."""
-    by_id = {question.id: question for question in probe.items["report"]}
-    questions = [by_id[id] for _, _, id in lost]
-    answers = generate(bench, [q.prompt for q in questions], ANSWER_TOKENS) if questions else []
-    texts = [bench.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-    return [
-        BrokenAnswer(
-            probe=probe.name, id=q.id, split="report", prompt=q.prompt, answer=q.answer, before=q.answer, after=text
-        )
-        for q, text in zip(questions, texts, strict=True)
-    ]
-
-
-def _said(
-    probe: Battery, lost: Sequence[Key], before: Mapping[Key, Record], now: Mapping[Key, Record]
-) -> list[BrokenAnswer]:
-    """What both said, as measured."""
-    found = []
-    for key in lost:
-        item = probe.items["report"][key[2]]
-        prompt = "\n".join(message["content"] for message in item.messages)
-        found.append(
-            BrokenAnswer(
-                probe=probe.name,
-                id=key[2],
-                split="report",
-                prompt=prompt,
-                answer=item.answer,
-                before=before[key].get("said", ""),
-                after=now[key].get("said", ""),
-            )
-        )
-    return found
-
-
 def _describe(probes: Sequence[Probe]) -> Record:
     out: Record = {}
     accuracy = {"metric": "accuracy", "higher_is_better": True}
@@ -258,10 +197,10 @@ def _describe(probes: Sequence[Probe]) -> Record:
             out |= {f"{probe.name} {name}": {**accuracy, "kind": "task", "replayed": None} for name in probe.measures}
         elif isinstance(probe, Battery):
             out[probe.name] = {**accuracy, "kind": "skill", "replayed": None, "chance": probe.skill.chance}
+        elif isinstance(probe, Own):
+            out[probe.name] = {**accuracy, "kind": "skill", "replayed": None, "chance": own_probes.chance(probe)}
         else:
-            kind = probe.kind if isinstance(probe, Exact) else "agreement"
-            replayed = probe.replayed if isinstance(probe, Exact) else None
-            out[probe.name] = {**accuracy, "kind": kind, "replayed": replayed}
+            out[probe.name] = {**accuracy, "kind": probe.kind, "replayed": probe.replayed, "chance": 0.0}
     return out
 
 

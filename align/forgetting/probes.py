@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError
 from align.forgetting.battery import skill as battery
 from align.forgetting.battery.skill import Item, Skill
-from align.forgetting.keys import MOST_ITEMS, ForgettingKeys, ProbeFile
+from align.forgetting.keys import MOST_ITEMS, ForgettingKeys
 from align.forgetting.measurements import Kind, Split
+from align.forgetting.own import items as own_items
+from align.forgetting.own import scorers, tasks
+from align.forgetting.own.keys import TOKENS, ProbeFile, ProbeTask
+from align.forgetting.own.kinds import Answered, Chosen, Greedy, Own, Task
 from align.run_folder import files
 
-SPLITS: tuple[Split, Split] = ("gate", "report")
-GENERAL_TEXT, AGREEMENT = "general text", "agreement with the base"
+SPLITS = own_items.SPLITS
+GENERAL_TEXT = "general text"
 HELPDESK = ("correct", "polite", "parses")  # the measures of the lab's help desk
 VERSION = 2  # raised when the same probes come to be measured differently; 2: of a text, the text alone
 
@@ -60,14 +64,6 @@ class Graded:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How many of the base's own answer tokens the model would still choose."""
-
-    name: str
-    items: dict[Split, list[Question]]
-
-
-@dataclass(frozen=True)
 class Battery:
     """A skill of the general battery, with its items by id."""
 
@@ -76,7 +72,7 @@ class Battery:
     items: dict[Split, dict[str, Item]]
 
 
-Probe = Exact | Texts | Graded | Agreement | Battery
+Probe = Exact | Texts | Graded | Battery | Own
 
 
 def load(keys: ForgettingKeys, root: Path, *, replays: bool = False, items: int | None = None) -> list[Probe]:
@@ -89,23 +85,47 @@ def load(keys: ForgettingKeys, root: Path, *, replays: bool = False, items: int 
     Raises:
         AlignError: a user's file is wrong.
     """
-    if isinstance(keys.probes, dict):
-        return [_from_file(name, file, root) for name, file in keys.probes.items()]
-    if keys.probes == "lab":
+    count = items or (MOST_ITEMS if keys.items == "auto" else keys.items)
+    if not isinstance(keys.probes, dict):
+        return _shipped(keys.probes, count, replays)
+    found: list[Probe] = []
+    for name, one in keys.probes.items():
+        if isinstance(one, bool):
+            found += _shipped(name, count, replays)
+        else:
+            found.append(own(name, one, root, offline=True)[0])
+    seen: set[str] = set()
+    for name in [name for probe in found for name in called(probe)]:
+        if name in seen:
+            raise taken(name)
+        seen.add(name)
+    return found
+
+
+def _shipped(name: str, items: int, replays: bool) -> list[Probe]:
+    if name == "lab":
         return _lab(replays)
-    if keys.probes == "general":
-        count = items or (MOST_ITEMS if keys.items == "auto" else keys.items)
-        return [*(_skill(name, count) for name in battery.names()), running_text(count)]
+    if name == "general":
+        return [*(_skill(one, items) for one in battery.names()), running_text(items)]
     return []  # none
+
+
+def taken(name: str) -> AlignError:
+    """The fault that two probes would stand under one name in the matrix."""
+    return AlignError(f"two probes are called '{name}'", "rename your own: a shipped one has that name")
 
 
 def names(keys: ForgettingKeys) -> list[str]:
     """What the probes of a recipe are called in every table, without their items."""
-    if isinstance(keys.probes, dict):
-        return list(keys.probes)
-    if keys.probes == "general":
+    if not isinstance(keys.probes, dict):
+        return _names(keys.probes)
+    return [each for name, one in keys.probes.items() for each in (_names(name) if isinstance(one, bool) else [name])]
+
+
+def _names(shipped: str) -> list[str]:
+    if shipped == "general":
         return [*(_named(name) for name in battery.names()), GENERAL_TEXT]
-    if keys.probes == "lab":
+    if shipped == "lab":
         from align.lab import skills
 
         return [*skills.SKILLS, "stories", *(f"helpdesk {measure}" for measure in HELPDESK)]
@@ -120,7 +140,9 @@ def called(probe: Probe) -> tuple[str, ...]:
 
 
 def part(probe: Probe, splits: Collection[Split]) -> Probe:
-    """A probe with the items of some halves alone."""
+    """A probe with the items of some halves alone; of a task of the harness, which has its own items, all of it."""
+    if isinstance(probe, Task):
+        return probe
     field = "texts" if isinstance(probe, Texts) else "items"
     halves = getattr(probe, field)
     chosen: dict[str, Any] = {field: {name: half if name in splits else type(half)() for name, half in halves.items()}}
@@ -161,16 +183,14 @@ def running_text(count: int | None = None) -> Texts:
     return Texts(GENERAL_TEXT, {"gate": texts[::2], "report": texts[1::2]})
 
 
-def _agreement() -> Agreement:
-    """Questions of general knowledge, for a model that has no probes of its own."""
-    rows = enumerate(_of_general_knowledge())
-    prompts = [Question(f"general-{i}", row["prompt"]) for i, row in rows if "prompt" in row]
-    return Agreement(AGREEMENT, {"gate": prompts[::2], "report": prompts[1::2]})
-
-
 def _of_general_knowledge() -> list[dict[str, str]]:
     lines = (Path(__file__).parent / "general.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def size(keys: ForgettingKeys) -> list[object]:
+    """What decides how many items of each skill are asked."""
+    return [keys.items, keys.budget] if keys.items == "auto" else [keys.items]
 
 
 def content() -> str:
@@ -200,43 +220,37 @@ def _said(item: Item) -> str:
     return "\n".join(message["content"] for message in item.messages)
 
 
-def _from_file(name: str, file: ProbeFile, root: Path) -> Probe:
-    from align.data import checks
-    from align.data.formats import Kind as RowKind
-    from align.data.formats import prompt_of
-    from align.data.sources import DataSource
+def own(name: str, keys: ProbeFile | ProbeTask, root: Path, *, offline: bool = False) -> tuple[Probe, own_items.Halves]:
+    """A probe of the user's, and its items with their places; a task of the harness keeps its items to itself.
 
-    wanted: frozenset[RowKind] = frozenset({"text"})
-    if file.metric == "accuracy":
-        wanted = frozenset({"prompt_completion", "chat"})
-    table = checks.load([DataSource(source=file.data)], root=root, accepts=wanted, stage=f"probe '{name}'")
-    if file.metric == "perplexity":
-        texts: dict[Split, list[str]] = {"gate": [], "report": []}
-        for example in table.examples:
-            texts[_split(example.value["text"])].append(example.value["text"])
-        _check_halves(name, texts)
-        return Texts(name, texts)
-    items: dict[Split, list[Question]] = {"gate": [], "report": []}
-    for i, example in enumerate(table.examples):
-        prompt_of(example)  # which refuses a row that asks nothing
-        prompt, answer = question(example.value)
-        items[_split(prompt)].append(Question(f"{name}-{i}", prompt, answer))
-    _check_halves(name, items)
-    return Exact(name, "skill", items)
+    Args:
+        root: the recipe's folder.
+        offline: what has to be fetched is looked for in the caches only.
 
-
-def _check_halves(name: str, halves: Mapping[Split, Sequence[object]]) -> None:
-    """Raises AlignError where the gate or the report would have nothing to look at."""
-    empty = next((split for split, items in halves.items() if not items), None)
-    if empty is not None:
-        rows = sum(map(len, halves.values()))
-        what = f"the probe '{name}' has {rows} {'row' if rows == 1 else 'rows'}, none of them in the {empty}'s half"
-        raise AlignError(what, "give it more rows: it takes about 200 in each half to detect a drop of 0.05")
+    Raises:
+        AlignError, Faults: a file, a row, a scorer or a task is wrong.
+    """
+    if isinstance(keys, ProbeTask):
+        return tasks.find(name, keys, root, offline=offline), {}
+    halves = own_items.read(name, keys, root)
+    if keys.metric == "perplexity":
+        return Texts(name, {split: [str(one.prompt) for one in items] for split, items in halves.items()}), halves
+    if not keys.greedy and keys.metric != "choice":
+        asked = {
+            split: [Question(one.id, one.question, one.answer) for one in items] for split, items in halves.items()
+        }
+        return Exact(name, "skill", asked), halves
+    by_id = {split: {one.id: one for one in items} for split, items in halves.items()}
+    if keys.metric == "choice":
+        return Chosen(name, by_id), halves
+    all_of_them = [one for items in halves.values() for one in items]
+    scorer = scorers.find(keys, all_of_them, root, offline=offline)
+    return Answered(name, by_id, scorer, Greedy(keys.tokens or TOKENS)), halves
 
 
-def _split(text: str) -> Split:
-    """By content: a row keeps its side when others are added."""
-    return SPLITS[zlib.crc32(text.encode()) % 2]
+def identity(probe: Probe) -> Any:
+    """What makes another probe of a user's, as JSON."""
+    return probe.identity() if isinstance(probe, Own) else asdict(probe)
 
 
 def question(row: dict[str, Any]) -> tuple[str, str]:

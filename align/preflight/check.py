@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
+from align.data.faults import raise_all
 from align.data.files import READERS, ending
 from align.data.formats import GIVEN, Example, Kind
 from align.data.hub import is_id
@@ -16,7 +17,16 @@ from align.errors import AlignError, FaultList, Faults
 from align.forgetting import probes
 from align.policy import base as bases
 from align.policy.base import Base
-from align.preflight import leaks, machine, module_names, rows_that_fit, saved_quantization, tokenizer_facts
+from align.preflight import (
+    leaks,
+    machine,
+    module_names,
+    own_probes,
+    probe_sizes,
+    rows_that_fit,
+    saved_quantization,
+    tokenizer_facts,
+)
 from align.preflight.machine import check_disk
 from align.preflight.rewards import Finder
 from align.preflight.rows_that_fit import StageRows
@@ -34,6 +44,9 @@ __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
 LEARNT: frozenset[Kind] = frozenset(
     {"chat", "prompt_completion", "text"}
 )  # what can be replayed, as it is learnt by SFT
+
+
+LEAKS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.batch(plan, whole[plan.id])
         checking.length(plan, whole[plan.id])
         checking.leaks(plan, whole[plan.id])
+    raise_all(checking.leaked, LEAKS_SHOWN, "items of the gate that are trained on")
     assert base is not None
     return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings)
 
@@ -100,7 +114,8 @@ class _Checking:
     notes: list[str]
     faults: FaultList = field(default_factory=FaultList)
     tables: dict[str, Table] = field(default_factory=dict)
-    own_probes: list[probes.Probe] = field(default_factory=list)
+    own: list[own_probes.OwnProbe] = field(default_factory=list)
+    leaked: list[AlignError] = field(default_factory=list)
     warnings: dict[str, list[str]] = field(default_factory=dict)
     template_is_known: bool = True
 
@@ -255,7 +270,7 @@ class _Checking:
     def tokens(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
         """Whether the model has a row for every token that it is given."""
         written = [example.value for found in rows.values() for example in found.all]
-        asked = [vars(probe) for probe in self.own_probes]
+        asked = [probes.identity(one.probe) for one in self.own]
         assert base.path is not None
         try:
             note = tokenizer_facts.check_ids(base, [own or template.find(base.path), asked, *written])
@@ -301,17 +316,19 @@ class _Checking:
         self.notes.extend(f"stage {plan.id}: {text}" for text in found)
 
     def leaks(self, plan: StagePlan, rows: StageRows) -> None:
-        """Note held-out rows and probe items that the stage trains on."""
+        """Note held-out rows and probe items that the stage trains on; items of the gate are refused."""
         if rows.evaluation:
             shared = leaks.held_out(rows.evaluation, rows.train)
             if shared:
                 text = f"{shared:,} of {len(rows.evaluation):,} rows of eval_data are also training rows"
                 self.notes.append(f"stage {plan.id}: {text}, so its loss is too optimistic")
-        for probe in self.own_probes:
-            shared, total = leaks.probed(probe, rows.trained)
-            if shared:
-                text = f"{shared:,} of {total:,} items of the probe '{probe.name}' are also training rows"
-                self.notes.append(f"stage {plan.id}: {text}, so it measures memorisation")
+        taught = leaks.taught(rows.trained)
+        for probe in self.own:
+            found = leaks.probed(probe.items, probe.metric, taught)
+            self.leaked += leaks.refusals(probe.name, plan.id, found.get("gate", []))
+            if of_report := found.get("report"):
+                text = leaks.warning(probe.name, of_report, len(probe.items["report"]))
+                self.notes.append(f"stage {plan.id}: {text}")
 
     def probes(self) -> str:
         """Hash of what is measured; the user's own probes are read, the shipped ones take a while and are right."""
@@ -319,15 +336,13 @@ class _Checking:
         if keys.probes == "none":
             return files.digest(keys.probes)
         if not isinstance(keys.probes, dict):
-            size = [keys.items, keys.budget] if keys.items == "auto" else [keys.items]
-            shipped = [size, probes.content()] if keys.probes == "general" else []
+            shipped = [probes.size(keys), probes.content()] if keys.probes == "general" else []
             return files.digest([probes.VERSION, keys.probes, *shipped])
-        try:
-            self.own_probes = probes.load(keys, self.loaded.root)
-        except AlignError as error:
-            self._add(error, ("forgetting", "probes"))
-            return ""
-        return files.digest([probes.VERSION, [asdict(probe) for probe in self.own_probes]])
+        self.own, faults = own_probes.read(keys, self.loaded.root, offline=self.offline)
+        for name, error in faults:
+            self._add(error, ("forgetting", "probes", name))
+        self.notes += [text for one in self.own for text in probe_sizes.notes(one, keys)]
+        return own_probes.digest(self.own, keys)
 
     def _add(self, error: AlignError, at: Loc, sources: list[DataSource] | None = None) -> None:
         """Take a fault at its own place, where it has one, else at the key of the recipe that led to it."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from align.data.formats import Example
-from align.forgetting.probes import Agreement, Battery, Exact, Graded, Probe, Texts, question
+from align.errors import AlignError, Place
+from align.forgetting.own import scoring
+from align.forgetting.own.items import Halves, OwnItem
+from align.forgetting.probes import question
+
+SHOWN = 3  # leaks that a warning names
+
+Taught = Mapping[str, Sequence[tuple[str, Place]]]  # what is asked, or a text -> the answers taught, and where
 
 
 def held_out(held: Iterable[Example], trained: Iterable[Example]) -> int:
@@ -14,30 +22,76 @@ def held_out(held: Iterable[Example], trained: Iterable[Example]) -> int:
     return sum(example.canonical() in seen for example in held)
 
 
-def probed(probe: Probe, trained: Iterable[Example]) -> tuple[int, int]:
-    """How many of a probe's items stand among the training rows, and how many it has.
+@dataclass(frozen=True)
+class Leak:
+    """An item of a probe, and the row that teaches it."""
 
-    A question counts with its answer, a text as a whole. Probes without right answers cannot be learnt by heart.
+    item: Place
+    row: Place
+
+
+def probed(items: Halves, metric: str, taught: Taught) -> Mapping[str, list[Leak]]:
+    """The items of a probe that stand among the training rows, by the half they are in.
+
+    A question counts with its answer, as the metric compares it; without one, and a text, alone.
+
+    Args:
+        metric: of the probe.
+        taught: what the rows teach, as `taught` finds it.
     """
-    if isinstance(probe, Graded | Agreement | Battery):
-        return 0, 0
-    seen = {said for example in trained for said in _said(example)}
-    items = list(_items(probe))
-    return sum(item in seen for item in items), len(items)
+    return {
+        split: [Leak(item.place, row) for item in half if (row := _row_of(item, metric, taught)) is not None]
+        for split, half in items.items()
+    }
 
 
-def _items(probe: Exact | Texts) -> Iterator[Sequence[str]]:
-    if isinstance(probe, Texts):
-        yield from ((text.strip(),) for texts in probe.texts.values() for text in texts)
-    else:
-        yield from ((q.prompt.strip(), q.answer.strip()) for items in probe.items.values() for q in items)
+def taught(trained: Iterable[Example]) -> Taught:
+    """What training rows teach, by what is asked; a text by itself."""
+    found: dict[str, list[tuple[str, Place]]] = {}
+    for example in trained:
+        for asked, answered in _said(example):
+            found.setdefault(asked, []).append((answered, example.place))
+    return found
 
 
-def _said(example: Example) -> Iterator[Sequence[str]]:
+def refusals(probe: str, stage: str, leaks: Sequence[Leak]) -> list[AlignError]:
+    """A fault for each item of the gate that a stage trains on: its verdict would mean nothing."""
+    return [
+        AlignError(
+            f"this gate item of the probe '{probe}' is also a training row of stage {stage}: {leak.row}",
+            "remove it from one of the two",
+            place=leak.item,
+        )
+        for leak in leaks
+    ]
+
+
+def warning(probe: str, leaks: Sequence[Leak], total: int) -> str:
+    """What is said of items of the report that are trained on."""
+    named = ", ".join(f"{leak.item} = {leak.row}" for leak in leaks[:SHOWN])
+    more = f", and {len(leaks) - SHOWN:,} more" if len(leaks) > SHOWN else ""
+    of = f"{len(leaks):,} of {total:,} report items of the probe '{probe}' are also training rows"
+    return f"{of} ({named}{more}), so it measures memorisation"
+
+
+def _row_of(item: OwnItem, metric: str, taught: Taught) -> Place | None:
+    """The first row that teaches an item."""
+    if metric == "perplexity":
+        return next((row for _, row in taught.get(str(item.prompt).strip(), ())), None)
+    return next((row for said, row in taught.get(item.question.strip(), ()) if _same(item, metric, said)), None)
+
+
+def _same(item: OwnItem, metric: str, said: str) -> bool:
+    if metric in ("contains", "regex"):
+        return bool({"contains": scoring.contains, "regex": scoring.matches}[metric](item, said))
+    return not item.answer or item.answer.strip() == said
+
+
+def _said(example: Example) -> Iterator[tuple[str, str]]:
     """The texts, or the questions with their answers, that a training row teaches."""
     row = example.value
     if example.kind == "text":
-        yield (row["text"].strip(),)
+        yield row["text"].strip(), ""
     elif example.kind == "preference":
         asked, answered = question({"prompt": row["prompt"], "completion": row["chosen"]})
         yield asked.strip(), answered.strip()
@@ -45,6 +99,6 @@ def _said(example: Example) -> Iterator[Sequence[str]]:
         for before, after in zip(row["messages"], row["messages"][1:], strict=False):
             if after["role"] == "assistant":
                 yield before["content"].strip(), after["content"].strip()
-    elif row.get("label", True):  # an answer that is not desirable is not taught
+    elif example.kind != "prompt" and row.get("label", True):  # an answer that is not desirable is not taught
         asked, answered = question(row)
         yield asked.strip(), answered.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,12 @@ from pydantic import ValidationError
 
 from align import errors, user_paths
 from align.data.formats import GIVEN
-from align.errors import AlignError, Place
+from align.errors import AlignError
+from align.functions import declared
 from align.policy import base as bases
 from align.run_folder import files, paths
 from align.run_folder.records import Policy, Reward
-from align.stage.rewarded import FUNCTION, RewardSource
+from align.stage.rewarded import RewardSource
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Finder:
         name = source.source
         if name in self.stages:
             return Reward(name=name, kind="stage", weight=source.weight, stage=name, identity=name)
-        function = FUNCTION.fullmatch(name)
+        function = declared.NAMED.fullmatch(name)
         if function is not None:
             return self._function(function["file"], function["name"], source.weight)
         folder = user_paths.find(name, self.root, Path.is_dir)
@@ -58,33 +58,13 @@ class Finder:
         return Reward(name=Path(name).name, kind="model", weight=source.weight, path=path, identity=identity)
 
     def _function(self, file: str, name: str | None, weight: float) -> Reward:
-        path = user_paths.find(file, self.root, Path.is_file)
-        if path is None:
-            raise AlignError(f"there is no file '{file}'", user_paths.START)
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except SyntaxError as error:
-            what = f"the file of the reward function is not valid Python: {error.msg}"
-            raise AlignError(what, "correct it there", place=Place(file, error.lineno, error.offset)) from None
-        known = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        if name is None:
-            raise AlignError(f"'{file}' does not name a function", f"write '{file}:{next(iter(known), 'polite')}'")
-        if name not in known:
-            what, remedy = f"'{file}' has no function '{name}'", errors.did_you_mean(name, known)
-            raise AlignError(what, remedy if known else f"write `def {name}(prompts, completions, **kwargs)` there")
-        sha256, where = files.file_sha256(path), str(path.resolve())
-        columns = _columns(known[name])
+        example = f"def {name or 'polite'}(prompts, completions, **kwargs)"
+        found = declared.find(file, name, self.root, purpose="reward function", example=example)
+        columns = [one for one in found.needs if one not in GIVEN]
         return Reward(
-            name=name, kind="function", weight=weight, path=where, function=name, columns=columns, identity=sha256
-        )
-
-
-def _columns(function: ast.FunctionDef) -> list[str]:
-    """The columns that a function cannot do without."""
-    its = function.args
-    positional = its.args[: len(its.args) - len(its.defaults)]
-    named = [one for one, default in zip(its.kwonlyargs, its.kw_defaults, strict=True) if default is None]
-    return [one.arg for one in (*positional, *named) if one.arg not in GIVEN]
+            name=found.name, kind="function", weight=weight, path=str(found.path), function=found.name,
+            columns=columns, identity=found.sha256,
+        )  # fmt: skip
 
 
 def _of_other_run(folder: Path, name: str, weight: float) -> Reward:

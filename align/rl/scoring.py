@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError, Exit
+from align.functions import calling
 from align.policy import load as models
 from align.policy import score_head, stack
 from align.policy.score_head import Score
@@ -149,7 +147,8 @@ class Function:
 
     def __init__(self, reward: Reward) -> None:
         assert reward.path is not None and reward.function is not None
-        self.name, self.path, self.function = reward.name, Path(reward.path), _function(reward.path, reward.function)
+        self.name, self.path = reward.name, Path(reward.path)
+        self.function = calling.load(self.path, reward.function, "reward function")
 
     def __call__(self, asked: Question) -> list[float | None]:
         """The score of each answer.
@@ -165,12 +164,10 @@ class Function:
             "completion_ids": [list(ids) for ids in asked.completion_ids],
         }
         try:
-            found = self.function(**_taken(self.function, given))
+            found = self.function(**calling.taken(self.function, given))
         except (Exception, SystemExit) as error:
-            at = _line(error, self.path)
-            what = f"{called} raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(
-                ": "
-            )
+            at = calling.line(error, self.path)
+            what = f"{called} raised {calling.raised(error)}"
             first = f"the first prompt was {_shown(asked.prompts[0])}"
             raise AlignError(f"{what} ({at}; {first})", "correct it", exit=Exit.STAGE_FAILED) from error
         try:
@@ -283,45 +280,6 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills rows up."""
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(found)
-
-
-def _function(path: str, name: str) -> Callable[..., Any]:
-    """A function out of a user's file.
-
-    Raises:
-        AlignError: the file cannot be imported.
-    """
-    spec = importlib.util.spec_from_file_location(f"align_rewards_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    here = str(Path(path).parent)
-    if here not in sys.path:  # as for a script: it may import what lies beside it
-        sys.path.append(here)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        what = f"the file of the reward function cannot be imported: {type(error).__name__}: {error}"
-        raise AlignError(what, "correct it", exit=Exit.STAGE_FAILED) from error
-    found: Callable[..., Any] = getattr(module, name)
-    return found
-
-
-def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a function takes."""
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return given
-    return {name: value for name, value in given.items() if name in parameters}
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """Where in the user's file an error came up."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"line {line}" if line else "outside the file"
 
 
 def _shown(prompt: Any) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from align import user_paths
 from align.forgetting.keys import ForgettingKeys
+from align.forgetting.own.keys import EVALUATE, METRICS
+from align.functions.declared import NAMED
 from align.policy.base import replaced_tokens
 from align.preflight.check import Prepared, write_rows
 from align.preflight.rows_that_fit import StageRows
@@ -176,7 +178,22 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
 def _absolute_probes(probes: Any, root: Path) -> Any:
     if not isinstance(probes, dict):
         return probes
-    return {name: {**file, "data": _absolute(file["data"], root)} for name, file in probes.items()}
+    return {name: _absolute_probe(one, root) if isinstance(one, dict) else one for name, one in probes.items()}
+
+
+def _absolute_probe(keys: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The keys of a user's probe that are given, with whole paths."""
+    keys = {name: value for name, value in keys.items() if value is not None}
+    if "task" in keys:
+        return {**keys, "task": _absolute(keys["task"], root)}
+    data = keys["data"]
+    whole = {half: _absolute(file, root) for half, file in ({"": data} if isinstance(data, str) else data).items()}
+    kind, metric = EVALUATE if keys["metric"].startswith(EVALUATE) else "", keys["metric"].removeprefix(EVALUATE)
+    file, function = metric, ""
+    if not kind and (named := NAMED.fullmatch(metric)):
+        file, function = named["file"], f":{named['name']}" if named["name"] else ""
+    scorer = metric if metric in METRICS else _absolute(file, root) + function
+    return {**keys, "data": whole.get("", whole), "metric": kind + scorer}
 
 
 def _absolute(name: str, root: Path) -> str:

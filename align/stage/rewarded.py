@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from align.functions.declared import NAMED
 from align.stage.keys import Setting, StageKeys
-
-FUNCTION = re.compile(r"(?P<file>.+\.py)(?::(?P<name>\w+))?")
 
 
 class RewardSource(BaseModel):
@@ -54,7 +52,7 @@ class RewardedKeys(StageKeys):
     @property
     def calls(self) -> bool:
         """Whether one of them is a function."""
-        return any(FUNCTION.fullmatch(one.source) for one in self.sources)
+        return any(NAMED.fullmatch(one.source) for one in self.sources)
 
 
 def named(value: Any) -> list[str]:

@@ -43,11 +43,11 @@ def choose(bench: Bench, load: Load, ticket: Ticket, rows: Sequence[dict[str, An
     """
     limit = ticket.training.get("max_length")
     planned = round(ticket.planned_rows * tokens(rows, bench.tokenizer, limit if isinstance(limit, int) else None))
-    fewest = _read(load(SIZES[0]), bench.tokenizer)
+    fewest = _read(_battery(load, SIZES[0]), bench.tokenizer)
     size = BatterySize(items=SIZES[0], budget=ticket.probe_budget, planned_tokens=planned, tokens=fewest, within=False)
     if fewest > ticket.probe_budget * PASSES * planned:
         return size
-    sample = load(SAMPLE)
+    sample = _battery(load, SAMPLE)
     texts = [
         text for probe in sample if isinstance(probe, probes.Texts) for half in probe.texts.values() for text in half
     ]
@@ -61,6 +61,11 @@ def choose(bench: Bench, load: Load, ticket: Ticket, rows: Sequence[dict[str, An
     items = fit[-1] if fit else SIZES[0]
     foreseen = {"seconds": round(items * item, 2), "planned_seconds": round(training, 2)}
     return size.but(items=items, within=bool(fit), **foreseen)
+
+
+def _battery(load: Load, items: int) -> list[probes.Probe]:
+    """The general battery alone, without probes of the user's beside it."""
+    return [one for one in load(items) if isinstance(one, probes.Battery) or one.name == probes.GENERAL_TEXT]
 
 
 def warning(size: BatterySize) -> str | None:

@@ -20,6 +20,8 @@ from align.forgetting.inside import GATE
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import measure
 from align.forgetting.measurements import Split
+from align.forgetting.own import measuring as own_probes
+from align.forgetting.own.kinds import Own
 from align.forgetting.records import BatterySize
 from align.forgetting.share import Share
 from align.forgetting.table import BASE
@@ -38,8 +40,10 @@ TOLD_SECONDS = 2.0  # between two words on how much has been measured
 
 @lru_cache(maxsize=1)
 def _probes(keys: str, replays: bool, items: int | None) -> list[probes.Probe]:
-    """The probes of a recipe; all tickets of a run have the same."""
-    return probes.load(ForgettingKeys(probes=json.loads(keys)), Path.cwd(), replays=replays, items=items)
+    """The probes of a recipe, with what scores them; all tickets of a run have the same."""
+    found = probes.load(ForgettingKeys(probes=json.loads(keys)), Path.cwd(), replays=replays, items=items)
+    own_probes.prepare([probe for probe in found if isinstance(probe, Own)])
+    return found
 
 
 def probes_of(run: RunDir, job: Job, builder: Builder, world: PartialState) -> list[probes.Probe]:
@@ -51,7 +55,7 @@ def probes_of(run: RunDir, job: Job, builder: Builder, world: PartialState) -> l
 
     if ticket.probe_items != "auto":
         return load(ticket.probe_items)
-    if ticket.probes != "general":
+    if ticket.probes != "general" and not (isinstance(ticket.probes, dict) and "general" in ticket.probes):
         return load(None)
     if world.is_main_process and reading.whole(run.battery_size, BatterySize) is None:
         job.at("choosing how many items to measure, by the speed of the base")
@@ -91,8 +95,7 @@ def measure_base(
     count = len(bench_probes)
     doing = f"measuring the base on {count} probe{'s' if count > 1 else ''}, before anything is trained"
     first, share = world.is_main_process, Share(world.process_index, world.num_processes)
-    if first:
-        job.at(doing)
+    tell = _Told(job, doing) if first else None
     if first and builder.quantization and texts and quantization.has_room(Path(ticket.policy.base.path)):
         whole = models.load_weights(ticket.policy.base.path, ticket.model, builder.dtype, None)
         own = quantization.measured(_bench(whole, job), texts)
@@ -101,7 +104,6 @@ def measure_base(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     base = builder.pristine()
-    tell = _Told(job, doing) if first else None
     measure(_bench(base, job, share), bench_probes, run.base_measurements, base=None, tell=tell)
     if first:
         answers.write(_bench(base, job), ticket.prompts, run.base_answers)

@@ -90,13 +90,24 @@ def answers(
 
 
 def _chosen(probe: Battery, split: Split, id: str, item: Item, scores: Sequence[float]) -> Answer:
-    """The likeliest choice. Of equally likely ones a wrong one is taken, and a model without finite scores is wrong."""
-    right = item.choices.index(item.answer)
+    right, said, probability = likeliest(item.choices, item.answer, scores)
+    return Answer(probe.name, split, id, item, right, said, probability)
+
+
+def likeliest(choices: Sequence[str], answer: str, scores: Sequence[float]) -> tuple[bool, str, float]:
+    """Whether the likeliest choice is the right one, which it is, and the probability of the right one among them.
+
+    Of equally likely ones a wrong one is taken, and a model without finite scores is wrong.
+
+    Args:
+        scores: the log-likelihood of each choice in nats.
+    """
+    right = choices.index(answer)
     if not all(map(math.isfinite, scores)):
-        return Answer(probe.name, split, id, item, False, "", 0.0)
+        return False, "", 0.0
     best = max(range(len(scores)), key=lambda i: (scores[i], i != right))
     weights = [math.exp(score - max(scores)) for score in scores]
-    return Answer(probe.name, split, id, item, best == right, item.choices[best], weights[right] / sum(weights))
+    return best == right, choices[best], weights[right] / sum(weights)
 
 
 def _checked(probe: Battery, split: Split, id: str, item: Item, said: str) -> Answer:

@@ -1,0 +1,118 @@
+"""Where the scorer of a probe is: a function in a user's file, or a metric of `evaluate`. Neither is imported here."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from align import user_paths
+from align.errors import AlignError, Exit, Place
+from align.forgetting.own.items import OwnItem
+from align.forgetting.own.keys import EVALUATE, ProbeFile
+from align.forgetting.own.kinds import Scorer
+from align.functions import declared
+from align.run_folder import files
+
+PURPOSE = "scorer"
+GIVEN = ("prompt", "completion")  # what a function is given besides the fields of the row
+_SPACES = ("evaluate-metric", "evaluate-comparison", "evaluate-measurement")  # where the Hub keeps canonical ones
+
+
+def find(keys: ProbeFile, items: Iterable[OwnItem], root: Path, *, offline: bool) -> Scorer:
+    """The scorer of a probe with greedy answers.
+
+    Args:
+        items: all items of the probe.
+        offline: a metric is looked for in the caches only.
+
+    Raises:
+        AlignError: it is not there, or asks for what the rows do not have.
+    """
+    if keys.metric.startswith(EVALUATE):
+        name = keys.metric.removeprefix(EVALUATE)
+        script = _script(name, root, offline)
+        _check_imports(name, script)
+        return Scorer("evaluate", str(script), Path(name).stem, keys.field, files.file_sha256(script))
+    named = declared.NAMED.fullmatch(keys.metric)
+    if named is None:
+        return Scorer(keys.metric)
+    example = f"def {named['name'] or 'right'}(prompt, completion, answer)"
+    found = declared.find(named["file"], named["name"], root, purpose=PURPOSE, example=example)
+    for item in items:
+        given = dict.fromkeys((*GIVEN, *(["answer"] if item.answer else []), *item.columns))
+        if (missing := declared.missing(found, given)) is not None:
+            has = ", ".join(given)
+            what = f"the scorer '{found.name}' asks for '{missing}', which the row does not have"
+            raise AlignError(what, f"it may ask for {has}; or give it a default", place=item.place)
+    return Scorer("function", str(found.path), found.name, None, found.sha256)
+
+
+def _script(name: str, root: Path, offline: bool) -> Path:
+    """The Python script of a metric: one's own, or one that is cached or on the Hub."""
+    for path in user_paths.candidates(name, root):
+        script = path if path.suffix == ".py" else path / f"{path.resolve().name}.py"
+        if script.is_file():
+            return script.absolute()
+        if path.is_dir() and name.startswith((".", "/", "~")):
+            what = f"the folder '{name}' of the metric has no script '{script.name}'"
+            raise AlignError(what, "name the script like its folder, as `evaluate` does")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise AlignError(f"there is no metric '{name}': neither a folder nor a script", user_paths.START)
+    return _cached(name) or _of_hub(name, offline)
+
+
+def _cached(name: str) -> Path | None:
+    """The script that `evaluate` fetched before, the latest where there are several."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    modules = Path(os.environ.get("HF_MODULES_CACHE") or home / "modules").expanduser() / "evaluate_modules"
+    folders = [name.replace("/", "--")] if "/" in name else [f"{space}--{name}" for space in _SPACES]
+    script = f"{name.rpartition('/')[2]}.py"
+    found = [path for folder in folders for path in modules.glob(f"*/{folder}/*/{script}")]
+    return max(found, key=lambda path: path.stat().st_mtime) if found else None
+
+
+def _of_hub(name: str, offline: bool) -> Path:
+    """Fetch the script of a metric, and what lies beside it, into the Hub's cache."""
+    from huggingface_hub import constants, errors, snapshot_download
+
+    no_answer: tuple[type[Exception], ...] = (OSError, getattr(errors, "HTTPError", OSError))
+    spaces = [name] if "/" in name else [f"{space}/{name}" for space in _SPACES]
+    cannot = offline or constants.is_offline_mode()
+    for space in spaces:
+        try:
+            folder = snapshot_download(
+                space, repo_type="space", allow_patterns="*.py", local_files_only=cannot, etag_timeout=5
+            )
+        except (errors.RepositoryNotFoundError, errors.HFValidationError):
+            continue
+        except no_answer:
+            cannot = True
+            continue
+        script = Path(folder) / f"{name.rpartition('/')[2]}.py"
+        if script.is_file():
+            return script.absolute()
+    if cannot:
+        what = f"the metric '{name}' of `evaluate` is not in the local cache, and the Hub cannot be reached"
+        raise AlignError(what, "connect to the network, or give a folder of your own, `evaluate:./my_metric`")
+    remedy = "metrics are listed at https://huggingface.co/evaluate-metric; one of your own is `evaluate:./my_metric`"
+    raise AlignError(f"`evaluate` has no metric '{name}'", remedy)
+
+
+def _check_imports(name: str, script: Path) -> None:
+    """Refuse a metric whose packages are missing; `evaluate` would say so only with the model loaded."""
+    try:
+        tree = ast.parse(script.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        what = f"the script of the metric '{name}' is not valid Python: {error.msg}"
+        raise AlignError(what, "correct it there", place=Place(str(script), error.lineno, error.offset)) from None
+    wanted = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    wanted += [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    for module in dict.fromkeys(one.partition(".")[0] for one in wanted):
+        beside = script.with_name(f"{module}.py").is_file() or script.with_name(module).is_dir()
+        if not beside and importlib.util.find_spec(module) is None:
+            distribution = {"sklearn": "scikit-learn"}.get(module, module.replace("_", "-"))
+            what = f"the metric '{name}' needs the package '{module}', which is not installed"
+            raise AlignError(what, f"pip install {distribution}", exit=Exit.MACHINE)

@@ -1,0 +1,59 @@
+"""A user's function: imported from its file, and called with the arguments that it takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from align.errors import AlignError, Exit
+
+
+def load(path: Path, name: str, purpose: str) -> Callable[..., Any]:
+    """A function out of a user's file.
+
+    Args:
+        purpose: what it is, for messages, such as `reward function`.
+
+    Raises:
+        AlignError: the file cannot be imported.
+    """
+    spec = importlib.util.spec_from_file_location(f"align_functions_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:  # as for a script: it may import what lies beside it
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        what = f"the file of the {purpose} cannot be imported: {type(error).__name__}: {error}"
+        raise AlignError(what, "correct it", exit=Exit.STAGE_FAILED) from error
+    found: Callable[..., Any] = getattr(module, name)
+    return found
+
+
+def taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function takes."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return given
+    return {name: value for name, value in given.items() if name in parameters}
+
+
+def line(error: BaseException, path: Path) -> str:
+    """Where in the user's file an error came up."""
+    number, trace = None, error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == path:
+            number = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {number}" if number else "outside the file"
+
+
+def raised(error: BaseException) -> str:
+    """`ValueError: what it says`, of the first line."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {first}".rstrip(": ")
