@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.forgetting.battery import likelihoods
@@ -26,6 +26,10 @@ def adapted() -> Any:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def prompted() -> Any:
+    return get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
 
 
 def rows(count: int) -> list[tuple[list[list[int]], list[int]]]:
@@ -52,11 +56,12 @@ def rows(count: int) -> list[tuple[list[list[int]], list[int]]]:
 
 def alone(model: Any, row: list[int], first: int) -> float:
     with torch.no_grad():
-        log_probs = torch.log_softmax(model(input_ids=torch.tensor([row])).logits[0].float(), -1)
+        logits = model(input_ids=torch.tensor([row])).logits[0, -len(row) :]  # a learnt prompt stands before it
+    log_probs = torch.log_softmax(logits.float(), -1)
     return sum(float(log_probs[at - 1, row[at]]) for at in range(first, len(row)))
 
 
-@pytest.mark.parametrize("make", [tiny_llama, gpt2, adapted])
+@pytest.mark.parametrize("make", [tiny_llama, gpt2, adapted, prompted])
 @pytest.mark.parametrize("most", [1, 5, 64])
 def test_each_answer_has_the_likelihood_that_it_has_alone(
     make: Any, most: int, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,7 @@ from align.forgetting.distances import KlEstimate, TaskKl, estimate
 from align.policy import generation
 from align.policy.divergence import forward_kl
 
-PROMPTS = 64
+PROMPTS = 32
 ANSWER_TOKENS = 32  # of an answer, its first
 LONGEST = 2048  # tokens of a prompt; longer ones would cost more than all others together
 DRAWN = 4  # rows for each prompt wanted: some are of the same prompt, or too long

@@ -21,7 +21,7 @@ from align.forgetting.records import BatterySize
 from align.run_folder.records import Ticket
 from align.worker.usage import Clock
 
-SIZES: Final = (25, 50, 100, MOST_ITEMS)  # items of a skill; the fewest are asked whatever they take
+SIZES: Final = (25, 60, 100, MOST_ITEMS)  # items of a skill; the fewest are asked whatever they take
 SAMPLE: Final = 4  # items of each skill that the base is timed on
 PASSES: Final = 3.0  # of a training step, in forward passes: the backward one costs two
 ROWS: Final = 64  # whose tokens are counted

@@ -126,12 +126,15 @@ class _Scorer:
         self.model, self.pad, self.vocabulary = model, pad, vocabulary
         self.device = next(model.parameters()).device
         self.accepted = inspect.signature(unwrapped(model).forward).parameters
+        self.prompted = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
         self.group = -1
         self.beginning: Any = None
 
     def scored(self, group: Sequence[Asked], batch: Batch) -> list[list[float]]:
         """The log-probability of every answer to the questions of a batch."""
         asked = [group[place] for place in batch.places]
+        if self.prompted:
+            return self._whole(asked)
         questions = _left([one.shared[batch.prefix :] for one in asked], self.pad)
         rest = [tokens for one in asked for tokens in one.rest]
         answers, written = _right(rest, self.pad)
@@ -157,6 +160,22 @@ class _Scorer:
             of_tokens[told] = _of(logits[told].float().log_softmax(-1), answers[:, 1:][told])
             sums = sums + of_tokens.sum(1)
         each = iter(sums.tolist())
+        return [[next(each) for _ in one.rest] for one in asked]
+
+    def _whole(self, asked: Sequence[Asked]) -> list[list[float]]:
+        """The same of a model with a learnt prompt, which PEFT puts before every pass: a row for each answer, and no
+        cache that would get the prompt twice."""
+        rows = [one.shared + tokens for one in asked for tokens in one.rest]
+        starts = [len(one.shared) + first for one in asked for first in one.first]
+        ids, mask = (x.to(self.device) for x in _right(rows, self.pad))
+        counted = mask[:, 1:].clone()
+        for row, start in enumerate(starts):
+            counted[row, : start - 1] = 0
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        told, of_tokens = counted.bool(), torch.zeros(counted.shape, device=self.device)
+        predicted = logits[:, logits.shape[1] - ids.shape[1] :][:, :-1]
+        of_tokens[told] = _of(predicted[told].float().log_softmax(-1), ids[:, 1:][told])
+        each = iter(of_tokens.sum(1).tolist())
         return [[next(each) for _ in one.rest] for one in asked]
 
     def _begun(self, prefix: Sequence[int], batch: Batch, rows: int) -> Any:
