@@ -231,13 +231,13 @@ def test_what_replay_does_not_cover_asks_for_other_rows_and_what_it_covers_for_m
 
 def test_the_battery_is_asked_for_more_items(run_dir: Path) -> None:
     recipe = run_dir / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("probes: lab", "probes: general"))
+    recipe.write_text(recipe.read_text().replace("probes: lab", "probes: general").replace("items: auto", "items: 60"))
     found = next(step for step in said(run_dir) if "too few" in step.why)
-    assert found.lines == ("forgetting:", "  items: 100") and "may still not decide" in found.what
+    assert found.lines == ("forgetting:", "  items: 200") and "may still not decide" in found.what
     for name in ("facts", "larger"):
         made.change_matrix(run_dir, "dpo", name, items_to_decide=60)
     found = next(step for step in said(run_dir) if "too few" in step.why)
-    assert found.lines == ("forgetting:", "  items: 60") and "may still not decide" not in found.what
+    assert found.lines == ("forgetting:", "  items: 120") and "may still not decide" not in found.what
 
 
 def test_a_run_without_a_fault_is_told_nothing(run_dir: Path) -> None:

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from safetensors import safe_open
@@ -22,6 +21,8 @@ from align.forgetting.judgement import MEAN
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.pace import Pace, Schedule
 from align.lab import probes as lab
+from align.report import inside_plots
+from align.report.chart import Curve, Dots, Rule
 from align.report.inside_page import inside_page
 from align.report.schema import StageRecord
 from align.run_folder import files
@@ -204,13 +205,15 @@ def test_the_page_shows_curves_and_the_same_as_a_table() -> None:
     assert [cell.score for cell in page.table.rows[1].cells][3:5] == ["0.900", "n/a"]
     assert [cell.verdict for cell in page.table.rows[1].cells][8:] == ["OK", "FORGOT"]
     assert page.brief.steps == ("0", "2", "4", "6", "8", "9")
-    mean, skill, text = (ElementTree.fromstring(panel.svg) for panel in page.panels)
-    assert [len(panel.findall("polyline")) for panel in (mean, skill, text)] == [1, 2, 1], "a gap where it diverged"
-    assert [len(panel.findall("circle")) for panel in (mean, skill, text)] == [10, 9, 10]
-    assert next(iter(skill.findall("text"))).text == "a <b>"
-    dashed = [len([x for x in p.findall("line") if x.get("stroke-dasharray") == "4 3"]) for p in (mean, skill, text)]
-    assert dashed == [0, 1, 1], "below nothing there is nothing to lose"
-    assert [x.get("fill") for x in skill.findall("circle")][-2:] == ["var(--blue)", "var(--orange)"]
+    charts = list(inside_plots.draw(StageRecord(id="sft", entry=StageEntry(stage="sft"), inside=lines)))
+    assert [chart.heads[0][0] for chart in charts] == [MEAN, "a <b>", "text"]
+    pieces = [[len(mark.points) for mark in chart.marks if isinstance(mark, Curve)] for chart in charts]
+    assert pieces == [[10], [4, 5], [10]], "a gap where it diverged"
+    limits = [[mark.at for mark in chart.marks if isinstance(mark, Rule)] for chart in charts]
+    assert limits == [[], [pytest.approx(0.8)], [3.0]], "below nothing there is nothing to lose"
+    broken = [mark.points for mark in charts[1].marks if isinstance(mark, Dots)]
+    assert broken == [((9.0, 0.9),)]
+    assert [len(chart.table().rows) for chart in charts] == [10, 9, 10]
     assert inside_page(StageRecord(id="sft", entry=StageEntry(stage="sft"))) is None
 
 

@@ -116,7 +116,7 @@ def test_a_training_with_evaluations_ends_with_the_same_weights(program: str, na
         ticket = stages.ticket(id, program, models.BASE, models.QLORA, rows=rows, held=held, max_steps=8, **evaluation)
         stages.execute(ticket)
         adapters.append(load_file(stages.run.stage(id).model / "adapter_model.safetensors"))
-    assert len(stages.logged("held", "eval_loss")) == 4
+    assert len(stages.logged("held", "eval_loss")) == 5
     assert stages.logged("plain", "eval_loss") == []
     assert adapters[0].keys() == adapters[1].keys()
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])

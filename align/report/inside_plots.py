@@ -1,6 +1,6 @@
 """Small curves of what was measured inside a stage: a probe each, over steps, with its limit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from align.forgetting.inside import Point
@@ -18,10 +18,10 @@ def names(stage: StageRecord) -> list[str]:
 
 def draw(stage: StageRecord) -> Iterator[Chart]:
     """A panel for each probe. A dashed line is its limit, a dotted one the step whose weights were handed on."""
-    told = stage.outcome.inside if stage.outcome else None
+    insight = stage.outcome.inside if stage.outcome else None
     for name in names(stage):
         points = [(line.step, line.points[name]) for line in stage.inside if name in line.points]
-        drawn = tuple((float(step), point.score) for step, point in points if point.score is not None)
+        pieces = _pieces([(float(step), point.score) for step, point in points])
         broken = tuple(
             (float(step), point.score)
             for step, point in points
@@ -31,11 +31,24 @@ def draw(stage: StageRecord) -> Iterator[Chart]:
         limit = _limit(points[0][1])
         if limit is not None:
             marks.append(Rule(limit, False, "orange", "4 3"))
-        if told and told.kept is not None:
-            marks.append(Rule(float(told.kept), True, "muted", "1 3"))
-        marks += [Curve(drawn, "blue", name, dots=2), Dots(broken, "orange", (3.0,) * len(broken))]
-        if drawn:
-            yield Chart(f"{name} inside {stage.id}", heads=((name, "blue"),), marks=marks, size=PANEL)
+        if insight and insight.kept is not None:
+            marks.append(Rule(float(insight.kept), True, "muted", "1 3"))
+        marks += [Curve(piece, "blue", dots=2) for piece in pieces]
+        marks.append(Dots(broken, "orange", (3.0,) * len(broken)))
+        told = Curve(tuple(point for piece in pieces for point in piece), "blue", name)
+        if pieces:
+            yield Chart(f"{name} inside {stage.id}", heads=((name, "blue"),), marks=marks, size=PANEL, told=(told,))
+
+
+def _pieces(points: Sequence[tuple[float, float | None]]) -> list[tuple[tuple[float, float], ...]]:
+    """The points between those without a value."""
+    found: list[list[tuple[float, float]]] = [[]]
+    for step, value in points:
+        if value is None:
+            found.append([])
+        else:
+            found[-1].append((step, value))
+    return [tuple(piece) for piece in found if piece]
 
 
 def _limit(first: Point) -> float | None:

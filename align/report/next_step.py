@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from align.forgetting.judgement import MEAN
+from align.forgetting.keys import MOST_ITEMS
 from align.forgetting.table import Forgetting
 from align.report import curves, findings
 from align.report.findings import Change
@@ -14,9 +15,6 @@ from align.report.sentence import join
 
 MOST_REPLAY: Final = 0.5
 """Above it more rows are old than new, and another lever is worth more."""
-
-MOST_ITEMS: Final = 100
-"""Of a skill of the general battery, in each half."""
 
 FIRST_REPLAY: Final = 0.1
 """What a recipe is advised to begin with that replays nothing."""
@@ -102,9 +100,12 @@ def _unclear(forgetting: Forgetting, recipe: RecipeView) -> Iterable[Step]:
         yield Step(f"{names} stands on its limit.", "No number of items would decide; set the limit that you mean.")
         return
     why = f"{names}: {asked:,} items are too few to decide; about {max(needed):,} would."
-    if recipe.probes in ("auto", "general") and recipe.items and recipe.items < MOST_ITEMS:
-        more = min(MOST_ITEMS, max(recipe.items + 1, max(needed)))
-        enough = "" if max(needed) <= MOST_ITEMS else ", which is as many as the battery has, and may still not decide"
+    measured = recipe.items or 2 * asked  # of both halves
+    if recipe.probes in ("auto", "general") and measured < MOST_ITEMS:
+        more = min(MOST_ITEMS, max(measured + 1, 2 * max(needed)))
+        enough = (
+            "" if 2 * max(needed) <= MOST_ITEMS else ", which is as many as the battery has, and may still not decide"
+        )
         what = f"Ask more of them{enough}. Nothing is trained again."
         yield Step(why, what, ("forgetting:", f"  items: {more}"))
     elif recipe.probes is None:
