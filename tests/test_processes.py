@@ -19,6 +19,17 @@ FLOAT32 = (
     "stages.sft.training.bf16=false",
     "--set",
     "stages.dpo.training.bf16=false",
+    "--set",
+    "forgetting.probes=lab",
+)
+
+TWO = (
+    "--processes",
+    "2",
+    "--set",
+    "stages.sft.training.per_device_train_batch_size=4",
+    "--set",
+    "stages.dpo.training.per_device_train_batch_size=2",
 )
 
 
@@ -26,17 +37,7 @@ FLOAT32 = (
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     recipe = runs.write(tmp_path)
     runs.run(recipe, tmp_path / "one", *FLOAT32)
-    runs.run(
-        recipe,
-        tmp_path / "two",
-        *FLOAT32,
-        "--processes",
-        "2",
-        "--set",
-        "stages.sft.training.per_device_train_batch_size=4",
-        "--set",
-        "stages.dpo.training.per_device_train_batch_size=2",
-    )
+    runs.run(recipe, tmp_path / "two", *FLOAT32, *TWO)
     for stage in ("sft", "dpo"):
         one, two = runs.outcome(tmp_path / "one", stage), runs.outcome(tmp_path / "two", stage)
         assert (two["world_size"], two["distributed_type"]) == (2, "MULTI_CPU")
@@ -48,6 +49,15 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
         assert max(float((first[key] - second[key]).abs().max()) for key in first) <= 1e-5
     again = runs.run(recipe, tmp_path / "two", *FLOAT32)
     assert again.stderr.count("done already") == 2, "one process goes on with what two have done"
+
+    for measured in ("base", "stages/sft", "stages/dpo"):
+        (tmp_path / "one" / measured / "measurements").rename(tmp_path / f"alone-{measured.replace('/', '-')}")
+    again = runs.run(recipe, tmp_path / "one", *FLOAT32, *TWO)
+    assert again.stderr.count("measured again") == 2
+    for measured in ("base", "stages/sft", "stages/dpo"):
+        alone, shared = tmp_path / f"alone-{measured.replace('/', '-')}", tmp_path / "one" / measured / "measurements"
+        for name in ("items.jsonl", "answers.jsonl"):
+            assert (alone / name).read_bytes() == (shared / name).read_bytes(), "to the last digit"
 
 
 PPO = """\
