@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from align.data import mixing
 from align.engines import ddp
 from align.errors import AlignError, Exit
-from align.forgetting.probes import Probe
+from align.forgetting.battery import leaks
+from align.forgetting.probes import Battery, Probe
 from align.merging import into_base
 from align.merging.verdict import Merge
 from align.policy import generation, targets
@@ -109,6 +110,8 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.preload)
     found = measuring.probes_of(run, job, builder, world)
     job.inside = measuring.inside(job, run, found)
+    battery = [probe for probe in found if isinstance(probe, Battery)]
+    job.warnings += [] if ticket.measure_only else leaks.warnings(battery, job.rows)
     return Loaded(run, ticket, world, program, job, builder, found)
 
 
