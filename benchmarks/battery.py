@@ -84,9 +84,9 @@ def main() -> None:
         ]
         leads = [sorted(one)[-1] - sorted(one)[-2] for one, _ in apart]
         start = clock.process_seconds()
-        for probe in skills:
-            if probe.skill.scorer == "check":
-                generate_ids(bench, [one.shared for one in answering.encode(probe, tokenizer)], probe.skill.tokens)
+        written = [probe for probe in skills if probe.skill.scorer == "check"]
+        prompts = [one.shared for probe in written for one in answering.encode(probe, tokenizer)]
+        generate_ids(bench, prompts, max(probe.skill.tokens for probe in written))
         checked = clock.process_seconds() - start
         start = clock.process_seconds()
         for probe in loaded:

@@ -131,9 +131,10 @@ def _battery(bench: Bench, probes: Sequence[Battery]) -> dict[str, list[Answer]]
             bench.asked[probe.name] = answering.encode(probe, bench.tokenizer)
     asked = [(probe, bench.asked[probe.name]) for probe in probes]
 
-    def texts(prompts: Sequence[list[int]], tokens: int) -> list[str]:
-        made = generate_ids(bench, prompts, tokens)
-        return [bench.tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
+    def texts(prompts: Sequence[list[int]], limits: Sequence[int]) -> list[str]:
+        made = generate_ids(bench, prompts, max(limits))  # all in one go: a step costs little more for more rows
+        cut = [ids[:limit] for ids, limit in zip(made, limits, strict=True)]
+        return [bench.tokenizer.decode(ids, skip_special_tokens=True) for ids in cut]
 
     pad = bench.tokenizer.pad_token_id
     for answer in answering.answers(bench.model, asked, texts, pad=pad, autocast=bench.autocast, share=bench.share):

@@ -17,7 +17,8 @@ from align.forgetting.measurements import Split
 from align.forgetting.probes import Battery
 from align.forgetting.share import Share
 
-Generate = Callable[[Sequence[list[int]], int], list[str]]  # token ids of prompts, tokens of an answer -> answers
+Generate = Callable[[Sequence[list[int]], Sequence[int]], list[str]]
+"""Token ids of prompts, and how many tokens each answer may have -> the answers."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,10 @@ def answers(
     chosen = [encoded for probe, encoded in probes if probe.skill.scorer == "choice"]
     groups = log_likelihoods(model, chosen, pad=pad, autocast=autocast, share=share)
     scores = iter([scores for group in groups for scores in group])
-    written: dict[int, list[str]] = {}
-    for tokens in sorted({probe.skill.tokens for probe, _ in probes if probe.skill.scorer == "check"}):
-        of_length = [n for n, (probe, _) in enumerate(probes) if probe.skill.scorer == "check"]
-        of_length = [n for n in of_length if probes[n][0].skill.tokens == tokens]
-        made = iter(generate([asked.shared for n in of_length for asked in probes[n][1]], tokens))
-        written |= {n: [next(made) for _ in probes[n][1]] for n in of_length}
+    checked = [n for n, (probe, _) in enumerate(probes) if probe.skill.scorer == "check"]
+    prompts = [(asked.shared, probes[n][0].skill.tokens) for n in checked for asked in probes[n][1]]
+    made = iter(generate([ids for ids, _ in prompts], [tokens for _, tokens in prompts]) if prompts else [])
+    written = {n: [next(made) for _ in probes[n][1]] for n in checked}
     found = []
     for number, (probe, _) in enumerate(probes):
         said = iter(written.get(number, []))

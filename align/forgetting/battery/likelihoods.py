@@ -20,6 +20,8 @@ from align.policy.unwrapped import unwrapped
 TOKEN_BUDGET = 2**14  # tokens of one batch, those that are kept in its cache and padding included
 LOGIT_BUDGET = 2**26  # elements of its logits: 256 MiB in float32
 MOST = 64  # questions of a batch
+FEW = 8  # rows that are worth a pass of their own, whatever padding another pass would save
+SLACK = 1.25  # the longest row of a pass over the shortest that joins it
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def plan(groups: Sequence[Sequence[Asked]], vocabulary: int) -> list[Batch]:
     """The batches of all groups, in each of them the longest questions first."""
     found: list[Batch] = []
     for number, group in enumerate(groups):
-        alike = prefix([asked.shared for asked in group])
+        begun = prefix([asked.shared for asked in group])
         order = sorted(range(len(group)), key=lambda i: len(group[i].shared))
         while order:
             places: list[int] = []
@@ -101,12 +103,14 @@ def plan(groups: Sequence[Sequence[Asked]], vocabulary: int) -> list[Batch]:
             while order and len(places) < MOST:
                 one = group[order[-1]]
                 wide = len(group[places[0]].shared) if places else len(one.shared)
+                if len(places) >= FEW and wide - begun > SLACK * (len(one.shared) - begun):
+                    break
                 answers, longest = answers + len(one.rest), max(longest, *map(len, one.rest))
                 tokens, logits = answers * (wide + longest), answers * longest * vocabulary
                 if places and (tokens > TOKEN_BUDGET or logits > LOGIT_BUDGET):
                     break
                 places.append(order.pop())
-            found.append(Batch(number, alike, tuple(places)))
+            found.append(Batch(number, begun, tuple(places)))
     return found
 
 
@@ -117,6 +121,18 @@ def prefix(rows: Sequence[Sequence[int]]) -> int:
     low, high = min(map(list, rows)), max(map(list, rows))
     alike = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return min(alike, min(map(len, rows)) - 1)
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """The places of rows of similar length together, the longest first; rows of length 0 are left out."""
+    order = sorted((i for i, length in enumerate(lengths) if length > 0), key=lambda i: -lengths[i])
+    found: list[list[int]] = []
+    for place in order:
+        if found and (len(found[-1]) < FEW or lengths[found[-1][0]] <= SLACK * lengths[place]):
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
 
 
 class _Scorer:
@@ -149,16 +165,21 @@ class _Scorer:
         asking = self._pass(ids, mask, places[:, batch.prefix :], past_key_values=cache, **last)
         chosen = torch.tensor([row for row, one in enumerate(asked) for _ in one.rest], device=self.device)
         sums = _of(asking.logits[:, -1].float().log_softmax(-1)[chosen], answers[:, 0]) * counted[:, 0]
-        if answers.shape[1] > 1:
+        pieces = alike([len(tokens) - 1 for tokens in rest])
+        for number, rows in enumerate(pieces):
+            width = len(rest[rows[0]])
             cache = asking.past_key_values
-            cache.batch_select_indices(chosen)
-            seen = torch.cat([mask[chosen], written[:, :-1]], 1)
-            at = places[chosen, -1:] + torch.arange(1, answers.shape[1], device=self.device)
-            logits = self._pass(answers[:, :-1], seen, at, past_key_values=cache).logits
-            told = counted[:, 1:].bool()  # padding costs no softmax
-            of_tokens = torch.zeros(told.shape, device=self.device)
-            of_tokens[told] = _of(logits[told].float().log_softmax(-1), answers[:, 1:][told])
-            sums = sums + of_tokens.sum(1)
+            if number < len(pieces) - 1:  # the last piece may have it for good
+                cache = copy.deepcopy(cache)
+            here = torch.tensor(rows, device=self.device)
+            cache.batch_select_indices(chosen[here])
+            given, read, told = answers[here, :width], written[here, : width - 1], counted[here, 1:width].bool()
+            seen = torch.cat([mask[chosen[here]], read], 1)
+            at = places[chosen[here], -1:] + torch.arange(1, width, device=self.device)
+            logits = self._pass(given[:, :-1], seen, at, past_key_values=cache).logits
+            of_tokens = torch.zeros(told.shape, device=self.device)  # padding costs no softmax
+            of_tokens[told] = _of(logits[told].float().log_softmax(-1), given[:, 1:][told])
+            sums[here] += of_tokens.sum(1)
         each = iter(sums.tolist())
         return [[next(each) for _ in one.rest] for one in asked]
 

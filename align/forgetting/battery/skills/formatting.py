@@ -273,5 +273,5 @@ SKILL = Skill(
     ),
     chance=0.0,
     check=check,
-    tokens=96,
+    tokens=48,
 )

@@ -301,5 +301,5 @@ SKILL = Skill(
     ),
     chance=0.0,
     check=check,
-    tokens=64,
+    tokens=48,
 )
