@@ -69,9 +69,13 @@ def answers(
         generate: greedy answers of the model.
         pad, autocast, share: as in `log_likelihoods`.
     """
-    chosen = [encoded for probe, encoded in probes if probe.skill.scorer == "choice"]
-    groups = log_likelihoods(model, chosen, pad=pad, autocast=autocast, share=share)
-    scores = iter([scores for group in groups for scores in group])
+    chosen = [(probe, encoded) for probe, encoded in probes if probe.skill.scorer == "choice"]
+    groups = log_likelihoods(model, [encoded for _, encoded in chosen], pad=pad, autocast=autocast, share=share)
+    scores = iter(
+        _counted(one, asked, probe.skill.per_token)
+        for (probe, encoded), group in zip(chosen, groups, strict=True)
+        for one, asked in zip(group, encoded, strict=True)
+    )
     checked = [n for n, (probe, _) in enumerate(probes) if probe.skill.scorer == "check"]
     prompts = [(asked.shared, probes[n][0].skill.tokens) for n in checked for asked in probes[n][1]]
     made = iter(generate([ids for ids, _ in prompts], [tokens for _, tokens in prompts]) if prompts else [])
@@ -86,6 +90,12 @@ def answers(
                 else:
                     found.append(_checked(probe, split, id, item, next(said)))
     return found
+
+
+def _counted(scores: Sequence[float], asked: Asked, per_token: bool) -> list[float]:
+    """What the choices of a question count by."""
+    lengths = [len(rest) - first for rest, first in zip(asked.rest, asked.first, strict=True)]
+    return [score / length if per_token else score for score, length in zip(scores, lengths, strict=True)]
 
 
 def _chosen(probe: Battery, split: Split, id: str, item: Item, scores: Sequence[float]) -> Answer:

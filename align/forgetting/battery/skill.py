@@ -58,6 +58,8 @@ class Skill:
         chance: the share that guessing gets right.
         check: whether an answer to an item is right.
         tokens: the longest answer that is checked.
+        per_token: a choice counts by the mean over its tokens rather than by their sum: where the right one tends to
+            have fewer tokens than the others, any model would find it the likeliest.
     """
 
     about: str
@@ -67,6 +69,7 @@ class Skill:
     chance: float
     check: Callable[[Item, str], bool] | None = None
     tokens: int = 32
+    per_token: bool = False
 
 
 def names() -> list[str]:

@@ -299,7 +299,7 @@ SKILL = Skill(
         Item((user("Name 3 metals in a bulleted list."),), "- iron\n- gold\n- silver"),
         Item((user("Repeat this sentence exactly, and say nothing else: Birds can fly."),), "Birds can fly."),
     ),
-    chance=0.0,
+    chance=0.01,  # of the answers of a model with random weights
     check=check,
     tokens=48,
 )

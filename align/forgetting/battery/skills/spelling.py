@@ -230,4 +230,5 @@ SKILL = Skill(
         Item((user("Spell the word 'dog' with hyphens between the letters."),), "d-o-g"),
     ),
     chance=0.25,
+    per_token=True,  # a word that is spelled right has a token or two, one that is not has more
 )
