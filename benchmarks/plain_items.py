@@ -39,7 +39,8 @@ def right(model: Any, tokenizer: Any, questions: list[dict[str, Any]]) -> set[tu
             ids = tokenizer(question["asked"] + choice, add_special_tokens=False, return_tensors="pt").input_ids
             log_probs = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
             each = log_probs.gather(-1, ids[0, 1:].unsqueeze(-1)).squeeze(-1)
-            scores.append(float(each[asked - 1 :].sum()))
+            counted = each[asked - 1 :]
+            scores.append(float(counted.mean() if question["per_token"] else counted.sum()))
         if question["choices"][max(range(len(scores)), key=scores.__getitem__)] == question["answer"]:
             found.add((question["probe"], question["id"]))
     return found

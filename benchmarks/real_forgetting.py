@@ -91,6 +91,7 @@ def questions(model: str, items: int) -> Iterator[dict[str, Any]]:
                         "asked": asked,
                         "choices": list(item.choices),
                         "answer": item.answer,
+                        "per_token": probe.skill.per_token,
                     }
 
 
