@@ -55,7 +55,8 @@ class Skill:
         items: the same list whenever it is called.
         scorer: `choice`: the most likely of the choices is the right one; `check`: the greedy answer passes `check`.
         shots: solved examples, none of them an item.
-        chance: the share that guessing gets right.
+        chance: the share that a model which knows nothing gets right: guessing, or what models with random weights have
+            (benchmarks/capability.py) where that is more.
         check: whether an answer to an item is right.
         tokens: the longest answer that is checked.
         per_token: a choice counts by the mean over its tokens rather than by their sum: where the right one tends to

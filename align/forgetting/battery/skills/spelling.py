@@ -229,6 +229,6 @@ SKILL = Skill(
         Item((user("What is the past tense of 'win'? Answer with one word."),), "won"),
         Item((user("Spell the word 'dog' with hyphens between the letters."),), "d-o-g"),
     ),
-    chance=0.25,
+    chance=0.33,  # of models with random weights: the mean over few tokens strays further
     per_token=True,  # a word that is spelled right has a token or two, one that is not has more
 )
