@@ -253,6 +253,14 @@ def test_rows_are_replayed_where_some_are(tmp_path: Path) -> None:
     assert not made(tmp_path, "replay.ratio=0.0")["dpo"].replays
 
 
+def test_the_limits_that_may_end_a_stage_count_and_that_of_the_kl_may_not(tmp_path: Path) -> None:
+    early = "forgetting={probes: lab, every: 5, early_stop: true}"
+    plain = {stage: ticket.fingerprint for stage, ticket in made(tmp_path, early).items()}
+    assert changed(tmp_path, plain, early, "forgetting.max_kl=0.3") == []
+    assert changed(tmp_path, plain, early, "forgetting.on_violation=stop") == []
+    assert changed(tmp_path, plain, early, "forgetting.max_drop=0.2") == ["sft", "dpo"]
+
+
 def test_what_scores_a_probe_is_found_from_anywhere(tmp_path: Path) -> None:
     """Own files and folders by their whole paths; names of the Hub, of the harness and of shipped sets as they are."""
     sums = "".join(f'{{"prompt": "Sort: c {x} a", "answer": "a {x} c"}}\n' for x in "bdefgh")

@@ -201,7 +201,7 @@ class ForgettingKeys(BaseModel):
             "max_drop": self.max_drop,
             "max_mean_drop": self.max_mean_drop,
             "max_perplexity_ratio": self.max_perplexity_ratio,
-            "max_kl": self.max_kl,
+            **({} if self.max_kl is None else {"max_kl": self.max_kl}),  # which older decisions do not name
             "on_violation": self.on_violation,
         }
 
