@@ -172,7 +172,8 @@ class ForgettingKeys(BaseModel):
     def limit(self, probe: str, info: ProbeInfo) -> float | None:
         """The limit of one probe: a drop of accuracy, or a perplexity ratio; None where it is not judged.
 
-        Agreement with the base's own answers falls with anything that is learnt, so it is judged only by name.
+        Agreement with the base's own answers, which runs of an older align measured, falls with anything that is
+        learnt, so it is judged only by name.
         """
         if info.metric == "perplexity":
             return self.max_perplexity_ratio
