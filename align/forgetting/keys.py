@@ -156,7 +156,8 @@ class ForgettingKeys(BaseModel):
             raise ValueError("`every` measures probes inside a stage, and there are none: write `probes: auto`")
         if self.watch == []:
             raise ValueError("`watch` names no probe: write the names of some, or leave it out to measure all")
-        unknown = self.unwatched(self.probes) if isinstance(self.probes, dict) else None
+        named = isinstance(self.probes, dict) and True not in self.probes.values()  # those of a set are known later
+        unknown = self.unwatched(self.probes) if named else None
         if unknown:
             raise ValueError(unknown)
         return self
