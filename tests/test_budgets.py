@@ -19,7 +19,7 @@ from test_loop import RECIPE, Runs, probes, runs
 
 __all__ = ["probes", "runs"]
 
-BASE = measurement({"copy": (90, 100), "sort": (90, 100)}, others={"same": ("agreement", (90, 100))})
+BASE = measurement({"copy": (90, 100), "sort": (90, 100)}, others={"same": ("task", (90, 100))})
 
 
 def keys(**budgets: Any) -> ForgettingKeys:
@@ -83,7 +83,7 @@ def test_budgets_of_probes_that_there_are_not() -> None:
 
 
 def test_a_floor_of_accuracy() -> None:
-    after = measurement({"copy": (49, 100), "sort": (50, 100)}, others={"same": ("agreement", (1, 100))})
+    after = measurement({"copy": (49, 100), "sort": (50, 100)}, others={"same": ("task", (90, 100))})
     decision = decide("sft", BASE, after, keys(accuracy=0.5))
     assert [crossed.model_dump() for crossed in decision.budgets] == [
         {"budget": "accuracy", "probe": "copy", "value": 0.49, "limit": 0.5}
@@ -93,7 +93,7 @@ def test_a_floor_of_accuracy() -> None:
         "the run continues anyway, because on_budget is warn",
     ]
     assert decision.thresholds["budgets.accuracy"] == 0.5 and decision.thresholds["on_budget"] == "warn"
-    named = decide("sft", BASE, after, keys(accuracy={"same": 0.1, "sort": 0.6}, on_budget="stop"))
+    named = decide("sft", BASE, after, keys(accuracy={"same": 0.95, "sort": 0.6}, on_budget="stop"))
     assert named.action == "stop" and [crossed.probe for crossed in named.budgets] == ["sort", "same"]
     assert Decision.model_validate_json(named.model_dump_json()) == named
 
@@ -136,7 +136,7 @@ def test_what_a_stage_takes() -> None:
 
 
 def test_a_violation_and_a_budget_together() -> None:
-    after = measurement({"copy": (10, 100), "sort": (90, 100)}, others={"same": ("agreement", (90, 100))})
+    after = measurement({"copy": (10, 100), "sort": (90, 100)}, others={"same": ("task", (90, 100))})
     limits = ForgettingKeys.model_validate({"max_mean_drop": 1.0, "budgets": {"accuracy": 0.5}})
     decision = decide("sft", BASE, after, limits)
     assert [text.split(":")[0].split(" has")[0] for text in decision.alarming] == ["copy", "copy"]

@@ -6,6 +6,7 @@ import html as escaping
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from io import StringIO
@@ -320,8 +321,15 @@ def test_other_probes_and_other_items_are_refused(pair: tuple[Path, Path], tmp_p
         f"'{other}' has other probes than '{a}': only in '{a}': task polite, stories; only in '{other}': add\n"
         f"  -> {REMEASURE}"
     )
-    items = made.write_run(tmp_path / "d", {"sft": GOOD}, prefix="other")
-    assert refusal(a, items) == f"'{items}' has other items of the probe 'copy' than '{a}'\n  -> {REMEASURE}"
+    what = f"'{tmp_path}/d' has other items of the probe 'copy' than '{a}'"
+    items = made.write_run(tmp_path / "d", {"sft": GOOD}, prefix="other", asked="2")
+    assert refusal(a, items) == f"{what}\n  -> {REMEASURE}"
+    shutil.rmtree(items)
+    made.write_run(items, {"sft": GOOD}, prefix="other")
+    assert refusal(a, items) == (
+        f"{what}\n  -> `forgetting.items: auto` chose another number in each: write the same one into both recipes and "
+        "run them again: they are measured, not trained again"
+    )
     content = made.write_run(tmp_path / "e", {"sft": GOOD}, asked="2")
     assert refusal(a, content) == (
         f"'{content}' has probes of the same names as '{a}', but of other content\n  -> {REMEASURE}"

@@ -184,7 +184,6 @@ def test_the_task_is_judged_agreement_only_by_name_and_neither_counts_in_the_mea
     assert decision.reasons[1:] == [
         "the run continues anyway, because on_violation is warn",
         "2 of 3 limits met, 1 violated, 0 unclear",
-        "same: 1.000 -> 0.200 has no verdict, because any training moves it",
     ]
     decision = decide("sft", base, after, ForgettingKeys(max_drop={"same": 0.3, "helpdesk": 1}))
     assert [violation.probe for violation in decision.violations] == ["same"]
@@ -237,9 +236,8 @@ def test_deciding_again_with_other_limits_needs_only_the_measurements() -> None:
         "max_drop": {"copy": 0.6},
         "max_mean_drop": 0.5,
         "max_perplexity_ratio": 1.5,
-        "max_kl": None,
         "on_violation": "stop",
-    }
+    }, "as an older align wrote it, or every run folder would be decided on again"
     assert decide("sft", BASE, after, ForgettingKeys()) == strict
 
 
@@ -276,12 +274,3 @@ def test_the_mean_is_over_accuracies_of_what_the_base_could_do() -> None:
     kinds: tuple[Kind, ...] = ("skill", "task", "agreement", "text")
     assert [kind for kind in kinds if is_skill(ProbeInfo("accuracy", True, kind))] == ["skill"]
     assert not any(is_skill(ProbeInfo("perplexity", False, kind)) for kind in kinds)
-
-
-def test_what_is_not_judged_is_told_from_the_half_that_has_it() -> None:
-    base = measurement(others={"same": ("agreement", (10, 10))}, splits=("report",))
-    after = measurement(others={"same": ("agreement", (4, 10))}, splits=("report",))
-    assert decide("sft", base, after, ForgettingKeys()).reasons == [
-        "nothing was judged: no probe with a limit has gate items",
-        "same: 1.000 -> 0.400 has no verdict, because any training moves it",
-    ]

@@ -141,7 +141,10 @@ def test_it_is_written_when_the_base_is_measured_and_every_half_minute(
     assert written[5:] == ["page", "page"]
 
 
-@pytest.mark.parametrize("error", [AlignError("a row is damaged", "run it again"), OSError("no space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [AlignError("a row is damaged", "run it again"), OSError("no space left on device"), ValueError("no such figure")],
+)
 def test_a_page_that_cannot_be_written_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -393,6 +393,20 @@ def test_a_measurement_that_was_interrupted_is_measured_and_not_trained(runs: Ru
     assert not here.remeasuring.exists() and runs.superseded() == []
 
 
+def test_a_stage_measured_again_whose_run_ended_before_the_outcome_is_not_lost(runs: Runs, probes: str) -> None:
+    """All that is looked for is there, but neither its last files nor its outcome."""
+    runs.run(probes)
+    here = runs.dir.stage("sft")
+    weights = (here.model / "weights").stat().st_mtime_ns
+    for only, doing in ((False, "measured"), (True, "asked")):
+        here.outcome.replace(here.remeasuring)
+        files.write_json(here.ticket, files.read_json(here.ticket) | {"measure_only": True, "ask_only": only})
+        assert runs.run(probes) == [f"sft {doing}", "finish"]
+        assert here.outcome.is_file() and not here.remeasuring.exists()
+        assert (here.model / "weights").stat().st_mtime_ns == weights
+    assert runs.run(probes) == ["finish"]
+
+
 def test_other_questions_and_another_base_are_another_base_row(runs: Runs, probes: str) -> None:
     runs.run(probes)
     assert runs.run(probes, "stages.sft.training.logging_steps=7") == ["finish"]

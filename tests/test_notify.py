@@ -178,6 +178,30 @@ def test_no_secret_is_told_shown_or_kept(runs: Runs, hook: Hook, monkeypatch: py
     assert recipe["notify"] == {"url": "$ALIGN_NOTIFY_URL"}
 
 
+def test_a_secret_that_begins_like_another_and_one_that_a_command_says(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "sk-secret")
+    monkeypatch.setenv("B_KEY", "sk-secret-and-more")
+    runs.run(command(runs.folder, "import sys\nsys.exit('refused: ' + 'x' * 170 + ' sk-secret-and-more')"))
+    (told,) = [line for line in runs.said if line.startswith("note notify")]
+    assert told.endswith(f": refused: {'x' * 170} ***")
+
+
+def test_a_state_that_cannot_be_told_hides_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(notify, "_state", broken)
+    runs.run(keeping(runs.folder))
+    assert runs.code == Exit.DONE
+    assert "note notify: nothing was told of the end: ZeroDivisionError" in runs.said
+    runs.raising["dpo"] = AlignError("no memory is left", exit=Exit.STAGE_FAILED)
+    with pytest.raises(AlignError, match="no memory is left"):
+        runs.run(keeping(runs.folder), "stages.dpo.beta=0.3")
+    assert "note notify: nothing was told of the failure: ZeroDivisionError" in runs.said
+
+
 def test_the_url_may_stand_in_the_environment(runs: Runs, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAT_HOOK", hook.url)
     runs.run("notify=$CHAT_HOOK")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from align.errors import AlignError
 from align.preflight.check import prepare
 from align.recipe.load import load
 from align.recipe.plan import StagePlan
@@ -251,6 +252,24 @@ def test_another_text_of_the_program_counts(tmp_path: Path) -> None:
 def test_rows_are_replayed_where_some_are(tmp_path: Path) -> None:
     assert made(tmp_path)["dpo"].replays
     assert not made(tmp_path, "replay.ratio=0.0")["dpo"].replays
+
+
+def test_the_limits_that_may_end_a_stage_count_and_that_of_the_kl_may_not(tmp_path: Path) -> None:
+    early = "forgetting={probes: lab, every: 5, early_stop: true}"
+    plain = {stage: ticket.fingerprint for stage, ticket in made(tmp_path, early).items()}
+    assert changed(tmp_path, plain, early, "forgetting.max_kl=0.3") == []
+    assert changed(tmp_path, plain, early, "forgetting.on_violation=stop") == []
+    assert changed(tmp_path, plain, early, "forgetting.max_drop=0.2") == ["sft", "dpo"]
+
+
+def test_a_skill_of_a_shipped_set_is_watched_beside_a_probe_of_ones_own(tmp_path: Path) -> None:
+    sums = "".join(f'{{"prompt": "Sort: c {x} a", "answer": "a {x} c"}}\n' for x in "bdefgh")
+    (tmp_path / "sums.jsonl").write_text(sums, encoding="utf-8")
+    probes = "forgetting.probes={lab: true, sums: {data: sums.jsonl, metric: exact}}"
+    inside = made(tmp_path, probes, "forgetting.every=5", "forgetting.watch=[facts, sums]")["sft"].inside
+    assert inside is not None and inside.watch == ["facts", "sums"]
+    with pytest.raises(AlignError, match=r"`watch` names lab, but the probes are extract, .*, sums"):
+        made(tmp_path, probes, "forgetting.every=5", "forgetting.watch=[lab]")
 
 
 def test_what_scores_a_probe_is_found_from_anywhere(tmp_path: Path) -> None:

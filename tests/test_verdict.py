@@ -26,7 +26,7 @@ SAME = "agreement with the base"
 
 
 def general(nats: float, agreeing: int) -> Measurement:
-    """What `probes: auto` measures: running text, and agreement on 100 answers."""
+    """What an older align measured for `probes: auto`: running text, and agreement on 100 answers."""
     return measurement(others={SAME: ("agreement", (agreeing, 100))}, texts={"general text": nats})
 
 
@@ -94,10 +94,7 @@ def test_agreement_stands_apart_and_running_text_alone_is_judged(tmp_path: Path)
     base, after = general(3.414, 98), general(3.4367, 60)
     decision = write(tmp_path, base, after, ForgettingKeys(on_violation="stop"))
     assert (decision["action"], decision["violations"]) == ("continue", [])
-    assert decision["reasons"] == [
-        "1 of 1 limits met, 0 violated, 0 unclear",
-        "agreement with the base: 0.980 -> 0.600 has no verdict, because any training moves it",
-    ]
+    assert decision["reasons"] == ["1 of 1 limits met, 0 violated, 0 unclear"]
     assert verdict_line(load(tmp_path)) == (
         "After sft general text is within its limit of x1.5 (perplexity 30.39 to 31.08, x1.02); no skill was measured, "
         "so what else the model forgot is not known (95 % intervals, the same held-out items before and after)."

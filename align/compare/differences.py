@@ -9,8 +9,9 @@ from align.compare.sides import Side
 from align.compare.table import Difference, Row, Table, Value
 from align.forgetting.judgement import MEAN, cannot_show, is_skill, judge
 from align.forgetting.measurements import Measurement, Split, compare
+from align.forgetting.rounding import number
 from align.forgetting.statistics import Change, PerplexityChange, Verdict, mean_change
-from align.forgetting.table import Number, ProbeEntry
+from align.forgetting.table import ProbeEntry
 from align.report import findings
 
 MEAN_NAME = "mean of skills"
@@ -81,11 +82,6 @@ def mean_difference(first: Measurement, other: Measurement, split: Split, skills
         gained=change.gained,
     )
     return found.but(direction=findings.direction(found, ProbeEntry()))
-
-
-def number(value: float) -> Number:
-    """Six significant digits; None for what JSON cannot hold."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _row(name: str, measured: Sequence[Measurement], split: Split, verdicts: Sequence[Verdicts]) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import JsonValue
 
 from align.compare.sides import Side
 from align.compare.table import Training
+from align.forgetting.rounding import number
 from align.report import curves
 from align.report.schema import StageRecord
 from align.run_folder import reading
@@ -76,13 +76,9 @@ def _training(stage: StageRecord) -> Training:
         rows=outcome.data.get("rows"),
         replay_rows=outcome.data.get("replay_rows"),
         trainable=outcome.parameters.get("trainable"),
-        train_loss=_finite(span[1]) if span else None,
-        eval_loss=_finite(held[-1][1]) if held else None,
-        kl=_finite(kl) if isinstance(kl, int | float) else None,
-        cpu_seconds=_finite(outcome.cpu_seconds),
+        train_loss=number(span[1]) if span else None,
+        eval_loss=number(held[-1][1]) if held else None,
+        kl=number(kl) if isinstance(kl, int | float) else None,
+        cpu_seconds=number(outcome.cpu_seconds),
         peak_memory_bytes=outcome.peak_memory_bytes,
     )
-
-
-def _finite(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -20,6 +20,11 @@ from align.report.schema import Report
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Outcome
 
+SAME_NUMBER = (
+    "`forgetting.items: auto` chose another number in each: write the same one into both recipes and run them again: "
+    "they are measured, not trained again"
+)
+
 
 @dataclass(frozen=True)
 class Side:
@@ -151,7 +156,7 @@ def _check(first: Side, other: Side) -> None:
             )
         for split in ("gate", "report"):
             if mine.items.get((split, name), {}).keys() != theirs.items.get((split, name), {}).keys():
-                raise AlignError(what, remedy)
+                raise AlignError(what, SAME_NUMBER if first.asked == other.asked else remedy)
     if first.asked != other.asked:
         what = f"'{other.folder}' has probes of the same names as '{first.folder}', but of other content"
         raise AlignError(what, remedy)

@@ -69,7 +69,7 @@ Found = tuple[BudgetCrossed | None, str]
 def _of_probes(budgets: Budgets, after: Measurement) -> Iterator[Found]:
     for probe, info in after.probes.items():
         perplexity = info.metric == "perplexity"
-        limit = _limit(budgets.perplexity if perplexity else budgets.accuracy, probe, info.kind == "agreement")
+        limit = _limit(budgets.perplexity if perplexity else budgets.accuracy, probe)
         if limit is None or not after.has("gate", probe):
             continue
         score = after.score("gate", probe)
@@ -87,11 +87,8 @@ def _of_probes(budgets: Budgets, after: Measurement) -> Iterator[Found]:
         yield None, "no probe measures a perplexity, so its budget was not checked"
 
 
-def _limit(budget: float | dict[str, float] | None, probe: str, by_name_only: bool) -> float | None:
-    """Agreement with the base falls with anything that is learnt, so that it has a floor only by name."""
-    if isinstance(budget, dict):
-        return budget.get(probe)
-    return None if by_name_only else budget
+def _limit(budget: float | dict[str, float] | None, probe: str) -> float | None:
+    return budget.get(probe) if isinstance(budget, dict) else budget
 
 
 def _of_costs(budgets: Budgets, costs: Costs) -> Iterator[Found]:

@@ -9,7 +9,7 @@ from align.forgetting.budgets import Costs, Judged
 from align.forgetting.distances import KL, TaskKl
 from align.forgetting.judgement import Finding, judge
 from align.forgetting.keys import ForgettingKeys
-from align.forgetting.measurements import Measurement, ProbeInfo, Split
+from align.forgetting.measurements import Measurement
 from align.forgetting.statistics import PerplexityChange
 from align.run_folder.records import Decision, Violation
 
@@ -53,7 +53,6 @@ def decide(
         reasons.append("nothing was judged: no probe with a limit has gate items")
     reasons += kept.open
     reasons += unknown
-    reasons += [_unjudged(name, base, after) for name, info in base.probes.items() if _stands_apart(name, info, keys)]
     return Decision(
         stage=stage,
         action="stop" if _stops(keys, bool(broken), bool(kept.crossed)) else "continue",
@@ -119,16 +118,6 @@ def _kl_violation(finding: TaskKl) -> Violation:
     low, high = found.ci95
     figures = {"before": 0.0, "after": found.kl, "delta": found.kl, "low": low, "high": high}
     return Violation(probe=KL, metric="kl", limit=finding.limit, **figures)
-
-
-def _stands_apart(probe: str, info: ProbeInfo, keys: ForgettingKeys) -> bool:
-    return info.kind == "agreement" and keys.limit(probe, info) is None
-
-
-def _unjudged(probe: str, base: Measurement, after: Measurement) -> str:
-    split: Split = "gate" if base.has("gate", probe) else "report"
-    figures = f"{base.score(split, probe):.3f} -> {after.score(split, probe):.3f}"
-    return f"{probe}: {figures} has no verdict, because any training moves it"
 
 
 def finite(value: float) -> float | None:

@@ -156,7 +156,8 @@ class ForgettingKeys(BaseModel):
             raise ValueError("`every` measures probes inside a stage, and there are none: write `probes: auto`")
         if self.watch == []:
             raise ValueError("`watch` names no probe: write the names of some, or leave it out to measure all")
-        unknown = self.unwatched(self.probes) if isinstance(self.probes, dict) else None
+        named = isinstance(self.probes, dict) and True not in self.probes.values()  # those of a set are known later
+        unknown = self.unwatched(self.probes) if named else None
         if unknown:
             raise ValueError(unknown)
         return self
@@ -172,7 +173,8 @@ class ForgettingKeys(BaseModel):
     def limit(self, probe: str, info: ProbeInfo) -> float | None:
         """The limit of one probe: a drop of accuracy, or a perplexity ratio; None where it is not judged.
 
-        Agreement with the base's own answers falls with anything that is learnt, so it is judged only by name.
+        Agreement with the base's own answers, which runs of an older align measured, falls with anything that is
+        learnt, so it is judged only by name.
         """
         if info.metric == "perplexity":
             return self.max_perplexity_ratio
@@ -201,7 +203,7 @@ class ForgettingKeys(BaseModel):
             "max_drop": self.max_drop,
             "max_mean_drop": self.max_mean_drop,
             "max_perplexity_ratio": self.max_perplexity_ratio,
-            "max_kl": self.max_kl,
+            **({} if self.max_kl is None else {"max_kl": self.max_kl}),  # which older decisions do not name
             "on_violation": self.on_violation,
         }
 

@@ -20,7 +20,7 @@ from align.forgetting.mended import mended
 from align.forgetting.own import measuring as own_probes
 from align.forgetting.own.kinds import Own, Task
 from align.forgetting.probes import SPLITS, Battery, Exact, Graded, Probe, Texts, called, part
-from align.forgetting.records import Sample
+from align.forgetting.records import BrokenAnswer, MendedAnswer, Sample
 from align.run_folder import files
 
 SAMPLES_SHOWN = 8
@@ -54,34 +54,51 @@ def measure(
     probes = [part(probe, splits) for probe in probes if only is None or set(called(probe)) & set(only)]
     if tell is not None:
         bench.share = replace(bench.share, passed=_Progress(tell, _rows(probes)))
+    before = _read_lines(base / "items.jsonl") if base is not None and "report" in splits else []
     was_training = bench.model.training
     bench.model.eval()
-    with torch.inference_mode():
-        right = _answered(bench, [probe for probe in probes if isinstance(probe, Exact)])
-        answered = _battery(bench, [probe for probe in probes if isinstance(probe, Battery)])
-        own = own_probes.lines(bench, [probe for probe in probes if isinstance(probe, Own)])
-        for probe in probes:
-            _run(bench, probe, right, answered, own, splits)
-        before = _read_lines(base / "items.jsonl") if base is not None and "report" in splits else []
-        lost = broken(bench, probes, before)
-    bench.model.train(was_training)
+    try:
+        with torch.inference_mode():
+            _run_all(bench, probes, splits)
+            lost = broken(bench, probes, before)
+    finally:
+        bench.model.train(was_training)
     summary = {
         "probes": _describe(probes),
         "scores": _scores(bench.items),
         "seconds": time.monotonic() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
-    if not bench.share.first:
-        return summary
+    if bench.share.first:
+        now_right = mended(probes, before, bench.items) if base is not None and "report" in splits else None
+        _write(bench, folder, splits, lost, now_right)
+        files.write_json(folder / "summary.json", summary)  # last: where it is, the others are whole
+    return summary
+
+
+def _write(
+    bench: Bench,
+    folder: Path,
+    splits: Collection[Split],
+    lost: Sequence[BrokenAnswer],
+    now_right: Sequence[MendedAnswer] | None,
+) -> None:
+    """The items, and of the report's half the answers that a reader sees."""
     _write_lines(folder / "items.jsonl", bench.items)
     if "report" in splits:
         _write_lines(folder / "samples.jsonl", [sample.written() for sample in bench.samples])
         _write_lines(folder / "broken.jsonl", [answer.written() for answer in lost])
-    if "report" in splits and base is not None:
-        right_now = mended(probes, before, bench.items)
-        _write_lines(folder / "mended.jsonl", [answer.written() for answer in right_now])
-    files.write_json(folder / "summary.json", summary)
-    return summary
+    if now_right is not None:
+        _write_lines(folder / "mended.jsonl", [answer.written() for answer in now_right])
+
+
+def _run_all(bench: Bench, probes: Sequence[Probe], splits: Collection[Split]) -> None:
+    """Put the items of all probes on the bench; what needs the same of the model runs in one go."""
+    right = _answered(bench, [probe for probe in probes if isinstance(probe, Exact)])
+    answered = _battery(bench, [probe for probe in probes if isinstance(probe, Battery)])
+    own = own_probes.lines(bench, [probe for probe in probes if isinstance(probe, Own)])
+    for probe in probes:
+        _run(bench, probe, right, answered, own, splits)
 
 
 class _Progress:

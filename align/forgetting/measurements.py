@@ -27,7 +27,8 @@ class ProbeInfo:
     Attributes:
         metric: accuracy (the mean of scores in 0..1) or corpus perplexity.
         higher_is_better: true of accuracy, false of perplexity.
-        kind: a skill of the base, the task being taught, running text, or agreement with the base's own answers.
+        kind: a skill of the base, the task being taught, or running text; in runs of an older align also agreement with
+            the base's own answers.
         replayed: whether the replay data cover it; None where that is not known.
         chance: the accuracy of guessing; None where nothing can be guessed.
     """

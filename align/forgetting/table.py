@@ -24,7 +24,7 @@ class ProbeEntry(Record):
     """One probe.
 
     Attributes:
-        kind: skill, task, text or agreement.
+        kind: skill, task or text; agreement in runs of an older align.
         replayed: whether any stage replayed it; None where that is not known, or nothing is replayed.
         n: items.
         limit: what its verdicts are held against, a drop or a perplexity ratio; None where it has none.

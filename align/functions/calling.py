@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,17 @@ def load(path: Path, name: str, purpose: str) -> Callable[..., Any]:
     Raises:
         AlignError: the file cannot be imported.
     """
-    spec = importlib.util.spec_from_file_location(f"align_functions_{path.stem}", path)
+    called = f"align_functions_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(called, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:  # as for a script: it may import what lies beside it
         sys.path.append(str(path.parent))
+    sys.modules[called] = module  # where dataclasses and pickle look for it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[called]
         what = f"the file of the {purpose} cannot be imported: {type(error).__name__}: {error}"
         raise AlignError(what, "correct it", exit=Exit.STAGE_FAILED) from error
     found: Callable[..., Any] = getattr(module, name)

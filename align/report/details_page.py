@@ -48,8 +48,8 @@ class MendedGroup:
 
 
 def family_lines(forgetting: Forgetting) -> list[str]:
-    """What stays sure when all probes are taken together, for each stage that a probe alone calls forgotten or that
-    ends a branch with one."""
+    """What stays sure when all probes are taken together, for each policy handed on that has forgotten something by a
+    probe alone."""
     return [text for stage in findings.ends(forgetting) if (text := _family_line(forgetting, stage))]
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from align import report
-from align.errors import AlignError
 from align.run_folder.paths import RunDir
 
 EVERY_SECONDS = 30.0
@@ -35,7 +34,7 @@ class LivePage:
             if measured:
                 self._tabulate()
             report.write(self.dir.root, live=True)
-        except (AlignError, OSError) as error:
+        except Exception as error:  # whatever it is, the stage at work goes on; a fault of the last page is raised
             if str(error) != self._told:  # once, not every half minute
                 self._told = str(error)
                 self._say(f"the report could not be brought up to date: {error}")

@@ -202,23 +202,26 @@ class Run:
             self.dir.supersede(here.root)
         outcome, file = reading.outcome(here), here.outcome
         if outcome is None or outcome.probes_sha256 != ticket.probes_sha256:
-            begun = reading.outcome_in(here.remeasuring)
-            outcome, file = (begun, here.remeasuring) if begun is not None else (outcome, file)
+            kept = reading.outcome_in(here.remeasuring)
+            outcome, file = (kept, here.remeasuring) if kept is not None else (outcome, file)
         if outcome is None:
             self._execute(plan, child)
             return
+        begun = file == here.remeasuring  # what was done again then may lack its last files
+        asking = begun and bool(files.read_json(here.ticket, {}).get("ask_only"))
+        unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
         name = files.damaged(outcome.artifacts, here.root, since=file.stat().st_mtime)
         if name is not None or outcome.fingerprint != ticket.fingerprint:
             bad = f"has a damaged file, {name}" if name else "belongs to another recipe"
             self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
             self.dir.supersede(here.root)
             self._execute(plan, child)
-        elif outcome.probes_sha256 != ticket.probes_sha256 or self._base_is_missing() or self._row_is_missing(plan):
+        elif unasked or self._base_is_missing() or self._row_is_missing(plan):
             self.watcher.say(f"{plan.id}: trained already; measured again")
             self.dir.supersede(here.measurements)
             here.decision.unlink(missing_ok=True)
             self._measure_again(plan, child, file)
-        elif self._answers_are_missing(plan):
+        elif asking or self._answers_are_missing(plan):
             self.watcher.say(f"{plan.id}: trained already; only its answers are written again")
             self.dir.supersede(here.answers)
             ticket.ask_only = True

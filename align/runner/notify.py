@@ -74,9 +74,13 @@ class Notifier:
 
     def send(self, event: Event, **more: Any) -> None:
         """Put an event in the queue; returns at once."""
-        if self.thread is not None:
+        if self.thread is None:
+            return
+        try:
             self.waiting.put(self._document(event, more))
-            self._tell_faults()
+        except Exception as error:  # whatever it is, it must neither end a run nor hide why one ended
+            self.say(f"notify: nothing was told of the {event}: {type(error).__name__}")
+        self._tell_faults()
 
     def close(self) -> None:
         """Wait for what is still to be told, at most `PATIENCE` seconds."""
@@ -97,10 +101,13 @@ class Notifier:
         facts = {"run": self.run_name, "folder": str(self.run.root), **_state(self.run, event), **more}
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         written = Notification(event=event, time=moment, **facts).model_dump(mode="json")
+        return json.dumps(_masked(written, self._secrets()), ensure_ascii=False).encode("utf-8", "replace")
+
+    def _secrets(self) -> list[str]:
+        """What is told to nobody, the longest first, since one may be a part of another."""
         secrets = [self.url, *self.words[1:]]
-        secrets += [value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8]
-        hidden = [text for text in secrets if len(text) >= 8]
-        return json.dumps(_masked(written, hidden), ensure_ascii=False).encode("utf-8", "replace")
+        secrets += [value for name, value in os.environ.items() if _SECRET.search(name)]
+        return sorted((text for text in secrets if len(text) >= 8), key=len, reverse=True)
 
     def _work(self) -> None:
         while (document := self.waiting.get()) is not None:
@@ -147,8 +154,9 @@ class Notifier:
             if not self.process.returncode:
                 return ""
             said.seek(0)
-            last = said.read()[-2000:].decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
-        return f"ended with exit code {self.process.returncode}" + (f": {_without_urls(last)}" if last else "")
+            last = said.read()[-2000:].decode("utf-8", "replace").strip().rpartition("\n")[2]
+        told = _masked(last, self._secrets())[:200]
+        return f"ended with exit code {self.process.returncode}" + (f": {told}" if told else "")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

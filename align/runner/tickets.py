@@ -125,7 +125,8 @@ def _inside(plan: StagePlan, keys: ForgettingKeys) -> Inside | None:
     """What is measured while a stage trains; nothing of a reward model, which answers no question."""
     if keys.every is None or plan.program.stage.gives != "policy":
         return None
-    limits = {name: value for name, value in keys.thresholds().items() if name.startswith("max_")}
+    judged = ("max_drop", "max_mean_drop", "max_perplexity_ratio")  # the KL is measured at the end alone
+    limits = {name: value for name, value in keys.thresholds().items() if name in judged}
     return Inside(every=keys.every, watch=keys.watch, early_stop=keys.early_stop, limits=limits, incoming=plan.policy)
 
 
