@@ -33,9 +33,14 @@ def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> L
     return policies
 
 
-def of_watch(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> Iterator[AlignError]:
-    """What is asked of measurements inside a stage, and cannot be done."""
-    unknown = keys.unwatched(probes.names(keys))
+def of_probes(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> Iterator[AlignError]:
+    """What is asked of probes, and cannot be done: names that none has, and ends that a method cannot come to."""
+    names = probes.names(keys)
+    unlimited = keys.unlimited(names) if names else None
+    if unlimited:
+        key = unlimited.partition(" ")[0]
+        yield read.fault(("forgetting", *key.split(".")), unlimited, "correct the name, or remove it")
+    unknown = keys.unwatched(names)
     if unknown:
         yield read.fault(("forgetting", "watch"), unknown, "correct the name, or remove it")
     for plan in plans:

@@ -159,6 +159,8 @@ def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, s
         return f"the key '{path}' is missing", ""
     if kind == "literal_error":
         options = re.findall(r"'[^']*'|\b\d+\b", context["expected"])
+        if int in _alternatives(_annotation(model, loc)):
+            return f"'{path}' must be {one_of(['a whole number', *options])}, not {shown(value)}", ""
         return f"'{path}' cannot be {shown(value)}", did_you_mean(str(value), [o.strip("'") for o in options])
     if kind in _BOUNDS:
         word, bound = _BOUNDS[kind]
