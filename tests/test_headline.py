@@ -240,6 +240,28 @@ def test_the_battery_is_asked_for_more_items(run_dir: Path) -> None:
     assert found.lines == ("forgetting:", "  items: 120") and "may still not decide" not in found.what
 
 
+def test_a_set_and_probes_of_ones_own_are_told_apart_in_what_would_decide(run_dir: Path) -> None:
+    recipe = run_dir / "recipe.yaml"
+    own = "{lab: true, larger: {data: larger.jsonl, metric: exact}}"
+    recipe.write_text(recipe.read_text().replace("probes: lab", f"probes: {own}"))
+    made.change_matrix(run_dir, "dpo", "facts", items_to_decide=840)
+    made.change_matrix(run_dir, "dpo", "larger", items_to_decide=300)
+    assert [(step.why, step.what) for step in said(run_dir) if "too few" in step.why] == [
+        (
+            "facts: 200 items are too few to decide; about 840 would.",
+            "Take the verdict as open, or probe it with a file of your own under `forgetting.probes`.",
+        ),
+        (
+            "larger: 200 items are too few to decide; about 300 would.",
+            "Add rows to the probe's file: 600 in all, half of them for the gate. Nothing is trained again.",
+        ),
+    ]
+    recipe.write_text(recipe.read_text().replace("data: larger.jsonl, metric: exact", "task: larger, limit: 400"))
+    assert next(step.what for step in said(run_dir) if step.why.startswith("larger")) == (
+        "Raise `limit` of the task, or leave it out, if it has more items. Nothing is trained again."
+    )
+
+
 def test_a_run_without_a_fault_is_told_nothing(run_dir: Path) -> None:
     statuses(run_dir, reward="done", ppo="done")
     all_verdicts(run_dir, "OK")
@@ -282,4 +304,7 @@ def test_a_small_number_is_one_in_yaml_too(value: float, text: str) -> None:
 def test_the_recipe_as_the_report_reads_it() -> None:
     assert view("stages: [") == view("- a") == view("") == RecipeView()
     text = "stages: {sft: {data: [/home/me/my.jsonl, lab/helpdesk], replay: null, training: {learning_rate: high}}}"
+    mixed = "forgetting: {probes: {lab: true, general: true, law: {data: a.jsonl}, hella: {task: hellaswag}}}"
+    assert view(mixed) == RecipeView(probes="general", own_files=("law",), own_tasks=("hella",))
+    assert view("forgetting: {probes: {law: {data: a.jsonl}}}") == RecipeView(own_files=("law",))
     assert view(text).stages["sft"] == StageRecipe(sources=("my.jsonl", "lab/helpdesk"), replays=True)
