@@ -205,6 +205,9 @@ def _known_keys(model: type[BaseModel], at: Loc, loc: Loc) -> str:
     elsewhere = other_tools.remedy(word, (*at, *loc[:-1]))
     if elsewhere and (*at, *loc)[0] in _OF_OTHER_TOOLS:
         return elsewhere
+    if word in known:  # of another kind of what may stand here
+        kind = next(found for found in here if word not in found.model_fields)
+        return f"known beside the other keys: {', '.join(kind.model_fields)}"
     close = _same(word, known) or nearest(word, known)
     return f"did you mean '{close}'?" if close else f"known here: {', '.join(known)}"
 
