@@ -66,6 +66,18 @@ def _of_kinds(read: Document, keys: ForgettingKeys, texts: Mapping[str, bool]) -
                 yield read.fault(("forgetting", "budgets", budget, name), what, remedy)
 
 
+def of_idle_keys(keys: ForgettingKeys) -> list[str]:
+    """Notes on keys of `forgetting` that have nothing to act on."""
+    general = probes.GENERAL_TEXT in probes.names(keys)
+    idle = [] if general or keys.items == "auto" else ["`items` does nothing: it is for the probes of `general`"]
+    chosen = general and keys.items == "auto"
+    if keys.budget != ForgettingKeys().budget and not chosen:  # a run writes its default out
+        idle.append("`budget` does nothing: it chooses the number of items of `general` with `items: auto`")
+    if keys.on_budget == "stop" and not (keys.budgets and keys.budgets.given()):
+        idle.append("`on_budget: stop` does nothing: there are no `budgets`")
+    return [f"forgetting: {text}" for text in idle]
+
+
 def of_precision(plans: Sequence[StagePlan]) -> list[str]:
     """Notes on stages that go on from a policy over a base in another precision."""
     held: dict[str, Any] = {}
