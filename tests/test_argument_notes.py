@@ -40,6 +40,27 @@ def notes(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> li
 
 
 @pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("{probes: lab, items: 40}", ["`items` does nothing: it is for the probes of `general`"]),
+        (
+            "{probes: general, items: 40, budget: 0.2, on_budget: stop}",
+            [
+                "`budget` does nothing: it chooses the number of items of `general` with `items: auto`",
+                "`on_budget: stop` does nothing: there are no `budgets`",
+            ],
+        ),
+        ("{probes: general, budget: 0.2, budgets: {wall_time: 2h}, on_budget: stop}", []),
+        ("{probes: {general: true, law: {data: a.jsonl, metric: exact}}, items: 40, budget: 0.1}", []),
+    ],
+)
+def test_keys_of_forgetting_with_nothing_to_act_on_are_noted(tmp_path: Path, keys: str, said: list[str]) -> None:
+    head = HEAD.replace("{probes: none}", keys)
+    (tmp_path / "recipe.yaml").write_text(f"{head}stages: {{sft: {{data: lab/helpdesk}}}}\n")
+    assert load.load(tmp_path / "recipe.yaml").warnings == [f"forgetting: {text}" for text in said]
+
+
+@pytest.mark.parametrize(
     ("stage", "training", "steps", "share"),
     [
         ("sft", {"warmup_steps": 50, "max_steps": 3}, 3, 4),

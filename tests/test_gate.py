@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from align.errors import AlignError
+from align.forgetting import probes
 from align.forgetting.gate import Decision, decide
 from align.forgetting.judgement import is_skill
 from align.forgetting.keys import ForgettingKeys
@@ -125,11 +126,22 @@ def test_every_key_is_described() -> None:
             (),
             "Value error, max_drop has limits for lwa, but the probes are law",
         ),
+        (
+            {"probes": {"law": {"data": "a.jsonl", "metric": "exact"}}, "every": 5, "watch": ["lwa"]},
+            (),
+            "Value error, `watch` names lwa, but the probes are law",
+        ),
         ({"max_drp": 0.1}, ("max_drp",), "Extra inputs are not permitted"),
     ],
 )
 def test_bad_keys(keys: dict[str, object], place: tuple[str, ...], message: str) -> None:
     assert faults(**keys) == [(place, message)]
+
+
+def test_a_skill_of_a_set_can_be_watched_and_limited_among_probes_of_ones_own() -> None:
+    own = {"lab": True, "law": {"data": "a.jsonl", "metric": "exact"}}
+    keys = ForgettingKeys.model_validate({"probes": own, "every": 5, "watch": ["facts"], "max_drop": {"sort": 0.2}})
+    assert keys.unwatched(probes.names(keys)) is None and keys.unlimited(probes.names(keys)) is None
 
 
 def test_a_skill_that_was_lost_is_a_violation_with_its_figures() -> None:

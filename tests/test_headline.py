@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 import report_fixture as made
 import runs
+from align.forgetting.distances import KlEstimate, TaskKl
 from align.forgetting.table import Forgetting
 from align.recipe import load as recipes
 from align.report import balance, next_step
@@ -18,6 +19,7 @@ from align.report.headline import Headline, headline
 from align.report.next_step import Step, steps
 from align.report.recipe_view import RecipeView, StageRecipe, view
 from align.report.records import load
+from align.report.sentence import verdict_line
 from align.run_folder import files, reading
 from align.run_folder.run_record import RunRecord
 
@@ -187,6 +189,53 @@ def test_replay_is_told_by_what_it_covers(run_dir: Path) -> None:
     assert list(coverage(table(run_dir))) == []
 
 
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (
+            (0.4, 0.6),
+            ("FORGOT", "bad", "the KL to the base is surely past its limit of 0.3 nats per token: 0.5 after dpo."),
+        ),
+        (
+            (0.2, 0.6),
+            ("UNCLEAR", "open", "the prompts cannot tell whether the KL to the base is within its limit after dpo."),
+        ),
+        (
+            (0.1, 0.3),
+            ("PASSED", "good", "all 10 capabilities are surely within the tolerated drop of 0.2 after dpo."),
+        ),
+    ],
+)
+def test_a_kl_past_its_limit_is_no_pass(
+    run_dir: Path, interval: tuple[float, float], expected: tuple[str, str, str]
+) -> None:
+    statuses(run_dir, reward="done", ppo="done")
+    all_verdicts(run_dir, "OK")
+    kl = TaskKl(own_answers=KlEstimate(kl=0.5, ci95=interval)).against(0.3)
+    made.change(run_dir / "forgetting.json", Forgetting, task_kl={"dpo": kl})
+    report = load(run_dir)
+    found = headline(report)
+    assert (found.word, found.tone, found.text) == expected
+    told = "; after dpo the KL to the base is past its limit (0.5)" in verdict_line(report)
+    assert told == (found.word == "FORGOT")
+
+
+def test_a_crossed_budget_stands_beside_the_verdict(run_dir: Path) -> None:
+    statuses(run_dir, reward="done", ppo="done")
+    all_verdicts(run_dir, "OK")
+    path = run_dir / "stages/dpo/decision.json"
+    crossed = [{"budget": "perplexity", "probe": "stories", "value": 1.9, "limit": 1.5}]
+    crossed.append({"budget": "peak_memory", "value": 2e9, "limit": 1e9})
+    files.write_json(path, {**files.read_json(path), "budgets": crossed})
+    found = headline(load(run_dir))
+    assert (found.word, found.tone, found.text) == (
+        "PASSED",
+        "open",
+        "all 10 capabilities are surely within the tolerated drop of 0.2 after dpo; beyond its budget: "
+        "perplexity of stories after dpo and peak memory after dpo.",
+    )
+
+
 def said(run_dir: Path, **options: Any) -> list[Step]:
     return list(steps(load(run_dir, **options)))
 
@@ -240,6 +289,28 @@ def test_the_battery_is_asked_for_more_items(run_dir: Path) -> None:
     assert found.lines == ("forgetting:", "  items: 120") and "may still not decide" not in found.what
 
 
+def test_a_set_and_probes_of_ones_own_are_told_apart_in_what_would_decide(run_dir: Path) -> None:
+    recipe = run_dir / "recipe.yaml"
+    own = "{lab: true, larger: {data: larger.jsonl, metric: exact}}"
+    recipe.write_text(recipe.read_text().replace("probes: lab", f"probes: {own}"))
+    made.change_matrix(run_dir, "dpo", "facts", items_to_decide=840)
+    made.change_matrix(run_dir, "dpo", "larger", items_to_decide=300)
+    assert [(step.why, step.what) for step in said(run_dir) if "too few" in step.why] == [
+        (
+            "facts: 200 items are too few to decide; about 840 would.",
+            "Take the verdict as open, or probe it with a file of your own under `forgetting.probes`.",
+        ),
+        (
+            "larger: 200 items are too few to decide; about 300 would.",
+            "Add rows to the probe's file: 600 in all, half of them for the gate. Nothing is trained again.",
+        ),
+    ]
+    recipe.write_text(recipe.read_text().replace("data: larger.jsonl, metric: exact", "task: larger, limit: 400"))
+    assert next(step.what for step in said(run_dir) if step.why.startswith("larger")) == (
+        "Raise `limit` of the task, or leave it out, if it has more items. Nothing is trained again."
+    )
+
+
 def test_a_run_without_a_fault_is_told_nothing(run_dir: Path) -> None:
     statuses(run_dir, reward="done", ppo="done")
     all_verdicts(run_dir, "OK")
@@ -282,4 +353,7 @@ def test_a_small_number_is_one_in_yaml_too(value: float, text: str) -> None:
 def test_the_recipe_as_the_report_reads_it() -> None:
     assert view("stages: [") == view("- a") == view("") == RecipeView()
     text = "stages: {sft: {data: [/home/me/my.jsonl, lab/helpdesk], replay: null, training: {learning_rate: high}}}"
+    mixed = "forgetting: {probes: {lab: true, general: true, law: {data: a.jsonl}, hella: {task: hellaswag}}}"
+    assert view(mixed) == RecipeView(probes="general", own_files=("law",), own_tasks=("hella",))
+    assert view("forgetting: {probes: {law: {data: a.jsonl}}}") == RecipeView(own_files=("law",))
     assert view(text).stages["sft"] == StageRecipe(sources=("my.jsonl", "lab/helpdesk"), replays=True)

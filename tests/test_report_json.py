@@ -123,6 +123,11 @@ def test_a_folder_that_is_no_run_is_the_same_error_as_without(tmp_path: Path) ->
     assert with_json.stderr == without.stderr and with_json.stdout == "" and list((tmp_path / "x").iterdir()) == []
 
 
+def test_a_run_with_a_matrix_has_no_reason_why_there_is_none(run_dir: Path) -> None:
+    found = document(run_dir)
+    assert found["blocks"] and found["nothing"] == ""
+
+
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     files.write_json(tmp_path / "run.json", RunRecord(name="empty").written())
     found = document(tmp_path)

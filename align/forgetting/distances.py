@@ -51,6 +51,12 @@ class TaskKl(Record):
         """What a limit is held against: the base's own answers, and the data's where rows have no prompt."""
         return self.own_answers or self.data_answers
 
+    @property
+    def figure(self) -> str:
+        """What is judged, with three digits."""
+        found = self.judged
+        return "n/a" if found is None or found.kl is None else f"{found.kl:.3g}"
+
     def against(self, limit: float | None) -> TaskKl:
         """With the verdict that the whole 95 % interval gives."""
         found = self.judged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -138,8 +138,7 @@ class ForgettingKeys(BaseModel):
     @model_validator(mode="after")
     def _limits_of_own_probes(self) -> ForgettingKeys:
         """Own probes are known as soon as the recipe is; the names in a set only once the base is measured."""
-        known = isinstance(self.probes, dict) and True not in self.probes.values()
-        unknown = self._unknown_limits(self.probes) if known else None
+        unknown = self.unlimited(self.probes) if self._all_named(self.probes) else None
         if unknown:
             raise ValueError(unknown)
         if self.max_kl is not None and self.probes == "none":
@@ -156,11 +155,15 @@ class ForgettingKeys(BaseModel):
             raise ValueError("`every` measures probes inside a stage, and there are none: write `probes: auto`")
         if self.watch == []:
             raise ValueError("`watch` names no probe: write the names of some, or leave it out to measure all")
-        named = isinstance(self.probes, dict) and True not in self.probes.values()  # those of a set are known later
-        unknown = self.unwatched(self.probes) if named else None
+        unknown = self.unwatched(self.probes) if self._all_named(self.probes) else None
         if unknown:
             raise ValueError(unknown)
         return self
+
+    @staticmethod
+    def _all_named(probes: str | dict[str, OwnProbe]) -> TypeGuard[dict[str, OwnProbe]]:
+        """Whether the recipe alone says what its probes are called: a set among them brings names of its own."""
+        return isinstance(probes, dict) and True not in probes.values()
 
     def unwatched(self, probes: Iterable[str]) -> str | None:
         """What is wrong with `watch`, of a recipe with these probes; None where nothing is."""
@@ -189,7 +192,7 @@ class ForgettingKeys(BaseModel):
         Raises:
             AlignError: naming the probes that there are.
         """
-        unknown = self._unknown_limits(probes)
+        unknown = self.unlimited(probes)
         if unknown:
             key = unknown.partition(" ")[0]
             raise AlignError(unknown, f"correct the name under `forgetting.{key}`, or remove it")
@@ -207,7 +210,8 @@ class ForgettingKeys(BaseModel):
             "on_violation": self.on_violation,
         }
 
-    def _unknown_limits(self, probes: Iterable[str]) -> str | None:
+    def unlimited(self, probes: Iterable[str]) -> str | None:
+        """What is wrong with the names in limits and budgets, of a recipe with these probes; None where nothing is."""
         known = list(probes)
         named = set(self.max_drop) - {"default"} if isinstance(self.max_drop, dict) else set()
         unknown = sorted(named - set(known))

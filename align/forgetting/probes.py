@@ -21,7 +21,7 @@ from align.forgetting.own.kinds import Answered, Chosen, Greedy, Own, Task
 from align.run_folder import files
 
 SPLITS = own_items.SPLITS
-GENERAL_TEXT = "general text"
+GENERAL_TEXT, STORIES = "general text", "stories"
 HELPDESK = ("correct", "polite", "parses")  # the measures of the lab's help desk
 VERSION = 2  # raised when the same probes come to be measured differently; 2: of a text, the text alone
 
@@ -122,13 +122,20 @@ def names(keys: ForgettingKeys) -> list[str]:
     return [each for name, one in keys.probes.items() for each in (_names(name) if isinstance(one, bool) else [name])]
 
 
+def texts(keys: ForgettingKeys) -> dict[str, bool]:
+    """By name, whether a probe is running text; without tasks of the harness, which say so themselves."""
+    own = keys.probes if isinstance(keys.probes, dict) else {}
+    found = {name: name in (GENERAL_TEXT, STORIES) for name in names(keys) if name not in own}
+    return found | {name: one.metric == "perplexity" for name, one in own.items() if isinstance(one, ProbeFile)}
+
+
 def _names(shipped: str) -> list[str]:
     if shipped == "general":
         return [*(_named(name) for name in battery.names()), GENERAL_TEXT]
     if shipped == "lab":
         from align.lab import skills
 
-        return [*skills.SKILLS, "stories", *(f"helpdesk {measure}" for measure in HELPDESK)]
+        return [*skills.SKILLS, STORIES, *(f"helpdesk {measure}" for measure in HELPDESK)]
     return []
 
 
@@ -165,7 +172,7 @@ def _lab(replays: bool) -> list[Probe]:
         )
         for name in skills.SKILLS
     ]
-    found.append(Texts("stories", {split: probes.stories(split) for split in SPLITS}))
+    found.append(Texts(STORIES, {split: probes.stories(split) for split in SPLITS}))
     found.append(
         Graded(
             "helpdesk",

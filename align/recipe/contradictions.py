@@ -33,15 +33,49 @@ def of_chain(read: Document, plans: Sequence[StagePlan], faults: FaultList) -> L
     return policies
 
 
-def of_watch(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> Iterator[AlignError]:
-    """What is asked of measurements inside a stage, and cannot be done."""
-    unknown = keys.unwatched(probes.names(keys))
+def of_probes(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> Iterator[AlignError]:
+    """What is asked of probes, and cannot be done: names that none has, and ends that a method cannot come to."""
+    names = probes.names(keys)
+    unlimited = keys.unlimited(names) if names else None
+    if unlimited:
+        key = unlimited.partition(" ")[0]
+        yield read.fault(("forgetting", *key.split(".")), unlimited, "correct the name, or remove it")
+    yield from _of_kinds(read, keys, probes.texts(keys))
+    unknown = keys.unwatched(names)
     if unknown:
         yield read.fault(("forgetting", "watch"), unknown, "correct the name, or remove it")
     for plan in plans:
         if keys.early_stop and plan.layer.keys.method == "adalora":
             what = f"`early_stop` cannot end stage '{plan.id}' early: AdaLoRA chooses its ranks over the whole training"
             yield read.fault(("forgetting", "early_stop"), what, "remove it, or choose another method, such as lora")
+
+
+def _of_kinds(read: Document, keys: ForgettingKeys, texts: Mapping[str, bool]) -> Iterator[AlignError]:
+    """Limits that would be held against nothing: of an accuracy for running text, of a perplexity for answers."""
+    budgets = keys.budgets.named() if keys.budgets else {}
+    for name in keys.max_drop if isinstance(keys.max_drop, dict) else ():
+        if texts.get(name):
+            what = f"max_drop has a limit for {name}, which is running text and has no accuracy"
+            yield read.fault(("forgetting", "max_drop", name), what, "write `max_perplexity_ratio`, or remove it")
+    for budget, other, of_text in (("accuracy", "perplexity", True), ("perplexity", "accuracy", False)):
+        for name in budgets.get(budget, ()):
+            if texts.get(name) is of_text:
+                kind = "running text" if of_text else "no running text"
+                what = f"budgets.{budget} names {name}, which is {kind}: it has no {budget}"
+                remedy = f"write it under `budgets.{other}`, or remove it"
+                yield read.fault(("forgetting", "budgets", budget, name), what, remedy)
+
+
+def of_idle_keys(keys: ForgettingKeys) -> list[str]:
+    """Notes on keys of `forgetting` that have nothing to act on."""
+    general = probes.GENERAL_TEXT in probes.names(keys)
+    idle = [] if general or keys.items == "auto" else ["`items` does nothing: it is for the probes of `general`"]
+    chosen = general and keys.items == "auto"
+    if keys.budget != ForgettingKeys().budget and not chosen:  # a run writes its default out
+        idle.append("`budget` does nothing: it chooses the number of items of `general` with `items: auto`")
+    if keys.on_budget == "stop" and not (keys.budgets and keys.budgets.given()):
+        idle.append("`on_budget: stop` does nothing: there are no `budgets`")
+    return [f"forgetting: {text}" for text in idle]
 
 
 def of_precision(plans: Sequence[StagePlan]) -> list[str]:

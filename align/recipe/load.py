@@ -88,8 +88,8 @@ def check(read: Document, root: Path) -> Loaded:
     layers = contradictions.of_chain(read, plans, faults)
     for plan in plans:
         faults.found += contradictions.of_stage(read, plan, layers, recipe.launch.processes)
-    faults.found += contradictions.of_watch(read, recipe.forgetting, plans)
-    warnings += contradictions.of_precision(plans)
+    faults.found += contradictions.of_probes(read, recipe.forgetting, plans)
+    warnings += contradictions.of_precision(plans) + contradictions.of_idle_keys(recipe.forgetting)
     faults.raise_any()
     trouble = recipe.notify.trouble(root) if recipe.notify else None
     warnings += [trouble] if trouble else []

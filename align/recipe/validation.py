@@ -159,6 +159,8 @@ def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, s
         return f"the key '{path}' is missing", ""
     if kind == "literal_error":
         options = re.findall(r"'[^']*'|\b\d+\b", context["expected"])
+        if int in _alternatives(_annotation(model, loc)):
+            return f"'{path}' must be {one_of(['a whole number', *options])}, not {shown(value)}", ""
         return f"'{path}' cannot be {shown(value)}", did_you_mean(str(value), [o.strip("'") for o in options])
     if kind in _BOUNDS:
         word, bound = _BOUNDS[kind]
@@ -203,6 +205,9 @@ def _known_keys(model: type[BaseModel], at: Loc, loc: Loc) -> str:
     elsewhere = other_tools.remedy(word, (*at, *loc[:-1]))
     if elsewhere and (*at, *loc)[0] in _OF_OTHER_TOOLS:
         return elsewhere
+    if word in known:  # of another kind of what may stand here
+        kind = next(found for found in here if word not in found.model_fields)
+        return f"known beside the other keys: {', '.join(kind.model_fields)}"
     close = _same(word, known) or nearest(word, known)
     return f"did you mean '{close}'?" if close else f"known here: {', '.join(known)}"
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from align.forgetting.distances import KL
 from align.forgetting.judgement import MEAN
 from align.forgetting.table import Cell, Forgetting, ProbeEntry
 from align.report import curves, findings, numbers
@@ -33,6 +34,9 @@ def headline(report: Report) -> Headline:
     """The verdict on a run, and first of all whether it came to its end."""
     word, tone, text = _judged(report.forgetting) if report.forgetting else (NO_RESULT, "open", "")
     text = text or nothing(report)
+    crossed = _crossed(report)
+    if crossed:
+        tone, text = ("open" if tone == "good" else tone), f"{text}; beyond its budget: {join(crossed)}"
     found = f"{word}: {text}" if word != NO_RESULT else text[0].lower() + text[1:]
     status = {stage.id: stage.entry.status for stage in report.stages}
     by: dict[str, list[str]] = {}
@@ -65,14 +69,30 @@ def _judged(forgetting: Forgetting) -> tuple[str, Tone, str]:
     fallen = [stage for stage, cell in means.items() if cell.verdict == "FORGOT"]
     if fallen:
         return "FORGOT", "bad", f"the {MEAN} fell surely past its limit ({numbers.change(means[fallen[0]])}){after}"
+    distant = {stage: kl for stage in stages if (kl := forgetting.task_kl.get(stage)) and kl.verdict}
+    past = [f"{kl.figure} after {stage}" for stage, kl in distant.items() if kl.verdict == "FORGOT"]
+    if past:
+        limit = f"{next(iter(distant.values())).limit:.3g}"
+        return "FORGOT", "bad", f"the {KL} is surely past its limit of {limit} nats per token: {join(past)}"
     unclear = [c for c in changes if c.cell.verdict == "UNCLEAR"]
     if unclear or any(cell.verdict == "UNCLEAR" for cell in means.values()):
         return "UNCLEAR", "open", _doubt(unclear, after)
+    if any(kl.verdict == "UNCLEAR" for kl in distant.values()):
+        return "UNCLEAR", "open", f"the prompts cannot tell whether the {KL} is within its limit{after}"
     judged = len({c.name for c in changes if c.cell.verdict})
     if not judged:
         return "NOT JUDGED", "open", f"no capability has a limit{after}"
     what = "the one capability that has a limit is" if judged == 1 else f"all {judged} capabilities are"
     return "PASSED", "good", f"{what} surely within {tolerated(forgetting)}{after}"
+
+
+def _crossed(report: Report) -> list[str]:
+    """What each stage's decision says is beyond a budget: `perplexity of stories after sft`."""
+    return [
+        f"{one.budget.replace('_', ' ')}{f' of {one.probe}' if one.probe else ''} after {stage.id}"
+        for stage in report.stages
+        for one in (stage.decision.budgets if stage.decision else ())
+    ]
 
 
 def _doubt(unclear: Sequence[Change], after: str) -> str:

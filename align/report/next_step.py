@@ -1,6 +1,6 @@
 """What to do next: what the run shows, and the lines of the recipe that this asks to be changed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -90,29 +90,46 @@ def _forgot(id: str, lost: Sequence[Change], recipe: StageRecipe, stage: StageRe
 
 
 def _unclear(forgetting: Forgetting, recipe: RecipeView) -> Iterable[Step]:
+    """Apart for what a set, a file and a task of the harness measure: each gets more items in a way of its own."""
     doubtful = {c.name: c for stage in findings.ends(forgetting) for c in findings.unclear(forgetting, stage)}
+    own = {*recipe.own_files, *recipe.own_tasks}
+    yield from _undecided([c for name, c in doubtful.items() if name not in own], recipe, _more_of_the_set)
+    for names, more in ((recipe.own_files, _more_rows), (recipe.own_tasks, _more_of_the_task)):
+        yield from _undecided([c for name, c in doubtful.items() if name in names], recipe, more)
+
+
+def _undecided(
+    doubtful: Sequence[Change], recipe: RecipeView, more: Callable[[str, int, int, RecipeView], Step]
+) -> Iterable[Step]:
     if not doubtful:
         return
-    names = join(list(doubtful))
-    needed = [c.cell.items_to_decide for c in doubtful.values() if c.cell.items_to_decide]
-    asked = max((c.probe.n or 0 for c in doubtful.values()), default=0)
+    names = join([c.name for c in doubtful])
+    needed = [c.cell.items_to_decide for c in doubtful if c.cell.items_to_decide]
+    asked = max((c.probe.n or 0 for c in doubtful), default=0)
     if not needed:
-        yield Step(f"{names} stands on its limit.", "No number of items would decide; set the limit that you mean.")
+        verb, its = ("stands", "its limit") if len(doubtful) == 1 else ("stand", "their limits")
+        yield Step(f"{names} {verb} on {its}.", "No number of items would decide; set the limit that you mean.")
         return
     why = f"{names}: {asked:,} items are too few to decide; about {max(needed):,} would."
+    yield more(why, asked, max(needed), recipe)
+
+
+def _more_of_the_set(why: str, asked: int, needed: int, recipe: RecipeView) -> Step:
     measured = recipe.items or 2 * asked  # of both halves
-    if recipe.probes in ("auto", "general") and measured < MOST_ITEMS:
-        more = min(MOST_ITEMS, max(measured + 1, 2 * max(needed)))
-        enough = (
-            "" if 2 * max(needed) <= MOST_ITEMS else ", which is as many as the battery has, and may still not decide"
-        )
-        what = f"Ask more of them{enough}. Nothing is trained again."
-        yield Step(why, what, ("forgetting:", f"  items: {more}"))
-    elif recipe.probes is None:
-        what = f"Add rows to the probe's file: {2 * max(needed):,} in all, half of them for the gate."
-        yield Step(why, f"{what} Nothing is trained again.")
-    else:
-        yield Step(why, "Take the verdict as open, or probe it with a file of your own under `forgetting.probes`.")
+    if recipe.probes not in ("auto", "general") or measured >= MOST_ITEMS:
+        return Step(why, "Take the verdict as open, or probe it with a file of your own under `forgetting.probes`.")
+    more = min(MOST_ITEMS, max(measured + 1, 2 * needed))
+    enough = "" if 2 * needed <= MOST_ITEMS else ", which is as many as the battery has, and may still not decide"
+    return Step(why, f"Ask more of them{enough}. Nothing is trained again.", ("forgetting:", f"  items: {more}"))
+
+
+def _more_rows(why: str, asked: int, needed: int, recipe: RecipeView) -> Step:
+    rows = f"Add rows to the probe's file: {2 * needed:,} in all, half of them for the gate."
+    return Step(why, f"{rows} Nothing is trained again.")
+
+
+def _more_of_the_task(why: str, asked: int, needed: int, recipe: RecipeView) -> Step:
+    return Step(why, "Raise `limit` of the task, or leave it out, if it has more items. Nothing is trained again.")
 
 
 def _overfitted(stage: StageRecord) -> Iterable[Step]:

@@ -77,7 +77,7 @@ def build(report: Report) -> Page:
         summary=tuple(summary(forgetting)),
         missing=tuple(Fact(name, why) for name, why in {**forgetting.no_row, **forgetting.left_out}.items()),
         notes=tuple(sentence.notes(forgetting)),
-        nothing=f"{sentence.nothing(report)}.",
+        nothing="" if forgetting.matrix else f"{sentence.nothing(report)}.",
         balance=balance(forgetting),
         answered=tuple(answered(report)),
         branchings=tuple(branchings(report)),

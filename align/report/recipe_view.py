@@ -27,10 +27,17 @@ class StageRecipe(Record):
 
 
 class RecipeView(Record):
-    """The recipe; empty where the file is missing or is no recipe."""
+    """The recipe; empty where the file is missing or is no recipe.
+
+    Attributes:
+        probes: the shipped set, alone or among one's own; None without one.
+        own_files, own_tasks: names of one's own probes, with items of a file and of a task of the harness.
+    """
 
     stages: Mapping[str, StageRecipe] = {}
-    probes: str | None = None  # a set by its name; None of one's own
+    probes: str | None = None
+    own_files: tuple[str, ...] = ()
+    own_tasks: tuple[str, ...] = ()
     items: int | None = None
     on_violation: str | None = None
 
@@ -49,9 +56,12 @@ def view(text: str) -> RecipeView:
         return RecipeView()
     stages, forgetting = _mapping(whole.get("stages")), _mapping(whole.get("forgetting"))
     probes, items, action = (forgetting.get(name) for name in ("probes", "items", "on_violation"))
+    own = {str(name): one for name, one in _mapping(probes).items() if isinstance(one, dict)}
     return RecipeView(
         stages={str(id): _stage(_mapping(entry)) for id, entry in stages.items()},
-        probes=probes if isinstance(probes, str) else None,
+        probes=_shipped(probes),
+        own_files=tuple(name for name, one in own.items() if "task" not in one),
+        own_tasks=tuple(name for name, one in own.items() if "task" in one),
         items=items if isinstance(items, int) else None,
         on_violation=action if isinstance(action, str) else None,
     )
@@ -66,6 +76,13 @@ def _stage(entry: Mapping[str, Any]) -> StageRecipe:
         learning_rate=_number(training.get("learning_rate")),
         eval_data=entry.get("eval_data") is not None,
     )
+
+
+def _shipped(probes: Any) -> str | None:
+    """The set among the probes. Of both, the battery: more items of it can be asked."""
+    if isinstance(probes, str):
+        return probes
+    return next((name for name in ("general", "lab") if _mapping(probes).get(name) is True), None)
 
 
 def _sources(data: Any) -> Sequence[str]:

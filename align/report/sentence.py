@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from align.forgetting.distances import KL
 from align.forgetting.judgement import MEAN, SILENT
 from align.forgetting.table import Forgetting, ProbeEntry
 from align.report import findings, numbers
@@ -45,7 +46,8 @@ def notes(forgetting: Forgetting) -> list[str]:
     found += [AGREEMENT] if any(probe.stands_apart for probe in probes) else []
     guessed = [name for name, why in forgetting.left_out.items() if why.startswith(SILENT)]
     if guessed:
-        found.append(f"{join(guessed)} cannot show forgetting: the base is not surely better at them than guessing.")
+        them = "it" if len(guessed) == 1 else "them"
+        found.append(f"{join(guessed)} cannot show forgetting: the base is not surely better at {them} than guessing.")
     return found if guessed or any(is_capability(probe) for probe in probes) else [*found, NO_SKILL]
 
 
@@ -154,20 +156,22 @@ def _total(forgetting: Forgetting, stage: str) -> int:
 
 
 def _gate(stage: StageRecord, forgetting: Forgetting) -> str:
-    """What the gate found, as the end of a sentence, where the half of the items that it looks at says other than this
-    page's."""
+    """What the gate found, as the end of a sentence: a KL past its limit, and where the half of the items that it looks
+    at says other than this page's."""
     if stage.decision is None or stage.id not in forgetting.matrix:
         return ""
     seen = {name for name, cell in forgetting.matrix[stage.id].items() if cell.verdict == "FORGOT"}
     mean = forgetting.mean.get(stage.id, {}).get(findings.ALL)
     seen |= {MEAN} if mean and mean.verdict == "FORGOT" else set()
-    found = [breach.probe for breach in stage.decision.violations]
+    kl = forgetting.task_kl.get(stage.id)
+    distant = f"; after {stage.id} the {KL} is past its limit ({kl.figure})" if kl and kl.verdict == "FORGOT" else ""
+    found = [breach.probe for breach in stage.decision.violations if breach.probe != KL]
     if set(found) == seen:
-        return ""
+        return distant
     what = (
         f"{join(found)} past {'its limit' if len(found) == 1 else 'their limits'}" if found else "nothing past a limit"
     )
-    return f"; after {stage.id} the gate, which looks at the other half of the items, found {what}"
+    return f"{distant}; after {stage.id} the gate, which looks at the other half of the items, found {what}"
 
 
 def _alarms(stage: StageRecord) -> str:

@@ -99,7 +99,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     square = Z * Z / n
     centre = share + square / 2
     half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
+    low, high = (centre - half) / (1 + square), (centre + half) / (1 + square)
+    return 0.0 if share <= 0 else max(0.0, low), 1.0 if share >= 1 else min(1.0, high)  # the ends, free of rounding
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
