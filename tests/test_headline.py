@@ -100,6 +100,23 @@ def test_the_sentence_counts_the_skills(run_dir: Path, verdict: str | None, said
     assert headline(load(run_dir)).sentence.endswith(said)
 
 
+def test_skills_may_be_undecided_where_their_mean_is_not(run_dir: Path) -> None:
+    """As with twenty skills of a few items each: the gate lets such a run pass."""
+    statuses(run_dir, reward="done", ppo="done")
+    all_verdicts(run_dir, "OK")
+    for name in ("add", "facts"):
+        made.change_matrix(run_dir, "dpo", name, verdict="UNCLEAR")
+    told = headline(load(run_dir))
+    assert (told.word, told.tone, told.text) == (
+        "PASSED",
+        "good",
+        "the mean of the skills is surely within its limit (-0.099) and nothing is surely past one; 2 of 10 "
+        "capabilities have too few items to be decided one by one after dpo.",
+    )
+    made.change_matrix(run_dir, "dpo", "helpdesk correct", verdict="UNCLEAR")
+    assert headline(load(run_dir)).word == "UNCLEAR", "the task is no part of that mean"
+
+
 def test_only_the_mean_fell(run_dir: Path) -> None:
     statuses(run_dir, reward="done", ppo="done")
     all_verdicts(run_dir, "OK")

@@ -1,6 +1,6 @@
 """What stands first on the report: one word and line of verdict, and one sentence for who pays for the run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -75,6 +75,10 @@ def _judged(forgetting: Forgetting) -> tuple[str, Tone, str]:
         limit = f"{next(iter(distant.values())).limit:.3g}"
         return "FORGOT", "bad", f"the {KL} is surely past its limit of {limit} nats per token: {join(past)}"
     unclear = [c for c in changes if c.cell.verdict == "UNCLEAR"]
+    kept = bool(means) and all(cell.verdict == "OK" for cell in means.values())
+    near = all(kl.verdict == "OK" for kl in distant.values())
+    if unclear and kept and near and all(_is_skill(c.probe) for c in unclear):
+        return "PASSED", "good", _kept(changes, unclear, means) + after
     if unclear or any(cell.verdict == "UNCLEAR" for cell in means.values()):
         return "UNCLEAR", "open", _doubt(unclear, after)
     if any(kl.verdict == "UNCLEAR" for kl in distant.values()):
@@ -93,6 +97,18 @@ def _crossed(report: Report) -> list[str]:
         for stage in report.stages
         for one in (stage.decision.budgets if stage.decision else ())
     ]
+
+
+def _kept(changes: Sequence[Change], unclear: Sequence[Change], means: Mapping[str, Cell]) -> str:
+    """The skills together are decided though single ones are not, as with a battery of many skills and few items."""
+    figures = join([numbers.change(cell) for cell in means.values()])
+    few = len({c.name for c in unclear})
+    judged = len({c.name for c in changes if c.cell.verdict})
+    own = "has" if few == 1 else "have"
+    return (
+        f"the {MEAN} is surely within its limit ({figures}) and nothing is surely past one; {few} of {judged} "
+        f"capabilities {own} too few items to be decided one by one"
+    )
 
 
 def _doubt(unclear: Sequence[Change], after: str) -> str:
