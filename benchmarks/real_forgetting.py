@@ -1,9 +1,11 @@
-"""What a real model forgets: LoRA and full fine-tuning at a sane rate, at ten times it, and there with replay.
+"""What a real model forgets: LoRA and full fine-tuning at a sane rate, at ten times it, there with replay, and far off.
 
     python -m benchmarks.real_forgetting MODEL DATA REPLAY --runs FOLDER     # e.g. instructions, and texts to replay
     options: --steps 30 --items 50 --table (of what is there) --questions FILE (the battery's items, as text)
 
-Every run starts from the base and is measured by the general battery. The table has every skill with the paired 95 %
+Every stage starts from the base and is measured by the general battery. Texts to replay are cut into passages of 600
+characters, about as long as an instruction with its answer: a step with replay is then no slower. The table has every skill
+with the paired 95 %
 interval of its change. `--questions` writes what was asked of the model, for benchmarks/plain_items.py, which asks it
 again with plain transformers and none of this package's code.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,17 @@ from typing import Any
 from benchmarks import clock
 
 RATES = {"lora": 2e-4, "full": 2e-5}
-CASES = {"": (1.0, 0.0), "_x10": (10.0, 0.0), "_x10_replay": (10.0, 0.2)}  # times the rate, share of replay
+CASES = {  # times the rate, share of replay
+    "": (1.0, 0.0),
+    "_x10": (10.0, 0.0),
+    "_x10_replay": (10.0, 0.2),
+    "_x50": (50.0, 0.0),
+}
+PASSAGE = 600  # characters
 
 
 def recipe(method: str, model: str, data: str, replay: str, steps: int, items: int) -> dict[str, Any]:
-    """Three stages, each from the base."""
+    """One stage for each case, each from the base."""
     stages: dict[str, Any] = {}
     for name, (times, share) in CASES.items():
         training = {"max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": RATES[method] * times}
@@ -42,6 +51,13 @@ def recipe(method: str, model: str, data: str, replay: str, steps: int, items: i
         "forgetting": {"probes": "general", "items": items},
         "stages": stages,
     }
+
+
+def passages(text: Path) -> Iterator[str]:
+    """The lines of a JSONL file: every line of a text in pieces that end with a word."""
+    for line in text.read_text(encoding="utf-8").splitlines():
+        for piece in textwrap.wrap(line, PASSAGE):
+            yield json.dumps({"text": piece}, ensure_ascii=False) + "\n"
 
 
 def table(folders: list[Path]) -> Iterator[str]:
@@ -99,10 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("replay")
+    parser.add_argument("replay", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--items", type=int, default=50)
+    parser.add_argument("--only", choices=list(RATES), help="one of the two methods")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--questions", type=Path)
     given = parser.parse_args()
@@ -112,12 +129,14 @@ def main() -> None:
         return
     folders = [given.runs / method for method in RATES]
     for method, folder in zip(RATES, folders, strict=True):
-        if given.table:
+        if given.table or given.only not in (None, method):
             continue
         given.runs.mkdir(parents=True, exist_ok=True)
+        replay = given.runs / "replay.jsonl"
+        replay.write_text("".join(passages(given.replay)), encoding="utf-8")
         file = given.runs / f"{method}.yaml"  # JSON is YAML
         file.write_text(
-            json.dumps(recipe(method, given.model, given.data, given.replay, given.steps, given.items)), "utf-8"
+            json.dumps(recipe(method, given.model, given.data, str(replay), given.steps, given.items)), "utf-8"
         )
         command = [sys.executable, "-m", "align", "run", str(file), "--run-dir", str(folder)]
         spent = clock.cpu_seconds(command, given.runs, {"PYTHONPATH": str(Path(__file__).parents[1])})
