@@ -47,6 +47,7 @@ OPTIONS = {
     "check": ["recipe", "--set", "--offline"],
     "status": ["run_dir"],
     "report": ["run_dir", "--json"],
+    "advise": ["run_dir", "--json"],
     "compare": ["runs", "--json", "--html"],
     "list": [],
     "schema": [],

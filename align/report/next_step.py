@@ -2,22 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from align.forgetting.judgement import MEAN
+from align.advice.advise import advise
+from align.advice.lines import block
 from align.forgetting.keys import MOST_ITEMS
 from align.forgetting.table import Forgetting
-from align.report import curves, findings
+from align.report import findings
 from align.report.findings import Change
-from align.report.recipe_view import RecipeView, StageRecipe, view
+from align.report.recipe_view import RecipeView, view
 from align.report.schema import Report, StageRecord
 from align.report.sentence import join
-
-MOST_REPLAY: Final = 0.5
-"""Above it more rows are old than new, and another lever is worth more."""
-
-FIRST_REPLAY: Final = 0.1
-"""What a recipe is advised to begin with that replays nothing."""
+from align.report.shown import facts
 
 
 @dataclass(frozen=True)
@@ -30,19 +25,21 @@ class Step:
 
 
 def steps(report: Report) -> Iterable[Step]:
-    """In the order in which they help: first what forgot, then what is not known, then what trained badly."""
+    """In the order in which they help: what broke off, the causes that `align advise` names, what is not known."""
     if report.live:
         return
-    recipe, forgetting = view(report.recipe), report.forgetting
     for stage in report.stages:
         if stage.entry.status in ("failed", "interrupted", "running"):
             yield _unfinished(stage)
-    if forgetting is not None:
-        for id, lost in _first_lost(forgetting):
-            yield from _forgot(id, lost, recipe.stages.get(id, StageRecipe()), _stage(report, id))
-        yield from _unclear(forgetting, recipe)
-    for stage in report.stages:
-        yield from _overfitted(stage)
+    advice = advise(facts(report))
+    for cause in advice.causes:
+        change = advice.first(cause)
+        if change is None:
+            yield Step(cause.sentence, "No change of the recipe is known to mend this.")
+        else:
+            yield Step(cause.sentence, change.what, block(change.lines))
+    if report.forgetting is not None:
+        yield from _unclear(report.forgetting, view(report.recipe))
 
 
 def _unfinished(stage: StageRecord) -> Step:
@@ -50,43 +47,6 @@ def _unfinished(stage: StageRecord) -> Step:
     remedy = stage.failure.remedy if stage.failure else ""
     what = f"{remedy}; then run the same command again" if remedy else "run the same command again, and it resumes"
     return Step(f"{stage.id} {verb}.", f"{what[0].upper()}{what[1:]}.")
-
-
-def _first_lost(forgetting: Forgetting) -> Iterable[tuple[str, list[Change]]]:
-    """The stages after which something was lost that none before them had lost; the mean alone counts too."""
-    for stage in forgetting.stages:
-        if stage == findings.BASE or stage not in forgetting.matrix:
-            continue
-        before = forgetting.parent.get(stage, findings.BASE)
-        known = {name for name, cell in forgetting.matrix.get(before, {}).items() if cell.verdict == "FORGOT"}
-        lost = [c for c in findings.changes(forgetting, stage) if c.cell.verdict == "FORGOT" and c.name not in known]
-        mean, earlier = (forgetting.mean.get(id, {}).get(findings.ALL) for id in (stage, before))
-        fell = mean is not None and mean.verdict == "FORGOT" and not (earlier and earlier.verdict == "FORGOT")
-        if lost or (fell and not known):
-            yield stage, sorted(lost, key=lambda change: -change.size)
-
-
-def _forgot(id: str, lost: Sequence[Change], recipe: StageRecipe, stage: StageRecord | None) -> Iterable[Step]:
-    names = join([c.name for c in lost]) if lost else f"the {MEAN}"
-    ratio = _replayed(stage) or 0.0
-    covered = [c for c in lost if c.probe.replayed]
-    if recipe.replays and not ratio:
-        lines = _lines(id, "replay:", "  data: FILE", f"  ratio: {FIRST_REPLAY:g}")
-        what = "Replay old rows in it: FILE holds rows of the kinds that must not be forgotten."
-        yield Step(f"{id} forgot {names}, and replayed nothing.", what, lines)
-    elif recipe.replays and len(covered) < len(lost):
-        missed = join([c.name for c in lost if not c.probe.replayed])
-        what = f"Add rows of that kind to the replay data of {id}; replay protects only what it covers."
-        yield Step(f"{id} forgot {missed}, which the replayed rows do not cover.", what)
-    if recipe.replays and covered and 0 < ratio < MOST_REPLAY:
-        more = min(MOST_REPLAY, 2 * ratio)
-        what = "Replay more of them."
-        lines = _lines(id, "replay:", f"  ratio: {more:.2g}")
-        yield Step(f"{id} forgot {join([c.name for c in covered])} although {ratio:.0%} replay covers it.", what, lines)
-    if recipe.learning_rate:
-        lines = _lines(id, "training:", f"  learning_rate: {yaml_number(recipe.learning_rate / 2)}")
-        what = f"Make {id} a smaller step, as far as its own task allows: half of its learning rate of "
-        yield Step(f"{id} forgot {names}.", f"{what}{recipe.learning_rate:g}.", lines)
 
 
 def _unclear(forgetting: Forgetting, recipe: RecipeView) -> Iterable[Step]:
@@ -130,40 +90,3 @@ def _more_rows(why: str, asked: int, needed: int, recipe: RecipeView) -> Step:
 
 def _more_of_the_task(why: str, asked: int, needed: int, recipe: RecipeView) -> Step:
     return Step(why, "Raise `limit` of the task, or leave it out, if it has more items. Nothing is trained again.")
-
-
-def _overfitted(stage: StageRecord) -> Iterable[Step]:
-    train, evaluation = curves.train_loss(stage), curves.finite(curves.eval_loss(stage))
-    judged = curves.overfitting(train, evaluation)
-    if judged.tone != "bad":
-        return
-    step, lowest = min(evaluation, key=lambda point: point[1])
-    if step < 1:
-        return
-    why = f"{stage.id} overfits: its evaluation loss was lowest at step {step:g} ({lowest:.3g})."
-    yield Step(why, "End it there.", _lines(stage.id, "training:", f"  max_steps: {step:.0f}"))
-
-
-def _replayed(stage: StageRecord | None) -> float | None:
-    """The share of the rows of a stage that were replayed, as it found them."""
-    outcome = stage.outcome if stage else None
-    if outcome is None or not outcome.data.get("replay_rows"):
-        return None
-    ratio = outcome.data.get("replay_ratio")
-    return float(ratio) if isinstance(ratio, int | float) else None
-
-
-def _stage(report: Report, id: str) -> StageRecord | None:
-    return next((stage for stage in report.stages if stage.id == id), None)
-
-
-def yaml_number(value: float) -> str:
-    """Two digits, as YAML takes them for a number: `5.0e-5`, not `5e-05`, which is a text."""
-    if value >= 0.001:
-        return f"{value:.2g}"
-    digits, _, power = f"{value:.1e}".partition("e")
-    return f"{digits}e{int(power)}"
-
-
-def _lines(stage: str, *lines: str) -> tuple[str, ...]:
-    return ("stages:", f"  {stage}:", *(f"    {line}" for line in lines))

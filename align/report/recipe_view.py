@@ -43,18 +43,22 @@ class RecipeView(Record):
 
 
 @lru_cache(maxsize=8)
-def view(text: str) -> RecipeView:
-    """Read the text of a run's recipe.yaml."""
+def whole(text: str) -> Mapping[str, Any]:
+    """The recipe in the text of a run's recipe.yaml; empty where it is none. Not to be changed."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        whole = YAML(typ="safe").load(text)
+        found = YAML(typ="safe").load(text)
     except (YAMLError, ValueError):
-        return RecipeView()
-    if not isinstance(whole, dict):
-        return RecipeView()
-    stages, forgetting = _mapping(whole.get("stages")), _mapping(whole.get("forgetting"))
+        return {}
+    return _mapping(found)
+
+
+def view(text: str) -> RecipeView:
+    """Read the text of a run's recipe.yaml."""
+    recipe = whole(text)
+    stages, forgetting = _mapping(recipe.get("stages")), _mapping(recipe.get("forgetting"))
     probes, items, action = (forgetting.get(name) for name in ("probes", "items", "on_violation"))
     own = {str(name): one for name, one in _mapping(probes).items() if isinstance(one, dict)}
     return RecipeView(

@@ -1,0 +1,148 @@
+"""What a run shows, gathered for advice: one reading of the folder for the page's next steps and `align advise`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.advice.facts import LAB_RATES, Family, Losses, Lost, RunFacts, StageFacts
+from align.errors import AlignError
+from align.forgetting.table import ALL, Cell, Forgetting
+from align.parameterization import method as methods
+from align.report import curves, findings
+from align.report.alarms import words
+from align.report.recipe_view import whole
+from align.report.schema import Report, StageRecord
+from align.stage import program
+from align.stage.declaration import Stage
+
+LAB = "lab"
+LAB_ROWS = "lab/general"
+ENDED = ("done", "stopped")
+
+
+def facts(report: Report) -> RunFacts:
+    """Of a run that has ended."""
+    recipe = whole(report.recipe)
+    forgetting = report.forgetting or Forgetting()
+    done = [stage for stage in report.stages if stage.outcome and stage.entry.status in ENDED]
+    base = mapping(recipe.get("model")).get("base")
+    doubtful = {c.name: c for stage in findings.ends(forgetting) for c in findings.unclear(forgetting, stage)}
+    return RunFacts(
+        name=report.run.name,
+        base=base if isinstance(base, str) else "",
+        forgetting=mapping(recipe.get("forgetting")),
+        stages=tuple(_stage(stage, report, recipe) for stage in done if stage.outcome and stage.outcome.policy),
+        unfinished=tuple(stage.id for stage in report.stages if stage.entry.status not in ENDED),
+        measured=any(stage != findings.BASE for stage in forgetting.matrix),
+        undecided=tuple((name, change.cell.items_to_decide) for name, change in doubtful.items()),
+    )
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A mapping of the recipe; an empty one where something else stands."""
+    return value if isinstance(value, dict) else {}
+
+
+def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> StageFacts:
+    outcome = stage.outcome
+    assert outcome is not None
+    forgetting, entry = report.forgetting or Forgetting(), mapping(mapping(recipe.get("stages")).get(stage.id))
+    family, declared = _family(outcome.parameterization), _declared(outcome.program)
+    factor = LAB_RATES if mapping(recipe.get("model")).get("base") == LAB else 1
+    default = {**declared.defaults.get("all", {}), **declared.defaults.get(family, {})} if declared else {}
+    rate, beta = default.get("learning_rate"), declared.keys.model_fields.get("beta") if declared else None
+    ratio = outcome.data.get("replay_ratio") if outcome.data.get("replay_rows") else 0.0
+    accuracy = curves.ends(stage.series("rewards/accuracies"))
+    evaluation = curves.finite(curves.eval_loss(stage))
+    lowest = min(evaluation, key=lambda point: point[1], default=(0.0, 0.0))
+    return StageFacts(
+        id=stage.id,
+        program=outcome.program,
+        family=family,
+        entry=entry,
+        usual_rate=rate * factor if rate else None,
+        default_beta=beta.default if beta and isinstance(beta.default, float) else None,
+        replays=declared.replays if declared else "replay" in entry,
+        replayed=float(ratio or 0.0),
+        steps=outcome.steps,
+        epochs=_epochs(outcome.steps * outcome.global_batch_size, outcome.data),
+        train=curves.ends(curves.train_loss(stage)),
+        evaluation=Losses(evaluation[0][1], lowest[1], int(lowest[0]), evaluation[-1][1]) if evaluation else None,
+        overfitted=curves.overfitting(curves.train_loss(stage), evaluation).tone == "bad",
+        accuracy=accuracy[1] if accuracy else None,
+        alarms=tuple((words(alarm.name), alarm.remedy) for one in stage.rollouts for alarm in one.alarms),
+        **_measured(stage.id, forgetting, entry),
+    )
+
+
+def _measured(id: str, forgetting: Forgetting, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What was lost and gained in a stage; nothing where it was not measured."""
+    if id not in forgetting.matrix:
+        return {}
+    before = forgetting.parent.get(id, findings.BASE)
+    changes = findings.changes(forgetting, id)
+    known = {name for name, cell in forgetting.matrix.get(before, {}).items() if cell.verdict == "FORGOT"}
+    lost = sorted((c for c in changes if c.cell.verdict == "FORGOT" and c.name not in known), key=lambda c: -c.size)
+    mean, earlier = (forgetting.mean.get(one, {}).get(ALL) for one in (id, before))
+    base = forgetting.mean.get(findings.BASE, {}).get(ALL)
+    fell = _forgot(mean) and not _forgot(earlier)
+    tasks = [c for c in changes if c.probe.kind == "task"]
+    better = {
+        c.name for c in findings.since_parent(forgetting, id) if findings.direction(c.effect, c.probe) == "better"
+    }
+    skills = [c for c in changes if c.probe.kind == "skill" and c.cell.verdict is not None]
+    return {
+        "lost": tuple(
+            Lost(c.name, c.before, c.after, _covered(c.probe.replayed, entry), c.probe.metric == "perplexity")
+            for c in lost
+        ),
+        "everything_lost": bool(skills) and not any(c.cell.verdict == "OK" for c in skills),
+        "mean": (base.score, mean.score) if base and mean and None not in (base.score, mean.score) else None,
+        "mean_fell": fell and not known,
+        "gained": tuple(c.name for c in tasks if c.name in better) if tasks else None,
+        "kl": _kl(forgetting, id),
+        "kl_before": _kl(forgetting, before),
+    }
+
+
+def _covered(replayed: bool | None, entry: Mapping[str, Any]) -> bool | None:
+    """Whether rows of its kind are replayed. What the lab's probes say of it holds for the lab's own rows alone."""
+    data = mapping(entry.get("replay")).get("data")
+    sources = [mapping(one).get("source", one) for one in (data if isinstance(data, list) else [data])]
+    return replayed if sources == [LAB_ROWS] else None
+
+
+def _forgot(cell: Cell | None) -> bool:
+    return cell is not None and cell.verdict == "FORGOT"
+
+
+def _kl(forgetting: Forgetting, id: str) -> float | None:
+    found = forgetting.task_kl.get(id)
+    return found.judged.kl if found and found.judged else None
+
+
+def _epochs(rows: int, data: Mapping[str, Any]) -> float | None:
+    count = data.get("rows")
+    return rows / count if isinstance(count, int) and count else None
+
+
+def _family(parameterization: Mapping[str, Any]) -> Family:
+    """Whether it trains base weights; an adapter where the method is not known to this align."""
+    try:
+        method = methods.load(str(parameterization.get("method")))
+        trains_base = method.traits(method.Keys.model_validate(parameterization)).trains_base
+    except (AlignError, ValueError):
+        return "adapter"
+    return "full" if trains_base else "adapter"
+
+
+def _declared(name: str) -> Stage | None:
+    """What a shipped stage declares; a user's own file is not read again."""
+    if name.endswith(".py") or "/" in name:
+        return None
+    try:
+        return program.load(name, Path()).stage
+    except AlignError:
+        return None
