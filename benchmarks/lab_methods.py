@@ -17,7 +17,8 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +75,28 @@ class Bench:
     Attributes:
         root: holds the folders.
         steps: of a run.
+        methods: by the names that folders have.
+        replay: its share; 0 for none.
     """
 
     root: Path
     steps: int
+    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    replay: float = REPLAY
 
     def run(self, name: str, rate: float, seed: int) -> Path:
         """The stage's folder of one run, which is made unless it is finished already."""
         here = self.root / f"{name}-{rate:g}-{seed}-{self.steps}"
         here.mkdir(parents=True, exist_ok=True)
+        replay = {"replay": {"data": "lab/general", "ratio": self.replay}} if self.replay else {}
         training = {"learning_rate": rate, "max_steps": self.steps, "per_device_train_batch_size": BATCH}
         recipe = {
             "name": "lab_methods",
             "seed": seed,
             "model": {"base": "lab", "dtype": "auto", "attn_implementation": "eager"},
             "pipeline": "sft",
-            "parameterization": METHODS[name].keys,
-            "replay": {"data": "lab/general", "ratio": REPLAY},
+            "parameterization": self.methods[name].keys,
+            **replay,
             "forgetting": {"probes": "lab", "on_violation": "warn"},
             "stages": {STAGE: {"data": "lab/helpdesk", "training": training}},
         }
