@@ -18,7 +18,7 @@ from align.advice import evidence, words
 from align.advice.advise import MOST, advise
 from align.advice.causes import CHANGES as BY_CAUSE
 from align.advice.causes import causes
-from align.advice.changes import CHANGES
+from align.advice.changes import CHANGES, make
 from align.advice.evidence import Cell, Figures, Measured, Mended
 from align.advice.facts import Losses, Lost, RunFacts, StageFacts
 from align.advice.lines import Line, block, number, source, written
@@ -99,6 +99,24 @@ CASES: dict[str, tuple[StageFacts, str, str, tuple[str, ...]]] = {
         "token); its `beta` of 0.02 is below the default of 0.1 and its learning rate is 1.0e-4, 10 times the usual "
         "1.0e-5.",
         ("stages:", "  dpo:", "    training:", "      learning_rate: 1.0e-5  # was 1.0e-4"),
+    ),
+    "loose": (
+        replace(FORGOT, id="dpo", entry={"beta": 0.02, "training": {"learning_rate": 1e-5}}, usual_rate=1e-5,
+                default_beta=0.1, accuracy=0.9, kl=3.0),
+        "held_too_loosely",
+        "dpo forgot facts and code (mean of the skills 0.900 -> 0.600): it went far from the policy that it "
+        "started from "
+        "(KL to the base 3 nats per token); its `beta` of 0.02 is below the default of 0.1.",
+        ("stages:", "  dpo:", "    beta: 0.1  # was 0.02"),
+    ),
+    "PPO": (
+        replace(FORGOT, id="ppo", entry={"reward": "judge", "kl": {"target": 6.0}, "training": {"learning_rate": 1e-5}},
+                usual_rate=1e-5, kl=None, alarms=(("reward hacking", "read the samples"),)),
+        "drifted",
+        "ppo forgot facts and code (mean of the skills 0.900 -> 0.600): it went far from the policy that it "
+        "started from; "
+        "it raised the alarm reward hacking.",
+        ("stages:", "  ppo:", "    training:", "      learning_rate: 3.3e-6  # was 1.0e-5"),
     ),
     "small KL": (
         replace(FORGOT, entry=BARE, replayed=0.0, kl=0.01),
@@ -185,6 +203,29 @@ def test_two_faults_of_a_stage_take_turns() -> None:
 def test_a_run_that_asks_for_no_change_is_told_none(run: RunFacts, verdict: str, notes: tuple[str, ...]) -> None:
     found = advise(run)
     assert (found.verdict, found.changes, found.notes) == (verdict, (), notes)
+
+
+def test_a_stage_is_held_closer_by_what_holds_it() -> None:
+    def lines(entry: dict[str, Any], default: float | None = None) -> list[tuple[str, ...]]:
+        facts = StageFacts("x", entry=entry, default_beta=default)
+        return [block(change.lines) for change in make(["closer"], facts, RUN)]
+
+    assert lines({"beta": 0.3}, 0.1) == [("stages:", "  x:", "    beta: 0.6  # was 0.3")]
+    assert lines({"beta": 0.01}, 0.1) == [("stages:", "  x:", "    beta: 0.1  # was 0.01")]
+    assert lines({"kl": {"controller": "adaptive", "target": 6.0, "coef": 0.05}}) == [
+        ("stages:", "  x:", "    kl:", "      target: 3  # was 6")
+    ]
+    assert lines({"kl": {"controller": "fixed", "target": 6.0, "coef": 0.05}}) == [
+        ("stages:", "  x:", "    kl:", "      coef: 0.1  # was 0.05")
+    ]
+    assert lines({"beta": 0.0}, 0.0) == lines({}) == []
+
+
+def test_what_a_stage_warned_of_is_told_beside_its_cause() -> None:
+    warned = {"warnings": ("12 answers are cut off",), "alarms": (("answers cut off", "raise max_completion_length"),)}
+    said = "sft warned: 12 answers are cut off.", "sft raised the alarm answers cut off: raise max_completion_length."
+    assert advise(replace(RUN, stages=(replace(FORGOT, **warned),))).notes == said[::-1]
+    assert advise(replace(RUN, stages=(replace(FINE, **warned),))).notes == said[1:]
 
 
 def test_what_says_that_a_task_was_learnt() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final
@@ -64,7 +64,7 @@ def advise(run: RunFacts) -> Advice:
         found[0][1].sentence if found else _nothing(run),
         tuple(cause for _, cause in found),
         tuple(_different(ordered)),
-        tuple(_notes(run)),
+        tuple(_notes(run, {cause.stage for _, cause in found})),
     )
 
 
@@ -106,7 +106,7 @@ def _nothing(run: RunFacts) -> str:
     return "Nothing was forgotten and the task was learnt: there is nothing to change."
 
 
-def _notes(run: RunFacts) -> Iterator[str]:
+def _notes(run: RunFacts, faulty: Iterable[str]) -> Iterator[str]:
     if run.unfinished:
         are = "is" if len(run.unfinished) == 1 else "are"
         yield f"{join(run.unfinished)} {are} not done: run the same command again; this is about the stages before."
@@ -117,4 +117,5 @@ def _notes(run: RunFacts) -> Iterator[str]:
         yield f"Undecided: {names}: {few}. More `items` change the verdict, not the model."
     for facts in run.stages:
         for name, remedy in facts.alarms:
-            yield f"{facts.id} raised the alarm {name}: {remedy}"
+            yield f"{facts.id} raised the alarm {name}: {remedy}."
+        yield from (f"{facts.id} warned: {text}." for text in facts.warnings if facts.id in faulty)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from align.advice.facts import StageFacts
+from align.advice.facts import FAR, StageFacts
 from align.advice.lines import number
 
 SMALL_KL: Final = 0.05
@@ -18,7 +18,8 @@ NAMED: Final = 3
 
 CHANGES: Final[dict[str, tuple[str, ...]]] = {
     "rate_too_high": ("rate_down", "early_stop", "half_steps", "replay"),
-    "drifted": ("rate_down", "beta", "half_steps", "early_stop"),
+    "drifted": ("rate_down", "closer", "replay", "half_steps", "early_stop"),
+    "held_too_loosely": ("closer", "rate_down", "replay", "half_steps", "early_stop"),
     "small_kl": ("replay", "cover", "more_replay", "rate_half"),
     "overfitted": ("end_there", "rate_half", "more_replay", "early_stop"),
     "nothing_replayed": ("replay", "rate_half", "early_stop", "half_steps"),
@@ -65,8 +66,10 @@ def _of_forgetting(facts: StageFacts) -> Cause:
 
 def _why(facts: StageFacts) -> tuple[str, str]:
     """The cause of forgetting, and the rest of its sentence."""
-    if facts.accuracy is not None or facts.beta is not None or facts.alarms:
-        return "drifted", f": it went far from the policy that it started from{_distance(facts)}{_held(facts)}"
+    if facts.holds_a_reference:
+        loose = facts.loose and (facts.times_usual or 0) <= FAR
+        why = f": it went far from the policy that it started from{_distance(facts)}{_held(facts)}"
+        return "held_too_loosely" if loose else "drifted", why
     if facts.learnt is False or (facts.times_usual or 0) >= 10:
         nothing = " and learnt nothing of its task" if facts.learnt is False else ""
         return "rate_too_high", f"{nothing}: its learning rate, {_against_usual(facts)}, is too high{_loss(facts)}"
@@ -108,7 +111,7 @@ def _distance(facts: StageFacts) -> str:
 def _held(facts: StageFacts) -> str:
     """What let a preference or RL stage go far."""
     said = []
-    if facts.beta is not None and facts.default_beta and facts.beta < facts.default_beta:
+    if facts.loose:
         said.append(f"its `beta` of {facts.beta:g} is below the default of {facts.default_beta:g}")
     if (facts.times_usual or 0) > 1.5:
         said.append(f"its learning rate is {_against_usual(facts)}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from align.advice.facts import RunFacts, StageFacts
+from align.advice.facts import FAR, RunFacts, StageFacts
 from align.advice.lines import Line, number, several, source, stage
 
 FIRST_REPLAY: Final = 0.2
@@ -34,10 +34,6 @@ class Change:
 
 Maker = Callable[[StageFacts, RunFacts], Iterator[Change]]
 """Yields the change, or nothing where it cannot be made of this stage."""
-
-
-FAR: Final = 3
-"""A learning rate this many times off the usual one goes back to it; one that is nearer is changed by this factor."""
 
 
 def _rate_down(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
@@ -109,15 +105,22 @@ def _more_replay(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
         yield Change("more_replay", f"Replay more of it in {facts.id}.", (line,))
 
 
-def _beta(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
-    """Back to the default where it is below; else twice as much."""
-    if facts.beta is None or facts.default_beta is None:
-        return
-    low = facts.beta < facts.default_beta
-    new = facts.default_beta if low else 2 * facts.beta
-    what = f"Hold {facts.id} closer to the policy that it starts from: `beta` {'at its default' if low else 'doubled'}."
-    if new > facts.beta:
-        yield Change("beta", what, (stage(facts.id, "beta", old=facts.beta, new=new),))
+def _closer(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
+    """`beta` back to the default where it is below, else twice as much; of PPO its `kl`."""
+    what = f"Hold {facts.id} closer to the policy that it starts from"
+    target, coef = facts.number("kl", "target"), facts.number("kl", "coef")
+    if facts.beta is not None:
+        new = facts.default_beta if facts.loose and facts.default_beta else 2 * facts.beta
+        line, how = (
+            stage(facts.id, "beta", old=facts.beta, new=new),
+            "default `beta`" if facts.loose else "twice `beta`",
+        )
+        if new > facts.beta:
+            yield Change("closer", f"{what}: the {how}." if facts.loose else f"{what}: {how}.", (line,))
+    elif facts.value("kl", "controller") == "fixed" and coef:
+        yield Change("closer", f"{what}.", (stage(facts.id, "kl", "coef", old=coef, new=2 * coef),))
+    elif target:
+        yield Change("closer", f"{what}.", (stage(facts.id, "kl", "target", old=target, new=target / 2),))
 
 
 def _end_there(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
@@ -153,7 +156,7 @@ CHANGES: Final[Mapping[str, Maker]] = {
     "replay": _replay,
     "cover": _cover,
     "more_replay": _more_replay,
-    "beta": _beta,
+    "closer": _closer,
     "end_there": _end_there,
     "half_steps": _steps("half_steps", 0.5, "Half of the steps of"),
     "double_steps": _steps("double_steps", 2, "Twice the steps of"),

@@ -57,6 +57,7 @@ class StageFacts:
         overfitted: the evaluation loss rose while the training loss went on falling.
         accuracy: at the end, the share of training pairs in which the chosen answer is the likelier one.
         alarms: of the rollouts, each with its remedy.
+        warnings: of the stage, such as of truncated answers.
     """
 
     id: str
@@ -81,6 +82,7 @@ class StageFacts:
     overfitted: bool = False
     accuracy: float | None = None
     alarms: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def forgot(self) -> bool:
@@ -96,6 +98,16 @@ class StageFacts:
     def beta(self) -> float | None:
         """Its `beta`, where it has one."""
         return self.number("beta")
+
+    @property
+    def holds_a_reference(self) -> bool:
+        """Whether it is a preference or RL stage, which is held to the policy that it starts from."""
+        return self.accuracy is not None or self.beta is not None or self.value("reward") is not None
+
+    @property
+    def loose(self) -> bool:
+        """Whether its `beta` is below the default."""
+        return self.beta is not None and self.default_beta is not None and self.beta < self.default_beta
 
     @property
     def learnt(self) -> bool | None:
@@ -138,6 +150,8 @@ class StageFacts:
         return found
 
 
+FAR = 3
+"""A learning rate this many times off the usual one goes back to it; one that is nearer is changed by this factor."""
 LEARNT_PAIRS = 0.65
 """Share of pairs in which the better answer is the likelier one, from which on a preference stage has learnt."""
 LEARNT_LOSS = 0.02

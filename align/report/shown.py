@@ -73,6 +73,7 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         overfitted=curves.overfitting(curves.train_loss(stage), evaluation).tone == "bad",
         accuracy=accuracy[1] if accuracy else None,
         alarms=tuple((words(alarm.name), alarm.remedy) for one in stage.rollouts for alarm in one.alarms),
+        warnings=tuple(text.rstrip(".") for text in outcome.warnings),
         **_measured(stage.id, forgetting, entry),
     )
 
