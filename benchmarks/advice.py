@@ -1,6 +1,6 @@
 """Whether the advice of `align advise` mends runs that went wrong, each in another way.
 
-    python -m benchmarks.advice                  # about six CPU minutes
+    python -m benchmarks.advice                  # six CPU minutes
     python -m benchmarks.advice --all --write    # every change that a cause asks for; also writes docs/remedies.md
     options: --runs FOLDER, --only TEXT (cases whose name holds it), --seed N
 
@@ -203,8 +203,14 @@ def mended(case: Case, before: Run, after: Run) -> str:
 
 
 def made(change: Change) -> str:
-    """A change in a cell of the table."""
-    return ", ".join(f"`{line.path[-1]}: {written(line.new)}`" for line in change.lines)
+    """A change in a cell of the table; of a file its name."""
+    return ", ".join(f"`{line.path[-1]}: {written(_named(line.new))}`" for line in change.lines)
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_named(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def diagnosed(case: Case, run: Run) -> Cause:
