@@ -222,14 +222,26 @@ COLOURS: dict[str, Colour] = {
 }  # fmt: skip
 
 
+def front(cells: Sequence[Cell]) -> list[str]:
+    """Names of those that no other beats: at least as good at the task and the skills, and better at one of them."""
+
+    def beaten(cell: Cell) -> bool:
+        return any(
+            one.task >= cell.task and one.skills >= cell.skills and (one.task, one.skills) != (cell.task, cell.skills)
+            for one in cells
+        )
+
+    return [cell.name for cell in cells if not beaten(cell)]
+
+
 def picture(cells: Sequence[tuple[Remedy, Cell]], base: float, method: str) -> str:
-    """The front: what the task gained against what the skills lost, a point for each remedy."""
+    """What the task gained against what the skills lost, a point for each remedy; those on the front have names."""
     marks: list[Mark] = []
-    for colour in dict.fromkeys([*COLOURS.values(), "muted"]):
-        mine = [(remedy, cell) for remedy, cell in cells if COLOURS.get(remedy.family, "muted") == colour]
-        points = tuple((base - cell.skills, cell.task) for _, cell in mine)
-        names = tuple(remedy.name for remedy, _ in mine)
-        marks.append(Dots(points, colour, tuple(4.5 for _ in points), name="task correct", labels=names))
+    named = {"none", *front([cell for _, cell in cells])}
+    for remedy, cell in cells:
+        colour = COLOURS.get(remedy.family, "muted")
+        label = (remedy.name,) if remedy.name in named else ()
+        marks.append(Dots(((base - cell.skills, cell.task),), colour, (4.5,), name=remedy.name, labels=label))
     chart = Chart(
         f"Task against forgetting after SFT and DPO, {method}",
         tuple((name, colour) for name, colour in COLOURS.items()),

@@ -444,6 +444,8 @@ def test_the_command_prints_the_cause_and_the_lines(tmp_path: Path, tables: None
         "was replayed "
         "in it.",
         "",
+        "What to change in its recipe.yaml, the most likely to help first:",
+        "",
         "1. Replay old rows in sft: what the lab model was pretrained on.",
         "",
         "    stages:",

@@ -74,6 +74,13 @@ def test_the_picture_has_a_point_for_each_remedy(bench: remedies.Bench) -> None:
     assert set(names) <= texts and "task correct" in texts
 
 
+def test_only_what_nothing_beats_is_on_the_front(bench: remedies.Bench) -> None:
+    names = ("none", "replay 5 %", "replay 20 %")
+    cells = [found for name in names if (found := bench.cell(by_name(name), "lora"))]
+    assert remedies.front(cells) == ["replay 5 %", "replay 20 %"], "none is as good at the task, and worse at the rest"
+    assert remedies.front([*cells, cells[1]]) == ["replay 5 %", "replay 20 %", "replay 5 %"], "equals beat no one"
+
+
 def test_the_names_of_remedies_and_their_folders_are_all_different() -> None:
     every = list(remedies.remedies())
     assert len({one.name for one in every}) == len({one.folder for one in every}) == len(every)

@@ -10,6 +10,7 @@ from align.advice.lines import block
 
 VERSION: Final = 1
 """Of the JSON; raised when a key goes or changes its meaning."""
+HEAD: Final = "What to change in its recipe.yaml, the most likely to help first:"
 NOT_MEASURED: Final = "no table has this change on such a run"
 
 
@@ -18,6 +19,9 @@ def text(advice: Advice) -> Iterator[str]:
     yield advice.verdict
     for other in advice.causes[1:]:
         yield f"Also: {other.sentence}"
+    if advice.changes:
+        yield ""
+        yield HEAD
     for number, advised in enumerate(advice.changes, 1):
         yield ""
         yield f"{number}. {advised.change.what}"
