@@ -74,28 +74,6 @@ class BaseTrainer(Trainer):
                     loss = loss + term.weight() * value / parts
         return (loss, *found[1:]) if return_outputs else loss
 
-    def penalise(self, penalties: Sequence[Penalty]) -> None:
-        """Add penalties on weights to the loss."""
-        self.penalties = penalties
-        self.terms = [*self.terms, *(term_of(penalty) for penalty in penalties)]
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Where the step is going to be logged, also how strong each penalty on weights is beside the rest: when the
-        gradients of an update are whole, and not clipped yet."""
-        found: torch.Tensor = super().training_step(*args, **kwargs)
-        if self.penalties and self.accelerator.sync_gradients and self._logs_this_step():
-            scaler = self.accelerator.scaler
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
-            for name, value in ratios(self.model, self.penalties, scale).items():
-                self._metrics["train"][f"gradient_ratio/{name}"].append(value)
-        return found
-
-    def _logs_this_step(self) -> bool:
-        """Whether the update under way ends with a line of metrics; with `logging_strategy: epoch`, every one may."""
-        step, args = self.state.global_step + 1, self.args
-        every = max(1, self.state.logging_steps) if args.logging_strategy == "steps" else 1
-        return step % every == 0 or (step == 1 and args.logging_first_step)
-
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
         return self.row_order()
 
@@ -136,6 +114,28 @@ class BaseTrainer(Trainer):
 
     def _send_telemetry(self) -> None:
         """We send none."""
+
+    def penalise(self, penalties: Sequence[Penalty]) -> None:
+        """Add penalties on weights to the loss."""
+        self.penalties = penalties
+        self.terms = [*self.terms, *(term_of(penalty) for penalty in penalties)]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Where the step is going to be logged, also how strong each penalty on weights is beside the rest: when the
+        gradients of an update are whole, and not clipped yet."""
+        found: torch.Tensor = super().training_step(*args, **kwargs)
+        if self.penalties and self.accelerator.sync_gradients and self._logs_this_step():
+            scaler = self.accelerator.scaler
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            for name, value in ratios(self.model, self.penalties, scale).items():
+                self._metrics["train"][f"gradient_ratio/{name}"].append(value)
+        return found
+
+    def _logs_this_step(self) -> bool:
+        """Whether the update under way ends with a line of metrics; with `logging_strategy: epoch`, every one may."""
+        step, args = self.state.global_step + 1, self.args
+        every = max(1, self.state.logging_steps) if args.logging_strategy == "steps" else 1
+        return step % every == 0 or (step == 1 and args.logging_first_step)
 
 
 def term_of(penalty: Penalty) -> Term:
