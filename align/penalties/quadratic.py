@@ -103,7 +103,7 @@ def _moved(part: Part, trained: Tensors) -> torch.Tensor:
 
 
 def _factors(part: Product, trained: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """U (out, k) and V (k, in), whose product is s (B A - B0 A0): s ((B - B0) A + B0 (A - A0)), without cancellation."""
+    """U (out, k), V (k, in), whose product is s (B A - B0 A0): s ((B - B0) A + B0 (A - A0)), without cancellation."""
     b, a = (tensor.to(_dtype(tensor)) for tensor in trained)
     if part.start is None:
         return part.scaling * b, a

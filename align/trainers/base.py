@@ -146,7 +146,8 @@ class BaseTrainer(Trainer):
         """Whether the update under way ends with a line of metrics; with `logging_strategy: epoch`, every one may."""
         step, args = self.state.global_step + 1, self.args
         every = max(1, self.state.logging_steps) if args.logging_strategy == "steps" else 1
-        return step % every == 0 or (step == 1 and args.logging_first_step)
+        logged = step % every == 0 or (step == 1 and args.logging_first_step)
+        return bool(logged and args.logging_strategy != "no")
 
 
 def term_of(penalty: Penalty) -> Term:
