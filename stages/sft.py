@@ -23,6 +23,12 @@ class Keys(StageKeys):
         description="which assistant turns are trained on: all; the last; or each, in a separate row that ends with "
         "it, as at inference (for templates that drop the reasoning of earlier turns)",
     )
+    kl_coef: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the KL from the incoming policy to the trained one, on the trained tokens; 0: none",
+    )
 
 
 def train(job: Job) -> dict[str, float]:
@@ -51,6 +57,9 @@ def train(job: Job) -> dict[str, float]:
         train_dataset=table("train", job.rows, job.groups),
         eval_dataset=table("eval", job.evaluation, None) if job.evaluation else None,
     )
+    if job.keys.kl_coef:
+        trainer.stay_near(job.keys.kl_coef)
+        job.weights["kl"] = job.keys.kl_coef
     return job.fit(trainer)
 
 

@@ -138,6 +138,7 @@ class Stages:
         dtype: str = "auto",
         rewards: Sequence[Reward] = (),
         replay: list[dict[str, Any]] | None = None,
+        fisher: list[dict[str, Any]] | None = None,
         **training: Any,
     ) -> Ticket:
         """What the parent would write for a stage; four steps of four rows where nothing else is said."""
@@ -175,6 +176,7 @@ class Stages:
             evaluation=self.rows(f"{id}-held", held) if held else None,
             replay=self.rows(f"{id}-replay", replay) if replay else None,
             replay_ratio=0.25 if replay else 0.0,
+            fisher=self.rows(f"{id}-fisher", fisher) if fisher else None,
             probes="none",
             program_sha256=declared.sha256,
             chat_template=None,

@@ -92,6 +92,9 @@ def changed(folder: Path, plain: dict[str, str], *overrides: str) -> list[str]:
         "stages.sft.training.per_device_train_batch_size=4",
         "stages.sft.data.limit=23",
         "stages.sft.turns=last",
+        "stages.sft.ewc={data: {source: lab/general, limit: 20}, rows: 8}",
+        "stages.sft.l2_sp=0.01",
+        "stages.sft.kl_coef=0.1",
     ],
 )
 def test_what_the_first_stage_trains_differently_the_second_does_too(
@@ -139,12 +142,29 @@ def test_a_key_of_the_second_stage_leaves_the_first_alone(override: str, tmp_pat
         "forgetting.max_drop=0.3",
         "forgetting.probes=auto",
         "trackers=[tensorboard]",
+        "stages.sft.ewc={data: {source: lab/general, limit: 20}, weight: 0}",
+        "stages.sft.l2_sp=0",
+        "stages.sft.kl_coef=0",
     ],
 )
 def test_what_is_only_shown_or_measured_trains_nothing_again(
     override: str, tmp_path: Path, plain: dict[str, str]
 ) -> None:
     assert changed(tmp_path, plain, override) == []
+
+
+@pytest.mark.parametrize("key", ["weight: 0.5", "rows: 7", "fisher: sampled", "data: {source: lab/general, limit: 19}"])
+def test_everything_that_ewc_is_made_of_counts(key: str, tmp_path: Path) -> None:
+    """Its rows by their content, as they are drawn."""
+    given = dict(part.split(": ", 1) for part in ("weight: 1.0", "rows: 8", "fisher: empirical"))
+    given["data"] = "{source: lab/general, limit: 20}"
+    found = []
+    for one in (given, given | dict([key.split(": ", 1)])):
+        keys = ", ".join(f"{name}: {value}" for name, value in one.items())
+        found.append(made(tmp_path, f"stages.sft.ewc={{{keys}}}")["sft"])
+    assert found[0].fingerprint != found[1].fingerprint
+    assert found[0].fisher is not None and found[0].fisher.count == 8
+    assert (found[0].fisher.sha256 == found[1].fisher.sha256) == (key.split(":")[0] in ("weight", "fisher"))
 
 
 def test_two_processes_with_half_the_batch_are_the_same_training(tmp_path: Path, plain: dict[str, str]) -> None:

@@ -32,10 +32,12 @@ from align.trainers.dpo import DpoTrainer
 from align.trainers.held_out import HeldOut
 from align.trainers.kept_reference import KeptReference
 from align.trainers.means import Means
+from align.trainers.near import NearIncoming
 from align.trainers.sft import SftTrainer
 
 SHARED = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "training_step": ["self", "args", "kwargs"],
     "_get_train_sampler": ["self", "train_dataset"],
     "_get_eval_sampler": ["self", "eval_dataset"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
@@ -82,7 +84,13 @@ def test_an_overridden_method_is_as_it_was(trainer: type, name: str, parameters:
 
 def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     """A method of ours whose name TRL comes to use would be called by it."""
-    meant = {BaseTrainer: set(SHARED), SftTrainer: set(), KeptReference: set(OF_DPO), DpoTrainer: set()}
+    meant = {
+        BaseTrainer: set(SHARED),
+        SftTrainer: set(),
+        NearIncoming: {"compute_loss"},
+        KeptReference: set(OF_DPO),
+        DpoTrainer: set(),
+    }
     meant |= {Means: set(OF_MEANS), HeldOut: set(OF_HELD_OUT), reward.RewardTrainer: {"_prepare_dataset"}}
     every = (SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer)
     for ours, theirs in (
@@ -91,6 +99,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
         (BaseTrainer, SFTTrainer),
         (BaseTrainer, DPOTrainer),
         (SftTrainer, SFTTrainer),
+        (NearIncoming, SFTTrainer),
         (KeptReference, DPOTrainer),
         (KeptReference, KTOTrainer),
         (DpoTrainer, DPOTrainer),

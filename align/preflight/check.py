@@ -173,7 +173,20 @@ class _Checking:
             place: Loc = (*at, "replay", "data") if own else ("replay", "data")
             kinds = LEARNT if plan.program.stage.samples else None
             replay = self._table(plan, plan.replay.data, place, kinds)
-        return StageRows(rows, evaluation, replay) if train else None
+        return StageRows(rows, evaluation, replay, self._fisher(plan)) if train else None
+
+    def _fisher(self, plan: StagePlan) -> list[Example]:
+        """The rows that the Fisher information of a stage's EWC is measured on, drawn by the seed; none without one."""
+        ewc = plan.keys.ewc
+        if ewc is None or not ewc.weight:
+            return []
+        table = self._table(plan, ewc.data, ("stages", plan.id, "ewc", "data"), LEARNT)
+        rows = table.examples if table else []
+        if 0 < len(rows) < ewc.rows:
+            self.notes.append(
+                f"stage {plan.id}: `ewc.data` has {len(rows):,} rows, fewer than `ewc.rows`, {ewc.rows:,}"
+            )
+        return mixing.draw(rows, min(ewc.rows, len(rows)), self.loaded.recipe.seed)
 
     def _hold_out(
         self, plan: StagePlan, rows: list[Example], share: float | int
@@ -328,6 +341,16 @@ class _Checking:
             self.leaked += leaks.refusals(probe.name, plan.id, found.get("gate", []))
             if of_report := found.get("report"):
                 text = leaks.warning(probe.name, of_report, len(probe.items["report"]))
+                self.notes.append(f"stage {plan.id}: {text}")
+        self._protected(plan, leaks.taught(rows.fisher))
+
+    def _protected(self, plan: StagePlan, rows: leaks.Taught) -> None:
+        """The same of rows that EWC keeps the weights for: their items would be kept better than others of the kind."""
+        for probe in self.own:
+            found = leaks.probed(probe.items, probe.metric, rows)
+            self.leaked += leaks.refusals(probe.name, plan.id, found.get("gate", []), "a row of `ewc.data`")
+            if of_report := found.get("report"):
+                text = leaks.warning(probe.name, of_report, len(probe.items["report"]), "rows of `ewc.data`")
                 self.notes.append(f"stage {plan.id}: {text}")
 
     def probes(self) -> str:

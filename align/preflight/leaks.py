@@ -54,11 +54,15 @@ def taught(trained: Iterable[Example]) -> Taught:
     return found
 
 
-def refusals(probe: str, stage: str, leaks: Sequence[Leak]) -> list[AlignError]:
-    """A fault for each item of the gate that a stage trains on: its verdict would mean nothing."""
+def refusals(probe: str, stage: str, leaks: Sequence[Leak], kind: str = "a training row") -> list[AlignError]:
+    """A fault for each item of the gate that a stage trains on: its verdict would mean nothing.
+
+    Args:
+        kind: what the row is to the stage.
+    """
     return [
         AlignError(
-            f"this gate item of the probe '{probe}' is also a training row of stage {stage}: {leak.row}",
+            f"this gate item of the probe '{probe}' is also {kind} of stage {stage}: {leak.row}",
             "remove it from one of the two",
             place=leak.item,
         )
@@ -66,11 +70,11 @@ def refusals(probe: str, stage: str, leaks: Sequence[Leak]) -> list[AlignError]:
     ]
 
 
-def warning(probe: str, leaks: Sequence[Leak], total: int) -> str:
+def warning(probe: str, leaks: Sequence[Leak], total: int, kind: str = "training rows") -> str:
     """What is said of items of the report that are trained on."""
     named = ", ".join(f"{leak.item} = {leak.row}" for leak in leaks[:SHOWN])
     more = f", and {len(leaks) - SHOWN:,} more" if len(leaks) > SHOWN else ""
-    of = f"{len(leaks):,} of {total:,} report items of the probe '{probe}' are also training rows"
+    of = f"{len(leaks):,} of {total:,} report items of the probe '{probe}' are also {kind}"
     return f"{of} ({named}{more}), so it measures memorisation"
 
 

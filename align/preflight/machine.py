@@ -17,6 +17,7 @@ DISTRIBUTION = "align-suite"
 # Two checkpoints, each the weights and two Adam moments, and the result: in float32, twice the bytes of bfloat16.
 _FULL_SHARE = 2 * (2 * 3 + 1)
 _ADAPTER_SHARE = 0.5  # the same for an adapter of a few per cent
+_FISHER_SHARE = 2  # a float32 for each weight that EWC weighs
 # What transformers imports for a value of `optim`, by how the value begins: the module and its distribution.
 _OPTIMIZERS = {
     "galore_": ("galore_torch", "galore-torch"),
@@ -124,7 +125,8 @@ def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
         return
     weights = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
     shares = (_FULL_SHARE if plan.trains_base else _ADAPTER_SHARE for plan in loaded.stages)
-    needed = sum(weights * share for share in shares)
+    weighed = sum(_FISHER_SHARE for plan in loaded.stages if plan.keys.ewc and plan.keys.ewc.weight)
+    needed = weights * (sum(shares) + weighed)
     folder = next(p for p in (run.resolve(), *run.resolve().parents) if p.exists())
     held = sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) if run.is_dir() else 0
     free = shutil.disk_usage(folder).free + held  # what an earlier attempt wrote is not needed again

@@ -9,6 +9,7 @@ from align.errors import AlignError, FaultList
 from align.forgetting import probes
 from align.forgetting.keys import ForgettingKeys
 from align.parameterization import chain
+from align.penalties import keys as penalties
 from align.policy.base import Base
 from align.recipe import pipeline, training_arguments
 from align.recipe.document import Document, dotted
@@ -101,6 +102,8 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) ->
         layers=layers,
     )
     found = plan.keys.contradictions(setting)
+    settings = plan.keys.model_dump(include={penalties.EWC, penalties.L2_SP})
+    found += penalties.faults(plan.id, settings, stage.gives, plan.method_keys.model_dump())
     if (stage.gives == "reward" or stage.samples) and not traits.inside:
         what = (
             f"stage '{plan.id}' cannot train {method}, which learns a prompt, because nothing can share a base with it"

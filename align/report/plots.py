@@ -14,6 +14,9 @@ PANELS: Final[tuple[tuple[str, str, Colour], ...]] = (
     ("accuracy", "preferred answer ranked first", "purple"),
     ("reward", "reward", "green"),
     ("kl", "KL to the reference", "purple"),
+    ("loss/kl", "KL to the incoming policy", "purple"),
+    ("gradient_ratio/ewc", "gradient of EWC / task's", "orange"),
+    ("gradient_ratio/l2_sp", "gradient of L2-SP / task's", "orange"),
     ("learning_rate", "learning rate", "muted"),
 )
 """Logged numbers that get a small panel of their own where a stage logs them."""

@@ -126,6 +126,16 @@ class StageDir:
         return self.root / "reference.safetensors"
 
     @property
+    def fisher(self) -> Path:
+        """The diagonal of the Fisher information that `ewc` weighs by."""
+        return self.root / "fisher.safetensors"
+
+    @property
+    def fisher_record(self) -> Path:
+        """What it was measured on, and its hash."""
+        return self.root / "fisher.json"
+
+    @property
     def rollouts(self) -> Path:
         """What a stage that learns from rewards knows of each rollout."""
         return self.root / "rollouts.jsonl"

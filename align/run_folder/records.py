@@ -150,6 +150,7 @@ class Ticket(BaseModel):
     evaluation: Rows | None
     replay: Rows | None
     replay_ratio: float
+    fisher: Rows | None = None  # the rows that the Fisher information of `ewc` is measured on
     probes: Any
     latency: bool = False  # whether answers are timed
     probe_items: int | Literal["auto"] = "auto"  # of each skill of the general battery
@@ -192,6 +193,29 @@ class Insight(BaseModel):
     reasons: list[str] = []
 
 
+class Fisher(BaseModel):
+    """The Fisher information that a stage's `ewc` weighs by; `fisher.json`, beside the file with its diagonal.
+
+    Attributes:
+        made_for: fingerprint of the stage.
+        sha256: of the file.
+        kind: `empirical` or `sampled`.
+        rows, tokens: examples, and the learnt tokens in them.
+        weights: the numbers in the diagonal.
+        mean: of the diagonal before it was divided by it. With `weight` equal to it, EWC's lambda is 1.
+        seconds: wall time.
+    """
+
+    made_for: str
+    sha256: str
+    kind: str
+    rows: int
+    tokens: int
+    weights: int
+    mean: float
+    seconds: float
+
+
 class Outcome(BaseModel):
     """What a stage did. Written last: its presence means that training and measuring are whole."""
 
@@ -219,6 +243,8 @@ class Outcome(BaseModel):
     policy: Policy | None = None
     reward: Policy | None = None  # a reward model, its last adapter or its weights with the head `score`
     merge: dict[str, Any] | None = None
+    penalties: dict[str, float] = {}  # the weight of each that kept the policy near its start: ewc, l2_sp, kl
+    fisher: Fisher | None = None
     inside: Insight | None = None
     peak_memory_bytes: int | None = None
     resumed_from: str | None = None

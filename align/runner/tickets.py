@@ -10,6 +10,7 @@ from align import user_paths
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.own.keys import EVALUATE, METRICS
 from align.functions.declared import NAMED
+from align.penalties import keys as penalties
 from align.policy.base import replaced_tokens
 from align.preflight.check import Prepared, write_rows
 from align.preflight.rows_that_fit import StageRows
@@ -38,6 +39,7 @@ _COSMETIC = (
 _BY_CONTENT = (
     *("data", "eval_data", "replay", "reward"),
     *("parameterization", "training", "stage", "policy", "too_long", "on_alarm"),
+    *("ewc", "l2_sp", "kl_coef"),
 )
 
 
@@ -99,6 +101,7 @@ def ticket_of(
         evaluation=write_rows(run, rows.evaluation) if rows.evaluation else None,
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
+        fisher=write_rows(run, rows.fisher) if rows.fisher else None,
         probes=probes,
         latency=plan.program.stage.gives == "policy" and wants_latency(settings.forgetting),
         probe_items=settings.forgetting.items,
@@ -154,6 +157,8 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     # measuring leaves no trace in the weights, unless it may end the stage
     ends = ticket.inside if ticket.inside and ticket.inside.early_stop else None
     watched = {"early_stop": [ends.every, ends.watch, ends.limits, ticket.probes_sha256]} if ends else {}
+    near = penalties.settings(ticket.keys)
+    kept = {"near": [near, content(ticket.fisher)]} if near else {}
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return files.digest(
         {
@@ -172,6 +177,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             **({"rewards": scored} if scored else {}),
             **rollout,
             **watched,
+            **kept,
         }
     )
 

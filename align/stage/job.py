@@ -18,7 +18,7 @@ from align.errors import AlignError, Exit
 from align.run_folder import files, messages
 from align.run_folder.messages import Told
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import Ticket
+from align.run_folder.records import Fisher, Ticket
 from align.stage.callbacks import Interrupted, Seal, Stop, Watch, figures
 from align.stage.keys import StageKeys
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer
 
+    from align.penalties.quadratic import Penalty
     from align.stage.inside import Measuring
 
 Record = dict[str, Any]
@@ -44,6 +45,9 @@ class Job:
         inside: how the policy is measured while it is trained, where it is.
         rows, evaluation: canonical rows (align.data.formats), replayed ones included and counted in `groups`.
         groups: 0 for a row of the task, 1 for a replayed one.
+        penalties: what keeps the weights near where they started.
+        weights: of all that keeps the policy near, by name, for the record.
+        fisher: what `ewc` weighs by.
     """
 
     ticket: Ticket
@@ -61,6 +65,9 @@ class Job:
     global_batch: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     inside: Measuring | None = None
+    penalties: list[Penalty] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    fisher: Fisher | None = None
 
     def arguments(self, config: type[TrainingArguments], **fixed: Any) -> Any:
         """A TRL config from the recipe's `training`, with what the engine owns filled in.
@@ -152,6 +159,7 @@ class Job:
 
         Raises:
             Interrupted: the run was asked to stop.
+            AlignError: the trainer of a stage of the user's own takes no penalties.
         """
         from align.policy import adalora
         from align.stage import inside
@@ -164,6 +172,7 @@ class Job:
         watching = [inside.Watching(self.inside, self.model, watch, checkpoint)] if self.inside else []
         for callback in (watch, *watching, Seal(), stop):
             trainer.add_callback(callback)
+        self._penalise(trainer)
         args = trainer.args
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._warm_up_if_it_can(trainer)
@@ -183,6 +192,18 @@ class Job:
             self._keep_within_limits(self.inside, trainer.state.max_steps)
         self._assert_finite()
         return figures(trainer.state)
+
+    def _penalise(self, trainer: Trainer) -> None:
+        """Hand the penalties on weights to the trainer, if its loss has a place for them."""
+        if not self.penalties:
+            return
+        penalise = getattr(trainer, "penalise", None)
+        if penalise is None:
+            named = " and ".join(f"`{penalty.name}`" for penalty in self.penalties)
+            what = f"the trainer of stage '{self.ticket.stage}' takes no {named}"
+            remedy = "let its class inherit from align.trainers.base.BaseTrainer, before TRL's"
+            raise AlignError(what, remedy, exit=Exit.STAGE_FAILED)
+        penalise(self.penalties)
 
     def _keep_within_limits(self, measuring: Measuring, planned: int) -> None:
         """Where a broken limit has ended the stage, hand on the last weights that broke none."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.data.formats import Example
 from align.data.sources import DataSource
+from align.penalties.keys import Ewc
 
 if TYPE_CHECKING:
     from align.parameterization.chain import Layer
@@ -64,6 +65,12 @@ class StageKeys(BaseModel):
         None, description="which weights this stage trains, as in `{method: qlora}`; replaces the recipe's entirely"
     )
     replay: Replay | None = Field(None, description="replaces the recipe's; `null` turns replay off for this stage")
+    ewc: Ewc | None = Field(
+        None, description="keeps weights near where they were, those most that given rows need most (EWC)"
+    )
+    l2_sp: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="draws every weight back to where it was (L2-SP); 0: not"
+    )
     too_long: Literal["refuse", "drop"] = Field(
         "refuse",
         description="rows whose answer `max_length` would cut off entirely: refuse the recipe, or drop them and report "

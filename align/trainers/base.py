@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from align.data.order import GROUP, LENGTH, RowOrder
+from align.penalties.quadratic import Penalty
+from align.penalties.ratio import ratios
 from align.policy.base import heads
 from align.policy.stack import TRAINED
 from align.trainers.terms import Term
@@ -30,9 +32,11 @@ class BaseTrainer(Trainer):
 
     Attributes:
         terms: what is added to TRL's loss in training.
+        penalties: those of them that are on weights, whose gradients are compared with the task's.
     """
 
     terms: Sequence[Term] = ()
+    penalties: Sequence[Penalty] = ()
 
     def __init__(self, *, model: nn.Module, **arguments: Any) -> None:
         kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
@@ -60,15 +64,26 @@ class BaseTrainer(Trainer):
         with autocast(self):
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss = found[0] if return_outputs else found
-            # a loss that is a sum over all tokens of the update, divided by their number, is not divided again
-            whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            parts = self.current_gradient_accumulation_steps if whole else 1
+            parts = self.current_gradient_accumulation_steps if self._divided(num_items_in_batch) else 1
             for term in self.terms:
                 value = term.loss(self.model)
                 if value is not None:
-                    self._metrics["train"][f"loss/{term.name}"].append(float(value.detach()))
+                    self._metrics["train"][f"loss/{term.name}"].append(self._of_processes(value.detach()))
                     loss = loss + term.weight() * value / parts
         return (loss, *found[1:]) if return_outputs else loss
+
+    def _divided(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
+        """Whether a micro-batch's loss is a part of the update's already, as transformers asks it: a sum over tokens
+        divided by those of the update, or one that its trainer divides."""
+        if self.loss_is_scaled_for_ga is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        return self.model_accepts_loss_kwargs and num_items_in_batch is not None
+
+    def _of_processes(self, value: torch.Tensor) -> float:
+        """The mean over processes."""
+        if self.accelerator.num_processes == 1:
+            return float(value)
+        return float(self.accelerator.reduce(value.float(), "mean"))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
         return self.row_order()
@@ -110,6 +125,34 @@ class BaseTrainer(Trainer):
 
     def _send_telemetry(self) -> None:
         """We send none."""
+
+    def penalise(self, penalties: Sequence[Penalty]) -> None:
+        """Add penalties on weights to the loss."""
+        self.penalties = penalties
+        self.terms = [*self.terms, *(term_of(penalty) for penalty in penalties)]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Where the step is going to be logged, also how strong each penalty on weights is beside the rest: when the
+        gradients of an update are whole, and not clipped yet."""
+        found: torch.Tensor = super().training_step(*args, **kwargs)
+        if self.penalties and self.accelerator.sync_gradients and self._logs_this_step():
+            scaler = self.accelerator.scaler
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            for name, value in ratios(self.model, self.penalties, scale).items():
+                self._metrics["train"][f"gradient_ratio/{name}"].append(value)
+        return found
+
+    def _logs_this_step(self) -> bool:
+        """Whether the update under way ends with a line of metrics; with `logging_strategy: epoch`, every one may."""
+        step, args = self.state.global_step + 1, self.args
+        every = max(1, self.state.logging_steps) if args.logging_strategy == "steps" else 1
+        logged = step % every == 0 or (step == 1 and args.logging_first_step)
+        return bool(logged and args.logging_strategy != "no")
+
+
+def term_of(penalty: Penalty) -> Term:
+    """A penalty on weights as a term of the loss."""
+    return Term(penalty.name, penalty.loss, lambda: penalty.weight)
 
 
 def autocast(trainer: Trainer) -> torch.autocast:

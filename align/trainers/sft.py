@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from trl import SFTTrainer
 
-from align.trainers.base import BaseTrainer
 from align.trainers.held_out import HeldOut
+from align.trainers.near import NearIncoming
 
 
-class SftTrainer(HeldOut, BaseTrainer, SFTTrainer):
+class SftTrainer(HeldOut, NearIncoming, SFTTrainer):
     """SFTTrainer over rows that are token ids already."""
 
     units: ClassVar = {"entropy": "tokens", "mean_token_accuracy": "tokens"}

@@ -22,6 +22,7 @@ from align.forgetting.battery import leaks
 from align.forgetting.probes import Battery, Probe
 from align.merging import into_base
 from align.merging.verdict import Merge
+from align.penalties import prepare
 from align.policy import generation, targets
 from align.policy import load as models
 from align.recipe import verdicts
@@ -136,10 +137,23 @@ def build(at: Loaded) -> Built:
 
 def train(at: Loaded) -> dict[str, Any]:
     """Train the job's model in place; its final metrics."""
+    keep_near(at.job)
     metrics = at.program.stage.train(at.job)
     shutil.rmtree(at.job.dir.tokens, ignore_errors=True)
     _free()  # the trainer, its optimizer and what stood beside the policy are held by cycles
     return metrics
+
+
+def keep_near(job: Job) -> None:
+    """Give the job what keeps its weights near where they are now."""
+    ticket = job.ticket
+
+    def rows() -> list[dict[str, Any]]:
+        return read_rows(job.run, ticket.fisher) if ticket.fisher else []
+
+    found = prepare.penalties(job.model, job.dir, ticket, job.tokenizer, rows, job.at)
+    job.penalties, job.fisher = found.penalties, found.fisher
+    job.weights = {penalty.name: penalty.weight for penalty in found.penalties}
 
 
 def measure(at: Loaded) -> dict[str, Any] | None:
@@ -185,6 +199,8 @@ def save(
         policy=policy if ticket.gives == "policy" else None,
         reward=policy if ticket.gives == "reward" else None,
         merge=asdict(built.merge) if built.merge else None,
+        penalties=job.weights,
+        fisher=job.fisher,
         inside=job.inside.insight(job.steps) if job.inside else None,
         peak_memory_bytes=usage.peak_memory(),
         resumed_from=ticket.resume_from,
