@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from align.stage import Stage, StageKeys
+from align.stage.rewrite_keys import Rewrite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets import Dataset
 
+    from align.data.formats import Example
     from align.stage import Job
+    from align.stage.keys import Setting
 
 
 class Keys(StageKeys):
@@ -23,6 +28,18 @@ class Keys(StageKeys):
         description="which assistant turns are trained on: all; the last; or each, in a separate row that ends with "
         "it, as at inference (for templates that drop the reasoning of earlier turns)",
     )
+    rewrite: Rewrite | None = Field(
+        None, description="answers that the policy samples itself replace the data's where they are accepted"
+    )
+
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
+        """A rewriting that accepts by nothing."""
+        own = self.rewrite.faults() if self.rewrite else []
+        return [*super().contradictions(setting), *own]
+
+    def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:
+        """Rows that ask nothing cannot be answered."""
+        return self.rewrite.faults(rows) if self.rewrite else []
 
 
 def train(job: Job) -> dict[str, float]:

@@ -22,6 +22,7 @@ class StageRows:
     train: list[Example]
     evaluation: list[Example]
     replay: Table | None
+    asked: Table | None = None  # prompts of the rows that a policy writes
 
     @property
     def trained(self) -> list[Example]:
@@ -31,7 +32,7 @@ class StageRows:
     @property
     def all(self) -> list[Example]:
         """Every row that the model will see."""
-        return [*self.trained, *self.evaluation]
+        return [*self.trained, *self.evaluation, *(self.asked.examples if self.asked else [])]
 
 
 @dataclass
@@ -57,14 +58,14 @@ def fitting(plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> Fittin
     """
     if getattr(plan.keys, "turns", "all") == "each":
         replayed = replace(rows.replay, examples=each_turn(rows.replay.examples)) if rows.replay else None
-        rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), replayed)
+        rows = replace(rows, train=each_turn(rows.train), evaluation=each_turn(rows.evaluation), replay=replayed)
     found = Fitting(rows)
     replay = rows.replay
     if replay is not None:
         replay = replace(replay, examples=_those(found, plan, replay.examples, lengths, "replayed rows"))
     train = _those(found, plan, rows.train, lengths, "rows")
     held = _those(found, plan, rows.evaluation, lengths, "rows of eval_data")
-    found.rows = StageRows(train, held, replay)
+    found.rows = replace(rows, train=train, evaluation=held, replay=replay)
     return found
 
 
