@@ -32,7 +32,7 @@ from align.stage.rewrite_keys import ByReward, Rewrite
 from align.worker import samples_scored
 from align.worker.handover import Builder
 from align.worker.rows import figures, mixed, read_rows
-from align.written import checker, drafting, filters, probed, rewriting
+from align.written import checker, drafting, filters, probed, rewriting, words
 from align.written.filters import Draft, Sieve
 from align.written.keep import Shelf
 from align.written.keys import SelfWritten
@@ -142,7 +142,7 @@ def _replayed(
         started = time.monotonic()
         prompts = [row["prompt"] for row in read_rows(writer.run, writing.prompts)] if writing.prompts else None
         twice = 2 if prompts is None and writer.tokenizer.template is not None else 1  # questions, and answers
-        who = "the base" if keys.by == "base" else "the policy"
+        who = words.writer({"by": keys.by})
         bench = writer.bench(keys.by, f"{who} writes {keys.rows:,} rows to replay", twice * keys.rows)
         found = drafting.drafts(bench, keys, prompts, job.ticket.seed)
         if writer.first:
@@ -160,7 +160,7 @@ def _replayed(
             _enough(writer, shelf, kept, rejected, told)
             told["seconds"] = round(time.monotonic() - started, 1)
             shelf.put(key, kept, rejected, told, begun=begun)
-            job.say(f"{who} wrote {_sentence(told)}")
+            job.say(f"{who} wrote {words.replayed(told)}")
         writer.world.wait_for_everyone()
     record = shelf.kept(key)
     assert record is not None
@@ -182,11 +182,6 @@ def _reasons(rejected: Sequence[dict[str, Any]]) -> dict[str, int]:
     return filters.counted([row["why"] for row in rejected])
 
 
-def _sentence(told: dict[str, Any]) -> str:
-    reasons = f" ({filters.told(told['rejected'])})" if told["rejected"] else ""
-    return f"{told['written']:,} rows to replay, of which {told['kept']:,} are kept{reasons}"
-
-
 def _enough(
     writer: _Writer,
     shelf: Shelf,
@@ -200,7 +195,7 @@ def _enough(
     shelf.reject(rejected)
     main = next(iter(told["rejected"]))
     who = "the base" if told["by"] == "base" else "the policy that comes in"
-    what = f"{who} cannot write the rows that stage '{writer.job.ticket.stage}' replays: of {_sentence(told)}"
+    what = f"{who} cannot write the rows that stage '{writer.job.ticket.stage}' replays: of {words.replayed(told)}"
     where = f"all of them are in {shelf.rejected}"
     raise AlignError(what, f"{_REMEDIES.get(main, 'replay other rows with `data`')}; {where}", exit=Exit.STAGE_FAILED)
 
@@ -232,7 +227,7 @@ def _rewritten(
             told = _figures(keys, task, rows, refused)
             told["seconds"] = round(time.monotonic() - started, 1)
             shelf.put(key, rows, refused, told, begun=begun)
-            job.say(_rewriting_told(told))
+            job.say(words.rewritten(told))
         writer.world.wait_for_everyone()
     record = shelf.kept(key)
     assert record is not None
@@ -292,11 +287,3 @@ def _figures(
         "dropped": len(refused) if keys.otherwise == "drop" else 0,
         "not_rewritten": reasons,
     }
-
-
-def _rewriting_told(told: dict[str, Any]) -> str:
-    share = f"{told['rewritten']:,} of {told['rows']:,} answers are the policy's own ({told['same']:,} say the same)"
-    rest = f", {told['dropped']:,} rows are dropped" if told["dropped"] else ""
-    reasons = ", ".join(f"{why} ({count:,})" for why, count in told["not_rewritten"].items())
-    why = f"; not replaced: {reasons}" if reasons else ""
-    return share + rest + why

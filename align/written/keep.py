@@ -6,14 +6,17 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from align.errors import AlignError, Exit
+from align.forgetting.prompts import shown
 from align.run_folder import files, reading
 from align.run_folder.records import Record
 
 Row = dict[str, Any]
+SHOWN: Final = 3  # examples of each kind
 
 
 class Kept(Record):
@@ -88,6 +91,49 @@ class Shelf:
     def read(self) -> list[Row]:
         """The rows."""
         return reading.lines(self.rows)
+
+
+class Example(Record):
+    """A row that was written, as it is shown.
+
+    Attributes:
+        of: replay, or rewrite.
+        asked: empty where nothing was.
+        was: the data's answer, where there is one.
+        why: it is not kept; empty where it is.
+    """
+
+    of: str
+    asked: str
+    said: str
+    was: str = ""
+    why: str = ""
+
+
+def examples(folder: Path) -> tuple[Example, ...]:
+    """A few rows of each kind that a stage's folder has, the first of each file."""
+    found = []
+    for name in ("replay", "rewrite"):
+        shelf = Shelf(folder, name)
+        for row in (*_first(shelf.rows), *_first(shelf.rejected)):
+            said = row.get("answer", row.get("sample", row.get("completion", row.get("text"))))
+            asked = shown(row) if "prompt" in row else ""
+            found.append(
+                Example(of=name, asked=asked, said=_text(said), was=row.get("was", ""), why=row.get("why", ""))
+            )
+    return tuple(found)
+
+
+def _first(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in islice(file, SHOWN)]
+
+
+def _text(said: Any) -> str:
+    """The words of an answer, or of a message."""
+    return str(said[-1]["content"]) if isinstance(said, list) else str(said or "")
 
 
 def _lines(rows: Sequence[Row]) -> str:
