@@ -226,12 +226,12 @@ def test_another_seed_writes_other_rows_and_the_base_writes_too(stages: Stages) 
 
 @pytest.mark.slow
 def test_given_prompts_are_asked_in_turn(stages: Stages) -> None:
-    asked = [{"prompt": "What is 7 plus 2?"}, {"prompt": [{"role": "user", "content": "Copy this: a b"}]}]
+    asked = [{"prompt": "What is 7 plus 2?"}, {"prompt": [{"role": "user", "content": "Copy this: d c g"}]}]
     ticket = stages.ticket("sft", "sft", BASE, LORA, max_steps=1)
     stages.execute(writes(ticket, stages.rows("asked", asked), rows=4, temperature=0.1))
     rejected = lines(stages.run.stage("sft").written / "replay_rejected.jsonl")
     found = sorted((row["prompt"][0]["content"], row["completion"][0]["content"]) for row in kept(stages, "sft"))
-    assert found == [("Copy this: a b", "a b"), ("What is 7 plus 2?", "9")]
+    assert found == [("Copy this: d c g", "d c g"), ("What is 7 plus 2?", "9")]
     assert [row["why"] for row in rejected] == ["written before"] * 2
 
 

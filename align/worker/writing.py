@@ -156,7 +156,12 @@ def _replayed(
                 check=(lambda one: check({"prompt": one.prompt, "completion": one.answer})) if check else None,
             )
             kept, rejected = _sifted(found, sieve)
-            told = {"by": keys.by, "written": len(found), "kept": len(kept), "rejected": _reasons(rejected)}
+            told: dict[str, Any] = {
+                "by": keys.by,
+                "written": len(found),
+                "kept": len(kept),
+                "rejected": _reasons(rejected),
+            }
             _enough(writer, shelf, kept, rejected, told)
             told["seconds"] = round(time.monotonic() - started, 1)
             shelf.put(key, kept, rejected, told, begun=begun)

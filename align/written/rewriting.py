@@ -62,11 +62,10 @@ class Chosen:
 
 def asked(row: Mapping[str, Any]) -> Ask | None:
     """What a row asks before its last answer; None where that is no plain text that can be replaced."""
+    prompt, completion = row.get("prompt"), row.get("completion")
     if "messages" in row:
         *before, last = row["messages"]
         prompt, completion = marks.without(before), [last]
-    else:
-        prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         return Ask(prompt, completion)
     if not (prompt and isinstance(completion, list) and len(completion) == 1) or prompt[-1]["role"] == "assistant":
