@@ -27,7 +27,7 @@ import os, time
 
 def told(prompt, completion):
     time.sleep(float(os.environ.get("SLOWLY", 0)))
-    return "facts" not in completion and len(prompt[-1]["content"]) > 8
+    return not completion[:1].isdigit() and len(prompt[-1]["content"]) > 8
 
 def right(prompt, completion, answer):
     time.sleep(float(os.environ.get("SLOWLY", 0)))
@@ -42,7 +42,7 @@ name: written
 seed: 3
 model: {base: lab, dtype: float32}
 parameterization: {method: lora}
-forgetting: {probes: lab}
+forgetting: {probes: none}
 stages:
   sft:
     data: {source: lab/helpdesk, limit: 96}
@@ -79,7 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to; `small.yaml`, `run` and `said`."""
     folder = tmp_path_factory.mktemp("whole")
     said = runs.run(recipe(folder), folder / "run").stderr
-    (folder / "said").write_text(said, encoding="utf-8")
+    (folder / "said").write_text(" ".join(said.split()), encoding="utf-8")
     return folder
 
 
@@ -92,14 +92,14 @@ def test_rows_are_written_filtered_counted_and_replayed(whole: Path) -> None:
     assert (told["rows"], told["replay_rows"], told["replay_ratio"]) == (96, 32, 0.25)
     assert (own["by"], own["written"], own["kept"]) == ("incoming", 80, len(kept))
     assert len(kept) + len(rejected) == 80 == own["kept"] + sum(own["rejected"].values())
-    assert 60 <= len(kept) < 80
+    assert 40 <= len(kept) < 80 and own["rejected"]["refused by the checker"] > 0
     for why, count in own["rejected"].items():
         assert sum(row["why"] == why for row in rejected) == count
     for row in kept:
         assert [turn["role"] for turn in (*row["prompt"], *row["completion"])] == ["user", "assistant"]
-        assert len(row["prompt"][0]["content"]) > 8 and row["completion"][0]["content"].strip()
+        assert len(row["prompt"][0]["content"]) > 8 and not row["completion"][0]["content"][:1].isdigit()
     reasons = ", ".join(f"{count} {why}" for why, count in own["rejected"].items())
-    sentence = f"sft: the policy wrote 80 rows to replay, of which {len(kept)} are kept ({reasons})\n"
+    sentence = f"sft: the policy wrote 80 rows to replay, of which {len(kept)} are kept ({reasons})"
     assert sentence in (whole / "said").read_text(encoding="utf-8")
 
 
@@ -118,7 +118,7 @@ def test_accepted_answers_replace_the_data_s(whole: Path) -> None:
         assert line["answer"].endswith(".")
     assert sorted(line["row"] for line in (*new, *others)) == list(range(48))
     reasons = ", ".join(f"{why} ({count})" for why, count in own["not_rewritten"].items())
-    sentence = f"again: {len(new)} of 48 answers are the policy's own (0 say the same); not replaced: {reasons}\n"
+    sentence = f"again: {len(new)} of 48 answers are the policy's own (0 say the same); not replaced: {reasons}"
     assert sentence in (whole / "said").read_text(encoding="utf-8")
 
 
@@ -162,7 +162,7 @@ def test_a_run_killed_while_its_policy_writes_and_afterwards(whole: Path, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(whole: Path, tmp_path: Path) -> None:
-    runs.run(recipe(tmp_path), tmp_path / "two", *TWO, "--set", "forgetting.probes=lab")
+    runs.run(recipe(tmp_path), tmp_path / "two", *TWO)
     assert written(tmp_path / "two") == written(whole / "run")
     for stage in ("sft", "again"):
         one, two = runs.outcome(whole / "run", stage), runs.outcome(tmp_path / "two", stage)
