@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from align.stage import Stage, StageKeys
+from align.stage.rewrite_keys import Rewrite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets import Dataset
 
+    from align.data.formats import Example
     from align.stage import Job
+    from align.stage.keys import Setting
 
 
 class Keys(StageKeys):
@@ -29,6 +34,18 @@ class Keys(StageKeys):
         allow_inf_nan=False,
         description="weight of the KL from the incoming policy to the trained one, on the trained tokens; 0: none",
     )
+    rewrite: Rewrite | None = Field(
+        None, description="answers that the policy samples itself replace the data's where they are accepted"
+    )
+
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
+        """A rewriting that accepts by nothing."""
+        own = self.rewrite.faults() if self.rewrite else []
+        return [*super().contradictions(setting), *own]
+
+    def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:
+        """Rows that ask nothing cannot be answered."""
+        return self.rewrite.faults(rows) if self.rewrite else []
 
 
 def train(job: Job) -> dict[str, float]:

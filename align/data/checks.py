@@ -244,6 +244,13 @@ def _room_for_answers(examples: list[Example], lengths: Lengths, context: int, a
         raise AlignError(what + more, "lower `training.max_completion_length`, or shorten the rows", place=row.place)
 
 
+def longest(examples: list[Example], lengths: Lengths, room: int) -> tuple[Example, int] | None:
+    """The row with most tokens, where it has more than `room`, and how many."""
+    long = [example for example in examples if not lengths.surely_fits(example, max(room, 0))]
+    beyond = [(row, count.total) for row, count in zip(long, lengths.counts(long), strict=True) if count.total > room]
+    return max(beyond, key=lambda found: found[1], default=None)
+
+
 def _bytes(example: Example) -> int:
     """The size of what a row says, without its template."""
     return len(example.canonical())

@@ -26,15 +26,18 @@ def tell(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def plain(stop: Sequence[int], pad: int | None, tokens: int, temperature: float = 0.0) -> GenerationConfig:
-    """Greedy, or sampled from the whole distribution: no penalty, no filter, no least length.
+def plain(
+    stop: Sequence[int], pad: int | None, tokens: int, temperature: float = 0.0, top_p: float = 1.0
+) -> GenerationConfig:
+    """Greedy, or sampled: no penalty, no least length, and no filter but `top_p`, which lets the whole distribution
+    through where it is 1.
 
     Args:
         stop: the tokens that end an answer.
         tokens: the most that an answer may have.
         temperature: 0 is greedy.
     """
-    sampled = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    sampled = {"temperature": temperature, "top_k": 0, "top_p": top_p} if temperature > 0 else {}
     return GenerationConfig(
         do_sample=temperature > 0,
         num_beams=1,

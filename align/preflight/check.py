@@ -26,6 +26,7 @@ from align.preflight import (
     rows_that_fit,
     saved_quantization,
     tokenizer_facts,
+    written,
 )
 from align.preflight.machine import check_disk
 from align.preflight.rewards import Finder
@@ -38,14 +39,14 @@ from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Reward, Rows
 from align.stage.rewarded import RewardedKeys
+from align.stage.rewrite_keys import scoring
 
 __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
 
 LEARNT: frozenset[Kind] = frozenset(
     {"chat", "prompt_completion", "text"}
 )  # what can be replayed, as it is learnt by SFT
-
-
+PROMPTS: frozenset[Kind] = frozenset({"prompt"})  # what a policy is asked that writes rows itself
 LEAKS_SHOWN = 5
 
 
@@ -60,6 +61,7 @@ class Prepared:
     probes: str  # hash of what is measured
     notes: list[str]
     warnings: dict[str, list[str]] = field(default_factory=dict)  # by stage: what is heard again when it has run
+    checkers: written.Checkers = field(default_factory=dict)  # of what policies write themselves
 
 
 def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, commit: str | None = None) -> Prepared:
@@ -87,6 +89,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     for plan in loaded.stages:
         checking.against_keys(plan, whole.get(plan.id))
     rewards = {plan.id: checking.rewards(plan) for plan in loaded.stages}
+    checkers = {key: one for plan in loaded.stages for key, one in checking.checkers(plan).items()}
     for id, found in whole.items():
         checking.columns(id, rewards[id], found.train)
     measured = checking.probes()
@@ -100,7 +103,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.leaks(plan, whole[plan.id])
     raise_all(checking.leaked, LEAKS_SHOWN, "items of the gate that are trained on")
     assert base is not None
-    return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings)
+    return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings, checkers)
 
 
 @dataclass
@@ -169,11 +172,30 @@ class _Checking:
             evaluation = table.examples if table else []
         replay = None
         if plan.replay and plan.replay.ratio > 0:
-            own = "replay" in plan.keys.model_fields_set
-            place: Loc = (*at, "replay", "data") if own else ("replay", "data")
+            place = written.place(plan)
             kinds = LEARNT if plan.program.stage.samples else None
-            replay = self._table(plan, plan.replay.data, place, kinds)
-        return StageRows(rows, evaluation, replay, self._fisher(plan)) if train else None
+            if plan.replay.data is not None:
+                replay = self._table(plan, plan.replay.data, (*place, "data"), kinds)
+        if not train:
+            return None
+        rows, asked = self._asked(plan, rows)
+        return StageRows(rows, evaluation, replay, self._fisher(plan), asked)
+
+    def _asked(self, plan: StagePlan, rows: list[Example]) -> tuple[list[Example], Table | None]:
+        """The rows that are trained on, and the prompts of those that the policy writes."""
+        wanted = written.writes(plan)
+        if wanted is None or wanted.prompts is None:
+            return rows, None
+        place: Loc = (*written.place(plan), "self", "prompts")
+        if wanted.prompts != "task":
+            return rows, self._table(plan, wanted.prompts, place, PROMPTS)
+        if not rows:  # not looked up
+            return rows, None
+        try:
+            return written.apart(rows, wanted, self.loaded.recipe.seed)
+        except AlignError as error:
+            self._add(error, place)
+            return rows, None
 
     def _fisher(self, plan: StagePlan) -> list[Example]:
         """The rows that the Fisher information of a stage's EWC is measured on, drawn by the seed; none without one."""
@@ -205,17 +227,23 @@ class _Checking:
 
     def rewards(self, plan: StagePlan) -> list[Reward]:
         """What scores the answers of a stage."""
-        if not isinstance(plan.keys, RewardedKeys):
-            return []
+        sources, key = scoring(plan.keys)
         finder = Finder([other.id for other in self.loaded.stages], self.loaded.root, self.offline)
         found = []
-        for number, source in enumerate(plan.keys.sources):
-            at: Loc = ("stages", plan.id, "reward")
+        for number, source in enumerate(sources):
+            at: Loc = ("stages", plan.id, *key)
             try:
                 found.append(finder.find(source))
             except AlignError as error:
-                listed = isinstance(plan.keys.reward, list)
+                listed = self.loaded.document.has((*at, number))
                 self._add(error, (*at, number) if listed else at)
+        return found
+
+    def checkers(self, plan: StagePlan) -> written.Checkers:
+        """The user's functions that say what is kept of what the policy writes."""
+        found, faults = written.checkers(plan, self.loaded.root)
+        for error, at in faults:
+            self._add(error, at)
         return found
 
     def columns(self, stage: str, rewards: list[Reward], rows: list[Example]) -> None:
@@ -227,7 +255,8 @@ class _Checking:
                 continue
             what = f"the reward function '{reward.name}' asks for '{missing}', which is not a column of the data"
             remedy = f"it can ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
-            self._add(AlignError(what, remedy), ("stages", stage, "reward"))
+            plan = next(plan for plan in self.loaded.stages if plan.id == stage)
+            self._add(AlignError(what, remedy), ("stages", stage, *scoring(plan.keys)[1]))
 
     def _table(
         self, plan: StagePlan, value: DataSource | list[DataSource], at: Loc, kinds: frozenset[Kind] | None = None
@@ -279,6 +308,12 @@ class _Checking:
                     seen = rows[plan.id].train if answer else rows[plan.id].all
                     with self.faults.collect():
                         checks.within_context(seen, lengths, rows_that_fit.max_length(plan), base.context, answer)
+                wanted = written.writes(plan)
+                if lengths is not None and wanted is not None:
+                    try:
+                        written.against_model(rows[plan.id].asked, wanted, lengths, base.context)
+                    except AlignError as error:
+                        self._add(error, (*written.place(plan), "self"))
 
     def tokens(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
         """Whether the model has a row for every token that it is given."""

@@ -23,6 +23,7 @@ class StageRows:
     evaluation: list[Example]
     replay: Table | None
     fisher: list[Example] = field(default_factory=list)  # what `ewc` is measured on
+    asked: Table | None = None  # prompts of the rows that a policy writes
 
     @property
     def trained(self) -> list[Example]:
@@ -32,7 +33,8 @@ class StageRows:
     @property
     def all(self) -> list[Example]:
         """Every row that the model will see."""
-        return [*self.trained, *self.evaluation, *self.fisher]
+        asked = self.asked.examples if self.asked else []
+        return [*self.trained, *self.evaluation, *self.fisher, *asked]
 
 
 @dataclass
@@ -66,7 +68,7 @@ def fitting(plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> Fittin
     train = _those(found, plan, rows.train, lengths, "rows")
     held = _those(found, plan, rows.evaluation, lengths, "rows of eval_data")
     fisher = _those(found, plan, rows.fisher, lengths, "rows of ewc.data")
-    found.rows = StageRows(train, held, replay, fisher)
+    found.rows = replace(rows, train=train, evaluation=held, replay=replay, fisher=fisher)
     return found
 
 

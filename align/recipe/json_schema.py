@@ -43,7 +43,7 @@ def recipe_schema() -> Json:
         "if": {"required": ["stage"], "properties": {"stage": {"pattern": r"\.py$"}}},
         "else": {"properties": dict.fromkeys(entry, True), "additionalProperties": False},
     }
-    for name in ("DataSource", "RewardSource", "Notify"):
+    for name in ("DataSource", "RewardSource", "Rewrite", "Notify"):
         # their models take a plain string for the key that it stands for, which pydantic's schema does not know
         mapping = definitions.pop(name)
         definitions[name] = {"anyOf": [{"type": "string"}, mapping]}

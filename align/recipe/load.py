@@ -22,7 +22,7 @@ from align.recipe.keys import Recipe
 from align.recipe.plan import Loaded, StagePlan
 from align.recipe.validation import validate
 from align.stage.keys import StageKeys
-from align.stage.rewarded import RewardedKeys
+from align.stage.rewrite_keys import scoring
 
 
 def locate(name: str) -> Path:
@@ -209,7 +209,7 @@ def _plan(
     replay = keys.replay if "replay" in keys.model_fields_set else recipe.replay
     replay = replay if stage.replays else None
     training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
-    sources = keys.sources if isinstance(keys, RewardedKeys) else []
+    sources, _ = scoring(keys)
     rewards = tuple(dict.fromkeys(one.source for one in sources if one.source in recipe.stages))
     return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training)
 

@@ -16,7 +16,7 @@ from align.recipe.document import Document, read
 from align.recipe.validation import validate
 from align.stage.program import Program
 from align.stage.program import load as load_program
-from align.stage.rewarded import named
+from align.stage.rewrite_keys import named
 
 BASE = "base"
 
@@ -79,8 +79,7 @@ class _Wiring:
     def rewards(self, id: str) -> list[str]:
         """The stages that score a stage's answers."""
         entry = (self.recipe.data.get("stages") or {}).get(id)
-        said = entry.get("reward") if isinstance(entry, dict) else None
-        return [name for name in named(said if said is not None else self.edges[id].reward) if name in self.edges]
+        return [name for name in named(entry) or named({"reward": self.edges[id].reward}) if name in self.edges]
 
 
 def preset(name: str, root: Path = Path()) -> Graph:

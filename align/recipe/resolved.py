@@ -52,8 +52,9 @@ def write(path: Path, loaded: Loaded) -> None:
 
 
 def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rewards of a stage's entry as written out."""
-    found = entry.get("reward") or []
+    """The rewards of a stage's entry as written out, or of its rewriting."""
+    accept = (entry.get("rewrite") or {}).get("accept")
+    found = entry.get("reward") or (accept.get("reward") if isinstance(accept, dict) else None) or []
     return found if isinstance(found, list) else [found]
 
 
@@ -63,7 +64,7 @@ def _standing(value: Any, root: Path, key: str = "") -> Any:
         return {name: _standing(inner, root, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [_standing(inner, root, key) for inner in value]
-    if key in ("source", "data", "base", "chat_template", "stage") and isinstance(value, str):
+    if key in ("source", "data", "base", "chat_template", "stage", "check", "accept") and isinstance(value, str):
         if value == LAB or (key == "stage" and not value.endswith(".py")):
             return value
         file, colon, function = value.partition(".py:")  # ./rewards.py:polite

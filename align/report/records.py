@@ -16,6 +16,7 @@ from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import FORMAT, Decision, Failure, Outcome
 from align.run_folder.run_record import RunRecord, StageEntry
 from align.spectrum.records import Spectrum
+from align.written import keep
 
 __all__ = ["Report", "load"]
 
@@ -78,6 +79,7 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         spectrum=reading.optional(folder.spectrum, Spectrum),
         rollouts=tuple(rollouts.read(folder.rollouts)),
         inside=reading.rows(folder.curve, Measured),
+        own_rows=keep.examples(folder.written),
     )
 
 

@@ -10,6 +10,7 @@ from align.run_folder.comparison import ComparisonResult
 from align.run_folder.records import Decision, Failure, Outcome, Record
 from align.run_folder.run_record import RunRecord, StageEntry
 from align.spectrum.records import Spectrum
+from align.written.keep import Example
 
 
 class Step(Record):
@@ -37,6 +38,7 @@ class StageRecord(Record):
     spectrum: Spectrum | None = None
     rollouts: tuple[Rollout, ...] = ()
     inside: tuple[Measured, ...] = ()
+    own_rows: tuple[Example, ...] = ()  # that the policy wrote
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """The points (step, value) of one logged number, in the order of the file."""

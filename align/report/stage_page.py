@@ -14,6 +14,7 @@ from align.report.inside_page import InsidePage, inside_page
 from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPage, reward_page
 from align.report.rollout_page import RolloutsPage, rollouts_page
 from align.report.schema import StageRecord
+from align.report.written_page import WrittenPage, written_page
 from align.run_folder.records import Outcome
 
 DEVICES: Final = {"MULTI_CPU": " on CPUs", "MULTI_GPU": " on GPUs"}
@@ -33,8 +34,8 @@ class Fact:
 @dataclass(frozen=True)
 class StagePage:
     """The section of one stage. `settings` and `metrics` are long and go behind a fold; `alone` is what this stage
-    surely changed against the policy that it was given; `rollouts`, `reward` and
-    `inside` are None where it has none."""
+    surely changed against the policy that it was given; `rollouts`, `reward`,
+    `inside` and `written` are None where it has none."""
 
     id: str
     program: str
@@ -51,6 +52,7 @@ class StagePage:
     rollouts: RolloutsPage | None
     reward: RewardPage | None
     inside: InsidePage | None
+    written: WrittenPage | None
     log_tail: tuple[str, ...]
 
 
@@ -78,6 +80,7 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         rollouts=rollouts_page(stage),
         reward=reward_page(stage),
         inside=inside_page(stage),
+        written=written_page(stage),
         log_tail=stage.log_tail,
     )
 

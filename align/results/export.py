@@ -84,8 +84,8 @@ def _merged(run: RunDir, ticket: Ticket, outcome: Outcome, out: Path, dtype: str
     from align.merging import into_base
     from align.policy import load as models
     from align.policy import stack
-    from align.worker.execute import read_rows
     from align.worker.handover import prompts
+    from align.worker.rows import read_rows
 
     model = find.model(outcome)
     tokenizer = models.load_tokenizer(ticket.policy.base.path, ticket.chat_template, ticket.model)

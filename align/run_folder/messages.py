@@ -47,6 +47,7 @@ class Told(BaseModel):
         at: what it is at while it does not train.
         done, of: how much of that is done.
         inside: what was measured while it trains, in short.
+        said: a line that stays.
     """
 
     time: float = 0.0
@@ -54,6 +55,7 @@ class Told(BaseModel):
     done: int | None = None
     of: int | None = None
     inside: str | None = None
+    said: str | None = None
     warning: str | None = None
 
 

@@ -112,6 +112,11 @@ class StageDir:
         return self.root / "tokens"
 
     @property
+    def written(self) -> Path:
+        """What the policy wrote before the stage began to train."""
+        return self.root / "written"
+
+    @property
     def spectrum(self) -> Path:
         """What `method: spectrum` measured and chose."""
         return self.root / "spectrum.json"

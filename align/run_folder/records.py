@@ -97,6 +97,34 @@ class Rows(BaseModel):
     kinds: list[str]
 
 
+class UserFunction(BaseModel):
+    """A function in a user's file, as found.
+
+    Attributes:
+        sha256: of the file.
+    """
+
+    name: str
+    path: str
+    sha256: str
+
+
+class Writing(BaseModel):
+    """Rows to replay that a policy writes before the stage begins.
+
+    Attributes:
+        keys: the recipe's `replay.self`.
+        prompts: what is asked; None where the policy writes that too.
+        check: the user's, which says what is kept.
+        max_length: tokens of a row that the stage keeps.
+    """
+
+    keys: dict[str, Any]
+    prompts: Rows | None = None
+    check: UserFunction | None = None
+    max_length: int | None = None
+
+
 class Inside(BaseModel):
     """What is measured of a policy while it is trained.
 
@@ -151,6 +179,8 @@ class Ticket(BaseModel):
     replay: Rows | None
     replay_ratio: float
     fisher: Rows | None = None  # the rows that the Fisher information of `ewc` is measured on
+    writing: Writing | None = None  # replayed rows that a policy writes, in place of `replay`
+    rewrite_check: UserFunction | None = None  # says which of the policy's answers replace the data's
     probes: Any
     latency: bool = False  # whether answers are timed
     probe_items: int | Literal["auto"] = "auto"  # of each skill of the general battery

@@ -114,6 +114,9 @@ class Watcher:
         if told.warning is not None:
             self.warn(self.stage, told.warning)
             return
+        if told.said is not None:
+            self.say(f"{self.stage}: {told.said}")
+            return
         if told.inside is not None:
             self.inside = told.inside
             return

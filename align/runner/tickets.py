@@ -12,14 +12,16 @@ from align.forgetting.own.keys import EVALUATE, METRICS
 from align.functions.declared import NAMED
 from align.penalties import keys as penalties
 from align.policy.base import replaced_tokens
+from align.preflight import rows_that_fit
 from align.preflight.check import Prepared, write_rows
 from align.preflight.rows_that_fit import StageRows
+from align.preflight.written import REPLAY, REWRITE
 from align.recipe import run_length
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
-from align.run_folder.records import BaseModelIdentity, Inside, Policy, Rows, Ticket
+from align.run_folder.records import BaseModelIdentity, Inside, Policy, Rows, Ticket, UserFunction, Writing
 from align.runner import answers, trains_alike
 
 TRAINING = 2  # raised when align itself begins to train the same recipe differently
@@ -37,7 +39,7 @@ _COSMETIC = (
 )
 # Keys of a stage that stand in the fingerprint by content, not by name.
 _BY_CONTENT = (
-    *("data", "eval_data", "replay", "reward"),
+    *("data", "eval_data", "replay", "reward", "rewrite"),
     *("parameterization", "training", "stage", "policy", "too_long", "on_alarm"),
     *("ewc", "l2_sp", "kl_coef"),
 )
@@ -93,7 +95,7 @@ def ticket_of(
         model=settings.model.model_dump(mode="json"),
         chat_template=prepared.chat_template,
         program_sha256=plan.program.sha256,
-        replays=any(other.replay and other.replay.ratio > 0 for other in loaded.stages),
+        replays=any(other.replay and other.replay.data and other.replay.ratio > 0 for other in loaded.stages),
         parameterization=plan.method_keys.model_dump(mode="json"),
         keys=plan.keys.model_dump(mode="json"),
         training=plan.training,
@@ -102,6 +104,8 @@ def ticket_of(
         replay=write_rows(run, rows.replay.examples) if rows.replay else None,
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         fisher=write_rows(run, rows.fisher) if rows.fisher else None,
+        writing=_writing(plan, prepared, rows, run),
+        rewrite_check=prepared.checkers.get((plan.id, REWRITE)),
         probes=probes,
         latency=plan.program.stage.gives == "policy" and wants_latency(settings.forgetting),
         probe_items=settings.forgetting.items,
@@ -175,11 +179,44 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
             "above": above,
             **({"rewards": scored} if scored else {}),
+            **_written(ticket),
             **rollout,
             **watched,
             **kept,
         }
     )
+
+
+def _writing(plan: StagePlan, prepared: Prepared, rows: StageRows, run: RunDir) -> Writing | None:
+    """The rows that a stage's policy writes, where it replays some."""
+    if plan.replay is None or plan.replay.self is None or plan.replay.ratio == 0:
+        return None
+    return Writing(
+        keys=plan.replay.self.model_dump(mode="json"),
+        prompts=write_rows(run, rows.asked.examples) if rows.asked else None,
+        check=prepared.checkers.get((plan.id, REPLAY)),
+        max_length=rows_that_fit.max_length(plan),
+    )
+
+
+def _written(ticket: Ticket) -> dict[str, Any]:
+    """What the rows follow from that a policy writes itself: settings, and prompts and checkers by content."""
+
+    def function(one: UserFunction | None) -> list[str] | None:
+        return [one.name, one.sha256] if one else None
+
+    found: dict[str, Any] = {}
+    if ticket.writing is not None:
+        own = {name: value for name, value in ticket.writing.keys.items() if name not in ("prompts", "check")}
+        asked = ticket.writing.prompts
+        found["self"] = [own, asked.sha256 if asked else None, function(ticket.writing.check)]
+    rewrite = ticket.keys.get("rewrite")
+    if rewrite:
+        accept = rewrite["accept"]
+        least = accept["min"] if isinstance(accept, dict) else None
+        own = {name: value for name, value in rewrite.items() if name != "accept"}
+        found["rewrite"] = [own, least, function(ticket.rewrite_check)]
+    return found
 
 
 def _absolute_probes(probes: Any, root: Path) -> Any:

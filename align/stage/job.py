@@ -218,6 +218,10 @@ class Job:
         """Tell what the stage is at while it does not train, and how much of it is done. Of the first process."""
         messages.tell(self.dir.progress, Told(time=time.time(), at=doing, done=done, of=of))
 
+    def say(self, text: str) -> None:
+        """A line that stays on the terminal. Of the first process."""
+        messages.tell(self.dir.progress, Told(time=time.time(), said=text))
+
     def warn(self, text: str) -> None:
         """Something that must be heard before the next stage begins: told at once, and kept in the outcome."""
         from accelerate import PartialState

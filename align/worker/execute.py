@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align.data import mixing
 from align.engines import ddp
 from align.errors import AlignError, Exit
 from align.forgetting.battery import leaks
@@ -28,11 +26,12 @@ from align.policy import load as models
 from align.recipe import verdicts
 from align.run_folder import files
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Outcome, Rows, Ticket
+from align.run_folder.records import Outcome, Ticket
 from align.stage import program as programs
 from align.stage.job import Job
-from align.worker import card, measuring, saving, usage
+from align.worker import card, measuring, saving, usage, writing
 from align.worker.handover import Builder
+from align.worker.rows import figures, mixed, read_rows
 from align.worker.usage import Clock
 
 ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
@@ -83,6 +82,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         outcome = measuring.measure_again(run, ticket, at.job, at.builder, at.probes, at.world)
     else:
         clock = Clock.start()
+        writing.write(run, at.job, at.builder, at.probes, at.world)
         built = build(at)
         metrics = train(at)
         spent = clock.seconds()
@@ -243,20 +243,8 @@ def limit_threads(ticket: Ticket) -> None:
 
 def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interrupted: Callable[[], bool]) -> Job:
     program = _program(ticket)
-    rows = read_rows(run, ticket.train)
-    groups = [0] * len(rows)
-    count = 0
-    if ticket.replay is not None and ticket.replay_ratio > 0:
-        count = mixing.replay_rows(len(rows), ticket.replay_ratio)
-        rows = rows + mixing.draw(read_rows(run, ticket.replay), count, ticket.seed)
-        groups += [1] * count
+    rows, groups = mixed(run, ticket, read_rows(run, ticket.train))
     evaluation = read_rows(run, ticket.evaluation) if ticket.evaluation else []
-    data = {
-        "rows": ticket.train.count,
-        "replay_rows": count,
-        "replay_ratio": count / len(rows),
-        "eval_rows": len(evaluation),
-    }
     return Job(
         ticket=ticket,
         keys=program.stage.keys.model_validate(ticket.keys),
@@ -268,7 +256,7 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
         groups=groups,
         evaluation=evaluation,
         interrupted=interrupted,
-        data=data,
+        data=figures(groups, len(evaluation)),
         warnings=[*ticket.warnings],
     )
 
@@ -280,9 +268,3 @@ def _program(ticket: Ticket) -> programs.Program:
         what = f"the stage file '{ticket.program}' was changed while the run was under way"
         raise AlignError(what, "run the same command again: it runs the new one", exit=Exit.STAGE_FAILED)
     return program
-
-
-def read_rows(run: RunDir, rows: Rows) -> list[dict[str, Any]]:
-    """The canonical rows that the parent checked."""
-    with (run.root / rows.path).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
