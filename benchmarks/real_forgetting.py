@@ -4,10 +4,9 @@
     options: --steps 30 --items 50 --table (of what is there) --questions FILE (the battery's items, as text)
 
 Every stage starts from the base and is measured by the general battery. Texts to replay are cut into passages of 600
-characters, about as long as an instruction with its answer: a step with replay is then no slower. The table has every skill
-with the paired 95 %
-interval of its change. `--questions` writes what was asked of the model, for benchmarks/plain_items.py, which asks it
-again with plain transformers and none of this package's code.
+characters, about as long as an instruction with its answer: a step with replay is then no slower. The table has every
+skill with the paired 95 % interval of its change. `--questions` writes what was asked of the model, for
+benchmarks/plain_items.py, which asks it again with plain transformers and none of this package's code.
 """
 
 from __future__ import annotations
