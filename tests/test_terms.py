@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import nn
 from trl import SFTConfig
 
+import gradient_sums
 import models
 from align.data import tokens
 from align.lab import data
@@ -64,3 +65,37 @@ def test_a_term_of_no_weight_is_logged_and_moves_nothing(tmp_path: Path) -> None
     plain, _ = moved(tmp_path, 2, None)
     same, log = moved(tmp_path, 2, Term("weights", penalty, lambda: 0.0))
     assert torch.equal(plain, same) and log[0]["loss/weights"] > 0
+
+
+def trainer(folder: str, rows: int, accumulation: int, weight: float | None) -> SftTrainer:
+    """One update over eight rows in micro-batches of `rows`, with the penalty or without."""
+    args = SFTConfig(
+        **gradient_sums.PLAIN, output_dir=folder, per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation, dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    model, tokenizer = models.tiny_llama(), models.lab_tokenizer()
+    columns = tokens.together(tokens.language_modeling(ROWS, None, tokenizer, args, completion_only=True))
+    made = SftTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_dict(columns))
+    made.terms = [] if weight is None else [Term("weights", penalty, lambda: weight)]
+    return made
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_gradient_of_a_term_is_its_own_times_its_weight(tmp_path: Path, accumulation: int) -> None:
+    split = {"folder": str(tmp_path), "rows": 8 // accumulation, "accumulation": accumulation}
+    whole = gradient_sums.of_update(trainer(**split, weight=WEIGHT))
+    plain = gradient_sums.of_update(trainer(**split, weight=None))
+    alone = gradient_sums.of_loss(models.tiny_llama(), penalty)
+    assert gradient_sums.difference(whole, plain, [(WEIGHT, alone)]) < 1e-6 < gradient_sums.size(alone)
+
+
+@pytest.mark.slow
+def test_two_processes_step_by_the_gradients_of_one(tmp_path: Path) -> None:
+    splits = [{"folder": str(tmp_path), "rows": 4 // parts, "accumulation": parts} for parts in (1, 4)]
+    cases = [{**split, "weight": weight} for split in splits for weight in (WEIGHT, None)]
+    found = gradient_sums.in_processes("test_terms:trainer", tmp_path, cases)
+    alone = gradient_sums.of_loss(models.tiny_llama(), penalty)
+    one = gradient_sums.of_update(trainer(str(tmp_path), 8, 1, None))
+    for whole, plain in (found[:2], found[2:]):
+        assert gradient_sums.difference(plain, one, []) < 1e-6
+        assert gradient_sums.difference(whole, plain, [(WEIGHT, alone)]) < 1e-6

@@ -60,15 +60,26 @@ class BaseTrainer(Trainer):
         with autocast(self):
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss = found[0] if return_outputs else found
-            # a loss that is a sum over all tokens of the update, divided by their number, is not divided again
-            whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            parts = self.current_gradient_accumulation_steps if whole else 1
+            parts = self.current_gradient_accumulation_steps if self._divided(num_items_in_batch) else 1
             for term in self.terms:
                 value = term.loss(self.model)
                 if value is not None:
-                    self._metrics["train"][f"loss/{term.name}"].append(float(value.detach()))
+                    self._metrics["train"][f"loss/{term.name}"].append(self._of_processes(value.detach()))
                     loss = loss + term.weight() * value / parts
         return (loss, *found[1:]) if return_outputs else loss
+
+    def _divided(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
+        """Whether a micro-batch's loss is a part of the update's already, as transformers asks it: a sum over tokens
+        divided by those of the update, or one that its trainer divides."""
+        if self.loss_is_scaled_for_ga is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        return self.model_accepts_loss_kwargs and num_items_in_batch is not None
+
+    def _of_processes(self, value: torch.Tensor) -> float:
+        """The mean over processes."""
+        if self.accelerator.num_processes == 1:
+            return float(value)
+        return float(self.accelerator.reduce(value.float(), "mean"))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RowOrder:
         return self.row_order()

@@ -16,7 +16,8 @@ class Term:
     Attributes:
         name: it is logged as `loss/<name>`, without its weight.
         loss: of the bare model, for one micro-batch of this process: the mean over rows or tokens of its own choice.
-            Over the micro-batches of an update, and over processes, the mean of all is taken. None: nothing is added.
+            Over the micro-batches of an update, and over processes, the mean of all is taken. None, in all processes
+            alike: nothing is added.
         weight: of the term in this micro-batch.
     """
 
