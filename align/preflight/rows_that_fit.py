@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from align.data import checks
-from align.data.checks import Lengths, Table
+from align.data.checks import Lengths
 from align.data.each_turn import each_turn
 from align.data.encode import Turns
 from align.data.formats import Example
@@ -16,17 +16,36 @@ from align.recipe.plan import StagePlan
 
 
 @dataclass(frozen=True)
+class Replayed:
+    """The rows of one source of a replay.
+
+    Attributes:
+        stage: that trained on them, where they are those of a stage.
+    """
+
+    name: str
+    weight: float
+    examples: list[Example]
+    stage: str | None = None
+
+
+@dataclass(frozen=True)
 class StageRows:
     """The checked rows of one stage, not written yet."""
 
     train: list[Example]
     evaluation: list[Example]
-    replay: Table | None
+    replay: tuple[Replayed, ...] = ()
 
     @property
     def trained(self) -> list[Example]:
         """Every row that the model learns, replayed ones too."""
-        return [*self.train, *(self.replay.examples if self.replay else [])]
+        return [*self.train, *self.replayed]
+
+    @property
+    def replayed(self) -> list[Example]:
+        """The rows of all sources of its replay, one after the other."""
+        return [example for source in self.replay for example in source.examples]
 
     @property
     def all(self) -> list[Example]:
@@ -56,12 +75,13 @@ def fitting(plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> Fittin
         lengths: None where the model has no tokenizer.json.
     """
     if getattr(plan.keys, "turns", "all") == "each":
-        replayed = replace(rows.replay, examples=each_turn(rows.replay.examples)) if rows.replay else None
-        rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), replayed)
+        split = tuple(replace(source, examples=each_turn(source.examples)) for source in rows.replay)
+        rows = StageRows(each_turn(rows.train), each_turn(rows.evaluation), split)
     found = Fitting(rows)
-    replay = rows.replay
-    if replay is not None:
-        replay = replace(replay, examples=_those(found, plan, replay.examples, lengths, "replayed rows"))
+    replay = tuple(
+        replace(source, examples=_those(found, plan, source.examples, lengths, "replayed rows"))
+        for source in rows.replay
+    )
     train = _those(found, plan, rows.train, lengths, "rows")
     held = _those(found, plan, rows.evaluation, lengths, "rows of eval_data")
     found.rows = StageRows(train, held, replay)

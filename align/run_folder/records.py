@@ -97,6 +97,20 @@ class Rows(BaseModel):
     kinds: list[str]
 
 
+class ReplayPart(BaseModel):
+    """One source of replayed rows; its rows follow those of the source before it in the table.
+
+    Attributes:
+        name: as reports show it.
+        weight: its share is weight / sum of the weights.
+        count: its rows in the table.
+    """
+
+    name: str
+    weight: float
+    count: int
+
+
 class Inside(BaseModel):
     """What is measured of a policy while it is trained.
 
@@ -150,6 +164,7 @@ class Ticket(BaseModel):
     evaluation: Rows | None
     replay: Rows | None
     replay_ratio: float
+    replay_sources: list[ReplayPart] = []  # none in a ticket of an older align: all of `replay` is one
     probes: Any
     latency: bool = False  # whether answers are timed
     probe_items: int | Literal["auto"] = "auto"  # of each skill of the general battery
@@ -157,7 +172,7 @@ class Ticket(BaseModel):
     planned_rows: int = 0  # that pass through the model in training, as far as is known before
     program_sha256: str
     chat_template: str | None  # the recipe's own, as text
-    replays: bool  # whether a stage of the recipe replays rows
+    replays: bool  # whether a stage of the recipe replays the lab's own set, whose skills are known
     warnings: list[str] = []  # of checking the rows; they stand in the outcome too
     probes_sha256: str = _FORMERLY_MEASURED  # of the probes' content: with others it is measured again, not trained
     measure_base: bool

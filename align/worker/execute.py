@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align.data import mixing
+from align.data import mixing, replay
 from align.engines import ddp
 from align.errors import AlignError, Exit
 from align.forgetting.battery import leaks
@@ -27,7 +28,7 @@ from align.policy import load as models
 from align.recipe import verdicts
 from align.run_folder import files
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Outcome, Rows, Ticket
+from align.run_folder.records import Outcome, ReplayPart, Rows, Ticket
 from align.stage import program as programs
 from align.stage.job import Job
 from align.worker import card, measuring, saving, usage
@@ -111,7 +112,8 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     found = measuring.probes_of(run, job, builder, world)
     job.inside = measuring.inside(job, run, found)
     battery = [probe for probe in found if isinstance(probe, Battery)]
-    job.warnings += [] if ticket.measure_only else leaks.warnings(battery, job.rows)
+    trained = [*job.rows, *(row for source in job.replay for row in source.rows)]
+    job.warnings += [] if ticket.measure_only else leaks.warnings(battery, trained)
     return Loaded(run, ticket, world, program, job, builder, found)
 
 
@@ -227,20 +229,16 @@ def limit_threads(ticket: Ticket) -> None:
 
 def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interrupted: Callable[[], bool]) -> Job:
     program = _program(ticket)
-    rows = read_rows(run, ticket.train)
+    rows, sources = read_rows(run, ticket.train), _sources(run, ticket)
     groups = [0] * len(rows)
-    count = 0
-    if ticket.replay is not None and ticket.replay_ratio > 0:
+    data: dict[str, Any] = {"rows": len(rows), "replay_rows": 0, "replay_ratio": 0.0, "replay_sources": []}
+    if sources and program.stage.replays is True:
         count = mixing.replay_rows(len(rows), ticket.replay_ratio)
-        rows = rows + mixing.draw(read_rows(run, ticket.replay), count, ticket.seed)
-        groups += [1] * count
+        drawn, of = replay.draw(sources, count, ticket.seed)
+        data |= replay.counted(sources, [of.count(number) for number in range(len(sources))], len(rows))
+        rows, groups, sources = rows + drawn, groups + [1 + number for number in of], []
     evaluation = read_rows(run, ticket.evaluation) if ticket.evaluation else []
-    data = {
-        "rows": ticket.train.count,
-        "replay_rows": count,
-        "replay_ratio": count / len(rows),
-        "eval_rows": len(evaluation),
-    }
+    data["eval_rows"] = len(evaluation)
     return Job(
         ticket=ticket,
         keys=program.stage.keys.model_validate(ticket.keys),
@@ -254,7 +252,17 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
         interrupted=interrupted,
         data=data,
         warnings=[*ticket.warnings],
+        replay=sources,
     )
+
+
+def _sources(run: RunDir, ticket: Ticket) -> list[replay.Source]:
+    """The rows that are replayed, by where they come from."""
+    if ticket.replay is None or ticket.replay_ratio == 0:
+        return []
+    parts = ticket.replay_sources or [ReplayPart(name="replay", weight=1.0, count=ticket.replay.count)]
+    rows = iter(read_rows(run, ticket.replay))
+    return [replay.Source(part.name, part.weight, list(islice(rows, part.count))) for part in parts]
 
 
 def _program(ticket: Ticket) -> programs.Program:
