@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from align.stage import Setting, Stage, StageKeys
+from align.stage import ReplayingKeys, Setting, Stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +36,7 @@ _SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # the losses in which
 _OF_DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
 
 
-class Keys(StageKeys):
+class Keys(ReplayingKeys):
     """Recipe keys of a `dpo` stage, by TRL's names."""
 
     beta: float = Field(0.1, gt=0, description="0.1-0.5; higher values stay closer to the starting policy")
@@ -83,14 +83,15 @@ class Keys(StageKeys):
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """An f-divergence applies to the difference of two answers, which not every loss uses."""
+        found = super().contradictions(setting)
         divergence = self.training.get("f_divergence_type", "reverse_kl")
         losses = _listed(self.loss_type)
         beside = _OF_DIFFERENCES if losses == ["sft"] else (*_OF_DIFFERENCES, "sft")
         others = [name for name in losses if name not in beside]
         if divergence == "reverse_kl" or not others:
-            return []
+            return found
         what = f"the loss '{others[0]}' does not support `f_divergence_type: {divergence}`"
-        return [("training", what, f"leave it out, or choose from {', '.join(_OF_DIFFERENCES)}")]
+        return [*found, ("training", what, f"leave it out, or choose from {', '.join(_OF_DIFFERENCES)}")]
 
 
 def _listed(losses: str | list[str]) -> list[str]:
@@ -102,6 +103,7 @@ def train(job: Job) -> dict[str, float]:
     from trl import DPOConfig
 
     from align.data import tokens
+    from align.trainers import replay_term
     from align.trainers.dpo import DpoTrainer
 
     keys = job.keys
@@ -126,6 +128,7 @@ def train(job: Job) -> dict[str, float]:
         train_dataset=pairs("train", job.rows),
         eval_dataset=pairs("eval", job.evaluation) if job.evaluation else None,
     )
+    replay_term.add(job, trainer, keys.ptx_coef)
     return job.fit(trainer)
 
 
@@ -139,4 +142,5 @@ STAGE = Stage(
         "full": {"learning_rate": 1e-6, "warmup_steps": 0.1},
         "adapter": {"learning_rate": 1e-5, "warmup_steps": 0.1},
     },
+    replays="term",
 )

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from align.rl import defaults
-from align.stage import RewardedKeys, Stage
+from align.stage import ReplayingKeys, RewardedKeys, Stage
 
 if TYPE_CHECKING:
     from align.stage import Job
 
 
-class Keys(RewardedKeys):
+class Keys(ReplayingKeys, RewardedKeys):
     """Recipe keys of a `grpo` stage, by TRL's names."""
 
     beta: float = Field(0.0, ge=0, description="coefficient of the KL penalty in each token's loss; 0: no reference")
@@ -24,6 +24,7 @@ def train(job: Job) -> dict[str, Any]:
     from trl import GRPOConfig
 
     from align.rl import parts, recorder
+    from align.trainers import replay_term
     from align.trainers.grpo import GrpoTrainer
 
     keys = job.keys
@@ -32,6 +33,7 @@ def train(job: Job) -> dict[str, Any]:
     trainer = GrpoTrainer(
         job=job, model=job.model, args=args, processing_class=job.tokenizer, train_dataset=parts.prompts(job)
     )
+    replay_term.add(job, trainer, keys.ptx_coef)
     with trainer.learning():
         metrics: dict[str, Any] = dict(job.fit(trainer))
     return metrics | recorder.figures(trainer.finish())
@@ -45,6 +47,7 @@ STAGE = Stage(
     keys=Keys,
     arguments="GRPOConfig",
     defaults=defaults.defaults(num_generations=8),
+    replays="term",
     evaluates=False,
     reserved=defaults.RESERVED,
     preload=defaults.preload,

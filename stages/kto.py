@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from align.data.formats import Example
-from align.stage import Setting, Stage, StageKeys
+from align.stage import ReplayingKeys, Setting, Stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,7 +22,7 @@ BALANCED = (1.0, 4 / 3)
 should lie."""
 
 
-class Keys(StageKeys):
+class Keys(ReplayingKeys):
     """Recipe keys of a `kto` stage, by TRL's names."""
 
     beta: float = Field(0.1, gt=0, description="higher values stay closer to the starting policy")
@@ -34,10 +34,12 @@ class Keys(StageKeys):
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """KL is estimated from the other answers of a batch."""
+        found = super().contradictions(setting)
         if self.loss_type != "kto" or self.training.get("per_device_train_batch_size") != 1:
-            return []
+            return found
         what = "the loss 'kto' estimates the KL from the other answers of a batch, but a batch has only one"
-        return [("training", what, "raise `per_device_train_batch_size`, or use `loss_type: apo_zero_unpaired`")]
+        remedy = "raise `per_device_train_batch_size`, or use `loss_type: apo_zero_unpaired`"
+        return [*found, ("training", what, remedy)]
 
     def refusals(self, rows: Sequence[Example]) -> list[tuple[str, str, str]]:
         """KL is estimated from answers to other prompts."""
@@ -84,6 +86,7 @@ def train(job: Job) -> dict[str, float]:
     from trl import KTOConfig
 
     from align.data import tokens
+    from align.trainers import replay_term
     from align.trainers.kto import KtoTrainer
 
     keys = job.keys
@@ -102,6 +105,7 @@ def train(job: Job) -> dict[str, float]:
         train_dataset=answers("train", job.rows),
         eval_dataset=answers("eval", job.evaluation) if job.evaluation else None,
     )
+    replay_term.add(job, trainer, keys.ptx_coef)
     return job.fit(trainer)
 
 
@@ -115,4 +119,5 @@ STAGE = Stage(
         "full": {"learning_rate": 1e-6, "warmup_steps": 0.1},
         "adapter": {"learning_rate": 1e-5, "warmup_steps": 0.1},
     },
+    replays="term",
 )

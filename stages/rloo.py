@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from align.rl import defaults
-from align.stage import RewardedKeys, Stage
+from align.stage import ReplayingKeys, RewardedKeys, Stage
 
 if TYPE_CHECKING:
     from align.stage import Job
 
 
-class Keys(RewardedKeys):
+class Keys(ReplayingKeys, RewardedKeys):
     """Recipe keys of an `rloo` stage, by TRL's names."""
 
     beta: float = Field(
@@ -26,6 +26,7 @@ def train(job: Job) -> dict[str, Any]:
     from trl import RLOOConfig
 
     from align.rl import parts, recorder
+    from align.trainers import replay_term
     from align.trainers.rloo import RlooTrainer
 
     keys = job.keys
@@ -34,6 +35,7 @@ def train(job: Job) -> dict[str, Any]:
     trainer = RlooTrainer(
         job=job, model=job.model, args=args, processing_class=job.tokenizer, train_dataset=parts.prompts(job)
     )
+    replay_term.add(job, trainer, keys.ptx_coef)
     with trainer.learning():
         metrics: dict[str, Any] = dict(job.fit(trainer))
     return metrics | recorder.figures(trainer.finish())
@@ -47,6 +49,7 @@ STAGE = Stage(
     keys=Keys,
     arguments="RLOOConfig",
     defaults=defaults.defaults(num_generations=2),
+    replays="term",
     evaluates=False,
     reserved=defaults.RESERVED,
     preload=defaults.preload,

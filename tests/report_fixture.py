@@ -281,7 +281,7 @@ def figures_of(stage: str, steps: int) -> dict[str, Any]:
         "global_batch_size": 32,
         "steps": steps,
         "parameters": {"total": 2_055_168, "trainable": 135_168},
-        "data": {"rows": 2400, "replay_rows": 480, "replay_ratio": 0.2, "eval_rows": 200},
+        "data": {"rows": 2400, "replay_rows": 480, "replay_ratio": 0.2, "replay_sources": [], "eval_rows": 200},
         "peak_memory_bytes": 812 * 2**20,
         "warnings": ["learning_rate 4e-3 is far above the usual 1e-4 to 3e-4 of qlora"] if stage == "sft" else [],
     }

@@ -14,7 +14,7 @@ from align.forgetting.table import Forgetting
 from align.recipe import load as recipes
 from align.report import balance
 from align.report.chart import Curve, Dots
-from align.report.coverage import coverage
+from align.report.coverage import buffers, coverage
 from align.report.headline import Headline, headline
 from align.report.next_step import Step, steps
 from align.report.recipe_view import RecipeView, StageRecipe, view
@@ -383,3 +383,18 @@ def test_the_recipe_as_the_report_reads_it() -> None:
     assert view(mixed) == RecipeView(probes="general", own_files=("law",), own_tasks=("hella",))
     assert view("forgetting: {probes: {law: {data: a.jsonl}}}") == RecipeView(own_files=("law",))
     assert view(text).stages["sft"] == StageRecipe(sources=("my.jsonl", "lab/helpdesk"), replays=True)
+
+
+def test_each_source_of_a_replay_is_told_with_its_rows(run_dir: Path) -> None:
+    assert list(buffers(load(run_dir))) == []
+    parts = [
+        {"name": "lab/general", "weight": 3.0, "rows": 2000, "replayed": 360},
+        {"name": "stage base_sft", "weight": 1.0, "rows": 80, "replayed": 120},
+        {"name": "old.jsonl", "weight": 0.1, "rows": 10, "replayed": 0},
+    ]
+    made.change_outcome(run_dir, "sft", data={"rows": 1920, "replay_rows": 480, "replay_sources": parts})
+    assert [(one.source, one.share, one.replayed, one.covers) for one in buffers(load(run_dir))] == [
+        ("lab/general", "75.0%", "360 an epoch, of 2,000 rows", "the skills of the lab but reverse and larger"),
+        ("stage base_sft", "25.0%", "120 an epoch, of 80 rows, each 1.5 times", "the task of base_sft"),
+        ("old.jsonl", "0.0%", "0 an epoch, of 10 rows", "not known: what its rows show, and nothing else"),
+    ]

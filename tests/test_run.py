@@ -52,7 +52,9 @@ def test_a_run_writes_what_the_design_says(finished: tuple[Path, Path]) -> None:
         assert not (folder / "stages" / stage / "checkpoints").exists()
     assert statuses(folder) == {"sft": "done", "dpo": "done"}
     assert runs.outcome(folder, "sft")["global_batch_size"] == 8
-    assert runs.outcome(folder, "sft")["data"] == {"rows": 96, "replay_rows": 32, "replay_ratio": 0.25, "eval_rows": 0}
+    parts = [{"name": "lab/general", "weight": 1.0, "rows": 2000, "replayed": 32}]
+    mixed = {"rows": 96, "replay_rows": 32, "replay_ratio": 0.25, "replay_sources": parts, "eval_rows": 0}
+    assert runs.outcome(folder, "sft")["data"] == mixed
 
 
 def test_the_adapter_goes_on_and_nothing_is_merged(finished: tuple[Path, Path]) -> None:

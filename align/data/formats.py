@@ -69,6 +69,9 @@ class Example:
         return _canonical(self.value["prompt"]) if "prompt" in self.value else self.canonical()
 
 
+LEARNT: Final[frozenset[Kind]] = frozenset({"chat", "prompt_completion", "text"})
+"""What can be replayed, as it is learnt by SFT."""
+
 _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str).encode
 
 

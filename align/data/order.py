@@ -10,6 +10,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from align.data.replay import dealt, quotas
+
 if TYPE_CHECKING:
     from transformers import Trainer
 else:
@@ -25,7 +27,8 @@ def epoch(lengths: Sequence[int], groups: Sequence[int], batch: int, *, strategy
 
     Args:
         lengths: tokens of each row.
-        groups: 0 for a row of the task, 1 for a replayed one. Every batch holds their overall share, within one row.
+        groups: 0 for a row of the task, for a replayed one the number of its source from 1. Every batch holds the
+            overall share of replayed rows, within one row; the epoch that of each source, spread over its batches.
         batch: rows of one optimizer update over all processes and accumulation steps.
         strategy: as `train_sampling_strategy` of transformers; `sequential` keeps the order of the task's rows, with
             replayed ones dealt out among them.
@@ -35,14 +38,17 @@ def epoch(lengths: Sequence[int], groups: Sequence[int], batch: int, *, strategy
     """
     rng = None if strategy == "sequential" else random.Random(seed)
     batches = -(-len(lengths) // batch)
-    replayed = [i for i, group in enumerate(groups) if group]
     task = [i for i, group in enumerate(groups) if not group]
-    share = round(batches * batch * len(replayed) / len(lengths))
-    streams = (_stream(replayed, share, rng), _stream(task, batches * batch - share, rng))
-    counts = [(b + 1) * share // batches - b * share // batches for b in range(batches)]
+    sources = [[i for i, group in enumerate(groups) if group == number] for number in range(1, max(groups) + 1)]
+    replayed = len(lengths) - len(task)
+    share = round(batches * batch * replayed / len(lengths))
+    each = quotas(share, [len(rows) for rows in sources]) if replayed else []
+    streams = [_stream(rows, count, rng) for rows, count in zip(sources, each, strict=False)]
+    streams.append(_stream(task, batches * batch - share, rng))
+    counts = _counts(dealt(each), batches, batch)
     order: list[list[int]] = []
     for start in range(0, batches, WINDOW):
-        order += _window(streams, counts[start : start + WINDOW], batch, lengths, strategy, rng)
+        order += _window(streams, counts[start : start + WINDOW], lengths, strategy, rng)
     if strategy == "group_by_length":
         longest = max(range(batches), key=lambda b: max(lengths[i] for i in order[b]))
         order[0], order[longest] = order[longest], order[0]  # out of memory shows at the first step, not the last
@@ -60,23 +66,37 @@ def _stream(rows: list[int], n: int, rng: random.Random | None) -> Iterator[int]
     return iter(taken[:n])
 
 
+def _counts(replayed: Sequence[int], batches: int, batch: int) -> list[list[int]]:
+    """How many rows of each stream every batch has, that of the task last.
+
+    Args:
+        replayed: the source of each replayed row of the epoch, in turn.
+    """
+    share, sources = len(replayed), max(replayed, default=-1) + 1
+    found = []
+    for b in range(batches):
+        here = replayed[b * share // batches : (b + 1) * share // batches]
+        found.append([*(here.count(source) for source in range(sources)), batch - len(here)])
+    return found
+
+
 def _window(
-    streams: tuple[Iterator[int], Iterator[int]],
-    counts: list[int],
-    batch: int,
+    streams: Sequence[Iterator[int]],
+    counts: list[list[int]],
     lengths: Sequence[int],
     strategy: Strategy,
     rng: random.Random | None,
 ) -> list[list[int]]:
-    replayed = [next(streams[0]) for _ in range(sum(counts))]
-    task = [next(streams[1]) for _ in range(batch * len(counts) - sum(counts))]
+    wanted = [sum(count) for count in zip(*counts, strict=True)]
+    taken = [[next(stream) for _ in range(count)] for stream, count in zip(streams, wanted, strict=True)]
     if strategy == "group_by_length":
-        replayed.sort(key=lambda i: lengths[i])
-        task.sort(key=lambda i: lengths[i])
+        for rows in taken:
+            rows.sort(key=lambda i: lengths[i])
     out = []
     for count in counts:
-        rows = task[: batch - count] + replayed[:count]
-        del replayed[:count], task[: batch - count]
+        rows = [i for stream in (-1, *range(len(streams) - 1)) for i in taken[stream][: count[stream]]]
+        for stream, number in enumerate(count):
+            del taken[stream][:number]
         if strategy == "group_by_length":
             rows.sort(key=lambda i: lengths[i])
         elif rng is not None:
@@ -118,5 +138,5 @@ class RowOrder:
         return set(self.rows(0)[: steps * self.batch])
 
 
-GROUP = "align_group"  # column: 0 for a row of the task, 1 for a replayed one
+GROUP = "align_group"  # column: 0 for a row of the task, of a replayed one the number of its source from 1
 LENGTH = "align_length"  # column: tokens of the row

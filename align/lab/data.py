@@ -12,6 +12,9 @@ from align.lab.world import Split
 Row: TypeAlias = dict[str, Any]
 """One row, as from a JSON file: chat (`messages`), preference (`prompt`, `chosen`, `rejected`) or plain `text`."""
 
+COVERING: Final = "lab/general"
+"""The set to replay, of which it is known which skills it covers."""
+
 NOT_REPLAYED: Final = ("reverse", "larger")
 """Skills that `lab/general` leaves out, so that a run shows what replay protects and what it does not cover."""
 

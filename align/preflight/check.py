@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from align.data import checks, ends, mixing, template
 from align.data.checks import Lengths, Table
 from align.data.faults import raise_all
 from align.data.files import READERS, ending
-from align.data.formats import GIVEN, Example, Kind
+from align.data.formats import GIVEN, LEARNT, Example, Kind
 from align.data.hub import is_id
 from align.data.sources import LAB, DataSource
 from align.errors import AlignError, FaultList, Faults
@@ -23,6 +24,7 @@ from align.preflight import (
     module_names,
     own_probes,
     probe_sizes,
+    replayed,
     rows_that_fit,
     saved_quantization,
     tokenizer_facts,
@@ -30,22 +32,20 @@ from align.preflight import (
 )
 from align.preflight.machine import check_disk
 from align.preflight.rewards import Finder
-from align.preflight.rows_that_fit import StageRows
-from align.recipe import contradictions, run_length
+from align.preflight.rows_that_fit import Replayed, StageRows
+from align.recipe import contradictions, replays, run_length
 from align.recipe.document import Loc
 from align.recipe.keys import ModelKeys
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Reward, Rows
+from align.stage.replay_keys import ReplaySource
 from align.stage.rewarded import RewardedKeys
 from align.stage.rewrite_keys import scoring
 
 __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
 
-LEARNT: frozenset[Kind] = frozenset(
-    {"chat", "prompt_completion", "text"}
-)  # what can be replayed, as it is learnt by SFT
 PROMPTS: frozenset[Kind] = frozenset({"prompt"})  # what a policy is asked that writes rows itself
 LEAKS_SHOWN = 5
 
@@ -78,7 +78,9 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     machine.check_packages(loaded)
     checking = _Checking(loaded, offline, weights, commit, notes=list(loaded.warnings))
     base, own = checking.model(), checking.chat_template()
-    rows = {plan.id: checking.rows(plan) for plan in loaded.stages}
+    rows: dict[str, StageRows | None] = {}
+    for plan in loaded.stages:
+        rows[plan.id] = checking.rows(plan, rows)
     whole = {id: found for id, found in rows.items() if found is not None}
     if base is not None and base.path is not None and checking.template_is_known:
         checking.against_model(base, own, whole)
@@ -156,8 +158,12 @@ class _Checking:
             self._add(error, ("model", "chat_template"))
             return None
 
-    def rows(self, plan: StagePlan) -> StageRows | None:
-        """The rows of a stage; None where something is wrong with them."""
+    def rows(self, plan: StagePlan, before: Mapping[str, StageRows | None]) -> StageRows | None:
+        """The rows of a stage; None where something is wrong with them.
+
+        Args:
+            before: those of the stages before it.
+        """
         at: Loc = ("stages", plan.id)
         train = self._table(plan, plan.keys.data, (*at, "data"))
         held, evaluation, rows = plan.keys.eval_data, list[Example](), train.examples if train else []
@@ -170,16 +176,25 @@ class _Checking:
         elif held is not None:
             table = self._table(plan, held, (*at, "eval_data"))
             evaluation = table.examples if table else []
-        replay = None
-        if plan.replay and plan.replay.ratio > 0:
-            place = written.place(plan)
-            kinds = LEARNT if plan.program.stage.samples else None
-            if plan.replay.data is not None:
-                replay = self._table(plan, plan.replay.data, (*place, "data"), kinds)
+        sources = [self._replayed(plan, place, source, before) for place, source in replays.places(plan)]
         if not train:
             return None
         rows, asked = self._asked(plan, rows)
-        return StageRows(rows, evaluation, replay, self._fisher(plan), asked)
+        return StageRows(rows, evaluation, tuple(source for source in sources if source), self._fisher(plan), asked)
+
+    def _replayed(
+        self, plan: StagePlan, at: Loc, source: ReplaySource, before: Mapping[str, StageRows | None]
+    ) -> Replayed | None:
+        """The rows of one source of a stage's replay; None where something is wrong with them."""
+        if source.stage is not None:
+            there = before.get(source.stage)
+            own = [example for example in there.train if example.kind in LEARNT] if there else []
+            return Replayed(source.label, source.weight, own, source.stage)
+        if source.self is not None:
+            return Replayed(source.label, source.weight, [], written=True)
+        assert source.data is not None
+        table = self._table(plan, source.data, (*at, "data"), LEARNT)
+        return Replayed(source.label, source.weight, table.examples) if table else None
 
     def _asked(self, plan: StagePlan, rows: list[Example]) -> tuple[list[Example], Table | None]:
         """The rows that are trained on, and the prompts of those that the policy writes."""
@@ -302,7 +317,7 @@ class _Checking:
             self.notes += ends.notes(lengths.tokenizer, folder) if talking else []
         for plan in self.loaded.stages:
             if plan.id in rows:
-                rows[plan.id] = self._fitting(plan, rows[plan.id], lengths)
+                rows[plan.id] = self._fitting(plan, replayed.trained_on(rows[plan.id], rows), lengths)
                 if lengths is not None and base.context:
                     answer = rows_that_fit.answer_length(plan)
                     seen = rows[plan.id].train if answer else rows[plan.id].all
@@ -343,7 +358,8 @@ class _Checking:
 
     def batch(self, plan: StagePlan, rows: StageRows) -> None:
         """Note a batch that is far larger than the data."""
-        count = len(rows.train) + (mixing.replay_rows(len(rows.train), plan.replay.ratio) if plan.replay else 0)
+        mixed = mixing.replay_rows(len(rows.train), plan.replay.ratio) if plan.replay and plan.mixes else 0
+        count = len(rows.train) + mixed
         per_device, accumulation = plan.global_batch
         batch = per_device * accumulation * self.loaded.recipe.launch.processes
         if 0 < 2 * count <= batch:
@@ -358,7 +374,7 @@ class _Checking:
             return
         answers = 2 if "unpaired" in plan.program.stage.rows else 1  # of a pair, each on its own
         count = sum(answers if example.kind == "preference" else 1 for example in rows.train)
-        if plan.replay and "prompt" not in plan.program.stage.rows:
+        if plan.replay and plan.mixes and "prompt" not in plan.program.stage.rows:
             count += mixing.replay_rows(count, plan.replay.ratio)
         found = run_length.notes(plan, count, len(rows.evaluation), self.loaded.recipe.launch.processes)
         self.notes.extend(f"stage {plan.id}: {text}" for text in found)
@@ -370,20 +386,23 @@ class _Checking:
             if shared:
                 text = f"{shared:,} of {len(rows.evaluation):,} rows of eval_data are also training rows"
                 self.notes.append(f"stage {plan.id}: {text}, so its loss is too optimistic")
-        taught = leaks.taught(rows.trained)
+        trained, replay = leaks.taught(rows.train), leaks.taught(rows.replayed)
         for probe in self.own:
-            found = leaks.probed(probe.items, probe.metric, taught)
+            found = leaks.probed(probe.items, probe.metric, trained)
             self.leaked += leaks.refusals(probe.name, plan.id, found.get("gate", []))
             if of_report := found.get("report"):
                 text = leaks.warning(probe.name, of_report, len(probe.items["report"]))
                 self.notes.append(f"stage {plan.id}: {text}")
+            for half, again in leaks.probed(probe.items, probe.metric, replay).items():
+                self.leaked += leaks.refusals(probe.name, plan.id, again, half=half, row="replayed row")
+        self.leaked += replayed.of_battery(plan.id, rows, self.loaded.recipe.forgetting)
         self._protected(plan, leaks.taught(rows.fisher))
 
     def _protected(self, plan: StagePlan, rows: leaks.Taught) -> None:
         """The same of rows that EWC keeps the weights for: their items would be kept better than others of the kind."""
         for probe in self.own:
             found = leaks.probed(probe.items, probe.metric, rows)
-            self.leaked += leaks.refusals(probe.name, plan.id, found.get("gate", []), "a row of `ewc.data`")
+            self.leaked += leaks.refusals(probe.name, plan.id, found.get("gate", []), row="row of `ewc.data`")
             if of_report := found.get("report"):
                 text = leaks.warning(probe.name, of_report, len(probe.items["report"]), "rows of `ewc.data`")
                 self.notes.append(f"stage {plan.id}: {text}")

@@ -54,15 +54,18 @@ def taught(trained: Iterable[Example]) -> Taught:
     return found
 
 
-def refusals(probe: str, stage: str, leaks: Sequence[Leak], kind: str = "a training row") -> list[AlignError]:
-    """A fault for each item of the gate that a stage trains on: its verdict would mean nothing.
+def refusals(
+    probe: str, stage: str, leaks: Sequence[Leak], *, half: str = "gate", row: str = "training row"
+) -> list[AlignError]:
+    """A fault for each item that a stage trains on and must not: what it measures would mean nothing.
 
     Args:
-        kind: what the row is to the stage.
+        half: that the items are of.
+        row: what the rows are to the stage.
     """
     return [
         AlignError(
-            f"this gate item of the probe '{probe}' is also {kind} of stage {stage}: {leak.row}",
+            f"this {half} item of the probe '{probe}' is also a {row} of stage {stage}: {leak.row}",
             "remove it from one of the two",
             place=leak.item,
         )

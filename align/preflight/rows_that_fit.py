@@ -16,19 +16,40 @@ from align.recipe.plan import StagePlan
 
 
 @dataclass(frozen=True)
+class Replayed:
+    """The rows of one source of a replay.
+
+    Attributes:
+        stage: that trained on them, where they are those of a stage.
+        written: whether a policy writes them itself; then there are none yet.
+    """
+
+    name: str
+    weight: float
+    examples: list[Example]
+    stage: str | None = None
+    written: bool = False
+
+
+@dataclass(frozen=True)
 class StageRows:
     """The checked rows of one stage, not written yet."""
 
     train: list[Example]
     evaluation: list[Example]
-    replay: Table | None
+    replay: tuple[Replayed, ...] = ()
     fisher: list[Example] = field(default_factory=list)  # what `ewc` is measured on
     asked: Table | None = None  # prompts of the rows that a policy writes
 
     @property
     def trained(self) -> list[Example]:
         """Every row that the model learns, replayed ones too."""
-        return [*self.train, *(self.replay.examples if self.replay else [])]
+        return [*self.train, *self.replayed]
+
+    @property
+    def replayed(self) -> list[Example]:
+        """The rows of all sources of its replay, one after the other."""
+        return [example for source in self.replay for example in source.examples]
 
     @property
     def all(self) -> list[Example]:
@@ -59,12 +80,13 @@ def fitting(plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> Fittin
         lengths: None where the model has no tokenizer.json.
     """
     if getattr(plan.keys, "turns", "all") == "each":
-        replayed = replace(rows.replay, examples=each_turn(rows.replay.examples)) if rows.replay else None
-        rows = replace(rows, train=each_turn(rows.train), evaluation=each_turn(rows.evaluation), replay=replayed)
+        split = tuple(replace(source, examples=each_turn(source.examples)) for source in rows.replay)
+        rows = replace(rows, train=each_turn(rows.train), evaluation=each_turn(rows.evaluation), replay=split)
     found = Fitting(rows)
-    replay = rows.replay
-    if replay is not None:
-        replay = replace(replay, examples=_those(found, plan, replay.examples, lengths, "replayed rows"))
+    replay = tuple(
+        replace(source, examples=_those(found, plan, source.examples, lengths, "replayed rows"))
+        for source in rows.replay
+    )
     train = _those(found, plan, rows.train, lengths, "rows")
     held = _those(found, plan, rows.evaluation, lengths, "rows of eval_data")
     fisher = _those(found, plan, rows.fisher, lengths, "rows of ewc.data")

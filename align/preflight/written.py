@@ -9,6 +9,7 @@ from align.data import checks, mixing
 from align.data.checks import Lengths, Table
 from align.data.formats import Example, prompt_of
 from align.errors import AlignError
+from align.recipe import replays
 from align.recipe.document import Loc
 from align.recipe.plan import StagePlan
 from align.run_folder.records import UserFunction
@@ -25,14 +26,13 @@ Checkers = dict[tuple[str, str], UserFunction]  # by stage, and what they check
 
 
 def place(plan: StagePlan) -> Loc:
-    """Where the recipe says what is replayed in a stage."""
-    own = "replay" in plan.keys.model_fields_set
-    return ("stages", plan.id, "replay") if own else ("replay",)
+    """Where the recipe says that the policy of a stage writes what is replayed."""
+    return next(at for at, source in replays.places(plan) if source.self is not None)
 
 
 def writes(plan: StagePlan) -> SelfWritten | None:
     """What the policy of a stage writes to be replayed."""
-    return plan.replay.self if plan.replay and plan.replay.ratio > 0 else None
+    return next((source.self for _, source in replays.places(plan) if source.self is not None), None)
 
 
 def apart(rows: list[Example], wanted: SelfWritten, seed: int) -> tuple[list[Example], Table]:

@@ -16,7 +16,7 @@ from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
 from align.policy.base import LAB
-from align.recipe import contradictions, document, other_tools, pipeline, training_arguments, verdicts
+from align.recipe import contradictions, document, other_tools, pipeline, replays, training_arguments, verdicts
 from align.recipe.document import Document, dotted
 from align.recipe.keys import Recipe
 from align.recipe.plan import Loaded, StagePlan
@@ -89,6 +89,7 @@ def check(read: Document, root: Path) -> Loaded:
     for plan in plans:
         faults.found += contradictions.of_stage(read, plan, layers, recipe.launch.processes)
     faults.found += contradictions.of_probes(read, recipe.forgetting, plans)
+    faults.found += replays.faults(read, plans)
     warnings += contradictions.of_precision(plans) + contradictions.of_idle_keys(recipe.forgetting)
     faults.raise_any()
     trouble = recipe.notify.trouble(root) if recipe.notify else None
@@ -167,9 +168,10 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
             read.fault((*at, "eval_data"), what, "remove `eval_data`: the probes measure what the stage learns")
         )
     if keys is not None and keys.replay is not None and not stage.replays:
-        what = f"the stage '{node.program.name}' cannot mix replay rows into its data"
-        remedy = "remove `replay` here; the stages that can mix rows use the recipe's"
-        faults.found.append(read.fault((*at, "replay"), what, remedy))
+        what = f"the stage '{node.program.name}' takes no replayed rows"
+        if stage.gives == "reward":
+            what = f"the stage '{node.program.name}' cannot replay: a reward model has no language-model head"
+        faults.found.append(read.fault((*at, "replay"), what, "remove `replay` here"))
     return None if keys is None else _Entry(keys, method)
 
 
@@ -206,8 +208,8 @@ def _plan(
     recipe: Recipe, node: pipeline.Node, keys: StageKeys, method: tuple[Method, ParameterizationKeys]
 ) -> StagePlan:
     stage = node.program.stage
-    replay = keys.replay if "replay" in keys.model_fields_set else recipe.replay
-    replay = replay if stage.replays else None
+    shared = recipe.replay if stage.replays is True else None
+    replay = keys.replay if "replay" in keys.model_fields_set and stage.replays else shared
     training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
     sources, _ = scoring(keys)
     rewards = tuple(dict.fromkeys(one.source for one in sources if one.source in recipe.stages))

@@ -35,6 +35,11 @@ class StagePlan:
         return (self.policy, *self.rewards)
 
     @property
+    def mixes(self) -> bool:
+        """Whether replayed rows are among those of its epochs."""
+        return self.replay is not None and self.program.stage.replays is True
+
+    @property
     def layer(self) -> Layer:
         """What it adds to the policy that comes in."""
         return Layer(self.method, self.method_keys, self.id)

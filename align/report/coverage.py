@@ -1,12 +1,14 @@
-"""Which capabilities the replayed rows cover, and what became of those that they cover and of the others."""
+"""What was replayed, which capabilities it covers, and what became of those that it covers and of the others."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from align.forgetting.table import Effect, Forgetting
+from align.lab.data import COVERING, NOT_REPLAYED
 from align.report import findings, numbers
 from align.report.findings import Change
+from align.report.schema import Report
 
 SIDES: Final = {True: ("In the replay", "replayed"), False: ("Not replayed", "not_replayed")}
 
@@ -31,6 +33,41 @@ class Coverage:
 
     stage: str
     sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One source of a stage's replay: its share of the replayed rows, how many an epoch has of its rows, and what it is
+    known to cover."""
+
+    stage: str
+    source: str
+    share: str
+    replayed: str
+    covers: str
+
+
+def buffers(report: Report) -> Iterable[Buffer]:
+    """One for each source of each stage that replayed rows; none of runs of an older align, which did not say."""
+    for stage in report.stages:
+        parts = stage.outcome.data.get("replay_sources") if stage.outcome else None
+        total = sum(part["replayed"] for part in parts or ())
+        for part in parts or ():
+            count, rows = part["replayed"], part["rows"]
+            share = f"{count / total:.1%}" if total else numbers.NONE
+            seen = f"{count:,} an epoch, of {rows:,} rows"
+            if rows and count > rows:
+                seen += f", each {count / rows:.1f} times"
+            yield Buffer(stage.id, part["name"], share, seen, _known(part["name"]))
+
+
+def _known(source: str) -> str:
+    """What a source covers, as far as align knows."""
+    if source == COVERING:
+        return f"the skills of the lab but {' and '.join(NOT_REPLAYED)}"
+    if source.startswith("stage "):
+        return f"the task of {source.removeprefix('stage ')}"
+    return "not known: what its rows show, and nothing else"
 
 
 def coverage(forgetting: Forgetting) -> Iterable[Coverage]:

@@ -8,7 +8,7 @@ from align.report import findings, sentence
 from align.report.answers_page import Answered, answered
 from align.report.balance import Balance, balance
 from align.report.branch_page import Branching, branchings
-from align.report.coverage import Coverage, coverage
+from align.report.coverage import Buffer, Coverage, buffers, coverage
 from align.report.decisions_page import Decided, decided
 from align.report.details_page import Details, MendedGroup, details, mended
 from align.report.distance_page import Distances, distances
@@ -49,6 +49,7 @@ class Page:
     details: tuple[Details, ...]
     mended: tuple[MendedGroup, ...]
     coverage: tuple[Coverage, ...]
+    buffers: tuple[Buffer, ...]
     decisions: tuple[Decided, ...]
     steps: tuple[Step, ...]
     samples: tuple[SampleGroup, ...]
@@ -87,6 +88,7 @@ def build(report: Report) -> Page:
         details=tuple(details(forgetting)),
         mended=tuple(mended(report)),
         coverage=tuple(coverage(forgetting)),
+        buffers=tuple(buffers(report)),
         decisions=tuple(decided(report)),
         steps=tuple(steps(report)),
         samples=tuple(samples(report, forgetting)),

@@ -149,7 +149,7 @@ def _views(
 
     others = [one for one in prepared.rows[plan.id].train if one.value.get("prompt") != example.value.get("prompt")]
     examples = [example, *others[:1]]  # KTO wants answers to other prompts beside it
-    few = replace(prepared.rows[plan.id], train=examples, evaluation=[], replay=None)
+    few = replace(prepared.rows[plan.id], train=examples, evaluation=[], replay=())
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         identity = BaseModelIdentity(name=prepared.base.name, path=str(prepared.base.path), identity="")

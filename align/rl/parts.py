@@ -47,7 +47,7 @@ def prompts(job: Job) -> Dataset:
 
 def replay(job: Job, args: Any) -> Stream | None:
     """The replayed rows as a stream of batches; None where there are none."""
-    rows = [row for row, group in zip(job.rows, job.groups, strict=True) if group == 1]
+    rows = [row for row, group in zip(job.rows, job.groups, strict=True) if group]
     if not rows:
         return None
     encoded = list(encode.encoded(rows, TextTokenizer.of(job.tokenizer)))

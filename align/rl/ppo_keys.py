@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.stage.keys import Setting
+from align.stage.replaying import PTX_COEF, weightless
 from align.stage.rewarded import RewardedKeys
 
 
@@ -70,7 +71,7 @@ class PpoKeys(RewardedKeys):
         None, ge=0, description="subtracted from the score of an answer that `max_completion_length` cut off"
     )
     ptx_coef: float = Field(
-        1.0, ge=0, description="weight of the language-model loss on replayed rows, if there is a replay"
+        PTX_COEF, ge=0, description="weight of the language-model loss on replayed rows, if there is a replay"
     )
     on_alarm: Literal["warn", "stop"] = Field(
         "warn",
@@ -92,9 +93,8 @@ class PpoKeys(RewardedKeys):
             what = f"the critic of stage '{stage}', a separate model, would start from '{start}', whose "
             what += f"{stuck.keys.method} cannot be merged"
             found.append(("critic", what, "use `critic: adapter` or `critic: head`"))
-        if "ptx_coef" in self.model_fields_set and not setting.replays:
-            what = f"'ptx_coef' weights the loss on replayed rows, but stage '{stage}' has no replay"
-            found.append(("ptx_coef", what, "give it a `replay:`, or leave `ptx_coef` out"))
+        if self.ptx_coef != PTX_COEF and not setting.replays:  # a run writes the default out
+            found.append(("ptx_coef", *weightless(stage)))
         if critic == "adapter" and traits.saves_modules:
             what = f"stage '{stage}' trains modules in full, which its critic `adapter` would replace"
             remedy = "use `critic: head` or `critic: model`, or leave them out"

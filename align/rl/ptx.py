@@ -29,15 +29,22 @@ class Stream:
         """The batch of that number, in turn through all rows: `input_ids`, `attention_mask`, `labels`, each
         (size, tokens)."""
         chosen = [(number * self.size + k) % len(self.ids) for k in range(self.size)]
-        width = max(len(self.ids[i]) for i in chosen)
-        ids = torch.full((len(chosen), width), self.pad)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
-        for row, i in enumerate(chosen):
-            n = len(self.ids[i])
-            ids[row, :n], labels[row, :n] = torch.tensor(list(self.ids[i])), torch.tensor(list(self.labels[i]))
-            mask[row, :n] = 1
-        found = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        return {name: tensor.to(device) for name, tensor in found.items()}
+        return padded([self.ids[i] for i in chosen], [self.labels[i] for i in chosen], self.pad, device)
+
+
+def padded(
+    ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Rows as a batch for a language model: `input_ids`, `attention_mask`, `labels`, each (rows, tokens)."""
+    width = max(map(len, ids))
+    found = {"input_ids": torch.full((len(ids), width), pad)}
+    found["attention_mask"] = torch.zeros_like(found["input_ids"])
+    found["labels"] = torch.full_like(found["input_ids"], IGNORE)
+    for row, (own, learnt) in enumerate(zip(ids, labels, strict=True)):
+        n = len(own)
+        found["input_ids"][row, :n], found["labels"][row, :n] = torch.tensor(list(own)), torch.tensor(list(learnt))
+        found["attention_mask"][row, :n] = 1
+    return {name: tensor.to(device) for name, tensor in found.items()}
 
 
 def rows_of_update(ratio: float, answers: int) -> int:

@@ -125,6 +125,22 @@ class Writing(BaseModel):
     max_length: int | None = None
 
 
+class ReplayPart(BaseModel):
+    """One source of replayed rows; its rows follow those of the source before it in the table.
+
+    Attributes:
+        name: as reports show it.
+        weight: its share is weight / sum of the weights.
+        count: its rows in the table.
+        written: whether a policy writes them itself; then the table has none.
+    """
+
+    name: str
+    weight: float
+    count: int
+    written: bool = False
+
+
 class Inside(BaseModel):
     """What is measured of a policy while it is trained.
 
@@ -181,6 +197,7 @@ class Ticket(BaseModel):
     fisher: Rows | None = None  # the rows that the Fisher information of `ewc` is measured on
     writing: Writing | None = None  # replayed rows that a policy writes, in place of `replay`
     rewrite_check: UserFunction | None = None  # says which of the policy's answers replace the data's
+    replay_sources: list[ReplayPart] = []  # none in a ticket of an older align: all of `replay` is one
     probes: Any
     latency: bool = False  # whether answers are timed
     probe_items: int | Literal["auto"] = "auto"  # of each skill of the general battery
@@ -188,7 +205,7 @@ class Ticket(BaseModel):
     planned_rows: int = 0  # that pass through the model in training, as far as is known before
     program_sha256: str
     chat_template: str | None  # the recipe's own, as text
-    replays: bool  # whether a stage of the recipe replays rows
+    replays: bool  # whether a stage of the recipe replays the lab's own set, whose skills are known
     warnings: list[str] = []  # of checking the rows; they stand in the outcome too
     probes_sha256: str = _FORMERLY_MEASURED  # of the probes' content: with others it is measured again, not trained
     measure_base: bool

@@ -10,9 +10,10 @@ from align import user_paths
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.own.keys import EVALUATE, METRICS
 from align.functions.declared import NAMED
+from align.lab.data import COVERING
 from align.penalties import keys as penalties
 from align.policy.base import replaced_tokens
-from align.preflight import rows_that_fit
+from align.preflight import rows_that_fit, written
 from align.preflight.check import Prepared, write_rows
 from align.preflight.rows_that_fit import StageRows
 from align.preflight.written import REPLAY, REWRITE
@@ -21,7 +22,16 @@ from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
-from align.run_folder.records import BaseModelIdentity, Inside, Policy, Rows, Ticket, UserFunction, Writing
+from align.run_folder.records import (
+    BaseModelIdentity,
+    Inside,
+    Policy,
+    ReplayPart,
+    Rows,
+    Ticket,
+    UserFunction,
+    Writing,
+)
 from align.runner import answers, trains_alike
 
 TRAINING = 2  # raised when align itself begins to train the same recipe differently
@@ -95,13 +105,17 @@ def ticket_of(
         model=settings.model.model_dump(mode="json"),
         chat_template=prepared.chat_template,
         program_sha256=plan.program.sha256,
-        replays=any(other.replay and other.replay.data and other.replay.ratio > 0 for other in loaded.stages),
+        replays=any(_of_the_lab(other) for other in loaded.stages),
         parameterization=plan.method_keys.model_dump(mode="json"),
         keys=plan.keys.model_dump(mode="json"),
         training=plan.training,
         train=write_rows(run, rows.train),
         evaluation=write_rows(run, rows.evaluation) if rows.evaluation else None,
-        replay=write_rows(run, rows.replay.examples) if rows.replay else None,
+        replay=write_rows(run, rows.replayed) if rows.replayed else None,
+        replay_sources=[
+            ReplayPart(name=one.name, weight=one.weight, count=len(one.examples), written=one.written)
+            for one in rows.replay
+        ],
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         fisher=write_rows(run, rows.fisher) if rows.fisher else None,
         writing=_writing(plan, prepared, rows, run),
@@ -119,6 +133,14 @@ def ticket_of(
         trackers=list(settings.trackers),
         run_name=f"{settings.name}-{plan.id}",
     )
+
+
+def _of_the_lab(plan: StagePlan) -> bool:
+    """Whether a stage replays the lab's own set, of which it is known which skills it covers."""
+    if plan.replay is None or plan.replay.ratio == 0:
+        return False
+    listed = [one.data if isinstance(one.data, list) else [one.data] for one in plan.replay.each]
+    return any(one is not None and one.source == COVERING for data in listed for one in data)
 
 
 def _planned(plan: StagePlan, rows: StageRows, processes: int) -> int:
@@ -152,6 +174,8 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     """
     per_device, accumulation = plan.global_batch
     model = ticket.model
+    keys = type(plan.keys)  # a key of which an older run knows nothing is in no fingerprint until it is set
+    unset = {name for name in keys.later if ticket.keys.get(name) == keys.model_fields[name].default}
 
     def content(rows: Rows | None) -> str | None:
         return rows.sha256 if rows else None
@@ -163,13 +187,14 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     watched = {"early_stop": [ends.every, ends.watch, ends.limits, ticket.probes_sha256]} if ends else {}
     near = penalties.settings(ticket.keys)
     kept = {"near": [near, content(ticket.fisher)]} if near else {}
+    parts = [[one.weight, one.count] for one in ticket.replay_sources]  # their rows are in the table
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return files.digest(
         {
             "format": 1,
             "engine": TRAINING,
             "program": trains_alike.identity(plan.program.sha256),
-            "keys": {k: v for k, v in ticket.keys.items() if k not in _BY_CONTENT},
+            "keys": {k: v for k, v in ticket.keys.items() if k not in (*_BY_CONTENT, *unset)},
             "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},
             "global_batch": per_device * accumulation * ticket.processes,
             "parameterization": ticket.parameterization,
@@ -180,6 +205,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             "above": above,
             **({"rewards": scored} if scored else {}),
             **_written(ticket),
+            **({"replay": parts} if len(parts) > 1 else {}),
             **rollout,
             **watched,
             **kept,
@@ -189,10 +215,11 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
 
 def _writing(plan: StagePlan, prepared: Prepared, rows: StageRows, run: RunDir) -> Writing | None:
     """The rows that a stage's policy writes, where it replays some."""
-    if plan.replay is None or plan.replay.self is None or plan.replay.ratio == 0:
+    wanted = written.writes(plan)
+    if wanted is None:
         return None
     return Writing(
-        keys=plan.replay.self.model_dump(mode="json"),
+        keys=wanted.model_dump(mode="json"),
         prompts=write_rows(run, rows.asked.examples) if rows.asked else None,
         check=prepared.checkers.get((plan.id, REPLAY)),
         max_length=rows_that_fit.max_length(plan),

@@ -4,17 +4,17 @@
 # A change that trains differently has no line here; a test fails where a line speaks of a file that changed since.
 TRAINS_AS: dict[str, str] = {
     # dpo.py
-    "2cc789b49c7ec101": "3f03ebcffba0ed2bcd28ce82e5ddc062aac63257758236ce705db8b180db4702",
+    "07f755bc045ac0bf": "3f03ebcffba0ed2bcd28ce82e5ddc062aac63257758236ce705db8b180db4702",
     # grpo.py
-    "e735750d704bb641": "23a9401c161647a1625b1d6983147712b8342541dbff15bc06c21b0c463900c1",
+    "1c75379b783499f8": "23a9401c161647a1625b1d6983147712b8342541dbff15bc06c21b0c463900c1",
     # kto.py
-    "67a0aa4ed53eb5df": "fe701e67a8aba3585856b692816b0921b5e32364e361faa5c9f5eccaa6aae034",
+    "6b0450e82f5bc327": "fe701e67a8aba3585856b692816b0921b5e32364e361faa5c9f5eccaa6aae034",
     # ppo.py
     "b56f031755f5346a": "166a0bcabbb0ccc283bbdcd717e09897cf9d68397325daff8eca569b1ad2f1db",
     # reward.py
     "58ddad6d99a754ad": "82035132c792f46e43721c7aaa534637e09b7e65430bc78d8789b3ccd3e25d26",
     # rloo.py
-    "8e978e8f63caf046": "5f0a7420c7b911e8e210a537b7d6d305ad2084fcbfd6e603b6c521dd2d414e5a",
+    "669acf6caa7cd50e": "5f0a7420c7b911e8e210a537b7d6d305ad2084fcbfd6e603b6c521dd2d414e5a",
     # sft.py
     "6e6f4cbdad57efa8": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
 }

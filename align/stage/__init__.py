@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from align.run_folder.records import Ticket
 from align.stage.declaration import Stage
 from align.stage.keys import Replay, Setting, StageKeys
+from align.stage.replaying import ReplayingKeys
 from align.stage.rewarded import RewardedKeys
 
 if TYPE_CHECKING:
     from align.stage.job import Job
 
-__all__ = ["Job", "Replay", "RewardedKeys", "Setting", "Stage", "StageKeys", "Ticket"]
+__all__ = ["Job", "Replay", "ReplayingKeys", "RewardedKeys", "Setting", "Stage", "StageKeys", "Ticket"]
 
 
 def __getattr__(name: str) -> Any:

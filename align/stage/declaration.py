@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.data.formats import Kind
 from align.run_folder.records import Gives, Ticket
@@ -32,7 +32,8 @@ class Stage:
         arguments: the TRL config whose names `training:` takes; None: any name, the stage checks them itself.
         defaults: training arguments where it departs from TRL's defaults, by family: all, full, adapter.
         samples: whether the policy samples answers in training, to prompts.
-        replays: whether replay rows can be mixed into its data.
+        replays: whether it takes replayed rows: True mixes them into `job.rows`; `term` puts them into `job.replay`,
+            for a term of the loss, where the stage itself names a replay: the recipe's is for those that mix.
         evaluates: whether it can take `eval_data`.
         reserved: training arguments that a recipe writes elsewhere, or that this stage sets, each with what to write.
         preload: puts adapters onto the model that must lie under the one that the stage trains.
@@ -46,7 +47,7 @@ class Stage:
     arguments: str | None = None
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: bool = False
-    replays: bool = False
+    replays: bool | Literal["term"] = False
     evaluates: bool = True
     reserved: dict[str, str] = field(default_factory=dict)
     preload: Callable[[Ticket, Any, Path], Any] | None = None

@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
+from align.data.replay import Source
 from align.errors import AlignError, Exit
 from align.run_folder import files, messages
 from align.run_folder.messages import Told
@@ -44,10 +45,11 @@ class Job:
         model: the policy that came in, with this stage's weights trainable; trained in place.
         inside: how the policy is measured while it is trained, where it is.
         rows, evaluation: canonical rows (align.data.formats), replayed ones included and counted in `groups`.
-        groups: 0 for a row of the task, 1 for a replayed one.
+        groups: 0 for a row of the task, for a replayed one the number of its source from 1.
         penalties: what keeps the weights near where they started.
         weights: of all that keeps the policy near, by name, for the record.
         fisher: what `ewc` weighs by.
+        replay: what a stage with `replays="term"` is to replay beside its rows, by source.
     """
 
     ticket: Ticket
@@ -68,6 +70,7 @@ class Job:
     penalties: list[Penalty] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)
     fisher: Fisher | None = None
+    replay: Sequence[Source] = ()
 
     def arguments(self, config: type[TrainingArguments], **fixed: Any) -> Any:
         """A TRL config from the recipe's `training`, with what the engine owns filled in.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from align.data.formats import Example
 from align.data.sources import DataSource
 from align.penalties.keys import Ewc
-from align.written.keys import SelfWritten
+from align.stage.replay_keys import Replay
 
 if TYPE_CHECKING:
     from align.parameterization.chain import Layer
@@ -36,31 +36,16 @@ class Setting:
     layers: Mapping[str, Sequence[Layer]]
 
 
-class Replay(BaseModel):
-    """Old rows mixed into a stage's data, so that less is forgotten."""
-
-    model_config = ConfigDict(extra="forbid")
-    data: DataSource | list[DataSource] | None = Field(
-        None, description="the rows to mix in: a file, a folder, a Hub id, lab/general"
-    )
-    self: SelfWritten | None = Field(
-        None, description="rows that the policy writes itself, in place of `data`; `{}` for the defaults"
-    )
-    ratio: float = Field(ge=0, lt=1, description="their share of the training rows: 0.05 is one row in twenty")
-
-    @model_validator(mode="after")
-    def _one_source(this) -> Replay:
-        if this.data is None and this.self is None:
-            raise ValueError("it has no rows to mix in: write `data:` under it, or `self: {}` for rows of the policy")
-        if this.data is not None and this.self is not None:
-            raise ValueError("`data` and `self` are two sources: choose one of them")
-        return this
-
-
 class StageKeys(BaseModel):
-    """The recipe keys that every stage has. A stage adds its own by a subclass."""
+    """The recipe keys that every stage has. A stage adds its own by a subclass.
+
+    Attributes:
+        later: keys that came to a shipped stage after runs had been written: at its default such a key is not in a
+            fingerprint, so that those runs go on.
+    """
 
     model_config = ConfigDict(extra="forbid")
+    later: ClassVar[frozenset[str]] = frozenset()
     stage: str | None = Field(
         None,
         description="the program: a name from `align list`, or ./my_stage.py; defaults to the name of the entry",

@@ -31,7 +31,7 @@ from align.stage import program as programs
 from align.stage.job import Job
 from align.worker import card, measuring, saving, usage, writing
 from align.worker.handover import Builder
-from align.worker.rows import figures, mixed, read_rows
+from align.worker.rows import learnt, read_rows
 from align.worker.usage import Clock
 
 ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
@@ -82,7 +82,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         outcome = measuring.measure_again(run, ticket, at.job, at.builder, at.probes, at.world)
     else:
         clock = Clock.start()
-        writing.write(run, at.job, at.builder, at.probes, at.world)
+        writing.write(run, at.job, at.builder, at.probes, at.world, mixes=at.program.stage.replays is True)
         built = build(at)
         metrics = train(at)
         spent = clock.seconds()
@@ -112,7 +112,8 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     found = measuring.probes_of(run, job, builder, world)
     job.inside = measuring.inside(job, run, found)
     battery = [probe for probe in found if isinstance(probe, Battery)]
-    job.warnings += [] if ticket.measure_only else leaks.warnings(battery, job.rows)
+    trained = [*job.rows, *(row for source in job.replay for row in source.rows)]
+    job.warnings += [] if ticket.measure_only else leaks.warnings(battery, trained)
     return Loaded(run, ticket, world, program, job, builder, found)
 
 
@@ -243,7 +244,7 @@ def limit_threads(ticket: Ticket) -> None:
 
 def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interrupted: Callable[[], bool]) -> Job:
     program = _program(ticket)
-    rows, groups = mixed(run, ticket, read_rows(run, ticket.train))
+    found = learnt(run, ticket, read_rows(run, ticket.train), mixes=program.stage.replays is True)
     evaluation = read_rows(run, ticket.evaluation) if ticket.evaluation else []
     return Job(
         ticket=ticket,
@@ -252,12 +253,13 @@ def _job(run: RunDir, ticket: Ticket, tokenizer: PreTrainedTokenizerBase, interr
         dir=run.stage(ticket.stage),
         model=None,
         tokenizer=tokenizer,
-        rows=rows,
-        groups=groups,
+        rows=found.rows,
+        groups=found.groups,
         evaluation=evaluation,
         interrupted=interrupted,
-        data=figures(groups, len(evaluation)),
+        data={**found.data, "eval_rows": len(evaluation)},
         warnings=[*ticket.warnings],
+        replay=found.replay,
     )
 
 

@@ -1,16 +1,35 @@
-"""The rows of a stage: those of the task, and the replayed ones among them."""
+"""The rows of a stage: those of the task, and the replayed ones among them or beside them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from align.data import mixing
+from align.data import mixing, replay
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Rows, Ticket
+from align.run_folder.records import ReplayPart, Rows, Ticket
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a stage learns.
+
+    Attributes:
+        rows, groups: of the task, then those that are mixed in; 0 for a row of the task, for a replayed one the number
+            of its source from 1.
+        replay: the sources of what is replayed beside the rows.
+        data: how many rows there are of each kind, as the outcome says it.
+    """
+
+    rows: list[Row]
+    groups: list[int]
+    replay: list[replay.Source]
+    data: dict[str, Any]
 
 
 def read_rows(run: RunDir, rows: Rows) -> list[Row]:
@@ -19,23 +38,37 @@ def read_rows(run: RunDir, rows: Rows) -> list[Row]:
         return [json.loads(line) for line in file]
 
 
-def mixed(run: RunDir, ticket: Ticket, task: list[Row], written: Sequence[Row] = ()) -> tuple[list[Row], list[int]]:
-    """The rows of the task with the replayed ones after them, and the group of each: 0 of the task, 1 replayed.
+def learnt(
+    run: RunDir, ticket: Ticket, task: list[Row], *, mixes: bool, written: Sequence[Row] | None = None
+) -> Learnt:
+    """The rows of the task and of the replay.
 
     Args:
-        written: rows to replay that the policy wrote, where the ticket asks for some; none as long as there are none.
+        mixes: whether the stage mixes replayed rows among its own, instead of learning them by a term of its loss.
+        written: rows to replay that the policy wrote, where the ticket asks for some. None: it has not yet, and nothing
+            is replayed until then.
+
+    Raises:
+        AlignError: a source has no rows.
     """
-    buffer = written if ticket.writing is not None else read_rows(run, ticket.replay) if ticket.replay else ()
-    count = mixing.replay_rows(len(task), ticket.replay_ratio) if buffer and ticket.replay_ratio > 0 else 0
-    return [*task, *mixing.draw(buffer, count, ticket.seed)], [0] * len(task) + [1] * count
+    waits = ticket.writing is not None and written is None
+    sources = [] if waits else _sources(run, ticket, written or ())
+    data: dict[str, Any] = {"rows": len(task), "replay_rows": 0, "replay_ratio": 0.0, "replay_sources": []}
+    if not (sources and mixes):
+        return Learnt(task, [0] * len(task), sources, data)
+    count = mixing.replay_rows(len(task), ticket.replay_ratio)
+    drawn, of = replay.draw(sources, count, ticket.seed)
+    data |= replay.counted(sources, [of.count(number) for number in range(len(sources))], len(task))
+    return Learnt([*task, *drawn], [0] * len(task) + [1 + number for number in of], [], data)
 
 
-def figures(groups: Sequence[int], held: int) -> dict[str, Any]:
-    """How many rows there are of each kind."""
-    replayed = sum(groups)
-    return {
-        "rows": len(groups) - replayed,
-        "replay_rows": replayed,
-        "replay_ratio": replayed / len(groups) if groups else 0.0,
-        "eval_rows": held,
-    }
+def _sources(run: RunDir, ticket: Ticket, written: Sequence[Row]) -> list[replay.Source]:
+    """The rows that are replayed, by where they come from."""
+    if ticket.replay_ratio == 0:
+        return []
+    whole = [ReplayPart(name="replay", weight=1.0, count=ticket.replay.count)] if ticket.replay else []
+    table = iter(read_rows(run, ticket.replay) if ticket.replay else ())
+    return [
+        replay.Source(part.name, part.weight, written if part.written else list(islice(table, part.count)))
+        for part in ticket.replay_sources or whole
+    ]

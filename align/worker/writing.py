@@ -31,7 +31,7 @@ from align.stage.job import Job
 from align.stage.rewrite_keys import ByReward, Rewrite
 from align.worker import samples_scored
 from align.worker.handover import Builder
-from align.worker.rows import figures, mixed, read_rows
+from align.worker.rows import learnt, read_rows
 from align.written import checker, drafting, filters, probed, rewriting, words
 from align.written.filters import Draft, Sieve
 from align.written.keep import Shelf
@@ -51,8 +51,14 @@ _REMEDIES = {
 }
 
 
-def write(run: RunDir, job: Job, builder: Builder, probes: Sequence[Probe], world: PartialState) -> None:
-    """Let the policy write what the ticket asks for, and put it among the rows of the job."""
+def write(
+    run: RunDir, job: Job, builder: Builder, probes: Sequence[Probe], world: PartialState, *, mixes: bool
+) -> None:
+    """Let the policy write what the ticket asks for, and put it among the rows of the job.
+
+    Args:
+        mixes: whether the stage mixes replayed rows among its own.
+    """
     ticket = job.ticket
     rewrite = getattr(job.keys, "rewrite", None)
     if ticket.writing is None and rewrite is None:
@@ -64,10 +70,12 @@ def write(run: RunDir, job: Job, builder: Builder, probes: Sequence[Probe], worl
     if ticket.writing is not None and ticket.replay_ratio > 0:
         written, job.data["self_replay"] = _replayed(writer, SelfWritten.model_validate(ticket.writing.keys), probes)
     writer.done()
-    job.rows, job.groups = mixed(run, ticket, task, written)
-    job.data |= figures(job.groups, len(job.evaluation))
+    found = learnt(run, ticket, task, mixes=mixes, written=written)
+    job.rows, job.groups, job.replay = found.rows, found.groups, found.replay
+    job.data |= found.data
     battery = [probe for probe in probes if isinstance(probe, Battery)]
-    job.warnings += [text for text in leaks.warnings(battery, job.rows) if text not in job.warnings]
+    told = leaks.warnings(battery, [*job.rows, *(row for source in job.replay for row in source.rows)])
+    job.warnings += [text for text in told if text not in job.warnings]
 
 
 class _Writer:
