@@ -66,8 +66,11 @@ def _sources(run: RunDir, ticket: Ticket, written: Sequence[Row]) -> list[replay
     """The rows that are replayed, by where they come from."""
     if ticket.replay_ratio == 0:
         return []
-    whole = [ReplayPart(name="replay", weight=1.0, count=ticket.replay.count)] if ticket.replay else []
     table = iter(read_rows(run, ticket.replay) if ticket.replay else ())
+    whole = []  # of a ticket that names no sources: all is one
+    if ticket.replay or ticket.writing:
+        count = ticket.replay.count if ticket.replay else 0
+        whole = [ReplayPart(name="replay", weight=1.0, count=count, written=ticket.writing is not None)]
     return [
         replay.Source(part.name, part.weight, written if part.written else list(islice(table, part.count)))
         for part in ticket.replay_sources or whole
