@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from align.stage import Stage, StageKeys
+from align.stage import Setting, Stage, StageKeys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,6 +23,30 @@ class Keys(StageKeys):
         description="which assistant turns are trained on: all; the last; or each, in a separate row that ends with "
         "it, as at inference (for templates that drop the reasoning of earlier turns)",
     )
+    mask_above_perplexity: float | None = Field(
+        None,
+        gt=1,
+        allow_inf_nan=False,
+        description="leave tokens of the answers untrained that the starting policy finds less probable than 1 / this; "
+        "2.5 is usual, and 1 would mask everything",
+    )
+    mask_at_random: bool = Field(
+        False,
+        description="a control for `mask_above_perplexity`: mask as many tokens of each row, but drawn at random",
+    )
+
+    def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
+        """A control of nothing, and a policy that reads a prompt of which nothing is learnt yet."""
+        if self.mask_above_perplexity is None:
+            what = "`mask_at_random` has no effect without `mask_above_perplexity`, which says how many tokens to mask"
+            return [
+                ("mask_at_random", what, "write `mask_above_perplexity: 2.5`, or leave it out")
+            ] * self.mask_at_random
+        if not setting.own.traits.inside:
+            method = setting.own.keys.method
+            what = f"`mask_above_perplexity` cannot go with {method}: its new prompt changes what the policy expects"
+            return [("mask_above_perplexity", what, "choose a method that acts in the layers, such as lora")]
+        return []
 
 
 def train(job: Job) -> dict[str, float]:
@@ -44,11 +68,17 @@ def train(job: Job) -> dict[str, float]:
         batches = tokens.language_modeling(rows, groups, job.tokenizer, args, completion_only=only, turns=turns)
         return job.table(name, batches, len(rows))
 
+    train_rows = table("train", job.rows, job.groups)
+    if job.keys.mask_above_perplexity is not None:
+        from align.trainers import token_mask
+
+        limit = token_mask.Limit(job.keys.mask_above_perplexity, job.keys.mask_at_random, job.ticket.seed)
+        train_rows = token_mask.masked(job, train_rows, limit, args)
     trainer = SftTrainer(
         model=job.model,
         args=args,
         processing_class=job.tokenizer,
-        train_dataset=table("train", job.rows, job.groups),
+        train_dataset=train_rows,
         eval_dataset=table("eval", job.evaluation, None) if job.evaluation else None,
     )
     return job.fit(trainer)

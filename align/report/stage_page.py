@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from align.forgetting.table import Forgetting
-from align.report import curves, findings, numbers
+from align.report import curves, findings, masked, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
 from align.report.inside_page import InsidePage, inside_page
@@ -129,6 +129,8 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
             replay = f"; {data['replay_rows']:,} replay rows{ratio}"
         held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") else ""
         yield Fact("Data", f"{data['rows']:,} rows{replay}{held}")
+    if untrained := masked.words(data):
+        yield Fact("Masked", untrained)
     yield Fact("Steps", f"{outcome.steps:,}, batches of {outcome.global_batch_size:,}")
     where = DEVICES.get(outcome.distributed_type, "") if outcome.world_size > 1 else ""
     yield Fact("Processes", f"{outcome.world_size}{where}")

@@ -39,6 +39,8 @@ _BY_CONTENT = (
     *("data", "eval_data", "replay", "reward"),
     *("parameterization", "training", "stage", "policy", "too_long", "on_alarm"),
 )
+# Keys that came later, each with the value at which a stage trains as it did before: left there, they change nothing.
+_LATER = {"mask_above_perplexity": None, "mask_at_random": False}
 
 
 def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> dict[str, Ticket]:
@@ -160,7 +162,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             "format": 1,
             "engine": TRAINING,
             "program": trains_alike.identity(plan.program.sha256),
-            "keys": {k: v for k, v in ticket.keys.items() if k not in _BY_CONTENT},
+            "keys": {k: v for k, v in ticket.keys.items() if k not in _BY_CONTENT and _LATER.get(k, ...) != v},
             "training": {k: v for k, v in ticket.training.items() if not k.startswith(_COSMETIC)},
             "global_batch": per_device * accumulation * ticket.processes,
             "parameterization": ticket.parameterization,
