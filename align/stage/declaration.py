@@ -32,6 +32,7 @@ class Stage:
         arguments: the TRL config whose names `training:` takes; None: any name, the stage checks them itself.
         defaults: training arguments where it departs from TRL's defaults, by family: all, full, adapter.
         samples: whether the policy samples answers in training, to prompts.
+        demonstrated: whether it needs the rows' own answers beside that; `rows` are then those that have one.
         replays: whether replay rows can be mixed into its data.
         evaluates: whether it can take `eval_data`.
         reserved: training arguments that a recipe writes elsewhere, or that this stage sets, each with what to write.
@@ -46,6 +47,7 @@ class Stage:
     arguments: str | None = None
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: bool = False
+    demonstrated: bool = False
     replays: bool = False
     evaluates: bool = True
     reserved: dict[str, str] = field(default_factory=dict)
@@ -53,5 +55,5 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Raises ValueError where it would sample answers to something else than prompts."""
-        if self.samples and "prompt" not in self.rows:
+        if self.samples and not self.demonstrated and "prompt" not in self.rows:
             raise ValueError("a stage with samples=True takes rows of the kind 'prompt': add it to `rows`")
