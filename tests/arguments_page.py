@@ -14,7 +14,7 @@ from align.recipe.verdicts import Verdict
 from align.stage import program
 from align.stage.declaration import Stage
 
-_ORDER = ("sft", "dpo", "kto", "reward", "ppo", "rloo", "grpo")
+_ORDER = ("sft", "dpo", "kto", "reward", "ppo", "rloo", "grpo", "sdft")
 _HEAD = """\
 # Training arguments
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ VALUES: dict[str, Any] = {
     "log_completions": True,
     "num_completions_to_print": 2,
     "log_unique_prompts": True,
+    "distillation_mode": "full_logits",
+    "distillation_alpha": 0.25,
+    "distillation_topk": 20,
+    "distillation_add_tail": True,
+    "distillation_is_clip": 1.5,
+    "num_loss_tokens_to_skip": 1,
+    "generate_from_teacher": True,
+    "teacher_prompt_template": "{privileged_context} {prompt}",
+    "teacher_update_rate": 0.1,
+    "teacher_sync_steps": 2,
     "use_vllm": True,
     "vllm_mode": "server",
     "vllm_model_impl": "transformers",
@@ -182,7 +193,8 @@ def given(stages: Stages, name: str, training: dict[str, Any]) -> Any:
     empty: dict[str, Any] = {"model": None, "tokenizer": None, "rows": [], "groups": [], "evaluation": []}
     job = Job(ticket, keys, stages.run, stages.run.stage(name), interrupted=lambda: False, **empty)
     assert program.stage.arguments is not None
-    return job.arguments(getattr(trl, program.stage.arguments))
+    configs = importlib.import_module("trl.experimental.sdft") if program.stage.demonstrated else trl
+    return job.arguments(getattr(configs, program.stage.arguments))
 
 
 @pytest.mark.parametrize("name", arguments_page.stages())

@@ -37,7 +37,7 @@ from align.trainers.online import Online
 from align.trainers.rloo import RlooTrainer
 from models import BASE, FULL, LORA, Stages, changed, lab_tokenizer, preferences, settings
 from test_ppo import function
-from test_trl_online import OF_ONLINE
+from test_trl_online import OF_ONLINE, OF_RECORD
 
 METHODS = {"full": FULL, "lora": LORA, "ia3": settings("ia3"), "adapter": settings("adapter", adapter={"r": 8})}
 RATES = {"full": 3e-4, "ia3": 0.05}
@@ -483,6 +483,7 @@ def test_wrong_keys_are_refused(tmp_path: Path, entry: str, said: str) -> None:
 
 OF_LOSS = {
     **OF_ONLINE,
+    **OF_RECORD,
     "_compute_loss": ["self", "model", "inputs"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
 }

@@ -25,12 +25,16 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
     "_iter_named_params": ("trl.generation.vllm_generation:VLLMGeneration", {"trainers/online.py"}),
     "_metrics": (
         "trl.trainer.rloo_trainer",
-        {"trainers/base.py", "trainers/critic_free.py", "trainers/means.py", "trainers/online.py"},
+        {"trainers/base.py", "trainers/critic_free.py", "trainers/means.py", "trainers/rollout_record.py"},
     ),
     "_step": (
         "trl.trainer.rloo_trainer",
-        {"trainers/minibatches.py", "trainers/online.py", "trainers/ppo.py", "trainers/rollout_checkpoints.py"},
+        {
+            *("trainers/minibatches.py", "trainers/ppo.py", "trainers/rollout_checkpoints.py"),
+            "trainers/rollout_record.py",
+        },
     ),
+    "_get_completion_ids_list": ("trl.experimental.sdft.sdft_trainer:SDFTTrainer", {"trainers/sdft.py"}),
     "_signature_columns": ("transformers.trainer", {"trainers/kept_reference.py"}),
     "_get_output_dir": ("transformers.trainer:Trainer", {"trainers/rollout_checkpoints.py"}),
     "_load_from_checkpoint": ("transformers.trainer:Trainer", {"stage/job.py", "trainers/base.py", "trainers/ppo.py"}),
@@ -49,7 +53,7 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
 }
 # module -> the names that are imported from inside a library, rather than from its face
 INSIDE: dict[str, set[str]] = {
-    "accelerate.utils": {"gather_object"},
+    "accelerate.utils": {"gather_object", "set_seed"},
     "peft.mapping": {"PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING"},
     "peft.tuners.tuners_utils": {"BaseTuner", "BaseTunerLayer"},
     "peft.utils": {
@@ -59,6 +63,7 @@ INSIDE: dict[str, set[str]] = {
     "peft.utils.other": {"AuxiliaryTrainingWrapper", "get_pattern_key"},
     "transformers.pytorch_utils": {"Conv1D"},
     "transformers.trainer_utils": {"EvalLoopOutput", "PREFIX_CHECKPOINT_DIR"},
+    "trl.experimental.sdft": {"SDFTTrainer"},
     "trl.models.utils": {"disable_gradient_checkpointing"},
     "trl.trainer": {"utils"},
     "trl.trainer.dpo_trainer": {"DataCollatorForPreference"},

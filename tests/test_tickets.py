@@ -95,6 +95,7 @@ def changed(folder: Path, plain: dict[str, str], *overrides: str) -> list[str]:
         "stages.sft.ewc={data: {source: lab/general, limit: 20}, rows: 8}",
         "stages.sft.l2_sp=0.01",
         "stages.sft.kl_coef=0.1",
+        "stages.sft.mask_above_perplexity=2.5",
     ],
 )
 def test_what_the_first_stage_trains_differently_the_second_does_too(
@@ -111,6 +112,15 @@ def test_what_an_adapter_trains_in_counts_where_it_is_not_the_default(tmp_path: 
     )
     assert "adapter_dtype" not in plain["sft"].parameterization
     assert same["sft"].fingerprint == plain["sft"].fingerprint != coarse["sft"].fingerprint
+
+
+def test_a_key_that_came_later_counts_where_it_is_not_at_its_default(tmp_path: Path) -> None:
+    """Tickets of an older align have no such key, and their stages are not trained again."""
+    plan = load(written(tmp_path)).stages[0]
+    ticket = made(tmp_path)["sft"]
+    older = ticket.model_copy(update={"keys": {k: v for k, v in ticket.keys.items() if k not in tickets._LATER}})
+    assert older.keys != ticket.keys
+    assert tickets.fingerprint(plan, older, ["base"]) == ticket.fingerprint
 
 
 def test_a_stage_goes_on_from_what_was_decided(tmp_path: Path, plain: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ from align.trainers.minibatches import Minibatches
 from align.trainers.online import Online, fitting_tiles
 from align.trainers.ppo import PpoTrainer
 from align.trainers.rollout_checkpoints import RolloutCheckpoints
+from align.trainers.rollout_record import RolloutRecord
 from models import BASE, LORA, Stages
 from test_ppo import function, ppo
 from test_rl_passes import tiny_llama
@@ -35,13 +36,15 @@ OF_CHECKPOINTS = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
+OF_RECORD = {
+    "_get_train_sampler": ["self"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+}
 OF_ONLINE = {
     "_generate_single_turn": ["self", "prompt_ids"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_get_per_token_logps_and_entropies": [*LOG_PROBS, "compute_aux_loss"],
     "_generate_and_score_completions": ["self", "inputs"],
-    "_get_train_sampler": ["self"],
-    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
 }
 OF_PPO = {
     "_generate_and_score_completions": ["self", "inputs"],
@@ -56,7 +59,7 @@ OF_MINIBATCHES = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
 }
-OURS = {**OF_MINIBATCHES, **OF_CHECKPOINTS, **OF_ONLINE, **OF_PPO}
+OURS = {**OF_MINIBATCHES, **OF_CHECKPOINTS, **OF_RECORD, **OF_ONLINE, **OF_PPO}
 OVERRIDDEN = [(RLOOTrainer, name, start) for name, start in OURS.items()]
 
 
@@ -72,6 +75,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     every = (
         (Minibatches, OF_MINIBATCHES),
         (RolloutCheckpoints, OF_CHECKPOINTS),
+        (RolloutRecord, OF_RECORD),
         (Online, OF_ONLINE),
         (PpoTrainer, OF_PPO),
     )

@@ -77,9 +77,10 @@ OWN = {  # what reads `args` in a stage, besides what all trainers have
     "dpo": ["trainers/dpo.py", "data/tokens.py"],
     "kto": ["trainers/kto.py", "data/tokens.py"],
     "reward": ["trainers/reward.py"],
-    "ppo": ["trainers/ppo.py", "trainers/online.py"],
-    "rloo": ["trainers/critic_free.py", "trainers/online.py"],
-    "grpo": ["trainers/critic_free.py", "trainers/online.py"],
+    "ppo": ["trainers/ppo.py", "trainers/online.py", "trainers/rollout_record.py"],
+    "rloo": ["trainers/critic_free.py", "trainers/online.py", "trainers/rollout_record.py"],
+    "grpo": ["trainers/critic_free.py", "trainers/online.py", "trainers/rollout_record.py"],
+    "sdft": ["trainers/sdft.py", "trainers/rollout_record.py"],
 }
 SHARED = ["trainer.py", "trainer_callback.py", "trainer_optimizer.py", "training_args.py"]
 
@@ -89,8 +90,11 @@ def reads(stage: str) -> set[str]:
     """The names that the code of a stage's trainer reads of its `args`, by whatever name it has them."""
     config = STAGES[stage].arguments
     assert config is not None
-    trainer = TRL / "trainer" / f"{config.removesuffix('Config').lower()}_trainer.py"
-    files = [trainer, *(TRANSFORMERS / name for name in SHARED), *(ALIGN / name for name in OWN[stage])]
+    name = config.removesuffix("Config").lower()
+    places = (TRL / "trainer", TRL / "experimental" / name)
+    trainer = next(place / f"{name}_trainer.py" for place in places if (place / f"{name}_trainer.py").is_file())
+    shared = [TRL / "experimental" / "utils.py"] if trainer.parent == places[1] else []
+    files = [trainer, *shared, *(TRANSFORMERS / name for name in SHARED), *(ALIGN / name for name in OWN[stage])]
     files += [ALIGN / "stage" / "job.py", ALIGN / "trainers" / "base.py"]
     found: set[str] = set()
     for file in files:

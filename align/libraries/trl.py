@@ -11,7 +11,7 @@ from align.libraries import fields
 from align.libraries.fields import Argument
 
 _FILES = {
-    "trl": ("trainer/base_config.py", "trainer/{stem}_config.py"),
+    "trl": ("trainer/base_config.py", "trainer/{stem}_config.py", "experimental/{stem}/{stem}_config.py"),
     "transformers": ("trainer_utils.py", "training_args.py"),
 }
 

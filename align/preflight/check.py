@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from align.data import checks, ends, mixing, template
+from align.data import checks, demonstrations, ends, mixing, template
 from align.data.checks import Lengths, Table
 from align.data.faults import raise_all
 from align.data.files import READERS, ending
@@ -166,6 +166,12 @@ class _Checking:
         """
         at: Loc = ("stages", plan.id)
         train = self._table(plan, plan.keys.data, (*at, "data"))
+        if train and plan.program.stage.demonstrated:
+            try:
+                demonstrations.check(train.examples)
+            except AlignError as error:
+                self._add(error, (*at, "data"))
+                return None
         held, evaluation, rows = plan.keys.eval_data, list[Example](), train.examples if train else []
         if isinstance(held, int | float):
             try:

@@ -126,7 +126,7 @@ def max_length(plan: StagePlan) -> int | None:
 
 def answer_length(plan: StagePlan) -> int:
     """The tokens that a stage samples after each row; 0 for one that samples none."""
-    if "prompt" not in plan.program.stage.rows or plan.program.stage.arguments is None:
+    if not plan.program.stage.samples or plan.program.stage.arguments is None:
         return 0
     argument = training_arguments.known(plan.program.stage.arguments).get("max_completion_length")
     limit: Any = plan.training.get("max_completion_length", argument.default if argument else 0)

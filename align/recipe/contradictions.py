@@ -171,7 +171,7 @@ def _rollouts(plan: StagePlan, processes: int) -> list[tuple[str, str, str]]:
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return []  # refused as arguments
     answers, each = sizes[0] * steps * processes, sizes[2]
-    if answers < 2:
+    if answers < 2 and not plan.program.stage.demonstrated:
         what = f"stage '{plan.id}' would learn from one answer at a time, with nothing to compare it with"
         return [("training", what, "raise `steps_per_generation` or `per_device_train_batch_size`")]
     if answers % each:

@@ -73,6 +73,8 @@ _NAMES: Final = """
     entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target
     sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg
     log_completions num_completions_to_print log_unique_prompts
+    distillation_mode distillation_alpha distillation_topk distillation_add_tail distillation_is_clip
+    num_loss_tokens_to_skip generate_from_teacher teacher_prompt_template teacher_update_rate teacher_sync_steps
     use_vllm vllm_mode vllm_model_impl vllm_structured_outputs_regex
     vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port
     vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size vllm_enable_sleep_mode
@@ -132,6 +134,10 @@ BESIDE: Final[dict[str, Beside]] = {
     "vespo_lambda_pos": {"loss_type": among("vespo")},
     "vespo_k_neg": {"loss_type": among("vespo")},
     "vespo_lambda_neg": {"loss_type": among("vespo")},
+    "distillation_topk": {"distillation_mode": among("topk_logits")},
+    "distillation_add_tail": {"distillation_mode": among("topk_logits")},
+    "teacher_update_rate": {"teacher": among("ema")},
+    "teacher_sync_steps": {"teacher": among("ema")},
     "num_completions_to_print": {"log_completions": among(True)},
     "log_unique_prompts": {"log_completions": among(True)},
     "vllm_mode": {"use_vllm": among(True)},
@@ -303,6 +309,7 @@ NOTHING: Final[dict[str, dict[str, str]]] = {
     "RewardConfig": _EVERYWHERE | _NOT_SFT,
     "RLOOConfig": _EVERYWHERE | _NOT_SFT | _OF_ONLINE,
     "GRPOConfig": _EVERYWHERE | _NOT_SFT | _OF_ONLINE,
+    "SDFTConfig": _EVERYWHERE | _NOT_SFT,
 }
 """They would do nothing in a stage of this config."""
 
@@ -324,6 +331,23 @@ ONLINE: Final = {
     "per_device_eval_batch_size": _NOTHING_IS_EVALUATED,
 }
 """What the shipped stages that sample answers refuse besides, by `Stage.reserved`."""
+
+_SAMPLES_HERE = "answers are sampled by the model that is trained; leave it out"
+_VLLM: Final = """
+    use_vllm use_teacher_server vllm_mode vllm_model_impl vllm_server_base_url vllm_server_host vllm_server_port
+    vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size
+    vllm_enable_sleep_mode
+"""
+DISTILLED: Final = {
+    "teacher_model_kind": "use the stage's `teacher`",
+    "max_prompt_length": "prompts are never cut; leave it out",
+    "disable_dropout": ONLINE["disable_dropout"],
+    "neftune_noise_alpha": ONLINE["neftune_noise_alpha"],
+    "generation_batch_size": ONLINE["generation_batch_size"],
+    **{name: said for name, said in ONLINE.items() if "eval" in name},
+    **dict.fromkeys(_VLLM.split(), _SAMPLES_HERE),
+}
+"""What `sdft` refuses."""
 
 # ---- all of it together ---------------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ def convergence(points: Points, name: str = "train loss", *, rises: bool = False
 
 def judge(stage: StageRecord) -> Judgement:
     """Convergence of a stage: by its reward if it samples answers and rewards them, else by its train loss."""
-    reward = stage.series(REWARD) or [(one.number, one.score) for one in stage.rollouts]
+    reward = stage.series(REWARD) or [(float(one.number), one.score) for one in stage.rollouts if one.score is not None]
     return convergence(reward, "reward", rises=True) if reward else convergence(train_loss(stage))
 
 

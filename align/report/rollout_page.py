@@ -30,7 +30,7 @@ class Answer:
 
     prompt: str
     text: str
-    score: str
+    score: str  # empty where nothing scores answers
     kl: str  # empty where there is no reference
 
 
@@ -56,13 +56,14 @@ class Column:
 @dataclass(frozen=True)
 class RolloutsPage:
     """Everything that is said of the rollouts of a stage. `samples` are the first rollout and, if there are more, the
-    last; `asked` is how many answers of each are shown."""
+    last; `asked` is how many answers of each are shown; `scored`, whether answers have scores."""
 
     verdict: str
     trends: tuple[Trend, ...]
     findings: tuple[Finding, ...]
     samples: tuple[Column, ...]
     asked: int
+    scored: bool = True
 
 
 def rollouts_page(stage: StageRecord) -> RolloutsPage | None:
@@ -81,6 +82,7 @@ def rollouts_page(stage: StageRecord) -> RolloutsPage | None:
         findings=found,
         samples=samples,
         asked=max((len(column.answers) for column in samples), default=0),
+        scored=any(one.score is not None for one in rollouts),
     )
 
 
@@ -107,7 +109,7 @@ def _answers(samples: Sequence[Sampled]) -> tuple[Answer, ...]:
         Answer(
             sample.prompt,
             sample.completion,
-            numbers.plain(sample.score),
+            "" if sample.score is None else numbers.plain(sample.score),
             "" if sample.kl is None else numbers.plain(sample.kl),
         )
         for sample in samples[:SAMPLES]
@@ -123,6 +125,7 @@ def _trends(rollouts: Sequence[Rollout], target: float | None, found: Sequence[F
         ("KL to the reference, nats", "" if target is None else f"target {target:g}", lambda one: one.kl),
         ("Coefficient of the KL penalty", "", lambda one: one.coef),
         ("Tokens an answer", "", lambda one: one.length),
+        *((("Divergence from the teacher", "", lambda one: one.policy_loss),) if _distilled(rollouts) else ()),
         ("Entropy of a token, nats", "", lambda one: one.entropy),
         ("Explained variance of the critic", "", lambda one: one.explained_variance),
     ]
@@ -132,6 +135,11 @@ def _trends(rollouts: Sequence[Rollout], target: float | None, found: Sequence[F
             yield Trend(name, _text(values[0]), _text(values[-1]), _late(values), note)
     alarms = ", ".join(f"{finding.name} (rollout {finding.rollout})" for finding in found)
     yield Trend("Alarms", "", "", "", alarms or "none")
+
+
+def _distilled(rollouts: Sequence[Rollout]) -> bool:
+    """Whether the answers are compared with a teacher, and nothing scores them."""
+    return all(one.score is None for one in rollouts)
 
 
 def _reward(name: str) -> Callable[[Rollout], float | None]:

@@ -51,9 +51,9 @@ def small(rollouts: Sequence[Rollout], target: float | None, stage: str) -> Iter
 
 
 def _score(rollouts: Sequence[Rollout], alarms: Sequence[Alarm], title: str) -> Chart:
-    known = [one for one in rollouts if math.isfinite(one.score)]
-    points = thinned([(one.number, one.score) for one in known])
-    spreads = [one.score_std if math.isfinite(one.score_std) else 0.0 for one in known]
+    known = [one for one in rollouts if one.score is not None and math.isfinite(one.score)]
+    points = thinned([(one.number, one.score) for one in known if one.score is not None])
+    spreads = [one.score_std if one.score_std is not None and math.isfinite(one.score_std) else 0.0 for one in known]
     spread = [y for _, y in thinned([(one.number, s) for one, s in zip(known, spreads, strict=True)])]
     low, high = (tuple((x, y + sign * s) for (x, y), s in zip(points, spread, strict=True)) for sign in (-1, 1))
     heads: tuple[tuple[str, Colour], ...] = (("score, and its standard deviation", "green"),)
@@ -73,7 +73,7 @@ def _against_kl(rollouts: Sequence[Rollout], target: float | None, title: str) -
     points = tuple(zip(kls, scores, strict=True))
     shades = tuple(0.15 + 0.85 * at / max(1, len(kls) - 1) for at in range(len(kls)))
     marked = [one for one in rollouts if one.alarms]
-    rings = tuple((one.kl, one.score) for one in marked if one.kl is not None)
+    rings = tuple((one.kl, one.score) for one in marked if one.kl is not None and one.score is not None)
     marks: list[Mark] = [
         Curve(points, "line", width=0.8),
         Dots(points, "blue", tuple(3.5 for _ in points), shades, name="score"),

@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from align.forgetting.table import Forgetting
-from align.report import curves, findings, near, numbers
+from align.report import curves, findings, masked, near, numbers
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
 from align.report.inside_page import InsidePage, inside_page
@@ -133,6 +133,8 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") else ""
         yield Fact("Data", f"{data['rows']:,} rows{replay}{held}")
     yield from (Fact(label, value) for label, value in near.facts(outcome))
+    if untrained := masked.words(data):
+        yield Fact("Masked", untrained)
     yield Fact("Steps", f"{outcome.steps:,}, batches of {outcome.global_batch_size:,}")
     where = DEVICES.get(outcome.distributed_type, "") if outcome.world_size > 1 else ""
     yield Fact("Processes", f"{outcome.world_size}{where}")

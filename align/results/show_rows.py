@@ -22,6 +22,7 @@ from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity
 from align.runner import launch, tickets
+from align.stage.keys import StageKeys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -159,7 +160,7 @@ def _views(
         values = [one.value for one in examples]
         job = Shown(
             ticket=ticket,
-            keys=plan.keys,
+            keys=_without_the_model(plan.keys),
             run=run,
             dir=run.stage(plan.id),
             model=_stand_in(tokenizer, scores=plan.program.stage.gives == "reward"),
@@ -175,6 +176,12 @@ def _views(
         except _Built as built:
             return _collated(built.trainer, len(values))
     raise AlignError(f"the stage program '{plan.program.name}' trains without a trainer", "it cannot be shown")
+
+
+def _without_the_model(keys: StageKeys) -> StageKeys:
+    """The keys of a stage without what its starting policy decides, which is not there."""
+    decided = {"mask_above_perplexity": None, "mask_at_random": False}
+    return keys.model_copy(update={name: value for name, value in decided.items() if name in type(keys).model_fields})
 
 
 def _stand_in(tokenizer: PreTrainedTokenizerBase, *, scores: bool) -> PreTrainedModel:

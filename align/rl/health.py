@@ -224,7 +224,7 @@ def _rise(every: list[Rollout]) -> tuple[float, float] | None:
         return first["score"], score
     if len(was) < IN_A_ROW:
         return None
-    variance = sum(one.score_std**2 / max(1, one.episodes) for one in (*before, *recent)) / IN_A_ROW**2
+    variance = sum((one.score_std or 0.0) ** 2 / max(1, one.episodes) for one in (*before, *recent)) / IN_A_ROW**2
     earlier = sum(was) / IN_A_ROW
     return (earlier, score) if score - earlier > RISE_ERRORS * math.sqrt(variance) else None
 
@@ -281,6 +281,13 @@ def _missing_eos(every: list[Rollout]) -> str | None:
 
 def _flat_reward(every: list[Rollout]) -> str | None:
     recent = every[-IN_A_ROW:]
-    if len(recent) < IN_A_ROW or not all(one.score_std < max(FLAT, FLAT_SHARE * abs(one.score)) for one in recent):
+    if len(recent) < IN_A_ROW or not all(_is_flat(one) for one in recent):
         return None
     return f"every answer scored {recent[-1].score:.3g}, a standard deviation below {FLAT:g}, {_SO_LONG}"
+
+
+def _is_flat(one: Rollout) -> bool:
+    """Whether all answers of a rollout have the same score; not where they have none."""
+    if one.score is None or one.score_std is None:
+        return False
+    return one.score_std < max(FLAT, FLAT_SHARE * abs(one.score))

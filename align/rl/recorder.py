@@ -127,16 +127,17 @@ def late(history: list[Rollout]) -> list[Rollout]:
 
 def figures(history: list[Rollout], **more: Any) -> dict[str, Any]:
     """What the outcome says of a run: `score_first`, `score_last` and `kl` (means over the last third of the rollouts,
-    the KL in nats an answer), `more`, and `alarms` (their names); nothing of a run that ended within its first rollout.
-    """
+    the KL in nats an answer), `more`, and `alarms` (their names); nothing of a run that ended within its first rollout,
+    and no scores where nothing scores answers."""
     if not history:
         return {"rollouts": 0, "alarms": []}
     last = late(history)
     kls = [one.kl for one in last if one.kl is not None]
+    scores = [one.score for one in last if one.score is not None]
+    scored = {"score_first": history[0].score, "score_last": sum(scores) / len(scores)} if scores else {}
     return {
         "rollouts": len(history),
-        "score_first": history[0].score,
-        "score_last": sum(one.score for one in last) / len(last),
+        **scored,
         "kl": sum(kls) / len(kls) if kls else None,
         **more,
         "alarms": [alarm.name for one in history for alarm in one.alarms],

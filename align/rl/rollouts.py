@@ -20,12 +20,12 @@ SAMPLES = 3  # answers kept of each rollout
 
 @dataclass(frozen=True)
 class Sampled:
-    """One answer: its prompt and its text, its score, and its KL to the reference in nats."""
+    """One answer: its prompt and its text, its score, and its KL to the reference in nats; None if it has none."""
 
     prompt: str
     completion: str
-    score: float
-    kl: float | None  # None where there is no reference
+    score: float | None
+    kl: float | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Rollout:
         number: from 1.
         step: optimizer steps made before it.
         episodes: its answers.
-        score: mean of the weighted rewards, without KL penalty; `score_std` their standard deviation.
+        score: mean of the weighted rewards, without KL penalty; `score_std` their standard deviation. Both are None
+            where nothing scores answers.
         rewards: mean of each reward by name; None for one that scored no answer.
         kl: mean over answers of log pi(y|x) - log ref(y|x), nats.
         coef: of the KL penalty in this rollout's rewards.
@@ -76,8 +77,8 @@ class Rollout:
     number: int
     step: int
     episodes: int
-    score: float
-    score_std: float
+    score: float | None
+    score_std: float | None
     rewards: dict[str, float | None]
     kl: float | None = None
     coef: float | None = None

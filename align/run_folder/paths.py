@@ -141,6 +141,11 @@ class StageDir:
         return self.root / "fisher.json"
 
     @property
+    def token_log_probs(self) -> Path:
+        """How probable the policy that came in finds the tokens of the answers, where improbable ones are masked."""
+        return self.root / "token_log_probs.safetensors"
+
+    @property
     def rollouts(self) -> Path:
         """What a stage that learns from rewards knows of each rollout."""
         return self.root / "rollouts.jsonl"

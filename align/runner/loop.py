@@ -15,6 +15,7 @@ from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
+from align.report import masked
 from align.run_folder import checkpoints, files, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
@@ -294,6 +295,8 @@ class Run:
         for text in outcome.warnings:
             if not text.startswith(tuple(alarms)) and text not in ticket.warnings:  # which were told before
                 self.watcher.warn(plan.id, text)
+        if not ticket.measure_only and (untrained := masked.words(outcome.data)):
+            self.watcher.say(f"{plan.id}: masked {untrained}")
         for text in answers.told(self.dir.base_answers, here.answers, plan.id):
             self.watcher.say(text)
         self._note(plan, ended=_now(), seconds=round(outcome.seconds + outcome.measure_seconds, 1))

@@ -32,6 +32,7 @@ class Stage:
         arguments: the TRL config whose names `training:` takes; None: any name, the stage checks them itself.
         defaults: training arguments where it departs from TRL's defaults, by family: all, full, adapter.
         samples: whether the policy samples answers in training, to prompts.
+        demonstrated: whether it needs the rows' own answers beside that; `rows` are then those that have one.
         replays: whether it takes replayed rows: True mixes them into `job.rows`; `term` puts them into `job.replay`,
             for a term of the loss, where the stage itself names a replay: the recipe's is for those that mix.
         evaluates: whether it can take `eval_data`.
@@ -47,6 +48,7 @@ class Stage:
     arguments: str | None = None
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: bool = False
+    demonstrated: bool = False
     replays: bool | Literal["term"] = False
     evaluates: bool = True
     reserved: dict[str, str] = field(default_factory=dict)
@@ -54,5 +56,5 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Raises ValueError where it would sample answers to something else than prompts."""
-        if self.samples and "prompt" not in self.rows:
+        if self.samples and not self.demonstrated and "prompt" not in self.rows:
             raise ValueError("a stage with samples=True takes rows of the kind 'prompt': add it to `rows`")

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
@@ -24,13 +23,12 @@ from align.policy.unwrapped import unwrapped
 from align.rl import critic, reference, rollouts, scoring, shared_base
 from align.rl.critic import Passes
 from align.rl.health import Health
-from align.rl.prompt_order import PromptOrder
 from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
 from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
 from align.trainers.base import BaseTrainer
 from align.trainers.minibatches import Minibatches
-from align.trainers.rollout_checkpoints import RolloutCheckpoints
+from align.trainers.rollout_record import RolloutRecord
 
 if TYPE_CHECKING:
     from align.stage.job import Job
@@ -82,7 +80,7 @@ def fitting_tiles(lm: Any) -> Iterator[None]:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
 
 
-class Online(RolloutCheckpoints, Minibatches, BaseTrainer):
+class Online(RolloutRecord, Minibatches, BaseTrainer):
     """Mixed in before a TRL trainer that samples answers.
 
     Args:
@@ -206,12 +204,6 @@ class Online(RolloutCheckpoints, Minibatches, BaseTrainer):
 
     # ---- the record of a rollout ----------------------------------------------------------------------------------
 
-    def finish(self) -> list[Rollout]:
-        """The rollouts of a run that came to its end: also the last, where `max_steps` left some of its updates out."""
-        if self.record.open is not None:
-            self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
-        return self.record.history
-
     def scores(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The weighted scores of this process's answers, and 1 for each that has one; each (answers,)."""
         rank = self.accelerator.process_index
@@ -285,18 +277,6 @@ class Online(RolloutCheckpoints, Minibatches, BaseTrainer):
         if self.accelerator.is_main_process:
             self.job.alarm(self.state.global_step, what)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        found: torch.Tensor = super().training_step(*args, **kwargs)
-        if self._step % self.passes_per_rollout == 0 and self.record.open is not None:
-            done = self.record.close(self.state.global_step, write=self.accelerator.is_main_process)
-            for name, value in self.logged(done).items():
-                self._metrics["train"][name].append(value)
-        return found
-
-    def logged(self, done: Rollout) -> dict[str, float]:
-        """What metrics.jsonl and trackers get of a rollout besides TRL's own figures."""
-        return {"score": done.score}
-
     def _samples(self, scores: torch.Tensor, kl: torch.Tensor | None) -> list[Sampled]:
         """A few answers of the first process, spread over the rollout."""
         prompts, answers = self.seen.prompts, self.seen.completions
@@ -304,35 +284,6 @@ class Online(RolloutCheckpoints, Minibatches, BaseTrainer):
         chosen = [i * count // rollouts.SAMPLES for i in range(min(rollouts.SAMPLES, count))]
         apart: list[float | None] = [None] * count if kl is None else kl.tolist()
         return [Sampled(_text(prompts[i]), _text(answers[i]), round(float(scores[i]), 4), apart[i]) for i in chosen]
-
-    def summed(self, x: torch.Tensor) -> torch.Tensor:
-        """Over all processes."""
-        found: torch.Tensor = self.accelerator.reduce(x, reduction="sum")
-        return found
-
-    # ---- the order of prompts -------------------------------------------------------------------------------------
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.prompt_order()
-
-    def prompt_order(self) -> PromptOrder:
-        """The order of prompts; independent of the number of processes at the same size of a rollout."""
-        args = self.args
-        seed = None if args.train_sampling_strategy == "sequential" else args.seed
-        prompts, steps = args.generation_batch_size // self.num_generations, args.steps_per_generation
-        return PromptOrder(len(self.train_dataset), prompts, self.num_generations, self.num_iterations * steps, seed)
-
-    @property
-    def planned_rollouts(self) -> int:
-        """The rollouts of the whole run."""
-        args = self.args
-        if args.max_steps > 0:
-            return int(-(-args.max_steps * args.gradient_accumulation_steps // self.passes_per_rollout))
-        return max(1, round(float(args.num_train_epochs) * self.prompt_order().rollouts))
-
-    def gathered(self, values: Sequence[Any]) -> list[Any]:
-        """A list of every process's values, in the order of processes."""
-        return list(gather_object(list(values)))
 
 
 def changed(expected: str) -> AlignError:
