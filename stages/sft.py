@@ -23,11 +23,11 @@ class Keys(StageKeys):
         description="which assistant turns are trained on: all; the last; or each, in a separate row that ends with "
         "it, as at inference (for templates that drop the reasoning of earlier turns)",
     )
-    kl_coef: float = Field(
-        0.0,
+    kl_coef: float | None = Field(
+        None,
         ge=0,
         allow_inf_nan=False,
-        description="weight of the KL from the incoming policy to the trained one, on the trained tokens; 0: none",
+        description="weight of the KL from the incoming policy to the trained one, on the trained tokens",
     )
 
 

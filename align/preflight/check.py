@@ -27,6 +27,7 @@ from align.preflight import (
     saved_quantization,
     tokenizer_facts,
 )
+from align.preflight.leaks import Taught
 from align.preflight.machine import check_disk
 from align.preflight.rewards import Finder
 from align.preflight.rows_that_fit import StageRows
@@ -344,7 +345,7 @@ class _Checking:
                 self.notes.append(f"stage {plan.id}: {text}")
         self._protected(plan, leaks.taught(rows.fisher))
 
-    def _protected(self, plan: StagePlan, rows: leaks.Taught) -> None:
+    def _protected(self, plan: StagePlan, rows: Taught) -> None:
         """The same of rows that EWC keeps the weights for: their items would be kept better than others of the kind."""
         for probe in self.own:
             found = leaks.probed(probe.items, probe.metric, rows)

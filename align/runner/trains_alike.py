@@ -16,7 +16,7 @@ TRAINS_AS: dict[str, str] = {
     # rloo.py
     "8e978e8f63caf046": "5f0a7420c7b911e8e210a537b7d6d305ad2084fcbfd6e603b6c521dd2d414e5a",
     # sft.py
-    "6abdecf8fcf75a15": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
+    "af34c67345c31f16": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
 }
 
 
