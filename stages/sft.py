@@ -40,11 +40,11 @@ class Keys(StageKeys):
         False,
         description="a control for `mask_above_perplexity`: mask as many tokens of each row, but drawn at random",
     )
-    kl_coef: float = Field(
-        0.0,
+    kl_coef: float | None = Field(
+        None,
         ge=0,
         allow_inf_nan=False,
-        description="weight of the KL from the incoming policy to the trained one, on the trained tokens; 0: none",
+        description="weight of the KL from the incoming policy to the trained one, on the trained tokens",
     )
     rewrite: Rewrite | None = Field(
         None, description="answers that the policy samples itself replace the data's where they are accepted"

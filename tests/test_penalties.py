@@ -151,7 +151,7 @@ def test_the_gradient_of_a_penalty_is_that_of_finite_differences(
     start = parts(model)
     penalty = Penalty("ewc", 0.7, start, uneven(start) if weighed else None)
     assert penalty.loss(model).item() == 0.0, "nothing has moved yet"
-    assert not any(bool(one.any()) for one in penalty.gradients(model).values())
+    assert not any(bool(one.any()) for part in start for one in penalty.slopes(part, dict(model.named_parameters())))
     disturb(model, 0.1, seed=6)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     exact = torch.autograd.grad(penalty.loss(model), trained)
@@ -162,9 +162,10 @@ def test_the_gradient_of_a_penalty_is_that_of_finite_differences(
         slope = sum(float((one * along).sum()) for one, along in zip(exact, way, strict=True))
         assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope, rel=1e-7)
     named = dict(model.named_parameters())
-    for key, weighted in penalty.gradients(model).items():
-        at = next(i for i, one in enumerate(trained) if one is named[key])
-        assert torch.allclose(weighted, 0.7 * exact[at])
+    for part in start:
+        for key, weighted in zip(part.parameters, penalty.slopes(part, named), strict=True):
+            at = next(i for i, one in enumerate(trained) if one is named[key])
+            assert torch.allclose(weighted, 0.7 * exact[at])
 
 
 @torch.no_grad()

@@ -57,6 +57,7 @@ def _rows(side: Side) -> dict[str, JsonValue]:
         ticket = reading.whole(RunDir(side.folder).stage(stage.id).ticket, Ticket)
         if ticket is not None:
             tables = {"training": ticket.train, "held-out": ticket.evaluation, "replay": ticket.replay}
+            tables["EWC"] = ticket.fisher
             found |= {f"{name} rows of {stage.id}": _content(rows) for name, rows in tables.items() if rows}
     return found
 

@@ -104,7 +104,8 @@ def log_likelihood(model: nn.Module, row: Row, drawn: torch.Generator | None, de
     chosen = labels[1:][where]
     if drawn is not None:
         chosen = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=drawn).squeeze(1).to(device)
-    return log_probs.gather(1, chosen[:, None]).sum()
+    found: torch.Tensor = log_probs.gather(1, chosen[:, None]).sum()
+    return found
 
 
 @contextmanager

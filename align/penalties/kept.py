@@ -24,22 +24,22 @@ from align.run_folder.paths import StageDir
 from align.run_folder.records import Fisher, Ticket
 
 LONGEST = 1024  # tokens of a row where the stage has no `max_length`
-Told = Callable[[str, int, int], None]
+Tell = Callable[[str], Callable[[int, int], None]]
+"""Tells what is being done, and gives what tells how much of it is done, and of how much."""
 
 
 def diagonal(
-    model: nn.Module, parts: Sequence[Part], here: StageDir, ticket: Ticket, rows: Callable[[], list[Row]], told: Told
+    model: nn.Module, parts: Sequence[Part], here: StageDir, ticket: Ticket, rows: Callable[[], list[Row]], tell: Tell
 ) -> tuple[dict[str, torch.Tensor], Fisher]:
     """The diagonal by the name of a part, of mean 1, and its record. All processes read the file of the first, so that
     their number makes no difference.
 
     Args:
         rows: gives the examples, where it has to be measured.
-        told: what is being done, how many rows are done, and of how many.
     """
     state = PartialState()
     if state.is_main_process and _record(here, ticket) is None:
-        _measure(model, parts, here, ticket, rows(), told)
+        _measure(model, parts, here, ticket, rows(), tell)
     state.wait_for_everyone()
     record = Fisher.model_validate(files.read_json(here.fisher_record))
     return load_file(here.fisher, device=str(next(model.parameters()).device)), record
@@ -55,7 +55,7 @@ def examples(values: Sequence[dict[str, Any]], ticket: Ticket, tokenizer: Any) -
     given = ticket.training.get("max_length")
     limit = given if isinstance(given, int) else LONGEST
     cut = [(row.ids[:limit], row.labels[:limit]) for row in encode.encoded(values, TextTokenizer.of(tokenizer))]
-    found = [(ids, labels) for ids, labels in cut if any(label != IGNORE for label in labels[1:])]
+    found: list[Row] = [(ids, labels) for ids, labels in cut if any(label != IGNORE for label in labels[1:])]
     if not found:
         what = f"no row of `stages.{ticket.stage}.ewc.data` has an answer within {limit:,} tokens"
         raise AlignError(what, "give rows with shorter prompts")
@@ -73,14 +73,14 @@ def _record(here: StageDir, ticket: Ticket) -> Fisher | None:
 
 
 def _measure(
-    model: nn.Module, parts: Sequence[Part], here: StageDir, ticket: Ticket, rows: list[Row], told: Told
+    model: nn.Module, parts: Sequence[Part], here: StageDir, ticket: Ticket, rows: list[Row], tell: Tell
 ) -> None:
     """Write the file, and then the record, without which it counts for nothing."""
     begun, kind = time.monotonic(), ticket.keys["ewc"]["fisher"]
-    done = fisher.diagonal(
-        model, parts, rows, kind, ticket.seed, lambda n: told("measuring the Fisher information", n, len(rows))
+    told = tell("measuring the Fisher information")
+    found, mean = fisher.normalized(
+        fisher.diagonal(model, parts, rows, kind, ticket.seed, lambda done: told(done, len(rows)))
     )
-    found, mean = fisher.normalized(done)
     part = here.fisher.with_suffix(".part")
     save_file({name: tensor.contiguous().cpu() for name, tensor in found.items()}, part)
     part.replace(here.fisher)

@@ -83,7 +83,7 @@ def divergence(model: nn.Module, incoming: Incoming, now: torch.Tensor, before: 
     """
     module = unwrapped(model).get_output_embeddings()
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    found: torch.Tensor = _Summed.apply(model, incoming, before, now, *trained)
+    found: torch.Tensor = _Summed.apply(model, incoming, before, now, *trained)  # type: ignore[no-untyped-call]
     return found
 
 

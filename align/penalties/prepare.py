@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from align.penalties import kept
-from align.penalties.kept import Told
+from align.penalties.kept import Tell
 from align.penalties.keys import EWC, L2_SP, active
 from align.penalties.quadratic import Penalty
 from align.penalties.start import parts
@@ -30,14 +30,13 @@ class Prepared:
 
 
 def penalties(
-    model: nn.Module, here: StageDir, ticket: Ticket, tokenizer: Any, rows: Callable[[], list[Any]], told: Told
+    model: nn.Module, here: StageDir, ticket: Ticket, tokenizer: Any, rows: Callable[[], list[Any]], tell: Tell
 ) -> Prepared:
     """The penalties that a ticket asks for, on the model as it came in.
 
     Args:
         model: with the stage's weights trainable, and none of them trained yet.
         rows: reads the canonical rows of `ewc.data`.
-        told: is given what is being done, how many rows are done, and of how many.
 
     Raises:
         AlignError: what is trained, or the rows, are not suited.
@@ -49,7 +48,7 @@ def penalties(
     found, record = list[Penalty](), None
     if EWC in asked:
         diagonal, record = kept.diagonal(
-            model, start, here, ticket, lambda: kept.examples(rows(), ticket, tokenizer), told
+            model, start, here, ticket, lambda: kept.examples(rows(), ticket, tokenizer), tell
         )
         found.append(Penalty(EWC, asked[EWC]["weight"], start, diagonal))
     if L2_SP in asked:

@@ -36,17 +36,17 @@ class Penalty:
     def loss(self, model: nn.Module) -> torch.Tensor:
         """1/2 sum F (w - w0)^2, differentiable."""
         own = dict(model.named_parameters())
-        values = [_Half.apply(part, self._fisher(part), *_chosen(own, part)) for part in self.parts]
+        values = [_value(part, self._fisher(part), _chosen(own, part)) for part in self.parts]
         return torch.stack(values).sum()
 
     @torch.no_grad()
-    def gradients(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """Of the weighted penalty, by the name of the parameter."""
-        own, found = dict(model.named_parameters()), dict[str, torch.Tensor]()
-        for part in self.parts:
-            slopes = gradients(part, self._fisher(part), _chosen(own, part))
-            found |= {name: self.weight * slope for name, slope in zip(part.parameters, slopes, strict=True)}
-        return found
+    def slopes(self, part: Part, own: Mapping[str, torch.Tensor]) -> Tensors:
+        """The derivatives of the weighted penalty by the tensors of one part, in their order.
+
+        Args:
+            own: the model's parameters by name.
+        """
+        return tuple(self.weight * slope for slope in gradients(part, self._fisher(part), _chosen(own, part)))
 
     def _fisher(self, part: Part) -> torch.Tensor | None:
         return None if self.fisher is None else self.fisher[part.name]
@@ -66,6 +66,11 @@ class _Half(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
         slopes = gradients(ctx.part, ctx.fisher, ctx.saved_tensors)
         return None, None, *(slope * upstream.to(slope.dtype) for slope in slopes)
+
+
+def _value(part: Part, fisher: torch.Tensor | None, trained: Tensors) -> torch.Tensor:
+    found: torch.Tensor = _Half.apply(part, fisher, *trained)  # type: ignore[no-untyped-call]
+    return found
 
 
 def half(part: Part, fisher: torch.Tensor | None, trained: Tensors) -> torch.Tensor:

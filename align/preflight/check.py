@@ -30,6 +30,7 @@ from align.preflight import (
     tokenizer_facts,
     written,
 )
+from align.preflight.leaks import Taught
 from align.preflight.machine import check_disk
 from align.preflight.rewards import Finder
 from align.preflight.rows_that_fit import Replayed, StageRows
@@ -404,7 +405,7 @@ class _Checking:
         self.leaked += replayed.of_battery(plan.id, rows, self.loaded.recipe.forgetting)
         self._protected(plan, leaks.taught(rows.fisher))
 
-    def _protected(self, plan: StagePlan, rows: leaks.Taught) -> None:
+    def _protected(self, plan: StagePlan, rows: Taught) -> None:
         """The same of rows that EWC keeps the weights for: their items would be kept better than others of the kind."""
         for probe in self.own:
             found = leaks.probed(probe.items, probe.metric, rows)

@@ -16,7 +16,7 @@ TRAINS_AS: dict[str, str] = {
     # rloo.py
     "669acf6caa7cd50e": "5f0a7420c7b911e8e210a537b7d6d305ad2084fcbfd6e603b6c521dd2d414e5a",
     # sft.py
-    "f4b6a08d9c1f04ef": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
+    "f73fb2cc0ee88996": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
 }
 
 

@@ -65,8 +65,8 @@ class StageKeys(BaseModel):
     ewc: Ewc | None = Field(
         None, description="keeps weights near where they were, those most that given rows need most (EWC)"
     )
-    l2_sp: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="draws every weight back to where it was (L2-SP); 0: not"
+    l2_sp: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="draws every weight back to where it was (L2-SP)"
     )
     too_long: Literal["refuse", "drop"] = Field(
         "refuse",

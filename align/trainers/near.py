@@ -51,7 +51,7 @@ class NearIncoming(BaseTrainer):
             yield
         del self._batch
 
-    def _of_batch(self, model: nn.Module) -> torch.Tensor | None:
+    def _of_batch(self, model: nn.Module) -> torch.Tensor:
         """Of this micro-batch, so that the mean over all of an update is the mean over the update's tokens."""
         assert self.incoming is not None
         labels, before, seen, items = self._batch
@@ -60,8 +60,10 @@ class NearIncoming(BaseTrainer):
         now, then = (hidden[:, -width:][:, :-1][where] for hidden in (seen[0], before))
         total = divergence(model, self.incoming, now, then)
         if items is None:
-            return total / where.sum().clamp(min=1)
-        share = self.current_gradient_accumulation_steps
-        if self.args.average_tokens_across_devices:  # then these are the tokens of all processes
-            share *= self.accelerator.num_processes
-        return total * share / torch.as_tensor(items, device=total.device).clamp(min=1)
+            items, share = where.sum(), 1
+        else:
+            share = self.current_gradient_accumulation_steps
+            if self.args.average_tokens_across_devices:  # then these are the tokens of all processes
+                share *= self.accelerator.num_processes
+        found: torch.Tensor = total * share / torch.as_tensor(items, device=total.device).clamp(min=1)
+        return found

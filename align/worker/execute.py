@@ -26,7 +26,7 @@ from align.policy import load as models
 from align.recipe import verdicts
 from align.run_folder import files
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Outcome, Ticket
+from align.run_folder.records import LOADING, Outcome, Ticket
 from align.stage import program as programs
 from align.stage.job import Job
 from align.worker import card, measuring, saving, usage, writing
@@ -152,7 +152,12 @@ def keep_near(job: Job) -> None:
     def rows() -> list[dict[str, Any]]:
         return read_rows(job.run, ticket.fisher) if ticket.fisher else []
 
-    found = prepare.penalties(job.model, job.dir, ticket, job.tokenizer, rows, job.at)
+    def tell(doing: str) -> measuring.Telling:
+        return measuring.Telling(job, doing)
+
+    found = prepare.penalties(job.model, job.dir, ticket, job.tokenizer, rows, tell)
+    if found.fisher and PartialState().is_main_process:
+        job.at(LOADING)
     job.penalties, job.fisher = found.penalties, found.fisher
     job.weights = {penalty.name: penalty.weight for penalty in found.penalties}
 

@@ -95,7 +95,7 @@ def measure_base(
     count = len(bench_probes)
     doing = f"measuring the base on {count} probe{'s' if count > 1 else ''}, before anything is trained"
     first, share = world.is_main_process, Share(world.process_index, world.num_processes)
-    tell = _Told(job, doing) if first else None
+    tell = Telling(job, doing) if first else None
     if first and builder.quantization and texts and quantization.has_room(Path(ticket.policy.base.path)):
         whole = models.load_weights(ticket.policy.base.path, ticket.model, builder.dtype, None)
         own = quantization.measured(_bench(whole, job), texts)
@@ -124,7 +124,7 @@ def ask_base(run: RunDir, job: Job, builder: Builder) -> None:
     job.at(LOADING)
 
 
-class _Told:
+class Telling:
     """Tells that measuring begins, and now and then how much has been measured."""
 
     def __init__(self, job: Job, doing: str) -> None:
@@ -162,7 +162,7 @@ def measure_policy(
     wall, cpu = time.monotonic(), time.process_time()
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     first, share = world.is_main_process, Share(world.process_index, world.num_processes)
-    tell = _Told(job, "measuring the policy") if first else None
+    tell = Telling(job, "measuring the policy") if first else None
     measure(_bench(job.model, job, share), bench_probes, job.dir.measurements, base=base, tell=tell)
     if first:
         alone = _bench(job.model, job)
