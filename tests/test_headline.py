@@ -261,12 +261,14 @@ def test_what_to_do_follows_from_what_the_run_shows(run_dir: Path) -> None:
     found = said(run_dir)
     assert [step.why for step in found] == [
         "reward failed.",
+        "dpo forgot add, and replayed nothing.",
         "dpo forgot add.",
         "facts and larger: 200 items are too few to decide; about 840 would.",
         "sft overfits: its evaluation loss was lowest at step 180 (0.584).",
     ]
     assert [step.lines for step in found] == [
         (),
+        ("stages:", "  dpo:", "    replay:", "      data: FILE", "      ratio: 0.1"),
         ("stages:", "  dpo:", "    training:", "      learning_rate: 1.0e-4"),
         (),
         ("stages:", "  sft:", "    training:", "      max_steps: 180"),
