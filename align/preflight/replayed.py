@@ -22,7 +22,7 @@ def trained_on(rows: StageRows, stages: Mapping[str, StageRows]) -> StageRows:
     """
     found = []
     for source in rows.replay:
-        if source.stage in stages:
+        if source.stage is not None and source.stage in stages:
             fits = {str(example.place) for example in stages[source.stage].train}
             source = replace(source, examples=[one for one in source.examples if str(one.place) in fits])
         found.append(source)

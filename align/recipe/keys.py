@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from align import errors
 from align.forgetting.keys import ForgettingKeys
 from align.recipe.notify_keys import Notify
-from align.stage.keys import Replay
+from align.stage.replay_keys import Replay
 
 VERSION = 1
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")

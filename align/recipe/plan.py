@@ -11,8 +11,9 @@ from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
 from align.recipe.document import Document
 from align.recipe.keys import Recipe
-from align.stage.keys import Replay, StageKeys
+from align.stage.keys import StageKeys
 from align.stage.program import Program
+from align.stage.replay_keys import Replay
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
     if data.get("rows") is not None:
         replay = ""
         if data.get("replay_rows"):
-            ratio = "" if data.get("replay_ratio") is None else f", ratio {data['replay_ratio']:g}"
+            ratio = "" if data.get("replay_ratio") is None else f", ratio {data['replay_ratio']:.3g}"
             replay = f"; {data['replay_rows']:,} replay rows{ratio}"
         held = f"; {data['eval_rows']:,} eval rows" if data.get("eval_rows") else ""
         yield Fact("Data", f"{data['rows']:,} rows{replay}{held}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.run_folder.records import Ticket
 from align.stage.declaration import Stage
-from align.stage.keys import Replay, Setting, StageKeys
+from align.stage.keys import Setting, StageKeys
+from align.stage.replay_keys import Replay
 from align.stage.replaying import ReplayingKeys
 from align.stage.rewarded import RewardedKeys
 

@@ -62,8 +62,9 @@ class ReplayTerm:
         if not every or not sum(map(_learnt, mine)):
             return torch.zeros((), device=trainer.args.device)
         batch = padded([ids for ids, _ in mine], [labels for _, labels in mine], self.pad, trainer.args.device)
-        mean: torch.Tensor = model(**batch, use_cache=False).loss
-        return mean * (parts * sum(map(_learnt, mine)) / every)
+        mean = model(**batch, use_cache=False).loss
+        found: torch.Tensor = mean * (parts * sum(map(_learnt, mine)) / every)
+        return found
 
     def encoded(self, update: int) -> list[tuple[list[int], list[int]]]:
         """The rows beside an update as (token ids, labels), cut as those of the stage are."""
@@ -104,6 +105,7 @@ def _updates(trainer: BaseTrainer) -> int:
     """Of an epoch of the task's rows."""
     if isinstance(trainer, Online):
         passes = trainer.prompt_order().rollouts * trainer.passes_per_rollout
-        return max(1, passes // trainer.args.gradient_accumulation_steps)
+        accumulation: int = trainer.args.gradient_accumulation_steps
+        return max(1, passes // accumulation)
     order = trainer.row_order()
     return max(1, len(order) // order.batch)
