@@ -227,6 +227,7 @@ def test_the_first_sample_that_a_checker_accepts() -> None:
     assert rewriting.first(samples, lambda text: text in ("4", "four")) == Chosen("four", 2)
     assert rewriting.first(samples, lambda text: False) == "the checker refused all samples"
     assert rewriting.first([None, None], lambda text: True) == "no sample came to its end"
+    assert rewriting.first([], lambda text: True) == "the prompt leaves no room for an answer"
 
 
 @pytest.mark.parametrize(
