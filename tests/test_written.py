@@ -14,8 +14,11 @@ from align.errors import AlignError
 from align.forgetting import probes
 from align.forgetting.keys import ForgettingKeys
 from align.lab import MODEL_DIR
-from align.run_folder.records import UserFunction
-from align.written import asking, checker, probed, rewriting
+from align.report.schema import StageRecord
+from align.report.written_page import written_page
+from align.run_folder.records import Outcome, UserFunction
+from align.run_folder.run_record import StageEntry
+from align.written import asking, checker, keep, probed, rewriting
 from align.written.filters import Draft, Sieve, counted, repetition, told
 from align.written.keep import Shelf
 from align.written.rewriting import Ask, Chosen
@@ -227,6 +230,7 @@ def test_the_first_sample_that_a_checker_accepts() -> None:
     assert rewriting.first(samples, lambda text: text in ("4", "four")) == Chosen("four", 2)
     assert rewriting.first(samples, lambda text: False) == "the checker refused all samples"
     assert rewriting.first([None, None], lambda text: True) == "no sample came to its end"
+    assert rewriting.first([], lambda text: True) == "the prompt leaves no room for an answer"
 
 
 @pytest.mark.parametrize(
@@ -257,3 +261,41 @@ def test_rows_are_rewritten_kept_or_dropped() -> None:
     assert rewriting.apply([*rows, stays], kept, drop=False) == [new, rows[1], last, stays]
     assert rewriting.apply([*rows, stays], kept, drop=True) == [new, last, stays]
     assert rows[0] == {"messages": [*ASK, SAID]}, "the data stay as they are"
+
+
+FIGURES = {"by": "base", "written": 1080, "kept": 1077, "rejected": {"written before": 2, "empty": 1}}
+ANSWERS = {"rows": 48, "rewritten": 39, "same": 1, "dropped": 9, "not_rewritten": {rewriting.NONE_ACCEPTED: 9}}
+
+
+def test_the_report_shows_what_was_written_and_examples_of_each_kind(tmp_path: Path) -> None:
+    talk = draft("4", prompt=ASK).row()
+    texts = [talk, {"prompt": "2 + 2 =", "completion": " 4"}, {"text": "A story."}, {"text": "Not shown."}]
+    Shelf(tmp_path, "replay").put("a", texts, [{"text": "", "why": "empty"}], FIGURES, begun=False)
+    new = [rewriting.line(0, Ask(ASK, "4"), Chosen("four", 1))]
+    old = [{"row": 1, "prompt": ASK, "was": "4", "sample": "5", "why": rewriting.NONE_ACCEPTED}]
+    Shelf(tmp_path, "rewrite").put("a", new, old, ANSWERS, begun=False)
+    done = {"seconds": 1.0, "cpu_seconds": 1.0, "measure_seconds": 0.0, "measure_cpu_seconds": 0.0}
+    outcome = Outcome.model_validate(
+        done
+        | {"stage": "sft", "program": "sft", "fingerprint": "", "probes_sha256": "", "world_size": 1, "steps": 1}
+        | {"distributed_type": "NO", "global_batch_size": 1, "parameters": {}, "parameterization": {}, "metrics": {}}
+        | {"data": {"self_replay": FIGURES, "rewrite": ANSWERS}, "artifacts": {}}
+    )
+    entry = StageEntry(stage="sft", about="", inputs={}, fingerprint="")
+    page = written_page(StageRecord(id="sft", entry=entry, outcome=outcome, own_rows=keep.examples(tmp_path)))
+    assert page is not None
+    assert page.told == (
+        "The base wrote 1,080 rows to replay, of which 1,077 are kept (2 written before, 1 empty).",
+        "39 of 48 answers are the policy's own (1 of them the same as the data's), 9 rows are dropped; not replaced: "
+        "the checker refused all samples (9).",
+    )
+    assert [(one.title, one.asked, one.said, one.was, one.why) for one in page.examples] == [
+        ("Replayed", "2 + 2?", "4", "", ""),
+        ("Replayed", "2 + 2 =", " 4", "", ""),
+        ("Replayed", "", "A story.", "", ""),
+        ("Dropped", "", "", "", "empty"),
+        ("Rewritten", "2 + 2?", "four", "4", ""),
+        ("Not rewritten", "2 + 2?", "5", "4", "the checker refused all samples"),
+    ]
+    assert written_page(StageRecord(id="sft", entry=entry)) is None
+    assert keep.examples(tmp_path / "nothing") == ()

@@ -118,7 +118,8 @@ def test_accepted_answers_replace_the_data_s(whole: Path) -> None:
         assert line["answer"].endswith(".")
     assert sorted(line["row"] for line in (*new, *others)) == list(range(48))
     reasons = ", ".join(f"{why} ({count})" for why, count in own["not_rewritten"].items())
-    sentence = f"again: {len(new)} of 48 answers are the policy's own (0 say the same); not replaced: {reasons}"
+    sentence = f"again: {len(new)} of 48 answers are the policy's own (0 of them the same as the data's); "
+    sentence += f"not replaced: {reasons}"
     assert sentence in (whole / "said").read_text(encoding="utf-8")
 
 

@@ -127,7 +127,7 @@ class _Writer:
             self.job.at(LOADING)
 
     def _passed(self, rows: int) -> None:
-        if self.job.interrupted():
+        if self.world.num_processes == 1 and self.job.interrupted():  # several must leave together, at a step
             raise Interrupted
         self._done = min(self._done + rows, self._of)
         if self.first and time.monotonic() - self._time >= TOLD_SECONDS:
@@ -252,15 +252,18 @@ def _rewritten(
 
 
 def _samples(writer: _Writer, keys: Rewrite, asks: Sequence[rewriting.Ask]) -> list[list[str | None]]:
-    """Answers to each prompt; None for one that was cut off or is empty."""
+    """Answers to each prompt, none where it leaves no room for one; None for one that was cut off or is empty."""
     count = len(asks) * keys.samples
     bench = writer.bench("incoming", f"the policy answers {len(asks):,} prompts, {keys.samples} times each", count)
     how = Sampling(keys.max_new_tokens, keys.temperature, keys.top_p, f"rewritten {writer.job.ticket.seed}")
     ids = [row.ids for row in encode.encoded([ask.value() for ask in asks], writer.tokenizer)]
-    found = sample(bench, [row for row in ids for _ in range(keys.samples)], how)
+    fits = [drafting.has_room(bench, row, keys.max_new_tokens) for row in ids]
+    found = iter(
+        sample(bench, [row for row, fit in zip(ids, fits, strict=True) if fit for _ in range(keys.samples)], how)
+    )
     texts: list[list[str | None]] = []
-    for number, (ask, row) in enumerate(zip(asks, ids, strict=True)):
-        said = found[number * keys.samples : (number + 1) * keys.samples]
+    for ask, row, fit in zip(asks, ids, fits, strict=True):
+        said = [next(found) for _ in range(keys.samples)] if fit else []
         words = [drafting.decoded(bench, one, ask.prompt, row) if one.ended else "" for one in said]
         texts.append([text if text.strip() else None for text in words])
     return texts

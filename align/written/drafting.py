@@ -50,6 +50,12 @@ def decoded(bench: Bench, said: Said, prompt: Prompt, ids: Sequence[int]) -> str
     return whole.removeprefix(before)
 
 
+def has_room(bench: Bench, ids: Sequence[int], tokens: int) -> bool:
+    """Whether an answer of so many tokens to this prompt stays within the model's context."""
+    context = getattr(bench.model.config.get_text_config(), "max_position_embeddings", None)
+    return not isinstance(context, int) or len(ids) + tokens <= context
+
+
 def asked_as(prompts: Sequence[Prompt], tokenizer: TextTokenizer) -> list[Prompt]:
     """Prompts as they are asked: a text is a user's turn where there is a chat template."""
     return [[user(one)] if isinstance(one, str) and tokenizer.template else one for one in prompts]
@@ -76,7 +82,7 @@ def _texts(bench: Bench, count: int, how: Sampling) -> list[Draft]:
 
 def _questions(bench: Bench, count: int, how: Sampling, tokenizer: TextTokenizer) -> list[str | None]:
     """What a user might ask, as the policy goes on from where the chat template has the user's words; None where it
-    did not come to the end of a question."""
+    did not come to the end of a question, or where that leaves no room for an answer."""
     before, after = asking.around_question(tokenizer)
     start, closing = tokenizer.ids([before, after], special=False)
     ends = [token for token in closing if token in bench.tokenizer.all_special_ids][:1]
@@ -87,5 +93,6 @@ def _questions(bench: Bench, count: int, how: Sampling, tokenizer: TextTokenizer
         if not ends and after.strip():  # the template ends a user's turn with plain words
             text, mark, _ = text.partition(after.strip())
             ended = bool(mark)
-        questions.append(text.strip() if ended and text.strip() else None)
+        fits = has_room(bench, [*start, *said.ids, *closing], how.tokens)
+        questions.append(text.strip() if ended and fits and text.strip() else None)
     return questions

@@ -17,6 +17,7 @@ from align.written.filters import folded
 Row = dict[str, Any]
 
 NOT_PLAIN: Final = "the data's answer is no plain text"
+NO_ROOM: Final = "the prompt leaves no room for an answer"
 NONE_ENDED: Final = "no sample came to its end"
 NONE_ACCEPTED: Final = "the checker refused all samples"
 BELOW_MIN: Final = "all samples scored below min"
@@ -89,7 +90,7 @@ def first(candidates: Sequence[str | None], accepts: Callable[[str], bool]) -> C
         candidates: the samples in order; None for one that was cut off or is empty.
     """
     if all(one is None for one in candidates):
-        return NONE_ENDED
+        return NONE_ENDED if candidates else NO_ROOM
     for number, one in enumerate(candidates):
         if one is not None and accepts(one):
             return Chosen(one, number)
@@ -107,7 +108,7 @@ def best(
     """
     scored = [(score, -number) for number, score in enumerate(scores) if score is not None]
     if not scored:
-        return NONE_ENDED
+        return NONE_ENDED if candidates else NO_ROOM
     score, place = max(scored)
     needed = least if least is not None else own
     if needed is not None and score < needed:

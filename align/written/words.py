@@ -17,7 +17,7 @@ def replayed(figures: Mapping[str, Any]) -> str:
 def rewritten(figures: Mapping[str, Any]) -> str:
     """How many answers are the policy's own, and why the others are not."""
     own = f"{figures['rewritten']:,} of {figures['rows']:,} answers are the policy's own"
-    own += f" ({figures['same']:,} say the same)"
+    own += f" ({figures['same']:,} of them the same as the data's)"
     rest = f", {figures['dropped']:,} rows are dropped" if figures["dropped"] else ""
     reasons = ", ".join(f"{why} ({count:,})" for why, count in figures["not_rewritten"].items())
     return own + rest + (f"; not replaced: {reasons}" if reasons else "")
