@@ -159,6 +159,17 @@ def test_what_a_stage_shows_has_a_cause_and_a_first_change(name: str) -> None:
     assert block(found.changes[0].change.lines) == lines
 
 
+def test_a_low_rate_is_not_called_too_high() -> None:
+    """A stage that forgot, and learnt nothing, at a rate below the usual one."""
+    slow = replace(FORGOT, entry=at(1e-5), gained=(), lost=(replace(LOST[0], covered=True),))
+    assert [cause.key for cause in causes(slow)] == ["replay_too_little"]
+    fast = replace(slow, entry=at(2e-4))
+    assert causes(fast)[0].sentence == (
+        "sft forgot facts (mean of the skills 0.900 -> 0.600) and learnt nothing of its task: its learning rate, 2.0e-4, "
+        "about the usual one, is too high; its training loss went from 2 to 0.9."
+    )
+
+
 def test_every_cause_is_among_the_cases() -> None:
     assert {key for _, key, _, _ in CASES.values()} == set(BY_CAUSE)
     assert {change for changes in BY_CAUSE.values() for change in changes} == set(CHANGES)

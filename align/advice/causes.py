@@ -12,6 +12,8 @@ from align.advice.lines import number
 SMALL_KL: Final = 0.05
 """Nats per answer token. A stage that moved its policy no further on the task's own prompts has hardly changed there:
 on a real model 30 gentle steps of LoRA came to 0.042 (docs/forgetting.md)."""
+MANY: Final = 10
+"""Times the usual learning rate, from which on the rate is to blame whatever else a stage shows."""
 FELL: Final = 0.7
 """Of its start: a training loss that ended below this share of it was learning, only not for long enough."""
 NAMED: Final = 3
@@ -70,7 +72,8 @@ def _why(facts: StageFacts) -> tuple[str, str]:
         loose = facts.loose and (facts.times_usual or 0) <= FAR
         why = f": it went far from the policy that it started from{_distance(facts)}{_held(facts)}"
         return "held_too_loosely" if loose else "drifted", why
-    if facts.learnt is False or (facts.times_usual or 0) >= 10:
+    times = facts.times_usual or 1.0
+    if facts.rate and (times >= MANY or (facts.learnt is False and times >= 1)):
         nothing = " and learnt nothing of its task" if facts.learnt is False else ""
         return "rate_too_high", f"{nothing}: its learning rate, {_against_usual(facts)}, is too high{_loss(facts)}"
     if facts.kl is not None and facts.kl - (facts.kl_before or 0.0) < SMALL_KL:
