@@ -165,7 +165,8 @@ def test_a_low_rate_is_not_called_too_high() -> None:
     assert [cause.key for cause in causes(slow)] == ["replay_too_little"]
     fast = replace(slow, entry=at(2e-4))
     assert causes(fast)[0].sentence == (
-        "sft forgot facts (mean of the skills 0.900 -> 0.600) and learnt nothing of its task: its learning rate, 2.0e-4, "
+        "sft forgot facts (mean of the skills 0.900 -> 0.600) and learnt nothing of its task: its learning "
+        "rate, 2.0e-4, "
         "about the usual one, is too high; its training loss went from 2 to 0.9."
     )
 
