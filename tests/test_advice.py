@@ -95,7 +95,8 @@ CASES: dict[str, tuple[StageFacts, str, str, tuple[str, ...]]] = {
             kl_before=0.5, usual_rate=1e-5, default_beta=0.1, accuracy=1.0, steps=40,
         ),
         "drifted",
-        "dpo forgot facts and code: it went far from the policy that it started from (KL to the base 0.5 -> 3 nats per "
+        "dpo forgot facts and code: it moved away from the policy that it started from (KL to the base 0.5 "
+        "-> 3 nats per "
         "token); its `beta` of 0.02 is below the default of 0.1 and its learning rate is 1.0e-4, 10 times the usual "
         "1.0e-5.",
         ("stages:", "  dpo:", "    training:", "      learning_rate: 1.0e-5  # was 1.0e-4"),
@@ -104,7 +105,7 @@ CASES: dict[str, tuple[StageFacts, str, str, tuple[str, ...]]] = {
         replace(FORGOT, id="dpo", entry={"beta": 0.02, "training": {"learning_rate": 1e-5}}, usual_rate=1e-5,
                 default_beta=0.1, accuracy=0.9, kl=3.0),
         "held_too_loosely",
-        "dpo forgot facts and code (mean of the skills 0.900 -> 0.600): it went far from the policy that it "
+        "dpo forgot facts and code (mean of the skills 0.900 -> 0.600): it moved away from the policy that it "
         "started from "
         "(KL to the base 3 nats per token); its `beta` of 0.02 is below the default of 0.1.",
         ("stages:", "  dpo:", "    beta: 0.1  # was 0.02"),
@@ -113,7 +114,7 @@ CASES: dict[str, tuple[StageFacts, str, str, tuple[str, ...]]] = {
         replace(FORGOT, id="ppo", entry={"reward": "judge", "kl": {"target": 6.0}, "training": {"learning_rate": 1e-5}},
                 usual_rate=1e-5, kl=None, alarms=(("reward hacking", "read the samples"),)),
         "drifted",
-        "ppo forgot facts and code (mean of the skills 0.900 -> 0.600): it went far from the policy that it "
+        "ppo forgot facts and code (mean of the skills 0.900 -> 0.600): it moved away from the policy that it "
         "started from; "
         "it raised the alarm reward hacking.",
         ("stages:", "  ppo:", "    training:", "      learning_rate: 3.3e-6  # was 1.0e-5"),
@@ -143,8 +144,8 @@ CASES: dict[str, tuple[StageFacts, str, str, tuple[str, ...]]] = {
     "short": (
         replace(FINE, gained=(), steps=30),
         "too_short",
-        "sft forgot nothing and learnt nothing for certain: 30 steps are too few; its training loss fell "
-        "from 2 to 0.9.",
+        "sft forgot nothing and learnt nothing for certain: 30 steps at a learning rate of 1.0e-4, 1/2 of the usual "
+        "2.0e-4, are too few; its training loss went from 2 to 0.9.",
         ("stages:", "  sft:", "    training:", "      max_steps: 60  # was 30"),
     ),
 }  # fmt: skip
@@ -157,6 +158,18 @@ def test_what_a_stage_shows_has_a_cause_and_a_first_change(name: str) -> None:
     assert [cause.key for cause in found.causes] == [key]
     assert found.verdict == sentence
     assert block(found.changes[0].change.lines) == lines
+
+
+def test_a_low_rate_is_not_called_too_high() -> None:
+    """A stage that forgot, and learnt nothing, at a rate below the usual one."""
+    slow = replace(FORGOT, entry=at(1e-5), gained=(), lost=(replace(LOST[0], covered=True),))
+    assert [cause.key for cause in causes(slow)] == ["replay_too_little"]
+    fast = replace(slow, entry=at(2e-4))
+    assert causes(fast)[0].sentence == (
+        "sft forgot facts (mean of the skills 0.900 -> 0.600) and learnt nothing of its task: its learning "
+        "rate, 2.0e-4, "
+        "about the usual one, is too high; its training loss went from 2 to 0.9."
+    )
 
 
 def test_every_cause_is_among_the_cases() -> None:
@@ -181,6 +194,12 @@ def test_two_faults_of_a_stage_take_turns() -> None:
         (
             replace(RUN, stages=(FINE,)),
             "Nothing was forgotten and the task was learnt: there is nothing to change.",
+            (),
+        ),
+        (
+            replace(RUN, stages=(FINE, replace(FINE, id="more", gained=None))),
+            "Nothing was forgotten. Whether more learnt its task was not measured: hold rows out with `eval_data`, or name "
+            "a probe of the task.",
             (),
         ),
         (
@@ -235,7 +254,22 @@ def test_what_says_that_a_task_was_learnt() -> None:
     assert replace(blank, gained=(), accuracy=0.9).learnt and replace(blank, accuracy=0.5).learnt is False
     assert replace(blank, evaluation=Losses(2.0, 1.0, 10, 1.0)).learnt
     assert replace(blank, evaluation=Losses(2.0, 1.99, 10, 2.5)).learnt is False
-    assert replace(blank, train=(2.0, 1.99)).learnt is False and replace(blank, train=(2.0, 1.0)).learnt is None
+    level = replace(blank, train=(2.0, 1.99), points=12)
+    assert level.learnt is False and replace(level, train=(2.0, 1.0)).learnt is None
+    assert replace(level, points=11).learnt is None and replace(level, entry={"reward": "judge"}).learnt is None
+
+
+def test_many_steps_that_move_nothing_at_the_usual_rate_ask_for_a_higher_one() -> None:
+    level = replace(FINE, gained=(), train=(2.0, 1.99), entry=at(2e-4))
+    assert advise(replace(RUN, stages=(level,))).verdict == (
+        "sft forgot nothing and learnt nothing for certain: its learning rate, 2.0e-4, about the usual one, "
+        "is too low; "
+        "its training loss went from 2 to 1.99."
+    )
+    assert block(advise(replace(RUN, stages=(level,))).changes[0].change.lines)[-1].endswith("6.0e-4  # was 2.0e-4")
+    assert [cause.key for cause in causes(replace(level, steps=99))] == ["too_short"]
+    assert [cause.key for cause in causes(replace(level, entry=at(1e-3)))] == ["too_short"], "it is high already"
+    assert [cause.key for cause in causes(replace(level, steps=99, entry=at(2e-5)))] == ["rate_too_low"]
 
 
 # Evidence -------------------------------------------------------------------------------------------------------------

@@ -103,6 +103,12 @@ def _nothing(run: RunFacts) -> str:
         )
     if run.undecided:
         return "Nothing was forgotten for certain, and nothing is known to ask for a change; some of it is undecided."
+    unknown = [facts.id for facts in run.stages if facts.learnt is None]
+    if unknown:
+        return (
+            f"Nothing was forgotten. Whether {join(unknown)} learnt its task was not measured: hold rows out with "
+            "`eval_data`, or name a probe of the task."
+        )
     return "Nothing was forgotten and the task was learnt: there is nothing to change."
 
 

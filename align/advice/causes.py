@@ -12,6 +12,10 @@ from align.advice.lines import number
 SMALL_KL: Final = 0.05
 """Nats per answer token. A stage that moved its policy no further on the task's own prompts has hardly changed there:
 on a real model 30 gentle steps of LoRA came to 0.042 (docs/forgetting.md)."""
+MANY: Final = 10
+"""Times the usual learning rate, from which on the rate is to blame whatever else a stage shows."""
+MANY_STEPS: Final = 100
+"""Steps at about the usual rate that would have moved the training loss."""
 FELL: Final = 0.7
 """Of its start: a training loss that ended below this share of it was learning, only not for long enough."""
 NAMED: Final = 3
@@ -68,9 +72,10 @@ def _why(facts: StageFacts) -> tuple[str, str]:
     """The cause of forgetting, and the rest of its sentence."""
     if facts.holds_a_reference:
         loose = facts.loose and (facts.times_usual or 0) <= FAR
-        why = f": it went far from the policy that it started from{_distance(facts)}{_held(facts)}"
+        why = f": it moved away from the policy that it started from{_distance(facts)}{_held(facts)}"
         return "held_too_loosely" if loose else "drifted", why
-    if facts.learnt is False or (facts.times_usual or 0) >= 10:
+    times = facts.times_usual or 0.0
+    if facts.rate and (times >= MANY or (facts.learnt is False and times >= 1)):
         nothing = " and learnt nothing of its task" if facts.learnt is False else ""
         return "rate_too_high", f"{nothing}: its learning rate, {_against_usual(facts)}, is too high{_loss(facts)}"
     if facts.kl is not None and facts.kl - (facts.kl_before or 0.0) < SMALL_KL:
@@ -130,7 +135,10 @@ def _against_usual(facts: StageFacts) -> str:
 
 
 def _loss(facts: StageFacts) -> str:
-    return f"; its training loss went from {facts.train[0]:.3g} to {facts.train[1]:.3g}" if facts.train else ""
+    """The training loss; of a stage that is rewarded it tells nothing."""
+    if facts.train is None or facts.value("reward") is not None:
+        return ""
+    return f"; its training loss went from {facts.train[0]:.3g} to {facts.train[1]:.3g}"
 
 
 def _overfitted(facts: StageFacts) -> str:
@@ -144,14 +152,17 @@ def _overfitted(facts: StageFacts) -> str:
 
 
 def _of_learning(facts: StageFacts) -> Cause:
-    """Nothing was lost, and nothing learnt."""
-    learning = facts.train is not None and facts.train[1] < FELL * facts.train[0]
+    """Nothing was lost, and nothing learnt: the rate is to blame if it is low, or if many steps moved nothing."""
     said = f"{facts.id} forgot nothing and learnt nothing for certain"
-    if learning and (facts.times_usual or 1) > 1 / 3:
-        fell = f"its training loss fell from {facts.train[0]:.3g} to {facts.train[1]:.3g}" if facts.train else ""
-        return Cause("too_short", facts.id, f"{said}: {facts.steps} steps are too few; {fell}.")
-    low = f"its learning rate, {_against_usual(facts)}, is too low"
-    return Cause("rate_too_low", facts.id, f"{said}: {low}{_loss(facts)}.")
+    times = facts.times_usual or 1.0
+    moved = facts.train is not None and facts.train[1] < FELL * facts.train[0]
+    if times < 1 / FAR or (times < FAR and facts.steps >= MANY_STEPS and not moved):
+        return Cause(
+            "rate_too_low", facts.id, f"{said}: its learning rate, {_against_usual(facts)}, is too low{_loss(facts)}."
+        )
+    rate = _against_usual(facts)
+    at = f" at a learning rate of {rate}{',' if ',' in rate else ''}" if facts.rate else ""
+    return Cause("too_short", facts.id, f"{said}: {facts.steps} steps{at} are too few{_loss(facts)}.")
 
 
 def join(names: Sequence[str]) -> str:

@@ -38,25 +38,25 @@ Maker = Callable[[StageFacts, RunFacts], Iterator[Change]]
 
 def _rate_down(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
     if facts.rate:
-        yield _rate("rate_down", facts, "lower", 1 / FAR, usual=(facts.times_usual or 0) > FAR)
+        yield _rate("rate_down", facts, "a lower", 1 / FAR, usual=(facts.times_usual or 0) > FAR)
 
 
 def _rate_up(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
     if facts.rate:
-        yield _rate("rate_up", facts, "higher", FAR, usual=(facts.times_usual or 1) < 1 / FAR)
+        yield _rate("rate_up", facts, "a higher", FAR, usual=(facts.times_usual or 1) < 1 / FAR)
 
 
 def _rate_half(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
     if facts.rate:
-        yield _rate("rate_half", facts, "half", 0.5, usual=False)
+        yield _rate("rate_half", facts, "half of its", 0.5, usual=False)
 
 
 def _rate(key: str, facts: StageFacts, words: str, factor: float, *, usual: bool) -> Change:
     assert facts.rate is not None
     new = facts.usual_rate if usual and facts.usual_rate else facts.rate * factor
-    what = f"Train {facts.id} at {'the usual' if usual else f'a {words}' if words != 'half' else 'half of its'}"
+    what = f"Train {facts.id} at {'the usual' if usual else words} learning rate."
     line = stage(facts.id, "training", "learning_rate", old=facts.rate, new=float(number(new)))
-    return Change(key, f"{what} learning rate.", (line,))
+    return Change(key, what, (line,))
 
 
 def _replay(facts: StageFacts, run: RunFacts) -> Iterator[Change]:

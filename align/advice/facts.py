@@ -52,7 +52,7 @@ class StageFacts:
         default_beta: of the stage's program; None where it has no `beta`.
         replayed: share of the rows it trained on that were replayed.
         epochs: passes over its rows.
-        train: the training loss at the start and at the end, means of a tenth of its points each.
+        train: the training loss at the start and at the end, means of a tenth of its `points` each.
         evaluation: None where no evaluation loss was logged.
         overfitted: the evaluation loss rose while the training loss went on falling.
         accuracy: at the end, the share of training pairs in which the chosen answer is the likelier one.
@@ -78,6 +78,7 @@ class StageFacts:
     steps: int = 0
     epochs: float | None = None
     train: tuple[float, float] | None = None
+    points: int = 0
     evaluation: Losses | None = None
     overfitted: bool = False
     accuracy: float | None = None
@@ -114,7 +115,8 @@ class StageFacts:
         """Whether it learnt its task; None where nothing that was measured says so.
 
         A figure of the task that is surely better decides; else, of pairs, whether the better answer became the
-        likelier one; else the evaluation loss. The training loss alone says only that nothing was learnt.
+        likelier one; else the evaluation loss. The training loss alone says only that nothing was learnt, if it was
+        logged often enough; of a stage that is rewarded it does not even say that.
         """
         if self.gained:
             return True
@@ -124,7 +126,9 @@ class StageFacts:
             return False
         if self.evaluation is not None:
             return self.evaluation.lowest < (1 - LEARNT_LOSS) * self.evaluation.first
-        return False if self.train and self.train[1] >= (1 - LEARNT_LOSS) * self.train[0] else None
+        if self.train is None or self.points < LEAST_POINTS or self.value("reward") is not None:
+            return None
+        return False if self.train[1] >= (1 - LEARNT_LOSS) * self.train[0] else None
 
     @property
     def missed(self) -> tuple[str, ...]:
@@ -154,6 +158,8 @@ FAR = 3
 """A learning rate this many times off the usual one goes back to it; one that is nearer is changed by this factor."""
 LEARNT_PAIRS = 0.65
 """Share of pairs in which the better answer is the likelier one, from which on a preference stage has learnt."""
+LEAST_POINTS = 12
+"""Fewer logged losses than this say nothing about a trend."""
 LEARNT_LOSS = 0.02
 """By how much of itself a loss has to fall to count as fallen."""
 LAB_RATES = 25

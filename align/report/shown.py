@@ -69,6 +69,7 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         steps=outcome.steps,
         epochs=_epochs(outcome.steps * outcome.global_batch_size, outcome.data),
         train=curves.ends(curves.train_loss(stage)),
+        points=len(curves.train_loss(stage)),
         evaluation=Losses(evaluation[0][1], lowest[1], int(lowest[0]), evaluation[-1][1]) if evaluation else None,
         overfitted=curves.overfitting(curves.train_loss(stage), evaluation).tone == "bad",
         accuracy=accuracy[1] if accuracy else None,
