@@ -14,8 +14,9 @@ from align.errors import AlignError, Exit
 from align.preflight.check import prepare
 from align.recipe import load as recipes
 from align.run_folder import reading
+from align.run_folder.decisions import Decision
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Decision, Outcome, Policy
+from align.run_folder.records import Outcome, Policy
 from align.run_folder.run_record import RunRecord
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from align.report.schema import Report
-from align.run_folder.records import Decision
+from align.run_folder.decisions import Decision
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from align.report.schema import Report, StageRecord, Step
 from align.rl import rollouts
 from align.run_folder import files, reading
 from align.run_folder.comparison import ComparisonResult
+from align.run_folder.decisions import Decision
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import FORMAT, Decision, Failure, Outcome
+from align.run_folder.records import FORMAT, Failure, Outcome
 from align.run_folder.run_record import RunRecord, StageEntry
 from align.spectrum.records import Spectrum
 
