@@ -6,7 +6,6 @@ be moved is written down first, so that a run that is killed on the way goes on 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -90,4 +89,4 @@ def _move(stage: StageDir, moving: Moving) -> None:
 def _entries(source: Path, target: Path, but: tuple[Path, ...]) -> None:
     for entry in sorted(source.iterdir()):
         if entry not in but:
-            os.replace(entry, target / entry.name)  # noqa: PTH105 - also moves folders, atomically
+            entry.replace(target / entry.name)
