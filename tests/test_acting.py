@@ -74,7 +74,8 @@ def test_a_retry_that_keeps_the_limits_goes_on(runs: Runs, probes: str) -> None:
     assert runs.run(*again) == ["sft, and the base", "sft attempt 2", "dpo", "finish"]
     found, here = decision(runs, "sft"), runs.dir.stage("sft")
     assert (found.action, found.policy, found.attempt, found.violations) == ("continue", "as_trained", 2, [])
-    done = "retry 1 of 2: trained again from the same policy, with learning_rate 0.0001 instead of 0.0002"
+    broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
+    done = f"retry 1 of 2, because of {broken}: trained again from the same policy, with learning_rate 0.0001 instead of 0.0002"
     assert found.actions == [done] and found.reasons[0] == done
     first, second = found.attempts
     assert (first.number, first.changed, first.violated) == (1, {}, ["sums", "mean of the skills"])
@@ -142,7 +143,8 @@ def test_the_largest_share_goes_on(runs: Runs, probes: str) -> None:
     assert runs.run(*shared) == ["sft, and the base", "sft interpolated", "dpo", "finish"]
     found, here = decision(runs, "sft"), runs.dir.stage("sft")
     assert (found.action, found.policy, found.share, found.shape) == ("continue", "interpolated", 0.3, "flat")
-    told = "interpolate: a share of 0.3 of the update keeps it; no probe measures the task, so what is kept of the gain "
+    broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
+    told = f"interpolate, because of {broken}: a share of 0.3 of the update keeps it; no probe measures the task, so what is kept of the gain "
     assert found.actions == [told + "is not known"] and found.violations == []
     assert [(one.number, one.share, bool(one.violated)) for one in found.attempts] == [(1, None, True), (1, 0.3, False)]
     assert ticket(runs, "dpo").policy.weights == "stages/sft/decided/model"
@@ -182,7 +184,11 @@ def test_a_chain_is_tried_in_order(runs: Runs, probes: str) -> None:
     chain = (probes, *on_violation("[retry, interpolate, rollback]", "forgetting.retry={max_steps: 0.5}"))
     assert runs.run(*chain) == ["sft, and the base", "sft attempt 2", "sft interpolated", "dpo", "finish"]
     found = decision(runs, "sft")
-    assert [text.split(":")[0] for text in found.actions] == ["retry 1 of 1", "interpolate", "rolled back"]
+    assert [text.split(":")[0].split(",")[0] for text in found.actions] == [
+        "retry 1 of 1",
+        "interpolate",
+        "rolled back",
+    ]
     assert found.attempts[1].changed == {"num_train_epochs": (3.0, 1.5)} or "max_steps" in found.attempts[1].changed
     runs.shares = {0.4: 88}
     looser = (*chain, "forgetting.max_drop=0.12")
@@ -190,9 +196,7 @@ def test_a_chain_is_tried_in_order(runs: Runs, probes: str) -> None:
     assert (decision(runs, "sft").attempt, decision(runs, "sft").share) == (2, 0.4)
 
 
-def test_a_run_that_was_interrupted_inside_an_action_comes_to_the_same(
-    runs: Runs, probes: str, tmp_path: Path
-) -> None:
+def test_a_run_that_was_interrupted_inside_an_action_comes_to_the_same(runs: Runs, probes: str, tmp_path: Path) -> None:
     runs.right["sft"], runs.shares = 30, {0.4: 88}
     chain = (probes, *on_violation("[retry, interpolate]", "forgetting.retry={max_steps: 0.5}"))
     for inside in ("sft 2", "sft interpolated", "dpo"):

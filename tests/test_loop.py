@@ -116,7 +116,9 @@ class Child:
         again = " asked" if ticket.ask_only else " measured" if ticket.measure_only else ""
         how = again or (f" from {ticket.resume_from}" if ticket.resume_from else "")
         number = f" attempt {ticket.attempt}" if ticket.attempt > 1 else ""
-        self.runs.asked.append(f"{stage}{number}{how}{', and the base' if ticket.measure_base or ticket.ask_base else ''}")
+        self.runs.asked.append(
+            f"{stage}{number}{how}{', and the base' if ticket.measure_base or ticket.ask_base else ''}"
+        )
         for name in (stage, f"{stage} {ticket.attempt}"):
             if name in self.runs.raising:
                 raise self.runs.raising.pop(name)

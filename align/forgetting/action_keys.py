@@ -21,13 +21,17 @@ def _chain(value: list[Action]) -> list[Action]:
         raise ValueError("it names no action: write at least one, as in `[retry, rollback]`")
     twice = next((action for action in value if value.count(action) > 1), None)
     if twice == "retry":
-        raise ValueError("`retry` stands in it twice: write it once, `forgetting.retry.times` says how often it is tried")
+        raise ValueError(
+            "`retry` stands in it twice: write it once, `forgetting.retry.times` says how often it is tried"
+        )
     if twice:
         raise ValueError(f"`{twice}` stands in it twice: write it once")
     last = next((action for action in value[:-1] if action in FINAL), None)
     if last:
         after = value[value.index(last) + 1]
-        raise ValueError(f"`{after}` can never act, because `{last}` before it always does: write it last, or leave it out")
+        raise ValueError(
+            f"`{after}` can never act, because `{last}` before it always does: write it last, or leave it out"
+        )
     return value
 
 
@@ -128,4 +132,3 @@ def shown(written: Written) -> str:
     if isinstance(written, dict):
         return f"{{{', '.join(f'{name}: {shown(one)}' for name, one in written.items())}}}"
     return f"[{', '.join(written)}]" if isinstance(written, list) else written
-

@@ -94,7 +94,9 @@ def chain(keys: ForgettingKeys, decision: Decision) -> Chain:
     return action_keys.strictest(chains.values()) if chains else ()
 
 
-def _action(keys: ForgettingKeys, chain: Chain, crossed: bool) -> Literal["continue", "stop", "rollback", "retry", "interpolate"]:
+def _action(
+    keys: ForgettingKeys, chain: Chain, crossed: bool
+) -> Literal["continue", "stop", "rollback", "retry", "interpolate"]:
     """The first that is to be done: a budget that ends the run does so whatever might be tried."""
     if crossed and keys.on_budget == "stop":
         return "stop"

@@ -8,14 +8,16 @@ from align.errors import AlignError
 from align.forgetting import action_keys, probes
 from align.forgetting.action_keys import Action
 from align.forgetting.keys import ForgettingKeys
+from align.interpolation import shares
 from align.recipe import retries
+from align.recipe.contradictions import Layers
 from align.recipe.document import Document
 from align.recipe.plan import StagePlan
 
 AT = ("forgetting", "on_violation")
 
 
-def faults(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> Iterator[AlignError]:
+def faults(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan], layers: Layers) -> Iterator[AlignError]:
     """What is to be done where a limit is violated, and cannot be."""
     used = action_keys.used(keys.on_violation)
     acting = sorted(used & {"rollback", "retry", "interpolate"})
@@ -28,6 +30,28 @@ def faults(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> 
         yield read.fault((*AT, name), what, f"write `{limit}`, or remove it")
     if "retry" in used:
         yield from _retry(read, keys, plans)
+    if "interpolate" in used:
+        yield from _interpolate(read, keys, plans, layers)
+
+
+def _interpolate(
+    read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan], layers: Layers
+) -> Iterator[AlignError]:
+    """A share of an update that has none, with nothing else to be tried."""
+    nothing_else = any(chain[-2:] == ("interpolate", "rollback") for chain in _written(keys))
+    for plan in _judged(plans):
+        refused = shares.refusal(layers[plan.policy], plan.layer)
+        if refused and nothing_else:
+            yield read.fault(AT, refused, "write what is done instead, as in `[interpolate, rollback]`, or remove it")
+
+
+def _written(keys: ForgettingKeys) -> Iterator[tuple[Action, ...]]:
+    """The chains that end with `interpolate`, with what follows from that."""
+    written = keys.on_violation
+    for name, chain in action_keys.chains(written).items():
+        own = written.get(name) if isinstance(written, dict) else written
+        if own is not None and (own if isinstance(own, str) else own[-1]) == "interpolate":
+            yield chain
 
 
 def _retry(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> Iterator[AlignError]:
@@ -46,7 +70,7 @@ def _retry(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> 
         yield read.fault(("forgetting", "retry"), what, remedy)
 
 
-def notes(keys: ForgettingKeys, plans: Sequence[StagePlan]) -> list[str]:
+def notes(keys: ForgettingKeys, plans: Sequence[StagePlan], layers: Layers) -> list[str]:
     """What of the actions does nothing, and stops no run."""
     used: set[Action] = action_keys.used(keys.on_violation)
     idle = [name for name in ("retry", "interpolate") if getattr(keys, name) is not None and name not in used]
@@ -54,9 +78,16 @@ def notes(keys: ForgettingKeys, plans: Sequence[StagePlan]) -> list[str]:
     if "retry" in used and keys.retry is not None:
         same = [plan.id for plan in _judged(plans) if not retries.changed(plan, keys.retry, 2)]
         found += [f"stage {id}: it is not tried again, because `forgetting.retry` changes nothing in it" for id in same]
-        low = [p.id for p in _judged(plans) if "replay" in retries.changed(p, keys.retry, 2) and p.replay and not p.replay.ratio]
+        low = [
+            p.id
+            for p in _judged(plans)
+            if "replay" in retries.changed(p, keys.retry, 2) and p.replay and not p.replay.ratio
+        ]
         begins = f"its `replay.ratio` is 0, so a retry begins from {retries.FIRST_REPLAY:g} times the factor"
         found += [f"stage {id}: {begins}" for id in low]
+    if "interpolate" in used:
+        refused = [(plan.id, shares.refusal(layers[plan.policy], plan.layer)) for plan in _judged(plans)]
+        found += [f"stage {id}: `interpolate` is passed over: {why}" for id, why in refused if why]
     return found
 
 

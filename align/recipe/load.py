@@ -89,8 +89,8 @@ def check(read: Document, root: Path) -> Loaded:
     for plan in plans:
         faults.found += contradictions.of_stage(read, plan, layers, recipe.launch.processes)
     faults.found += contradictions.of_probes(read, recipe.forgetting, plans)
-    faults.found += gate_actions.faults(read, recipe.forgetting, plans)
-    warnings += gate_actions.notes(recipe.forgetting, plans)
+    faults.found += gate_actions.faults(read, recipe.forgetting, plans, layers)
+    warnings += gate_actions.notes(recipe.forgetting, plans, layers)
     warnings += contradictions.of_precision(plans) + contradictions.of_idle_keys(recipe.forgetting)
     faults.raise_any()
     trouble = recipe.notify.trouble(root) if recipe.notify else None

@@ -13,18 +13,20 @@ from typing import Final
 from align.forgetting import gate
 from align.forgetting.action_keys import Action, Chain, Interpolate
 from align.forgetting.keys import ForgettingKeys
+from align.interpolation import shares
+from align.parameterization import chain
 from align.recipe import retries
 from align.recipe.plan import StagePlan
-from align.recipe.retries import Changed
 from align.run_folder import attempts, files, handed_on, reading
 from align.run_folder.decisions import AS_TRAINED, INTERPOLATED, ROLLED_BACK, Attempt, Decision
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
 from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.records import Ticket
 from align.runner import deciding
 from align.runner.executing import Executor
 from align.runner.notify import Notifier
 
-SHARES: Final = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+NAMED: Final = 3  # of what was violated, in the sentence on what was done about it
 
 
 @dataclass
@@ -95,13 +97,11 @@ class Acting:
     def _act(self, walk: Walk, here: StageDir, found: Decision) -> Decision:
         """Try what is to be done about a verdict, in order; the decision, with the action `retry` where the stage is to
         be trained again."""
-        chain = gate.chain(self._keys, found)
-        if found.action in ("continue", "stop"):
-            chain = ()
-        if chain or walk.seen:
+        actions = () if found.action in ("continue", "stop") else gate.chain(self._keys, found)
+        if actions or walk.seen:
             changed = retries.changed(walk.plan, self._keys.retry, found.attempt)
             walk.seen.append(deciding.attempt(self._run, here, self._keys, found, changed))
-        for action in chain:
+        for action in actions:
             if action == "retry" and self._retries(walk, found):
                 return self._told(walk, found, "retry")
             if action == "interpolate" and (shared := self._interpolated(walk, found)) is not None:
@@ -111,7 +111,7 @@ class Acting:
                 found.policy = ROLLED_BACK
                 return self._told(walk, found, "continue")
             if action in ("warn", "stop"):
-                walk.done.append(_nothing_helped(chain, action))
+                walk.done.append(_nothing_helped(actions, action))
                 return self._told(walk, found, action)
         return self._told(walk, found, found.action)
 
@@ -138,20 +138,28 @@ class Acting:
             why = "has nothing that `retry` changes" if not now else "could change nothing more"
             walk.done.append(f"no retry: {walk.plan.id} {why}")
             return False
-        walk.done.append(f"retry {made + 1} of {retry.times}: trained again from the same policy, {_changes(then)}")
+        again = f"trained again from the same policy, with {retries.sentence(then)}"
+        walk.done.append(f"retry {made + 1} of {retry.times}, because of {_broken(found)}: {again}")
         return True
 
     def _keep(self, walk: Walk, found: Decision) -> None:
         """Put an attempt aside that is followed by another."""
         here = self._run.stage(walk.plan.id)
         attempts.put_aside(here, found.attempt)
-        files.write_json(here.attempt(found.attempt).decision, found.model_dump(mode="json"))
-        self._say(walk, found)
+        path = here.attempt(found.attempt).decision
+        if reading.whole(path, Decision) != found:
+            files.write_json(path, found.model_dump(mode="json"))
+            self._say(walk, found)
 
     def _interpolated(self, walk: Walk, found: Decision) -> Decision | None:
         """The decision for a share of the update; None where there is none."""
         here = self.executor.place(walk.plan, found.attempt)
-        result = self._result(walk, here)
+        came_in = reading.read(here.ticket, Ticket).policy
+        refused = shares.refusal(chain.layers(came_in.adapters), walk.plan.layer)
+        if refused is not None:
+            walk.done.append(f"interpolate: {refused}")
+            return None
+        result = self._result(walk, here, found)
         if result.share is None:
             walk.done.append(f"interpolate: {result.sentence}")
             return None
@@ -166,22 +174,23 @@ class Acting:
             return None
         rank = f", as an adapter of rank {result.rank}" if result.rank else ""
         kept = deciding.gain_kept(self._run, here, here.decided)
-        walk.done.append(f"interpolate: {result.sentence}{rank}; {kept}")
+        walk.done.append(f"interpolate, because of {_broken(found)}: {result.sentence}{rank}; {kept}")
         return self._told(walk, shared, shared.action)
 
-    def _result(self, walk: Walk, here: StageDir) -> InterpolationResult:
+    def _result(self, walk: Walk, here: StageDir, found: Decision) -> InterpolationResult:
         """What share of the update keeps the limits, found by the child where it has not been yet."""
         outcome, shape = reading.outcome(here), (self._keys.interpolate or Interpolate()).shape
         assert outcome is not None
         ticket, limits = self.executor.tickets[walk.plan.id], self._keys.limits()
         prompts = [prompt.id for prompt in ticket.prompts]
-        of = [outcome.artifacts, outcome.probes_sha256, prompts, ticket.latency, shape, SHARES, limits]
+        of = [outcome.artifacts, outcome.probes_sha256, prompts, ticket.latency, shape, shares.GRID, limits]
         request = InterpolationRequest(
-            stage=walk.plan.id, shape=shape, shares=SHARES, limits=limits, key=files.digest(of)
+            stage=walk.plan.id, shape=shape, shares=shares.GRID, limits=limits, key=files.digest(of)
         )
         known = reading.whole(here.interpolation_result, InterpolationResult)
         if known is not None and known.key == request.key and _is_whole(here, known):
             return known
+        self._say(walk, found)
         return self.executor.interpolate(walk.plan, request)
 
     def _rolled_back(self, walk: Walk) -> str:
@@ -208,12 +217,19 @@ class Acting:
                 self.executor.watcher.say(f"{walk.plan.id}: {reason}", "gate")
 
 
-def _changes(found: Changed) -> str:
-    return f"with {retries.sentence(found)}"
+def _broken(found: Decision) -> str:
+    """`copy (0.95 -> 0.45), sort (0.9 -> 0.5) and 2 more`: what was violated, the first few."""
+    named = [f"{one.probe} ({_score(one.before)} -> {_score(one.after)})" for one in found.violations]
+    more = len(named) - NAMED
+    return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _nothing_helped(chain: Chain, last: Action) -> str:
-    tried = ", then ".join(f"`{action}`" for action in chain[:-1])
+def _score(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+def _nothing_helped(actions: Chain, last: Action) -> str:
+    tried = ", then ".join(f"`{action}`" for action in actions[:-1])
     ends = "the run stops" if last == "stop" else "the run continues anyway, with the policy as it was trained last"
     return f"after {tried} a limit is still violated, so {ends}"
 

@@ -58,7 +58,9 @@ class Child:
         """
         here, process = self.dir.stage(request.stage), self._started()
         self._send(Interpolate(stage=request.stage))
-        while (done := reading.whole(here.interpolation_result, InterpolationResult)) is None or done.key != request.key:
+        while (
+            done := reading.whole(here.interpolation_result, InterpolationResult)
+        ) is None or done.key != request.key:
             self.watcher.refresh()
             self.meanwhile()
             if process.poll() is not None:

@@ -9,6 +9,7 @@ from align.forgetting.distances import Drift, TaskKl
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded
 from align.run_folder import files, handed_on, reading
+from align.run_folder.decisions import Decision
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
 
@@ -36,7 +37,10 @@ def tabulate(run: RunDir, order: Sequence[str], tickets: Mapping[str, Ticket], l
         id: (reading.optional(here.task_kl, TaskKl), reading.optional(here.drift, Drift)) for id, here in dirs.items()
     }
     table = matrix.build([BASE, *rows], parents, {BASE: base, **found}, loaded.recipe.forgetting, distances)
-    files.write_json(run.forgetting, (table.but(rolled_back=left) if left else table).written())
+    decisions = {id: reading.whole(run.stage(id).decision, Decision) for id in rows}
+    shares = {id: found.share for id, found in decisions.items() if found is not None and found.share is not None}
+    acted = {name: value for name, value in (("rolled_back", left), ("interpolated", shares)) if value}
+    files.write_json(run.forgetting, table.but(**acted).written())
 
 
 def _measured(run: RunDir, id: str, ticket: Ticket) -> bool:

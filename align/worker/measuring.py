@@ -28,7 +28,7 @@ from align.forgetting.share import Share
 from align.forgetting.table import BASE
 from align.policy import load as models
 from align.policy import stack
-from align.run_folder import files, reading
+from align.run_folder import files, handed_on, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
 from align.stage.inside import Measuring
@@ -149,7 +149,9 @@ def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring
         bench = replace(_bench(model, job), encoded=_ENCODED_INSIDE, asked=_ASKED_INSIDE)
         measure(bench, bench_probes, folder, base=run.base_measurements, splits=GATE, only=settings.watch)
 
-    incoming = run.base_measurements if settings.incoming == BASE else run.stage(settings.incoming).measurements
+    incoming = run.base_measurements
+    if settings.incoming != BASE:
+        incoming = handed_on.folder(run.stage(settings.incoming)).measurements
     return Measuring(settings, job.dir, run.base_measurements, incoming, measured)
 
 
