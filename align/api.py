@@ -91,8 +91,8 @@ class StageResult:
     Attributes:
         outcome: the record of what it did: steps, seconds, metrics, the files it wrote.
         decision: what the gate decided; None where nothing was measured.
-        policy: what goes on from the stage: what it trained or, as was decided, a share of that or the policy before it;
-            None for one that gave a reward model.
+        policy: what goes on from the stage: what it trained or, as was decided, a share of that or the policy
+            before it; None for one that gave a reward model.
         report: each capability after this stage, by probe, as forgetting.json has it; empty where none was measured.
         model: the folder with its adapter or weights, or those of the share that goes on.
     """

@@ -75,7 +75,8 @@ def test_a_retry_that_keeps_the_limits_goes_on(runs: Runs, probes: str) -> None:
     found, here = decision(runs, "sft"), runs.dir.stage("sft")
     assert (found.action, found.policy, found.attempt, found.violations) == ("continue", "as_trained", 2, [])
     broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
-    done = f"retry 1 of 2, because of {broken}: trained again from the same policy, with learning_rate 0.0001 instead of 0.0002"
+    again_with = "trained again from the same policy, with learning_rate 0.0001 instead of 0.0002"
+    done = f"retry 1 of 2, because of {broken}: {again_with}"
     assert found.actions == [done] and found.reasons[0] == done
     first, second = found.attempts
     assert (first.number, first.changed, first.violated) == (1, {}, ["sums", "mean of the skills"])
@@ -189,7 +190,7 @@ def test_a_chain_is_tried_in_order(runs: Runs, probes: str) -> None:
         "interpolate",
         "rolled back",
     ]
-    assert found.attempts[1].changed == {"num_train_epochs": (3.0, 1.5)} or "max_steps" in found.attempts[1].changed
+    assert found.attempts[1].changed == {"num_train_epochs": (3.0, 1.5)}
     runs.shares = {0.4: 88}
     looser = (*chain, "forgetting.max_drop=0.12")
     assert runs.run(*looser) == ["sft interpolated", "dpo", "finish"]

@@ -63,10 +63,14 @@ class SavedLora:
         record = files.read_json(stage.outcome) if stage.model == self.folder.resolve() else None
         return Policy.model_validate(record["policy"]) if record and record.get("policy") else None
 
+    def stage(self) -> Path:
+        """The folder of the stage that made it, whether its model or a share of that."""
+        place = self.folder.resolve().parent
+        return place.parent if StageDir(place.parent).decided.root == place else place
+
     def beneath(self) -> list[Path]:
         """The folders of the adapters that lay under it in its run, and which it was trained on top of."""
-        policy, place = self.policy(), self.folder.resolve().parent
-        run = place.parents[2] if StageDir(place.parent).decided.root == place else place.parents[1]
+        policy, run = self.policy(), self.stage().parents[1]
         return [(run / adapter.path).resolve() for adapter in policy.adapters[:-1]] if policy else []
 
     def misfits(self, weights: Mapping[str, Shape]) -> Iterator[str]:

@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 Action = Literal["warn", "stop", "rollback", "retry", "interpolate"]
 STRICTNESS: Final = ("warn", "retry", "interpolate", "rollback", "stop")
 """From the action that keeps most of what was trained to the one that ends the run."""
+First = Literal["continue", "stop", "rollback", "retry", "interpolate"]
+"""What a verdict asks for first: an action, or that the run just goes on."""
 FINAL: Final = ("warn", "rollback", "stop")  # which always come off, so that nothing after them is ever tried
 NAMES: Final = {"mean of the skills": "mean", "KL to the base": "kl"}
 """What `on_violation` calls the limits that are no probe's, by what the gate calls them."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from align.forgetting import action_keys, budgets
-from align.forgetting.action_keys import Chain
+from align.forgetting.action_keys import Chain, First
 from align.forgetting.budgets import Costs, Judged
 from align.forgetting.distances import KL, TaskKl
 from align.forgetting.judgement import Finding, judge
@@ -94,9 +93,7 @@ def chain(keys: ForgettingKeys, decision: Decision) -> Chain:
     return action_keys.strictest(chains.values()) if chains else ()
 
 
-def _action(
-    keys: ForgettingKeys, chain: Chain, crossed: bool
-) -> Literal["continue", "stop", "rollback", "retry", "interpolate"]:
+def _action(keys: ForgettingKeys, chain: Chain, crossed: bool) -> First:
     """The first that is to be done: a budget that ends the run does so whatever might be tried."""
     if crossed and keys.on_budget == "stop":
         return "stop"

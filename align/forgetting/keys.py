@@ -111,8 +111,8 @@ class ForgettingKeys(BaseModel):
     on_violation: OnViolation = Field(
         default="warn",
         description="warn: report it and continue; stop: end the run after the stage that forgot; rollback: go on from "
-        "the policy before the stage; retry: train it again, with what `retry` changes; interpolate: go on from a share "
-        "of its update; or several in order, [retry, rollback]; or these by probe name, with `default` for the others.",
+        "the policy before the stage; retry: train it again, with what `retry` changes; interpolate: go on from a "
+        "share of its update; or several in order, [retry, rollback]; or these by probe name, with `default`.",
     )
     retry: Retry | None = Field(
         default=None, description="What `on_violation: retry` changes: factors of replay, learning_rate and max_steps."
@@ -210,17 +210,18 @@ class ForgettingKeys(BaseModel):
 
     def thresholds(self) -> dict[str, JsonValue]:
         """What was judged by, as it is written into decisions and the matrix."""
-        budgets = self.budgets.given() if self.budgets else {}
+        budgets = self.budgets.model_dump(mode="json", exclude_none=True) if self.budgets else {}
+        judged = self.model_dump(mode="json", include={"max_drop", "on_violation"})
         used = action_keys.used(self.on_violation)
         acting = {"retry": self.retry, "interpolate": self.interpolate or Interpolate()}
         return {
             **{f"budgets.{name}": value for name, value in budgets.items()},
             **({"on_budget": self.on_budget} if budgets else {}),
-            "max_drop": self.max_drop,
+            "max_drop": judged["max_drop"],
             "max_mean_drop": self.max_mean_drop,
             "max_perplexity_ratio": self.max_perplexity_ratio,
             **({} if self.max_kl is None else {"max_kl": self.max_kl}),  # which older decisions do not name
-            "on_violation": self.on_violation,
+            "on_violation": judged["on_violation"],
             **{name: keys.model_dump(mode="json") for name, keys in acting.items() if keys and name in used},
         }
 

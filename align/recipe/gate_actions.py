@@ -22,7 +22,8 @@ def faults(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan], lay
     used = action_keys.used(keys.on_violation)
     acting = sorted(used & {"rollback", "retry", "interpolate"})
     if acting and keys.probes == "none":
-        what = f"`on_violation: {action_keys.shown(keys.on_violation)}` can never act: with `probes: none` no limit is measured"
+        written = action_keys.shown(keys.on_violation)
+        what = f"`on_violation: {written}` can never act: with `probes: none` no limit is measured"
         yield read.fault(AT, what, "write `probes: auto`, or remove it")
         return
     for name, limit in _unlimited(keys):
@@ -78,11 +79,8 @@ def notes(keys: ForgettingKeys, plans: Sequence[StagePlan], layers: Layers) -> l
     if "retry" in used and keys.retry is not None:
         same = [plan.id for plan in _judged(plans) if not retries.changed(plan, keys.retry, 2)]
         found += [f"stage {id}: it is not tried again, because `forgetting.retry` changes nothing in it" for id in same]
-        low = [
-            p.id
-            for p in _judged(plans)
-            if "replay" in retries.changed(p, keys.retry, 2) and p.replay and not p.replay.ratio
-        ]
+        raised = [plan for plan in _judged(plans) if "replay" in retries.changed(plan, keys.retry, 2)]
+        low = [plan.id for plan in raised if plan.replay is not None and not plan.replay.ratio]
         begins = f"its `replay.ratio` is 0, so a retry begins from {retries.FIRST_REPLAY:g} times the factor"
         found += [f"stage {id}: {begins}" for id in low]
     if "interpolate" in used:

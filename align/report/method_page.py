@@ -52,9 +52,13 @@ def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             tried = "; if that does not help, ".join(VIOLATIONS.get(str(one), str(one)) for one in action)
             yield f"A limit that a gate finds broken {tried} (`on_violation: [{', '.join(map(str, action))}]`)."
         elif isinstance(action, dict):
-            named = "; ".join(
-                f"{name}: {', then '.join(one) if isinstance(one, list) else one}" for name, one in action.items()
-            )
+            told = {
+                name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()
+            }
+            told = {
+                name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()
+            }
+            named = "; ".join(f"{name}: {one}" for name, one in told.items())
             yield f"What is done about a limit that a gate finds broken depends on the probe (`on_violation`): {named}."
     if report.quantization:
         yield (

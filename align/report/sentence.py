@@ -1,6 +1,6 @@
 """The verdict on a run in one sentence, and what its measurements cannot tell."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from align.forgetting.distances import KL
@@ -52,16 +52,12 @@ def notes(forgetting: Forgetting) -> list[str]:
     return found if guessed or any(is_capability(probe) for probe in probes) else [*found, NO_SKILL]
 
 
-def _acted(forgetting: Forgetting) -> list[str]:
+def _acted(forgetting: Forgetting) -> Iterator[str]:
     """Which columns are not of what goes on as it was trained."""
-    found = [
-        f"{id} was rolled back: its column shows what it had trained, and no stage goes on from that."
-        for id in forgetting.rolled_back
-    ]
-    return found + [
-        f"The column {id} shows a share of {share:g} of what it trained, which goes on."
-        for id, share in forgetting.interpolated.items()
-    ]
+    for id in forgetting.rolled_back:
+        yield f"{id} was rolled back: its column shows what it had trained, and no stage goes on from that."
+    for id, share in forgetting.interpolated.items():
+        yield f"The column {id} shows a share of {share:g} of what it trained, which goes on."
 
 
 def handed_on(forgetting: Forgetting) -> str:

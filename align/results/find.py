@@ -32,7 +32,7 @@ def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
     if not found:
         if any(outcome.policy for outcome in done.values()):
             base = next(outcome.policy.base.name for outcome in done.values() if outcome.policy)
-            what = f"'{folder}' hands on no policy: all that it trained was rolled back, so what goes on is its base, {base}"
+            what = f"'{folder}' hands on no policy: all that it trained was rolled back to its base, {base}"
             raise AlignError(what, "loosen the limits of its recipe, or change what it trains, and run it again")
         if done:
             raise _no_policy(folder, next(iter(done)), {})

@@ -1,7 +1,7 @@
 """Which attempt at a stage stands in its folder, and where the others are kept.
 
-One attempt stands in `stages/ID`, as a stage that is trained once does; the others in `stages/ID/attempts/N`. What is to
-be moved is written down first, so that a run that is killed on the way goes on with it.
+One attempt stands in `stages/ID`, as a stage that is trained once does; the others in `stages/ID/attempts/N`. What is
+to be moved is written down first, so that a run that is killed on the way goes on with it.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, Field, JsonValue
 
-AS_TRAINED = "as_trained"
-ROLLED_BACK = "rolled_back"
-INTERPOLATED = "interpolated"
+AS_TRAINED: Final = "as_trained"
+ROLLED_BACK: Final = "rolled_back"
+INTERPOLATED: Final = "interpolated"
 
 
 class Violation(BaseModel):

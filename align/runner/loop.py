@@ -129,11 +129,10 @@ class Run:
                 self._refuse_changed_ancestors(plan, changed)
             if asked or again & set(plan.inputs):
                 again.add(plan.id)
-            if plan.id in changed | again:
-                if self.dir.stage(plan.id).root.exists():
-                    self.dir.supersede(self.dir.stage(plan.id).root)
-                    why = "its recipe changed" if plan.id in changed else "it is to run again"
-                    self.watcher.say(f"{plan.id}: {why}; the old one is kept in superseded/")
+            if plan.id in changed | again and self.dir.stage(plan.id).root.exists():
+                self.dir.supersede(self.dir.stage(plan.id).root)
+                why = "its recipe changed" if plan.id in changed else "it is to run again"
+                self.watcher.say(f"{plan.id}: {why}; the old one is kept in superseded/")
         gone = [id for id in self.record.stages if id not in self.tickets and only is None]
         for id in gone:
             self.dir.supersede(self.dir.stage(id).root)
