@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from align.errors import AlignError, Exit
 from align.preflight.check import prepare
 from align.recipe import load as recipes
-from align.run_folder import reading
+from align.run_folder import handed_on, reading
+from align.run_folder.decisions import Decision
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Decision, Outcome, Policy
+from align.run_folder.records import Outcome, Policy
 from align.run_folder.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -89,18 +90,18 @@ class StageResult:
 
     Attributes:
         outcome: the record of what it did: steps, seconds, metrics, the files it wrote.
+        decision: what the gate decided; None where nothing was measured.
+        policy: what goes on from the stage: what it trained or, as was decided, a share of that or the policy
+            before it; None for one that gave a reward model.
         report: each capability after this stage, by probe, as forgetting.json has it; empty where none was measured.
-        model: the folder with its adapter or weights.
+        model: the folder with its adapter or weights, or those of the share that goes on.
     """
 
     outcome: Outcome
     report: Mapping[str, Cell]
     model: Path
-
-    @property
-    def policy(self) -> Policy | None:
-        """What the stage hands on; None for one that gave a reward model."""
-        return self.outcome.policy
+    policy: Policy | None = None
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ class Run:
             remedy = f"choose one of: {', '.join(done)}" if done else "run it first: align run"
             raise AlignError(f"'{self.folder}' has no finished stage '{id}'", remedy)
         cells = report.forgetting.matrix.get(id, {}) if report.forgetting else {}
-        return StageResult(outcome, cells, here.model)
+        decision = reading.optional(here.decision, Decision)
+        policy = handed_on.policy(RunDir(self.folder), id)
+        return StageResult(outcome, cells, handed_on.folder(here).model, policy, decision)
 
 
 def open_run(run_dir: str | Path) -> Run:

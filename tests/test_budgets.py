@@ -13,7 +13,7 @@ from align.forgetting.budgets import Costs
 from align.forgetting.gate import decide, decide_on_costs
 from align.forgetting.keys import ForgettingKeys
 from align.run_folder import files
-from align.run_folder.records import Decision
+from align.run_folder.decisions import Decision
 from test_gate import measurement
 from test_loop import RECIPE, Runs, probes, runs
 

@@ -22,6 +22,7 @@ from align.recipe.load import load
 from align.recipe.plan import Loaded
 from align.run_folder import checkpoints, files, reading
 from align.run_folder.comparison import ComparisonRequest
+from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Prompt, Ticket
 from align.runner import loop
@@ -48,10 +49,11 @@ class Runs:
 
     Attributes:
         asked: what the child was asked to do, in order, since it was last looked at.
-        raising: what a stage ends with instead of a result.
+        raising: what a stage, one attempt at it (`sft 2`) or its interpolation ends with instead of a result.
         warnings: of a stage's outcome.
         alarms: of its metrics.
-        right: how many of its 100 questions a stage answers; the base answers 90.
+        right: how many of its 100 questions a stage answers, or one attempt at it (`sft 2`); the base answers 90.
+        shares: the same of shares of a stage's update, which has none without them.
         content: of the weights that are trained.
         compares: whether a comparison comes to its end.
         compared: what was to be compared.
@@ -64,6 +66,7 @@ class Runs:
     warnings: dict[str, list[str]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     right: dict[str, int] = field(default_factory=dict)
+    shares: dict[float, int] = field(default_factory=dict)
     kl: float | None = None  # that the child measures of every stage
     content: str = "weights"
     compares: bool = True
@@ -112,9 +115,13 @@ class Child:
         ticket = Ticket.model_validate(files.read_json(here.ticket))
         again = " asked" if ticket.ask_only else " measured" if ticket.measure_only else ""
         how = again or (f" from {ticket.resume_from}" if ticket.resume_from else "")
-        self.runs.asked.append(f"{stage}{how}{', and the base' if ticket.measure_base or ticket.ask_base else ''}")
-        if stage in self.runs.raising:
-            raise self.runs.raising.pop(stage)
+        number = f" attempt {ticket.attempt}" if ticket.attempt > 1 else ""
+        self.runs.asked.append(
+            f"{stage}{number}{how}{', and the base' if ticket.measure_base or ticket.ask_base else ''}"
+        )
+        for name in (stage, f"{stage} {ticket.attempt}"):
+            if name in self.runs.raising:
+                raise self.runs.raising.pop(name)
         if not ticket.measure_only:
             files.write_text(here.model / "weights", self.runs.content)
         if ticket.measure_base:
@@ -122,7 +129,8 @@ class Child:
         if ticket.measure_base or ticket.ask_base:
             answered(self.dir.base_answers, ticket.prompts, "nothing")
         if ticket.probes != "none" and not ticket.ask_only:
-            measured(here.measurements, self.runs.right.get(stage, 90))
+            right = self.runs.right.get(f"{stage} {ticket.attempt}", self.runs.right.get(stage, 90))
+            measured(here.measurements, right)
             if self.runs.kl is not None:
                 found = KlEstimate(kl=self.runs.kl, ci95=(self.runs.kl - 0.01, self.runs.kl + 0.01), n=64, tokens=900)
                 files.write_json(here.task_kl, TaskKl(prompts="64 prompts", own_answers=found).written())
@@ -145,12 +153,38 @@ class Child:
             parameterization=ticket.parameterization,
             metrics={"alarms": self.runs.alarms},
             data={},
-            policy=ticket.policy if ticket.gives == "policy" else None,
+            policy=ticket.policy.model_copy(update={"weights": f"stages/{ticket.stage}/model"})
+            if ticket.gives == "policy"
+            else None,
             reward=ticket.policy if ticket.gives == "reward" else None,
             warnings=self.runs.warnings.get(ticket.stage, []) + ticket.warnings,
             artifacts=files.artifacts(here.model, here.root),
             **costs,
         )
+
+    def interpolate(self, request: InterpolationRequest) -> InterpolationResult:
+        """Every share that was not measured yet is, until one has lost no more than ten questions."""
+        here = self.dir.stage(request.stage)
+        self.runs.asked.append(f"{request.stage} interpolated")
+        if f"{request.stage} interpolated" in self.runs.raising:
+            raise self.runs.raising.pop(f"{request.stage} interpolated")
+        found = next((share for share in request.shares if self.runs.shares.get(share, 0) >= 80), None)
+        policy = None
+        if found is not None:
+            trained = reading.outcome(here)
+            assert trained is not None and trained.policy is not None
+            policy = trained.policy.model_copy(update={"weights": f"stages/{request.stage}/decided/model"})
+            files.write_text(here.decided.model / "weights", f"{found:g} of {self.runs.content}")
+            measured(here.decided.measurements, self.runs.shares[found])
+            artifacts = files.artifacts(here.decided.model, here.decided.root)
+            decided = trained.model_copy(update={"policy": policy, "artifacts": artifacts})
+            files.write_json(here.decided.outcome, decided.model_dump(mode="json"))
+        said = "no share" if found is None else f"a share of {found:g}"
+        result = InterpolationResult(
+            key=request.key, shape=request.shape, share=found, policy=policy, sentence=f"{said} of the update keeps it"
+        )
+        files.write_json(here.interpolation_result, result.written())
+        return result
 
     def compare(self, request: ComparisonRequest) -> bool:
         self.runs.asked.append(f"compare {', '.join(request.policies)}")

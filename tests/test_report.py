@@ -25,7 +25,8 @@ from align.report.facts import described
 from align.report.records import load
 from align.report.terminal import matrix_table, verdict_line
 from align.run_folder import files, reading
-from align.run_folder.records import BaseModelIdentity, Decision, Outcome, Policy
+from align.run_folder.decisions import Decision
+from align.run_folder.records import BaseModelIdentity, Outcome, Policy
 from align.run_folder.run_record import RunRecord
 from align.spectrum.choose import Record
 from align.spectrum.table import spectrum

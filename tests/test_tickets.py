@@ -129,11 +129,11 @@ def test_a_stage_goes_on_from_what_was_decided(tmp_path: Path, plain: dict[str, 
     found = tickets.build(loaded, prepare(loaded), run, 1)
     files.write_json(run.stage("sft").decision, {"policy": "as_trained"})
     for plan in loaded.stages:
-        tickets.seal(plan, found, run)
+        tickets.seal(plan, loaded, found, run)
     assert {stage: ticket.fingerprint for stage, ticket in found.items()} == plain
     files.write_json(run.stage("sft").decision, {"policy": "another"})
     for plan in loaded.stages:
-        tickets.seal(plan, found, run)
+        tickets.seal(plan, loaded, found, run)
     assert found["sft"].fingerprint == plain["sft"] and found["dpo"].fingerprint != plain["dpo"]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from align.adapters import settings as adapter_settings
 from align.errors import AlignError
 from align.policy import base
-from align.run_folder import files
+from align.run_folder import files, handed_on
 from align.run_folder.paths import StageDir
 from align.run_folder.records import Policy
 
@@ -63,9 +63,14 @@ class SavedLora:
         record = files.read_json(stage.outcome) if stage.model == self.folder.resolve() else None
         return Policy.model_validate(record["policy"]) if record and record.get("policy") else None
 
+    def stage(self) -> Path:
+        """The folder of the stage that made it, whether its model or a share of that."""
+        place = self.folder.resolve().parent
+        return place.parent if StageDir(place.parent).decided.root == place else place
+
     def beneath(self) -> list[Path]:
         """The folders of the adapters that lay under it in its run, and which it was trained on top of."""
-        policy, run = self.policy(), self.folder.resolve().parents[2]
+        policy, run = self.policy(), self.stage().parents[1]
         return [(run / adapter.path).resolve() for adapter in policy.adapters[:-1]] if policy else []
 
     def misfits(self, weights: Mapping[str, Shape]) -> Iterator[str]:
@@ -136,9 +141,10 @@ def read(name: str) -> SavedLora:
 def _no_adapter(name: str, folder: Path) -> AlignError:
     if not folder.is_dir():
         return AlignError(f"there is no folder '{name}'", "give a folder with an adapter_config.json")
-    stages = sorted((folder / "stages").glob(f"*/model/{SETTINGS}"))
+    stages = sorted({path.parent.parent for path in (folder / "stages").glob(f"*/model/{SETTINGS}")})
     if stages:
-        return AlignError(f"'{name}' is a run, not an adapter", f"give one of its stages: {stages[0].parent}")
+        first = handed_on.folder(StageDir(stages[0])).model
+        return AlignError(f"'{name}' is a run, not an adapter", f"give one of its stages: {first}")
     what = "has full weights and no adapter" if (folder / "config.json").is_file() else "has no adapter"
     return AlignError(f"'{name}' {what}", "give a folder with an adapter_config.json")
 

@@ -11,7 +11,7 @@ from align.forgetting.budget_keys import Budgets
 from align.forgetting.measurements import Measurement
 from align.forgetting.rounding import number
 from align.forgetting.statistics import wilson
-from align.run_folder.records import BudgetCrossed
+from align.run_folder.decisions import BudgetCrossed
 
 
 @dataclass(frozen=True)

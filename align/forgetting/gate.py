@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from align.forgetting import budgets
+from align.forgetting import action_keys, budgets
+from align.forgetting.action_keys import Chain, First
 from align.forgetting.budgets import Costs, Judged
 from align.forgetting.distances import KL, TaskKl
 from align.forgetting.judgement import Finding, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement
 from align.forgetting.statistics import PerplexityChange
-from align.run_folder.records import Decision, Violation
+from align.run_folder.decisions import Decision, Violation
 
 
 def decide(
@@ -45,7 +47,9 @@ def decide(
     kept = _budgets(keys, after, costs or Costs())
     reasons = [*(finding.sentence() for finding in broken), *kept.sentences]
     reasons += [finding.sentence() for finding in unclear]
-    reasons += _continues(keys, bool(broken), bool(kept.crossed))
+    chains = action_keys.of(keys.on_violation, map(_name, broken))
+    chain = action_keys.strictest(chains.values()) if chains else ()
+    reasons += _differ(chains, chain) + _continues(keys, chain, bool(kept.crossed))
     if findings:
         met = len(findings) - len(broken) - len(unclear)
         reasons.append(f"{met} of {len(findings)} limits met, {len(broken)} violated, {len(unclear)} unclear")
@@ -55,11 +59,11 @@ def decide(
     reasons += unknown
     return Decision(
         stage=stage,
-        action="stop" if _stops(keys, bool(broken), bool(kept.crossed)) else "continue",
+        action=_action(keys, chain, bool(kept.crossed)),
         reasons=reasons,
         violations=[_violation(finding) for finding in broken],
         budgets=list(kept.crossed),
-        unclear=[KL if isinstance(finding, TaskKl) else finding.probe for finding in unclear],
+        unclear=[_name(finding) for finding in unclear],
         thresholds=keys.thresholds(),
     )
 
@@ -70,8 +74,8 @@ def decide_on_costs(stage: str, keys: ForgettingKeys, costs: Costs) -> Decision:
     crossed = bool(kept.crossed)
     return Decision(
         stage=stage,
-        action="stop" if _stops(keys, False, crossed) else "continue",
-        reasons=[*kept.sentences, *_continues(keys, False, crossed), *kept.open],
+        action=_action(keys, (), crossed),
+        reasons=[*kept.sentences, *_continues(keys, (), crossed), *kept.open],
         violations=[],
         unclear=[],
         budgets=list(kept.crossed),
@@ -83,17 +87,38 @@ def _budgets(keys: ForgettingKeys, after: Measurement | None, costs: Costs) -> J
     return budgets.judge(keys.budgets, after, costs) if keys.budgets else Judged((), (), ())
 
 
-def _stops(keys: ForgettingKeys, broken: bool, crossed: bool) -> bool:
-    return (broken and keys.on_violation == "stop") or (crossed and keys.on_budget == "stop")
+def chain(keys: ForgettingKeys, decision: Decision) -> Chain:
+    """What is to be tried, in order, where a stage violates limits; empty where it violates none."""
+    chains = action_keys.of(keys.on_violation, [violation.probe for violation in decision.violations])
+    return action_keys.strictest(chains.values()) if chains else ()
 
 
-def _continues(keys: ForgettingKeys, broken: bool, crossed: bool) -> list[str]:
-    """Why the run goes on although a limit was broken or a budget crossed; empty where it does not, or neither was."""
-    if _stops(keys, broken, crossed):
+def _action(keys: ForgettingKeys, chain: Chain, crossed: bool) -> First:
+    """The first that is to be done: a budget that ends the run does so whatever might be tried."""
+    if crossed and keys.on_budget == "stop":
+        return "stop"
+    return "continue" if not chain or chain[0] == "warn" else chain[0]
+
+
+def _differ(chains: Mapping[str, Chain], taken: Chain) -> list[str]:
+    """Which of several chains is taken, and that it is the strictest."""
+    if len(set(chains.values())) < 2:
         return []
-    why = [key for key, found in (("on_violation", broken), ("on_budget", crossed)) if found]
+    named = ", ".join(f"{name}: {', then '.join(chain)}" for name, chain in chains.items())
+    return [f"of the actions for what was violated ({named}) the strictest is taken: {', then '.join(taken)}"]
+
+
+def _continues(keys: ForgettingKeys, chain: Chain, crossed: bool) -> list[str]:
+    """Why the run goes on although a limit was broken or a budget crossed; empty where it does not, or neither was."""
+    if _action(keys, chain, crossed) == "stop":
+        return []
+    why = [key for key, found in (("on_violation", chain[:1] == ("warn",)), ("on_budget", crossed)) if found]
     verb = "are" if len(why) > 1 else "is"
     return [f"the run continues anyway, because {' and '.join(why)} {verb} warn"] if why else []
+
+
+def _name(finding: Finding | TaskKl) -> str:
+    return KL if isinstance(finding, TaskKl) else finding.probe
 
 
 def _violation(finding: Finding | TaskKl) -> Violation:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, TypeGuard
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from align.errors import AlignError
+from align.forgetting import action_keys
+from align.forgetting.action_keys import Interpolate, OnViolation, Retry
 from align.forgetting.budget_keys import Budgets
 from align.forgetting.measurements import ProbeInfo
 from align.forgetting.own.keys import OwnProbe, check_names
@@ -106,8 +108,17 @@ class ForgettingKeys(BaseModel):
         description="Largest tolerated KL to the base on the prompts of the task, in nats per answer token; null: "
         "shown without a verdict.",
     )
-    on_violation: Literal["warn", "stop"] = Field(
-        default="warn", description="warn: report it and continue; stop: end the run after the stage that forgot."
+    on_violation: OnViolation = Field(
+        default="warn",
+        description="warn: report it and continue; stop: end the run after the stage that forgot; rollback: go on from "
+        "the policy before the stage; retry: train it again, with what `retry` changes; interpolate: go on from a "
+        "share of its update; or several in order, [retry, rollback]; or these by probe name, with `default`.",
+    )
+    retry: Retry | None = Field(
+        default=None, description="What `on_violation: retry` changes: factors of replay, learning_rate and max_steps."
+    )
+    interpolate: Interpolate | None = Field(
+        default=None, description="How `on_violation: interpolate` takes a share of the stage's update."
     )
     every: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None,
@@ -197,24 +208,36 @@ class ForgettingKeys(BaseModel):
             key = unknown.partition(" ")[0]
             raise AlignError(unknown, f"correct the name under `forgetting.{key}`, or remove it")
 
-    def thresholds(self) -> dict[str, float | dict[str, float] | str | None]:
+    def thresholds(self) -> dict[str, JsonValue]:
         """What was judged by, as it is written into decisions and the matrix."""
-        budgets = self.budgets.given() if self.budgets else {}
+        budgets = self.budgets.model_dump(mode="json", exclude_none=True) if self.budgets else {}
+        judged = self.model_dump(mode="json", include={"max_drop", "on_violation"})
+        used = action_keys.used(self.on_violation)
+        acting = {"retry": self.retry, "interpolate": self.interpolate or Interpolate()}
         return {
             **{f"budgets.{name}": value for name, value in budgets.items()},
             **({"on_budget": self.on_budget} if budgets else {}),
-            "max_drop": self.max_drop,
+            "max_drop": judged["max_drop"],
             "max_mean_drop": self.max_mean_drop,
             "max_perplexity_ratio": self.max_perplexity_ratio,
             **({} if self.max_kl is None else {"max_kl": self.max_kl}),  # which older decisions do not name
-            "on_violation": self.on_violation,
+            "on_violation": judged["on_violation"],
+            **{name: keys.model_dump(mode="json") for name, keys in acting.items() if keys and name in used},
         }
+
+    def limits(self) -> dict[str, JsonValue]:
+        """The keys that are limits: what a figure is held against, without what then happens."""
+        return {**self.model_dump(mode="json", include={"max_drop", "max_mean_drop", "max_perplexity_ratio", "max_kl"})}
 
     def unlimited(self, probes: Iterable[str]) -> str | None:
         """What is wrong with the names in limits and budgets, of a recipe with these probes; None where nothing is."""
         known = list(probes)
         named = set(self.max_drop) - {"default"} if isinstance(self.max_drop, dict) else set()
         unknown = sorted(named - set(known))
+        acts = action_keys.unknown(self.on_violation, known)
+        if not unknown and acts:
+            others = f"{', '.join(known) or 'none'}, and `mean`, `kl` and `default` are for the others"
+            return f"on_violation has actions for {', '.join(acts)}, but the probes are {others}"
         if not unknown:
             return self.budgets.unknown(known) if self.budgets else None
         return f"max_drop has limits for {', '.join(unknown)}, but the probes are {', '.join(known) or 'none'}"

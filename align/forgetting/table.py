@@ -124,6 +124,8 @@ class Forgetting(Record):
     """forgetting.json. An interval is missing where its figure has no value.
 
     Attributes:
+        rolled_back: stages from which nothing goes on; their rows are of what they trained.
+        interpolated: of the stages from which a share of the update goes on; their rows are of that share.
         left_out: probes of the base that have no items in this split.
         family: of the stages of which at least two probes are judged.
         task_kl, drift: how far each stage's policy is from the base; a stage of an older run is absent.
@@ -147,3 +149,5 @@ class Forgetting(Record):
     drift: Mapping[str, Drift] = {}
     thresholds: Mapping[str, JsonValue] = {}
     advice: tuple[str, ...] = ()
+    rolled_back: tuple[str, ...] = ()
+    interpolated: Mapping[str, float] = {}

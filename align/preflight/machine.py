@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import AlignError, Exit, FaultList
+from align.forgetting import action_keys
 from align.policy.base import Base
 from align.recipe.document import Loc, dotted
 from align.recipe.plan import Loaded, StagePlan
@@ -18,6 +19,7 @@ DISTRIBUTION = "align-suite"
 _FULL_SHARE = 2 * (2 * 3 + 1)
 _ADAPTER_SHARE = 0.5  # the same for an adapter of a few per cent
 _FISHER_SHARE = 2  # a float32 for each weight that EWC weighs
+_KEPT_SHARE = 1 / 7  # of these a model that an attempt or a share of an update adds: the result alone
 # What transformers imports for a value of `optim`, by how the value begins: the module and its distribution.
 _OPTIMIZERS = {
     "galore_": ("galore_torch", "galore-torch"),
@@ -125,8 +127,11 @@ def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
         return
     weights = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
     shares = (_FULL_SHARE if plan.trains_base else _ADAPTER_SHARE for plan in loaded.stages)
+    keys = loaded.recipe.forgetting
+    used = action_keys.used(keys.on_violation)
+    more = (keys.retry.times if keys.retry and "retry" in used else 0) + ("interpolate" in used)
     weighed = sum(_FISHER_SHARE for plan in loaded.stages if plan.keys.ewc and plan.keys.ewc.weight)
-    needed = weights * (sum(shares) + weighed)
+    needed = weights * (sum(share * (1 + more * _KEPT_SHARE) for share in shares) + weighed)
     folder = next(p for p in (run.resolve(), *run.resolve().parents) if p.exists())
     held = sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) if run.is_dir() else 0
     free = shutil.disk_usage(folder).free + held  # what an earlier attempt wrote is not needed again

@@ -16,7 +16,16 @@ from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
 from align.policy.base import LAB
-from align.recipe import contradictions, document, other_tools, pipeline, replays, training_arguments, verdicts
+from align.recipe import (
+    contradictions,
+    document,
+    gate_actions,
+    other_tools,
+    pipeline,
+    replays,
+    training_arguments,
+    verdicts,
+)
 from align.recipe.document import Document, dotted
 from align.recipe.keys import Recipe
 from align.recipe.plan import Loaded, StagePlan
@@ -90,6 +99,8 @@ def check(read: Document, root: Path) -> Loaded:
         faults.found += contradictions.of_stage(read, plan, layers, recipe.launch.processes)
     faults.found += contradictions.of_probes(read, recipe.forgetting, plans)
     faults.found += replays.faults(read, plans)
+    faults.found += gate_actions.faults(read, recipe.forgetting, plans, layers)
+    warnings += gate_actions.notes(recipe.forgetting, plans, layers)
     warnings += contradictions.of_precision(plans) + contradictions.of_idle_keys(recipe.forgetting)
     faults.raise_any()
     trouble = recipe.notify.trouble(root) if recipe.notify else None

@@ -81,8 +81,10 @@ def direction(effect: Effect, probe: ProbeEntry) -> Direction | None:
 
 
 def ends(forgetting: Forgetting) -> list[str]:
-    """The measured stages from which no other measured stage goes on: what the run hands to the user."""
-    measured = [stage for stage in forgetting.stages if stage != BASE and stage in forgetting.matrix]
+    """The measured stages from which no other measured stage goes on: what the run hands to the user. What was rolled
+    back is none of it."""
+    left = forgetting.rolled_back
+    measured = [stage for stage in forgetting.stages if stage not in (BASE, *left) and stage in forgetting.matrix]
     inner = {forgetting.parent.get(stage) for stage in measured}
     return [stage for stage in measured if stage not in inner]
 

@@ -11,7 +11,7 @@ from align.report import curves, findings, numbers
 from align.report.findings import Change
 from align.report.recipe_view import view
 from align.report.schema import Report
-from align.report.sentence import beyond, from_to, join, nothing, tolerated
+from align.report.sentence import beyond, from_to, handed_on, join, nothing, tolerated
 
 Tone = Literal["good", "bad", "open"]
 
@@ -58,6 +58,8 @@ def _judged(forgetting: Forgetting) -> tuple[str, Tone, str]:
     """The verdict on the policies that the run hands on; FORGOT where one of them forgot."""
     stages = findings.ends(forgetting)
     if not stages:
+        if forgetting.rolled_back:
+            return NO_RESULT, "open", handed_on(forgetting)
         return (NO_RESULT, "open", "only the base has been measured" if forgetting.matrix else "")
     changes = [change for stage in stages for change in findings.changes(forgetting, stage)]
     means = {stage: cell for stage in stages if (cell := forgetting.mean.get(stage, {}).get(findings.ALL))}

@@ -9,10 +9,16 @@ from align.report.findings import BASE
 from align.report.schema import Report
 
 VIOLATION: Final = "on_violation"
-ACTIONS: Final = (VIOLATION, "on_budget")
+ACTIONS: Final = (VIOLATION, "on_budget", "retry", "interpolate")
 """Stand among the limits in forgetting.json, and are none."""
 
-VIOLATIONS: Final = {"warn": "is told, and the run goes on", "stop": "ends the run"}
+VIOLATIONS: Final = {
+    "warn": "is told, and the run goes on",
+    "stop": "ends the run",
+    "rollback": "has the run go on from the policy before the stage",
+    "retry": "has the stage trained again",
+    "interpolate": "has the run go on from a share of the stage's update",
+}
 
 
 def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
@@ -40,8 +46,20 @@ def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             "it. What has no verdict has no limit, and no gate looks at it."
         )
         action = forgetting.thresholds.get(VIOLATION)
-        if action in VIOLATIONS:
-            yield f"A limit that a gate finds broken {VIOLATIONS[str(action)]} (`on_violation: {action}`)."
+        if isinstance(action, str) and action in VIOLATIONS:
+            yield f"A limit that a gate finds broken {VIOLATIONS[action]} (`on_violation: {action}`)."
+        elif isinstance(action, list):
+            tried = "; if that does not help, ".join(VIOLATIONS.get(str(one), str(one)) for one in action)
+            yield f"A limit that a gate finds broken {tried} (`on_violation: [{', '.join(map(str, action))}]`)."
+        elif isinstance(action, dict):
+            told = {
+                name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()
+            }
+            told = {
+                name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()
+            }
+            named = "; ".join(f"{name}: {one}" for name, one in told.items())
+            yield f"What is done about a limit that a gate finds broken depends on the probe (`on_violation`): {named}."
     if report.quantization:
         yield (
             "The cost of quantising is the perplexity of the probes' running text under the quantised base, over that "

@@ -10,10 +10,11 @@ from align.forgetting.records import Answer, BrokenAnswer, MendedAnswer, Quantiz
 from align.forgetting.table import Forgetting
 from align.report.schema import Report, StageRecord, Step
 from align.rl import rollouts
-from align.run_folder import files, reading
+from align.run_folder import files, handed_on, reading
 from align.run_folder.comparison import ComparisonResult
+from align.run_folder.decisions import Decision
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import FORMAT, Decision, Failure, Outcome
+from align.run_folder.records import FORMAT, Failure, Outcome
 from align.run_folder.run_record import RunRecord, StageEntry
 from align.spectrum.records import Spectrum
 from align.written import keep
@@ -62,6 +63,7 @@ def _no_run(folder: Path) -> AlignError:
 
 
 def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
+    measured = handed_on.folder(folder).measurements
     ended = entry.status in ("failed", "interrupted", "stopped")
     return StageRecord(
         id=name,
@@ -69,10 +71,10 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         outcome=reading.optional(folder.outcome, Outcome),
         decision=reading.optional(folder.decision, Decision),
         steps=_steps(folder.metrics),
-        broken=reading.rows(folder.measurements / "broken.jsonl", BrokenAnswer),
-        mended=reading.rows(folder.measurements / "mended.jsonl", MendedAnswer),
-        samples=reading.rows(folder.measurements / "samples.jsonl", Sample),
-        answers=reading.rows(folder.answers, Answer),
+        broken=reading.rows(measured / "broken.jsonl", BrokenAnswer),
+        mended=reading.rows(measured / "mended.jsonl", MendedAnswer),
+        samples=reading.rows(measured / "samples.jsonl", Sample),
+        answers=reading.rows(handed_on.folder(folder).answers, Answer),
         log_tail=_tail(folder.log) if ended else (),
         at=_at(folder.progress) if entry.status == "running" else "",
         failure=reading.optional(folder.error, Failure) if ended else None,

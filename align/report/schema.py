@@ -7,7 +7,8 @@ from align.forgetting.records import Answer, BrokenAnswer, MendedAnswer, Quantiz
 from align.forgetting.table import Forgetting
 from align.rl.rollouts import Rollout
 from align.run_folder.comparison import ComparisonResult
-from align.run_folder.records import Decision, Failure, Outcome, Record
+from align.run_folder.decisions import Decision
+from align.run_folder.records import Failure, Outcome, Record
 from align.run_folder.run_record import RunRecord, StageEntry
 from align.spectrum.records import Spectrum
 from align.written.keep import Example

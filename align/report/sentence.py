@@ -1,6 +1,6 @@
 """The verdict on a run in one sentence, and what its measurements cannot tell."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from align.forgetting.distances import KL
@@ -11,6 +11,7 @@ from align.report.alarms import words
 from align.report.details_page import family_lines
 from align.report.findings import Change
 from align.report.schema import Report, StageRecord
+from align.run_folder.decisions import ROLLED_BACK
 
 AGREEMENT: Final = (
     "Agreement with the base is how many of the base's own answer tokens the model would still choose. Whatever is "
@@ -42,13 +43,27 @@ def notes(forgetting: Forgetting) -> list[str]:
     if not forgetting.matrix:
         return []
     probes = forgetting.probes.values()
-    found = family_lines(forgetting)
+    found = [*_acted(forgetting), *family_lines(forgetting)]
     found += [AGREEMENT] if any(probe.stands_apart for probe in probes) else []
     guessed = [name for name, why in forgetting.left_out.items() if why.startswith(SILENT)]
     if guessed:
         them = "it" if len(guessed) == 1 else "them"
         found.append(f"{join(guessed)} cannot show forgetting: the base is not surely better at {them} than guessing.")
     return found if guessed or any(is_capability(probe) for probe in probes) else [*found, NO_SKILL]
+
+
+def _acted(forgetting: Forgetting) -> Iterator[str]:
+    """Which columns are not of what goes on as it was trained."""
+    for id in forgetting.rolled_back:
+        yield f"{id} was rolled back: its column shows what it had trained, and no stage goes on from that."
+    for id, share in forgetting.interpolated.items():
+        yield f"The column {id} shows a share of {share:g} of what it trained, which goes on."
+
+
+def handed_on(forgetting: Forgetting) -> str:
+    """What a run hands on all of whose policies were rolled back."""
+    verb = "was" if len(forgetting.rolled_back) == 1 else "were"
+    return f"{join(forgetting.rolled_back)} {verb} rolled back, so the run hands on the base"
 
 
 def is_capability(probe: ProbeEntry) -> bool:
@@ -72,10 +87,13 @@ def verdict_line(report: Report) -> str:
         return f"{nothing(report)}{tail}."
     stages = findings.ends(forgetting)
     if not stages:
+        if forgetting.rolled_back:
+            told = handed_on(forgetting)
+            return f"{told[0].upper()}{told[1:]}{tail}."
         n = sum(not probe.stands_apart for probe in forgetting.probes.values())
         return f"Only the base has been measured ({n} capabilities), and no trained stage yet{tail}."
     parts = "; ".join(_stage_sentence(forgetting, stage) for stage in stages)
-    tail = "".join(_gate(stage, forgetting) for stage in report.stages) + tail
+    tail = "".join(_gate(stage, forgetting) + _went_on(stage) for stage in report.stages) + tail
     return f"{parts[0].upper()}{parts[1:]} (95 % intervals, the same held-out items before and after){tail}."
 
 
@@ -172,6 +190,19 @@ def _gate(stage: StageRecord, forgetting: Forgetting) -> str:
         f"{join(found)} past {'its limit' if len(found) == 1 else 'their limits'}" if found else "nothing past a limit"
     )
     return f"{distant}; after {stage.id} the gate, which looks at the other half of the items, found {what}"
+
+
+def _went_on(stage: StageRecord) -> str:
+    """What was done about a violation, as the end of a sentence."""
+    decision = stage.decision
+    if decision is None or not decision.actions:
+        return ""
+    if decision.policy == ROLLED_BACK:
+        return f"; {stage.id} was rolled back"
+    of = f" of attempt {decision.attempt}" if decision.attempt > 1 else ""
+    if decision.share is not None:
+        return f"; of {stage.id} a share of {decision.share:g} of the update{of} goes on"
+    return f"; of {stage.id} attempt {decision.attempt} goes on" if of else ""
 
 
 def _alarms(stage: StageRecord) -> str:

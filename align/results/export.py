@@ -12,6 +12,7 @@ from align.merging.verdict import Merge
 from align.parameterization import chain
 from align.results import find
 from align.run_folder import files as run_files
+from align.run_folder import handed_on
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
 from align.runner import launch
@@ -52,7 +53,7 @@ def export(run: Path, stage: str | None, out: Path, form: str, dtype: str = "aut
         else:
             _check_mergeable(model, outcome.stage)
             merge = _merged(RunDir(run), ticket, outcome, folder, dtype)
-        _card(RunDir(run).stage(outcome.stage).model / "README.md", folder, form, merge)
+        _card(handed_on.folder(RunDir(run).stage(outcome.stage)).model / "README.md", folder, form, merge)
     return Exported(out, sum(file.stat().st_size for file in out.rglob("*") if file.is_file()), merge)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.errors import AlignError
-from align.run_folder import files, reading
+from align.run_folder import files, handed_on, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
 from align.run_folder.run_record import RunRecord
 
 
 def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
-    """The stages of a run that gave a policy, in the order in which they ran.
+    """The stages of a run that gave a policy, in the order in which they ran; without those that were rolled back.
+
+    Of one whose update was interpolated it is the outcome of what goes on.
 
     Args:
         rewards: those that gave a reward model too.
@@ -21,8 +23,17 @@ def finished(folder: Path, *, rewards: bool = False) -> dict[str, Outcome]:
         AlignError: the folder is no run, or no stage of it is done.
     """
     done = _done(folder)
-    found = {id: outcome for id, outcome in done.items() if outcome.policy or (rewards and outcome.reward)}
+    run = RunDir(folder)
+    found = {
+        id: outcome
+        for id, outcome in done.items()
+        if (outcome.policy and not handed_on.rolled_back(run.stage(id))) or (rewards and outcome.reward)
+    }
     if not found:
+        if any(outcome.policy for outcome in done.values()):
+            base = next(outcome.policy.base.name for outcome in done.values() if outcome.policy)
+            what = f"'{folder}' hands on no policy: all that it trained was rolled back to its base, {base}"
+            raise AlignError(what, "loosen the limits of its recipe, or change what it trains, and run it again")
         if done:
             raise _no_policy(folder, next(iter(done)), {})
         raise AlignError(f"no stage of '{folder}' has finished", "run it first: align run")
@@ -41,6 +52,9 @@ def find(folder: Path, stage: str | None, *, rewards: bool = False) -> tuple[Tic
     done = finished(folder, rewards=rewards)
     chosen = stage or [id for id, outcome in done.items() if outcome.policy or not _any_policy(done)][-1]
     if chosen not in done:
+        if chosen in _done(folder) and handed_on.rolled_back(RunDir(folder).stage(chosen)):
+            what = f"stage '{chosen}' of '{folder}' was rolled back, so its policy does not go on"
+            raise AlignError(what, f"choose one of: {', '.join(done)}")
         if chosen in _done(folder):
             raise _no_policy(folder, chosen, done)
         raise AlignError(f"'{folder}' has no finished stage '{chosen}'", f"choose one of: {', '.join(done)}")
@@ -59,7 +73,7 @@ def _done(folder: Path) -> dict[str, Outcome]:
     record = reading.whole(run.record, RunRecord)
     if record is None:
         raise AlignError(f"'{folder}' is not a run folder", "give a folder that `align run` wrote")
-    read = {id: reading.outcome(run.stage(id)) for id in record.order}
+    read = {id: reading.outcome(handed_on.folder(run.stage(id))) for id in record.order}
     return {id: outcome for id, outcome in read.items() if outcome and (outcome.policy or outcome.reward)}
 
 

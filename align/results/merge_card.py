@@ -57,7 +57,8 @@ def text(sources: Sequence[tuple[SavedLora, float]], rank: int, error: float, co
 def _shown(adapter: SavedLora) -> str:
     """A stage by the names of its run and itself, another folder by its own."""
     folder = adapter.folder.resolve()
-    return f"{folder.parents[2].name}: {folder.parent.name}" if adapter.policy() else folder.name
+    place = adapter.stage()
+    return f"{place.parents[1].name}: {place.name}" if adapter.policy() else folder.name
 
 
 def _identity(adapter: SavedLora) -> str:

@@ -39,6 +39,20 @@ class StageDir:
         return self.root / "decision.json"
 
     @property
+    def attempts(self) -> Path:
+        """Other attempts at the stage than the one that stands in its folder, by their numbers."""
+        return self.root / "attempts"
+
+    def attempt(self, number: int) -> StageDir:
+        """Where an attempt is kept that does not stand in the stage's folder."""
+        return StageDir(self.attempts / str(number))
+
+    @property
+    def moving(self) -> Path:
+        """What is being moved between the stage's folder and its attempts; gone when that is done."""
+        return self.root / "moving.json"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
@@ -154,6 +168,37 @@ class StageDir:
     def critic(self) -> Path:
         """The value network of PPO, kept beside the policy."""
         return self.root / "critic"
+
+    @property
+    def interpolation(self) -> Path:
+        """What was measured of shares of the stage's update."""
+        return self.root / "interpolation"
+
+    @property
+    def interpolation_request(self) -> Path:
+        return self.interpolation / "request.json"
+
+    @property
+    def interpolation_result(self) -> Path:
+        return self.interpolation / "result.json"
+
+    def of_share(self, shape: str, share: float) -> Path:
+        """The measurement of one share, on the gate's items."""
+        return self.interpolation / shape / f"{share:g}"
+
+    @property
+    def decided(self) -> DecidedDir:
+        """What goes on from the stage in place of what it trained, laid out as a stage."""
+        return DecidedDir(self.root / "decided")
+
+
+@dataclass(frozen=True)
+class DecidedDir(StageDir):
+    """The paths of a policy that was decided on; what it is at is told where the stage's own is."""
+
+    @property
+    def progress(self) -> Path:
+        return self.root.parent / "progress.jsonl"
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,17 @@ def outcome_in(path: Path) -> Outcome | None:
 
 
 def goes_on(stage: StageDir) -> str:
-    """Which policy goes on from a stage: `as_trained`, unless its decision says otherwise."""
-    return str(files.read_json(stage.decision, {}).get("policy", "as_trained"))
+    """Which policy goes on from a stage: `as_trained`, unless its decision says otherwise; of an interpolated one with
+    its shape and its share."""
+    decision = files.read_json(stage.decision, {})
+    share = decision.get("share")
+    which = str(decision.get("policy", "as_trained"))
+    return which if share is None else f"{which} {decision.get('shape')} {share:g}"
+
+
+def attempt(stage: StageDir) -> int:
+    """Which attempt at a stage was decided to go on: the first, unless its decision says otherwise."""
+    return int(files.read_json(stage.decision, {}).get("attempt", 1))
 
 
 def _validated(value: Any, kind: type[R], path: Path, remedy: str) -> R:

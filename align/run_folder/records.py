@@ -208,6 +208,7 @@ class Ticket(BaseModel):
     replays: bool  # whether a stage of the recipe replays the lab's own set, whose skills are known
     warnings: list[str] = []  # of checking the rows; they stand in the outcome too
     probes_sha256: str = _FORMERLY_MEASURED  # of the probes' content: with others it is measured again, not trained
+    attempt: int = 1  # the first trains as the recipe says, later ones as `forgetting.retry` changes it
     measure_base: bool
     measure_only: bool = False
     inside: Inside | None = None
@@ -298,51 +299,6 @@ class Outcome(BaseModel):
     warnings: list[str] = []
     versions: dict[str, str] = {}
     artifacts: dict[str, dict[str, Any]]
-
-
-class Violation(BaseModel):
-    """One limit that was broken beyond doubt.
-
-    `low` and `high` enclose `delta` = after - before against `limit`, a drop, or the KL itself; of perplexity they
-    enclose after / before against `limit`, a ratio. None stands for a number that is not finite.
-    """
-
-    probe: str
-    metric: Literal["accuracy", "perplexity", "kl"]
-    before: float | None
-    after: float | None
-    delta: float | None
-    low: float | None
-    high: float | None
-    limit: float
-
-
-class BudgetCrossed(BaseModel):
-    """A budget that a stage did not keep to; bytes, seconds, a perplexity or an accuracy. None is not finite."""
-
-    budget: str
-    probe: str | None = None
-    value: float | None
-    limit: float
-
-
-class Decision(BaseModel):
-    """What goes on from a stage, and why; `decision.json` of the stage."""
-
-    stage: str
-    action: Literal["continue", "stop"]
-    policy: Literal["as_trained"] = "as_trained"
-    reasons: list[str] = Field(description="Sentences with the figures: the violations, the budgets crossed, others.")
-    violations: list[Violation]
-    unclear: list[str] = Field(description="Probes whose items are too few to tell.")
-    budgets: list[BudgetCrossed] = []
-    thresholds: dict[str, float | dict[str, float] | str | None]
-    split: Literal["gate"] = "gate"
-
-    @property
-    def alarming(self) -> list[str]:
-        """The sentences on what was violated or crossed."""
-        return self.reasons[: len(self.violations) + len(self.budgets)]
 
 
 class Failure(Record):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded
-from align.run_folder import files, reading
+from align.run_folder import files, handed_on, reading
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
@@ -25,7 +25,7 @@ def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Co
         return None
     ids = [parent, *(plan.id for plan in giving if plan.policy == parent)]
     outcomes = {id: outcome for id in ids if (outcome := reading.outcome(run.stage(id))) is not None}
-    policies = {id: outcome.policy for id, outcome in outcomes.items() if outcome.policy is not None}
+    policies = {id: policy for id in outcomes if (policy := handed_on.policy(run, id)) is not None}
     ticket, reward = tickets[scored.id], tickets[scored.id].rewards[0].model_copy()
     if len(policies) < len(ids):
         return None
@@ -47,6 +47,7 @@ def comparison(loaded: Loaded, run: RunDir, tickets: Mapping[str, Ticket]) -> Co
         training={name: ticket.training.get(name) for name in ("max_completion_length", "bf16")},
         seed=ticket.seed,
     )
-    artifacts = {id: outcome.artifacts for id, outcome in outcomes.items()}
+    whole = {id: reading.outcome(handed_on.folder(run.stage(id))) or outcome for id, outcome in outcomes.items()}
+    artifacts = {id: outcome.artifacts for id, outcome in whole.items()}
     found.key = files.digest([found.model_dump(mode="json"), artifacts])
     return found

@@ -13,7 +13,8 @@ from align.errors import AlignError, Exit
 from align.parameterization import chain
 from align.run_folder import files, messages, reading
 from align.run_folder.comparison import ComparisonRequest, ComparisonResult
-from align.run_folder.messages import Compare, Execute, Finish
+from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
+from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Failure
 from align.runner import launch
@@ -48,6 +49,26 @@ class Child:
             time.sleep(POLL_SECONDS)
         self.watcher.refresh()
         self.watcher.end()
+
+    def interpolate(self, request: InterpolationRequest) -> InterpolationResult:
+        """Have a share of a stage's update found, as the request in the stage's folder says, and wait for the result.
+
+        Raises:
+            AlignError: the method has none, or the child died.
+        """
+        here, process = self.dir.stage(request.stage), self._started()
+        self._send(Interpolate(stage=request.stage))
+        while (
+            done := reading.whole(here.interpolation_result, InterpolationResult)
+        ) is None or done.key != request.key:
+            self.watcher.refresh()
+            self.meanwhile()
+            if process.poll() is not None:
+                self.watcher.end()
+                raise self._failure(request.stage, here, process.returncode)
+            time.sleep(POLL_SECONDS)
+        self.watcher.end()
+        return done
 
     def compare(self, request: ComparisonRequest) -> bool:
         """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
@@ -96,7 +117,7 @@ class Child:
                 self.process.wait()
         shutil.rmtree(self.dir.queue, ignore_errors=True)
 
-    def _send(self, message: Execute | Compare | Finish) -> None:
+    def _send(self, message: Execute | Compare | Interpolate | Finish) -> None:
         self.sent += 1
         messages.send(self.dir, self.sent, message)
 

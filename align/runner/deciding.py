@@ -1,41 +1,86 @@
-"""The decision on a stage, from what is stored of it; nothing is measured or trained."""
+"""What the gate says of an attempt at a stage, from what is stored of it; nothing is measured or trained."""
 
 from __future__ import annotations
+
+import math
 
 from align.forgetting import gate, measurements
 from align.forgetting.budgets import Costs
 from align.forgetting.distances import TaskKl
+from align.forgetting.judgement import MEAN, judge
 from align.forgetting.keys import ForgettingKeys
+from align.forgetting.measurements import Measurement
 from align.forgetting.records import Latency
-from align.run_folder import files, reading
+from align.forgetting.rounding import number
+from align.recipe.retries import Changed
+from align.run_folder import reading
+from align.run_folder.decisions import Attempt, Decision, Figure
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import Decision
 
 
-def decide(run: RunDir, stage: str, keys: ForgettingKeys) -> tuple[Decision | None, bool]:
-    """The decision that stands in the stage's folder, or a new one where there is none or it has other limits.
+def verdict(run: RunDir, stage: str, here: StageDir, keys: ForgettingKeys) -> Decision | None:
+    """What the gate decides on what was measured in a folder; None where there is nothing to decide on.
 
-    Returns: the decision, None where there is nothing to decide on; and whether it is new.
+    Its action is the first that the recipe wants done: it is final where that is `continue` or `stop`.
 
     Raises:
         AlignError: the measurements are damaged or hold different items, or a limit names a probe that is not measured.
     """
-    here = run.stage(stage)
-    measured = (here.measurements / "summary.json").is_file()
-    if not measured and keys.budgets is None:
-        here.decision.unlink(missing_ok=True)  # of budgets that the recipe no longer has
-        return None, False
-    known = reading.whole(here.decision, Decision)
-    if known is not None and known.thresholds == keys.thresholds():
-        return known, False
-    if measured:
-        base, after = measurements.load(run.base_measurements), measurements.load(here.measurements)
-        distance = reading.optional(here.task_kl, TaskKl)
-        decision = gate.decide(stage, base, after, keys, _costs(here), distance)
-    else:
-        decision = gate.decide_on_costs(stage, keys, _costs(here))
-    files.write_json(here.decision, decision.model_dump(mode="json"))
-    return decision, True
+    if not (here.measurements / "summary.json").is_file():
+        return None if keys.budgets is None else gate.decide_on_costs(stage, keys, _costs(here))
+    base, after = measurements.load(run.base_measurements), measurements.load(here.measurements)
+    return gate.decide(stage, base, after, keys, _costs(here), reading.optional(here.task_kl, TaskKl))
+
+
+def attempt(run: RunDir, here: StageDir, keys: ForgettingKeys, found: Decision, changed: Changed) -> Attempt:
+    """A line for the table of the attempts."""
+    base, after = measurements.load(run.base_measurements), measurements.load(here.measurements)
+    fell = [one for name, one in judge(base, after, "gate", keys).items() if name != MEAN and _is_skill(base, name)]
+    worst = min(fell, key=lambda one: one.after - one.before, default=None)
+    return Attempt(
+        number=found.attempt,
+        share=found.share,
+        changed=changed,
+        gain=_gain(base, after) or _validation(here),
+        worst=Figure(name=worst.probe, before=worst.before, after=worst.after) if worst else None,
+        violated=[violation.probe for violation in found.violations],
+    )
+
+
+def gain_kept(run: RunDir, trained: StageDir, decided: StageDir) -> str:
+    """How much of what was gained on the task a share of the update keeps, on the gate's items."""
+    base = measurements.load(run.base_measurements)
+    whole, part = (_gain(base, measurements.load(here.measurements)) for here in (trained, decided))
+    if whole is None or part is None:
+        return "no probe measures the task, so what is kept of the gain is not known"
+    figures = f"{whole.name} was {_score(whole.before)} before, is {_score(whole.after)} as trained and "
+    figures += f"{_score(part.after)} with this share"
+    gained, kept = (one.after - one.before for one in (whole, part) if one.after is not None and one.before is not None)
+    return figures + (f": {kept / gained:.0%} of the gain is kept" if gained > 0 else "")
+
+
+def _gain(base: Measurement, after: Measurement) -> Figure | None:
+    """The first probe of the task that has answers."""
+    for probe, info in base.probes.items():
+        if info.kind == "task" and info.metric == "accuracy" and base.has("gate", probe):
+            return Figure(name=probe, before=base.score("gate", probe), after=after.score("gate", probe))
+    return None
+
+
+def _validation(here: StageDir) -> Figure | None:
+    """The first and the last validation loss."""
+    losses = [row["eval_loss"] for row in reading.lines(here.metrics) if isinstance(row.get("eval_loss"), int | float)]
+    if not losses:
+        return None
+    return Figure(name="eval loss", before=number(losses[0]), after=number(losses[-1]))
+
+
+def _is_skill(base: Measurement, probe: str) -> bool:
+    return base.probes[probe].metric == "accuracy" and base.probes[probe].kind == "skill"
+
+
+def _score(value: float | None) -> str:
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
 def _costs(here: StageDir) -> Costs:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from align import report
@@ -15,14 +13,15 @@ from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
-from align.report import masked
-from align.run_folder import checkpoints, files, reading
+from align.run_folder import files, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
-from align.run_folder.records import FORMAT, Outcome, Ticket
+from align.run_folder.records import FORMAT, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
-from align.runner import answers, branches, deciding, notify, tickets
+from align.runner import branches, notify, tickets
+from align.runner.acting import Acting
 from align.runner.child import Child
+from align.runner.executing import Executor, take_inputs
 from align.runner.live_page import LivePage
 from align.runner.options import Options
 from align.runner.progress import Watcher
@@ -120,25 +119,35 @@ class Run:
     def _supersede(self) -> None:
         """Move away what a changed recipe, or the command line, replaces; descendants too."""
         only, again = self.options.only, set[str]()
-        known = {id: entry.fingerprint for id, entry in self.record.stages.items()}
-        changed = {id for id, ticket in self.tickets.items() if known.get(id, ticket.fingerprint) != ticket.fingerprint}
+        changed = {plan.id for plan in self.loaded.stages if self._has_changed(plan)}
         for plan in self.loaded.stages:
             asked = self.redo and plan.id in (self.options.from_stage, only)
             if only is not None and plan.id != only:
                 continue
             if only is not None:
-                self._take_inputs(plan)  # refuse before anything is moved
+                take_inputs(self.loaded, self.dir, plan, self.tickets[plan.id])  # refuse before anything is moved
                 self._refuse_changed_ancestors(plan, changed)
-            if plan.id in changed or asked or again & set(plan.inputs):
+            if asked or again & set(plan.inputs):
                 again.add(plan.id)
-                if self.dir.stage(plan.id).root.exists():
-                    self.dir.supersede(self.dir.stage(plan.id).root)
-                    why = "its recipe changed" if plan.id in changed else "it is to run again"
-                    self.watcher.say(f"{plan.id}: {why}; the old one is kept in superseded/")
+            if plan.id in changed | again and self.dir.stage(plan.id).root.exists():
+                self.dir.supersede(self.dir.stage(plan.id).root)
+                why = "its recipe changed" if plan.id in changed else "it is to run again"
+                self.watcher.say(f"{plan.id}: {why}; the old one is kept in superseded/")
         gone = [id for id in self.record.stages if id not in self.tickets and only is None]
         for id in gone:
             self.dir.supersede(self.dir.stage(id).root)
         self._set(stages={id: entry for id, entry in self.record.stages.items() if id not in gone})
+
+    def _has_changed(self, plan: StagePlan) -> bool:
+        """Whether a stage is another than was recorded. What comes in from a stage that is yet to be decided on cannot
+        be told here; it is when the turn of the stage comes."""
+        entry, ticket = self.record.stages.get(plan.id), self.tickets[plan.id]
+        known = entry.fingerprint if entry and entry.fingerprint else ticket.fingerprint
+        above = self.dir.stage(plan.policy)
+        measured = (above.measurements / "summary.json").is_file()
+        if plan.policy != BASE and not (above.outcome.is_file() and above.decision.is_file() >= measured):
+            return False
+        return known != ticket.fingerprint
 
     def _refuse_changed_ancestors(self, plan: StagePlan, changed: set[str]) -> None:
         for id in plan.inputs:  # whose fingerprints change with those of their own inputs
@@ -149,13 +158,14 @@ class Run:
     def _stages(self) -> Exit:
         self.page = LivePage(self.dir, self._tabulate, self.watcher.say)
         child = Child(self.dir, self.loaded.recipe.launch.processes, self.watcher, self.page.tick)
+        executor = Executor(self.loaded, self.dir, self.tickets, self.watcher, child, self.page, self._note)
+        acting = Acting(executor, self.notifier)
         todo = [p for p in self.loaded.stages if self.options.only in (None, p.id)]
         try:
             for plan in todo:
                 self._note(plan, status="pending")
             for plan in todo:
-                self._bring_up(plan, child)
-                if self._decide(plan) == "stop":
+                if acting.settle(plan) == "stop":
                     self._note(plan, status="stopped")
                     return Exit.GATE
                 self._note(plan, status="done")
@@ -170,6 +180,7 @@ class Run:
             raise
         finally:
             child.end()
+            self.changed |= executor.changed
             try:
                 self._summarize()
             except AlignError as error:  # must not hide why the run ended
@@ -192,148 +203,6 @@ class Run:
         self.page.write(measured=True)
         if not child.compare(request):
             self.watcher.say(f"the branches were not compared; see {self.dir.child_log} and the last stage's log")
-
-    def _bring_up(self, plan: StagePlan, child: Child) -> None:
-        """Skip a stage, measure it again, or run it. Cheapest test first."""
-        here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
-        opened = ticket.fingerprint
-        tickets.seal(plan, self.tickets, self.dir)  # what goes on from its inputs has been decided now
-        if ticket.fingerprint != opened and here.root.exists():  # its checkpoints too are of another policy
-            self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
-            self.dir.supersede(here.root)
-        outcome, file = reading.outcome(here), here.outcome
-        if outcome is None or outcome.probes_sha256 != ticket.probes_sha256:
-            kept = reading.outcome_in(here.remeasuring)
-            outcome, file = (kept, here.remeasuring) if kept is not None else (outcome, file)
-        if outcome is None:
-            self._execute(plan, child)
-            return
-        begun = file == here.remeasuring  # what was done again then may lack its last files
-        asking = begun and bool(files.read_json(here.ticket, {}).get("ask_only"))
-        unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
-        name = files.damaged(outcome.artifacts, here.root, since=file.stat().st_mtime)
-        if name is not None or outcome.fingerprint != ticket.fingerprint:
-            bad = f"has a damaged file, {name}" if name else "belongs to another recipe"
-            self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
-            self.dir.supersede(here.root)
-            self._execute(plan, child)
-        elif unasked or self._base_is_missing() or self._row_is_missing(plan):
-            self.watcher.say(f"{plan.id}: trained already; measured again")
-            self.dir.supersede(here.measurements)
-            here.decision.unlink(missing_ok=True)
-            self._measure_again(plan, child, file)
-        elif asking or self._answers_are_missing(plan):
-            self.watcher.say(f"{plan.id}: trained already; only its answers are written again")
-            self.dir.supersede(here.answers)
-            ticket.ask_only = True
-            self._measure_again(plan, child, file)
-        else:
-            here.remeasuring.unlink(missing_ok=True)
-            self.watcher.say(f"{plan.id}: done already")
-
-    def _measure_again(self, plan: StagePlan, child: Child, outcome: Path) -> None:
-        """Execute a stage that is trained, without training; its outcome is kept aside until that is done."""
-        here = self.dir.stage(plan.id)
-        outcome.replace(here.remeasuring)
-        here.outcome.unlink(missing_ok=True)
-        self.tickets[plan.id].measure_only = True
-        self._execute(plan, child)
-        here.remeasuring.unlink()
-
-    def _answers_are_missing(self, plan: StagePlan) -> bool:
-        """Whether a policy, or the base, has not answered the prompts of the recipe as it is now."""
-        if plan.program.stage.gives != "policy":
-            return False
-        prompts, here = self.tickets[plan.id].prompts, self.dir.stage(plan.id)
-        return any(answers.missing(path, prompts) for path in (here.answers, self.dir.base_answers))
-
-    def _row_is_missing(self, plan: StagePlan) -> bool:
-        keys, here = self.loaded.recipe.forgetting, self.dir.stage(plan.id)
-        if keys.probes == "none" or plan.program.stage.gives != "policy":
-            return False
-        untimed = self.tickets[plan.id].latency and not here.latency.is_file()
-        unlimited = keys.max_kl is not None and not here.task_kl.is_file()  # as an older run leaves it
-        return untimed or unlimited or not (here.measurements / "summary.json").is_file()
-
-    def _base_is_missing(self) -> bool:
-        asked = self.loaded.recipe.forgetting.probes != "none"
-        return asked and not (self.dir.base_measurements / "summary.json").is_file()
-
-    def _execute(self, plan: StagePlan, child: Child) -> None:
-        here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
-        self._take_inputs(plan)
-        self.changed = True
-        ticket.measure_base = self._base_is_missing()
-        ticket.ask_base = not ticket.measure_base and answers.missing(self.dir.base_answers, ticket.prompts)
-        if ticket.ask_base:
-            self.dir.supersede(self.dir.base_answers)
-        checkpoint = checkpoints.whole_checkpoint(here.checkpoints)
-        ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
-        here.error.unlink(missing_ok=True)
-        here.progress.unlink(missing_ok=True)
-        files.write_json(here.ticket, ticket.model_dump(mode="json"))
-        self._note(
-            plan,
-            status="running",
-            fingerprint=ticket.fingerprint,
-            started=_now(),
-            resumed_from=checkpoint.name if checkpoint else None,
-        )
-        if not ticket.measure_only:
-            resuming = f" (resuming from {checkpoint.name})" if checkpoint else ""
-            self.watcher.say(f"{plan.id}: {plan.program.stage.description}{resuming}")
-        self.watcher.begin(plan.id, here.metrics, here.progress)
-        self.page.write(measured=True)
-        try:
-            child.execute(plan.id)
-        except AlignError:
-            self._note(plan, status="failed")
-            raise
-        outcome = reading.outcome(here)
-        assert outcome is not None
-        alarms = {f"{name.replace('_', ' ')} " for name in outcome.metrics.get("alarms", ())}
-        for text in outcome.warnings:
-            if not text.startswith(tuple(alarms)) and text not in ticket.warnings:  # which were told before
-                self.watcher.warn(plan.id, text)
-        if not ticket.measure_only and (untrained := masked.words(outcome.data)):
-            self.watcher.say(f"{plan.id}: masked {untrained}")
-        for text in answers.told(self.dir.base_answers, here.answers, plan.id):
-            self.watcher.say(text)
-        self._note(plan, ended=_now(), seconds=round(outcome.seconds + outcome.measure_seconds, 1))
-        shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
-
-    def _take_inputs(self, plan: StagePlan) -> None:
-        """Fill in what only the stages before can tell: their policy and reward models."""
-        ticket = self.tickets[plan.id]
-        if plan.policy != BASE:
-            policy = self._result(plan, plan.policy).policy
-            assert policy is not None
-            ticket.policy = policy
-        for reward in ticket.rewards:
-            if reward.stage is not None:
-                reward.model = self._result(plan, reward.stage).reward
-
-    def _result(self, plan: StagePlan, source: str) -> Outcome:
-        outcome = reading.outcome(self.dir.stage(source))
-        if outcome is None:
-            raise AlignError(
-                f"stage '{plan.id}' starts from '{source}', which has not run in '{self.dir.root}'",
-                f"run without --only, or `--only {source}` first",
-            )
-        return outcome
-
-    def _decide(self, plan: StagePlan) -> str:
-        """Judge a stage by the gate and its budgets, from stored measurements; nothing is measured or trained."""
-        decision, new = deciding.decide(self.dir, plan.id, self.loaded.recipe.forgetting)
-        if decision is None:
-            return "continue"
-        if new:
-            self.changed = True
-            for reason in decision.alarming:
-                self.watcher.say(f"{plan.id}: {reason}", "gate")
-            if decision.alarming:
-                self.notifier.send("gate", stage=plan.id)
-        return decision.action
 
     def _summarize(self) -> None:
         """forgetting.json and the report, when anything is new."""

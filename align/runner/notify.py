@@ -201,7 +201,9 @@ def _state(run: RunDir, event: Event) -> dict[str, Any]:
     for stage in found.stages:
         decision = stage.decision
         entry = {"id": stage.id, "program": stage.entry.stage, "status": stage.entry.status}
-        written = decision.model_dump(mode="json", include={"action", "violations", "budgets"}) if decision else {}
+        written = (
+            decision.model_dump(mode="json", include={"action", "policy", "violations", "budgets"}) if decision else {}
+        )
         stages.append(entry | written | ({"reasons": decision.alarming} if decision else {}))
     status = {"failure": "failed", "interrupt": "interrupted"}.get(event)
     about = next((stage.id for stage in found.stages if stage.entry.status == status), None)

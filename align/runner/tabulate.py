@@ -8,7 +8,8 @@ from align.forgetting import matrix, measurements
 from align.forgetting.distances import Drift, TaskKl
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded
-from align.run_folder import files, reading
+from align.run_folder import files, handed_on, reading
+from align.run_folder.decisions import Decision
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
 
@@ -26,15 +27,20 @@ def tabulate(run: RunDir, order: Sequence[str], tickets: Mapping[str, Ticket], l
         run.forgetting.unlink(missing_ok=True)
         return
     rows = [id for id in order if _measured(run, id, tickets[id])]
-    found = {id: measurements.load(run.stage(id).measurements) for id in rows}
-    parents = {plan.id: plan.policy for plan in loaded.stages}
+    dirs = {id: handed_on.folder(run.stage(id)) for id in rows}
+    found = {id: measurements.load(here.measurements) for id, here in dirs.items()}
+    takes = {plan.id: plan.policy for plan in loaded.stages}
+    parents = {id: handed_on.source(run, policy, takes) for id, policy in takes.items()}
+    left = tuple(id for id in rows if handed_on.rolled_back(run.stage(id)))
     base = measurements.load(run.base_measurements)
-    dirs = {id: run.stage(id) for id in rows}
     distances = {
         id: (reading.optional(here.task_kl, TaskKl), reading.optional(here.drift, Drift)) for id, here in dirs.items()
     }
     table = matrix.build([BASE, *rows], parents, {BASE: base, **found}, loaded.recipe.forgetting, distances)
-    files.write_json(run.forgetting, table.written())
+    decisions = {id: reading.whole(run.stage(id).decision, Decision) for id in rows}
+    shares = {id: found.share for id, found in decisions.items() if found is not None and found.share is not None}
+    acted = {name: value for name, value in (("rolled_back", left), ("interpolated", shares)) if value}
+    files.write_json(run.forgetting, table.but(**acted).written())
 
 
 def _measured(run: RunDir, id: str, ticket: Ticket) -> bool:

@@ -17,10 +17,11 @@ from align.preflight import rows_that_fit, written
 from align.preflight.check import Prepared, write_rows
 from align.preflight.rows_that_fit import StageRows
 from align.preflight.written import REPLAY, REWRITE
-from align.recipe import run_length
+from align.recipe import retries, run_length
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files, reading
+from align.run_folder.decisions import ROLLED_BACK
 from align.run_folder.paths import RunDir
 from align.run_folder.records import (
     BaseModelIdentity,
@@ -70,21 +71,47 @@ def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> di
     for plan in loaded.stages:
         tickets[plan.id] = ticket_of(loaded, prepared, plan, run, identity, processes)
         tickets[plan.id].prompts = prompts
-        seal(plan, tickets, run)
+        seal(plan, loaded, tickets, run)
     return tickets
 
 
-def seal(plan: StagePlan, tickets: Mapping[str, Ticket], run: RunDir) -> None:
+def seal(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run: RunDir) -> None:
     """Give a ticket its fingerprint, from those of its inputs and from what is decided on the policy that comes in.
 
     Done when the run is opened, to tell what has changed, and again when the turn of the stage comes: by then the
     stages before it have been decided on.
     """
-    above = [BASE]
-    if plan.policy != BASE:
-        above = [tickets[plan.policy].fingerprint, reading.goes_on(run.stage(plan.policy))]
-    above += [tickets[id].fingerprint for id in plan.rewards]
-    tickets[plan.id].fingerprint = fingerprint(plan, tickets[plan.id], above)
+    tickets[plan.id].fingerprint = fingerprint(plan, tickets[plan.id], _above(plan, loaded, tickets, run))
+
+
+def attempt(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run: RunDir, number: int) -> Ticket:
+    """The ticket of an attempt at a stage: the stage's own, with what `forgetting.retry` changes, and its fingerprint."""
+    own = tickets[plan.id]
+    if number == 1:
+        return own
+    found = retries.changed(plan, loaded.recipe.forgetting.retry, number)
+    begun = {"measure_base": False, "measure_only": False, "ask_base": False, "ask_only": False, "resume_from": None}
+    ratio = found["replay"][1] if "replay" in found else own.replay_ratio
+    trained = {"attempt": number, "training": retries.training(plan, found), "replay_ratio": ratio}
+    ticket = own.model_copy(update={**begun, **trained})
+    ticket.fingerprint = fingerprint(plan, ticket, _above(plan, loaded, tickets, run))
+    return ticket
+
+
+def _above(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run: RunDir) -> list[str]:
+    """What identifies all that comes into a stage."""
+    return _handed_on(plan.policy, loaded, tickets, run) + [tickets[id].fingerprint for id in plan.rewards]
+
+
+def _handed_on(stage: str, loaded: Loaded, tickets: Mapping[str, Ticket], run: RunDir) -> list[str]:
+    """What identifies the policy that goes on from a stage: of one that was rolled back, what identifies the one before
+    it, so that nothing is trained again where the same policy comes in for another reason."""
+    if stage == BASE:
+        return [BASE]
+    decided, plan = reading.goes_on(run.stage(stage)), next(plan for plan in loaded.stages if plan.id == stage)
+    if decided == ROLLED_BACK:
+        return _handed_on(plan.policy, loaded, tickets, run)
+    return [attempt(plan, loaded, tickets, run, reading.attempt(run.stage(stage))).fingerprint, decided]
 
 
 def ticket_of(

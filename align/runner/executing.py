@@ -1,0 +1,239 @@
+"""One attempt at a stage: skip it, measure it again, go on with it or run it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from align.errors import AlignError
+from align.recipe.pipeline import BASE
+from align.recipe.plan import Loaded, StagePlan
+from align.report import masked
+from align.run_folder import attempts, checkpoints, files, handed_on, reading
+from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
+from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.records import Ticket
+from align.runner import answers, tickets
+from align.runner.child import Child
+from align.runner.live_page import LivePage
+from align.runner.progress import Watcher
+
+
+@dataclass
+class Executor:
+    """Brings the stages of a run up, in their order.
+
+    Attributes:
+        tickets: of the stages as the recipe has them.
+        note: writes into run.json what is known of a stage.
+        changed: whether the report has to be written again.
+    """
+
+    loaded: Loaded
+    dir: RunDir
+    tickets: dict[str, Ticket]
+    watcher: Watcher
+    child: Child
+    page: LivePage
+    note: Callable[..., None]
+    changed: bool = False
+
+    def open(self, plan: StagePlan) -> None:
+        """Begin with a stage: what goes on from its inputs has been decided now, and may be another policy than that
+        which the stage was trained from, or is being trained from."""
+        here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
+        opened = ticket.fingerprint
+        tickets.seal(plan, self.loaded, self.tickets, self.dir)
+        if ticket.fingerprint != opened and here.root.exists():  # its checkpoints too are of another policy
+            self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
+            self.dir.supersede(here.root)
+        attempts.finish(here)
+
+    def stand(self, plan: StagePlan, number: int) -> StageDir:
+        """Where the records of an attempt are, which is trained and measured where it is not yet."""
+        kept = self.dir.stage(plan.id).attempt(number)
+        ticket = self._ticket(plan, number)
+        outcome = reading.outcome(kept)
+        if outcome is not None and outcome.fingerprint == ticket.fingerprint:
+            asked = outcome.probes_sha256 == ticket.probes_sha256
+            if asked and not self._base_is_missing() and not self._row_is_missing(plan, kept):
+                return kept
+        return self.place(plan, number)
+
+    def place(self, plan: StagePlan, number: int) -> StageDir:
+        """The same, in the stage's own folder, with its model."""
+        here = self.dir.stage(plan.id)
+        attempts.place(here, number)
+        self._bring_up(plan, self._ticket(plan, number))
+        return here
+
+    def interpolate(self, plan: StagePlan, request: InterpolationRequest) -> InterpolationResult:
+        """Have a share of what stands in the stage's folder found, measured and saved.
+
+        Raises:
+            AlignError: the method has none, or the child died.
+        """
+        here = self.dir.stage(plan.id)
+        here.interpolation_result.unlink(missing_ok=True)
+        here.error.unlink(missing_ok=True)
+        here.progress.unlink(missing_ok=True)
+        files.write_json(here.interpolation_request, request.written())
+        self.changed = True
+        self.note(plan, status="running")
+        self.watcher.say(f"{plan.id}: looking for the largest share of its update that keeps the limits")
+        self.watcher.begin(plan.id, here.metrics, here.progress)
+        try:
+            return self.child.interpolate(request)
+        except AlignError:
+            self.note(plan, status="failed")
+            raise
+
+    def _ticket(self, plan: StagePlan, number: int) -> Ticket:
+        return tickets.attempt(plan, self.loaded, self.tickets, self.dir, number)
+
+    def _bring_up(self, plan: StagePlan, ticket: Ticket) -> None:
+        """Skip an attempt, measure it again, or run it. Cheapest test first."""
+        here, name = self.dir.stage(plan.id), _named(ticket)
+        outcome, file = reading.outcome(here), here.outcome
+        if outcome is None or outcome.probes_sha256 != ticket.probes_sha256:
+            kept = reading.outcome_in(here.remeasuring)
+            outcome, file = (kept, here.remeasuring) if kept is not None else (outcome, file)
+        if outcome is None:
+            if files.read_json(here.ticket, {}).get("fingerprint") not in (None, ticket.fingerprint):
+                self.watcher.say(f"{name}: it was begun with another recipe; the old one is kept in superseded/")
+                attempts.supersede(self.dir, here)
+            self._execute(plan, ticket)
+            return
+        begun = file == here.remeasuring  # what was done again then may lack its last files
+        asking = begun and bool(files.read_json(here.ticket, {}).get("ask_only"))
+        unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
+        torn = files.damaged(outcome.artifacts, here.root, since=file.stat().st_mtime)
+        if torn is not None or outcome.fingerprint != ticket.fingerprint:
+            bad = f"has a damaged file, {torn}" if torn else "belongs to another recipe"
+            self.watcher.say(f"{name}: its result {bad}; it runs again, the old one is kept in superseded/")
+            attempts.supersede(self.dir, here)
+            self._execute(plan, ticket)
+        elif unasked or self._base_is_missing() or self._row_is_missing(plan, here):
+            self.watcher.say(f"{name}: trained already; measured again")
+            for old in (here.measurements, here.interpolation, here.decided.root):
+                self.dir.supersede(old)
+            here.decision.unlink(missing_ok=True)
+            self._measure_again(plan, ticket, file)
+        elif asking or self._answers_are_missing(plan):
+            self.watcher.say(f"{name}: trained already; only its answers are written again")
+            self.dir.supersede(here.answers)
+            ticket.ask_only = True
+            self._measure_again(plan, ticket, file)
+        else:
+            here.remeasuring.unlink(missing_ok=True)
+            self.watcher.say(f"{name}: done already")
+
+    def _measure_again(self, plan: StagePlan, ticket: Ticket, outcome: Path) -> None:
+        """Execute a stage that is trained, without training; its outcome is kept aside until that is done."""
+        here = self.dir.stage(plan.id)
+        outcome.replace(here.remeasuring)
+        here.outcome.unlink(missing_ok=True)
+        ticket.measure_only = True
+        self._execute(plan, ticket)
+        ticket.measure_only = ticket.ask_only = False
+        here.remeasuring.unlink()
+
+    def _answers_are_missing(self, plan: StagePlan) -> bool:
+        """Whether a policy, or the base, has not answered the prompts of the recipe as it is now."""
+        if plan.program.stage.gives != "policy":
+            return False
+        prompts, here = self.tickets[plan.id].prompts, self.dir.stage(plan.id)
+        return any(answers.missing(path, prompts) for path in (here.answers, self.dir.base_answers))
+
+    def _row_is_missing(self, plan: StagePlan, here: StageDir) -> bool:
+        keys = self.loaded.recipe.forgetting
+        if keys.probes == "none" or plan.program.stage.gives != "policy":
+            return False
+        untimed = self.tickets[plan.id].latency and not here.latency.is_file()
+        unlimited = keys.max_kl is not None and not here.task_kl.is_file()  # as an older run leaves it
+        return untimed or unlimited or not (here.measurements / "summary.json").is_file()
+
+    def _base_is_missing(self) -> bool:
+        asked = self.loaded.recipe.forgetting.probes != "none"
+        return asked and not (self.dir.base_measurements / "summary.json").is_file()
+
+    def _execute(self, plan: StagePlan, ticket: Ticket) -> None:
+        here = self.dir.stage(plan.id)
+        take_inputs(self.loaded, self.dir, plan, ticket)
+        self.changed = True
+        ticket.measure_base = self._base_is_missing()
+        ticket.ask_base = not ticket.measure_base and answers.missing(self.dir.base_answers, ticket.prompts)
+        if ticket.ask_base:
+            self.dir.supersede(self.dir.base_answers)
+        checkpoint = checkpoints.whole_checkpoint(here.checkpoints)
+        ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
+        here.error.unlink(missing_ok=True)
+        here.progress.unlink(missing_ok=True)
+        files.write_json(here.ticket, ticket.model_dump(mode="json"))
+        resumed = checkpoint.name if checkpoint else None
+        self.note(plan, status="running", started=_now(), resumed_from=resumed)
+        if not ticket.measure_only:
+            resuming = f" (resuming from {checkpoint.name})" if checkpoint else ""
+            self.watcher.say(f"{_named(ticket)}: {plan.program.stage.description}{resuming}")
+        self.watcher.begin(plan.id, here.metrics, here.progress)
+        self.page.write(measured=True)
+        try:
+            self.child.execute(plan.id)
+        except AlignError:
+            self.note(plan, status="failed")
+            raise
+        self._tell(plan, ticket, here)
+        shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
+
+    def _tell(self, plan: StagePlan, ticket: Ticket, here: StageDir) -> None:
+        """Tell the warnings of an attempt that is done, two of its answers, and run.json how long it took."""
+        outcome = reading.outcome(here)
+        assert outcome is not None
+        alarms = {f"{name.replace('_', ' ')} " for name in outcome.metrics.get("alarms", ())}
+        for text in outcome.warnings:
+            if not text.startswith(tuple(alarms)) and text not in ticket.warnings:  # which were told before
+                self.watcher.warn(plan.id, text)
+        if not ticket.measure_only and (untrained := masked.words(outcome.data)):
+            self.watcher.say(f"{plan.id}: masked {untrained}")
+        for text in answers.told(self.dir.base_answers, here.answers, plan.id):
+            self.watcher.say(text)
+        self.note(plan, ended=_now(), seconds=round(outcome.seconds + outcome.measure_seconds, 1))
+
+
+def take_inputs(loaded: Loaded, run: RunDir, plan: StagePlan, ticket: Ticket) -> None:
+    """Fill in what only the stages before can tell: their policy and reward models.
+
+    Raises:
+        AlignError: one of them has not run.
+    """
+    if plan.policy != BASE:
+        policy = handed_on.policy(run, plan.policy)
+        if policy is None:
+            raise _not_run(run, plan, plan.policy)
+        ticket.policy = policy
+    if ticket.inside is not None:
+        parents = {one.id: one.policy for one in loaded.stages}
+        ticket.inside = ticket.inside.model_copy(update={"incoming": handed_on.source(run, plan.policy, parents)})
+    for reward in ticket.rewards:
+        if reward.stage is not None:
+            outcome = reading.outcome(run.stage(reward.stage))
+            if outcome is None:
+                raise _not_run(run, plan, reward.stage)
+            reward.model = outcome.reward
+
+
+def _not_run(run: RunDir, plan: StagePlan, source: str) -> AlignError:
+    what = f"stage '{plan.id}' starts from '{source}', which has not run in '{run.root}'"
+    return AlignError(what, f"run without --only, or `--only {source}` first")
+
+
+def _named(ticket: Ticket) -> str:
+    """What an attempt is called in the terminal."""
+    return ticket.stage if ticket.attempt == 1 else f"{ticket.stage}, attempt {ticket.attempt}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

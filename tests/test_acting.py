@@ -1,0 +1,286 @@
+"""What the parent does about a violated limit. A child in its place trains and interpolates nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.errors import Exit
+from align.run_folder import attempts, files, handed_on, reading
+from align.run_folder.decisions import Decision
+from align.run_folder.records import Ticket
+from test_loop import Runs, probes, runs
+
+__all__ = ["probes", "runs"]  # fixtures
+
+HALF = "forgetting.retry={times: 2, learning_rate: 0.5}"
+LOST = "sums: 0.9 -> 0.3 (-0.600, 95 % interval -0.687 to -0.490, 100 items) is beyond the limit, a drop of 0.1"
+MEAN = "mean of the skills: 0.9 -> 0.3 (-0.600, 95 % interval -0.688 to -0.489, 100 items) is beyond the limit, "
+
+
+def on_violation(action: str, *more: str) -> tuple[str, ...]:
+    return (f"forgetting.on_violation={action}", *more)
+
+
+def decision(runs: Runs, stage: str) -> Decision:
+    return reading.read(runs.dir.stage(stage).decision, Decision)
+
+
+def ticket(runs: Runs, stage: str) -> Ticket:
+    return Ticket.model_validate(files.read_json(runs.dir.stage(stage).ticket))
+
+
+def standing(runs: Runs) -> int | None:
+    return attempts.standing(runs.dir.stage("sft"))
+
+
+def test_rollback_goes_on_from_the_policy_before(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    back = (probes, *on_violation("rollback"))
+    assert runs.run(*back) == ["sft, and the base", "dpo", "finish"]
+    assert runs.code == Exit.DONE and ticket(runs, "dpo").policy.weights is None
+    found = decision(runs, "sft")
+    assert (found.action, found.policy, found.attempt, found.thresholds["on_violation"]) == (
+        *("continue", "rolled_back", 1),
+        "rollback",
+    )
+    assert found.actions == ["rolled back: what follows goes on from the base, as if sft had not been trained"]
+    assert found.alarming == found.reasons[:3] and found.alarming[2:] == found.actions
+    assert f"gate sft: {found.actions[0]}" in runs.said
+    assert runs.run(*back) == ["finish"] and not [line for line in runs.said if line.startswith("gate ")]
+    assert runs.statuses() == {"sft": "done", "dpo": "done"}
+
+
+def test_what_follows_runs_again_only_where_another_policy_goes_on(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    back = (probes, *on_violation("rollback"))
+    runs.run(*back)
+    assert runs.run(probes, *on_violation("[retry, rollback]", "forgetting.retry={learning_rate: 0.5}")) == [
+        "sft attempt 2",
+        "finish",
+    ], "rolled back as before"
+    assert runs.run(*back, "stages.sft.training.max_steps=3") == ["sft", "finish"], "another sft, rolled back as well"
+    assert runs.run(probes, "stages.sft.training.max_steps=3") == ["dpo", "finish"]
+    assert "dpo: it starts from something else now; the old one is kept in superseded/" in runs.said
+    assert ticket(runs, "dpo").policy.weights == "stages/sft/model"
+
+
+def test_a_retry_that_keeps_the_limits_goes_on(runs: Runs, probes: str) -> None:
+    runs.right |= {"sft 1": 30, "sft 2": 88}
+    again = (probes, *on_violation("retry", HALF, "stages.sft.training.max_steps=8"))
+    assert runs.run(*again) == ["sft, and the base", "sft attempt 2", "dpo", "finish"]
+    found, here = decision(runs, "sft"), runs.dir.stage("sft")
+    assert (found.action, found.policy, found.attempt, found.violations) == ("continue", "as_trained", 2, [])
+    broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
+    again_with = "trained again from the same policy, with learning_rate 0.0001 instead of 0.0002"
+    done = f"retry 1 of 2, because of {broken}: {again_with}"
+    assert found.actions == [done] and found.reasons[0] == done
+    first, second = found.attempts
+    assert (first.number, first.changed, first.violated) == (1, {}, ["sums", "mean of the skills"])
+    assert (second.number, second.changed, second.violated) == (2, {"learning_rate": (2e-4, 1e-4)}, [])
+    assert second.worst is not None and (second.worst.before, second.worst.after) == (0.9, 0.88)
+    assert standing(runs) == 2 and ticket(runs, "sft").training["learning_rate"] == 1e-4
+    kept = here.attempt(1)
+    assert reading.read(kept.decision, Decision).action == "retry" and kept.outcome.is_file()
+    assert (kept.model / "weights").is_file() and (kept.measurements / "summary.json").is_file()
+    assert [line for line in runs.said if line.startswith("gate ")][-1] == f"gate sft: {done}"
+    assert runs.run(*again) == ["finish"] and standing(runs) == 2
+
+
+def test_another_limit_takes_up_an_attempt_that_is_there(runs: Runs, probes: str) -> None:
+    runs.right |= {"sft 1": 30, "sft 2": 88}
+    strict = (probes, *on_violation("retry", HALF))
+    loose = (*strict, "forgetting.max_drop=0.9", "forgetting.max_mean_drop=0.9")
+    runs.run(*strict)
+    assert runs.run(*loose) == ["dpo", "finish"], "the first attempt is good enough now"
+    assert standing(runs) == 1 and runs.dir.stage("sft").attempt(2).outcome.is_file()
+    assert decision(runs, "sft").attempts == []
+    assert runs.run(*strict) == ["dpo", "finish"] and standing(runs) == 2
+    assert runs.run(*strict) == ["finish"]
+
+
+def test_another_factor_trains_only_the_attempts_that_it_changes(runs: Runs, probes: str) -> None:
+    runs.right |= {"sft 1": 30, "sft 2": 88}
+    runs.run(probes, *on_violation("retry", HALF))
+    other = (probes, *on_violation("retry", "forgetting.retry={times: 2, learning_rate: 0.25}"))
+    assert runs.run(*other) == ["sft attempt 2", "dpo", "finish"]
+    assert runs.superseded() == ["2", "dpo"] and runs.dir.stage("sft").attempt(1).outcome.is_file()
+
+
+@pytest.mark.parametrize(
+    ("chain", "code", "policy", "ends"),
+    [
+        ("retry", Exit.GATE, "as_trained", "after `retry` a limit is still violated, so the run stops"),
+        ("[retry, stop]", Exit.GATE, "as_trained", "after `retry` a limit is still violated, so the run stops"),
+        (
+            *("[retry, warn]", Exit.DONE, "as_trained"),
+            "after `retry` a limit is still violated, so the run continues anyway, with the policy as it was trained last",
+        ),
+        (
+            *("[retry, rollback]", Exit.DONE, "rolled_back"),
+            "rolled back: what follows goes on from the base, as if sft had not been trained",
+        ),
+    ],
+)
+def test_a_chain_ends_as_it_says(runs: Runs, probes: str, chain: str, code: Exit, policy: str, ends: str) -> None:
+    runs.right["sft"] = 30
+    asked = runs.run(probes, *on_violation(chain, HALF))
+    assert asked[:3] == ["sft, and the base", "sft attempt 2", "sft attempt 3"]
+    assert runs.code == code and asked[3:] == ([] if code == Exit.GATE else ["dpo", "finish"])
+    found = decision(runs, "sft")
+    assert (found.policy, found.attempt, found.actions[-1]) == (policy, 3, ends)
+    assert [one.number for one in found.attempts] == [1, 2, 3] and len(found.actions) == 3
+    assert "trained again from the same policy, with learning_rate 5e-05 instead of 0.0002" in found.actions[1]
+    assert runs.run(probes, *on_violation(chain, HALF)) == ([] if code == Exit.GATE else ["finish"])
+    assert runs.code == code
+
+
+def test_the_largest_share_goes_on(runs: Runs, probes: str) -> None:
+    runs.right["sft"], runs.shares = 30, {0.5: 70, 0.3: 84, 0.2: 88}
+    shared = (probes, *on_violation("interpolate"))
+    assert runs.run(*shared) == ["sft, and the base", "sft interpolated", "dpo", "finish"]
+    found, here = decision(runs, "sft"), runs.dir.stage("sft")
+    assert (found.action, found.policy, found.share, found.shape) == ("continue", "interpolated", 0.3, "flat")
+    broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
+    told = f"interpolate, because of {broken}: a share of 0.3 of the update keeps it; no probe measures the task, so what is kept of the gain "
+    assert found.actions == [told + "is not known"] and found.violations == []
+    assert [(one.number, one.share, bool(one.violated)) for one in found.attempts] == [(1, None, True), (1, 0.3, False)]
+    assert ticket(runs, "dpo").policy.weights == "stages/sft/decided/model"
+    assert handed_on.folder(here).measurements == here.decided.measurements
+    assert files.read_json(runs.dir.forgetting)["matrix"]["sft"]["sums"]["score"] == 0.84
+    assert runs.run(*shared) == ["finish"]
+    # another limit: the same share is the same policy; another share is another one
+    assert runs.run(*shared, "forgetting.max_drop=0.11") == ["sft interpolated", "finish"]
+    runs.shares[0.4] = 86
+    assert runs.run(*shared, "forgetting.max_drop=0.12") == ["sft interpolated", "dpo", "finish"]
+    files.write_text(here.decided.model / "weights", "x")
+    assert runs.run(*shared, "forgetting.max_drop=0.12") == ["sft interpolated", "finish"], "the file was damaged"
+
+
+@pytest.mark.parametrize(
+    ("chain", "code", "policy"),
+    [
+        ("interpolate", Exit.DONE, "rolled_back"),
+        ("[interpolate, rollback]", Exit.DONE, "rolled_back"),
+        ("[interpolate, stop]", Exit.GATE, "as_trained"),
+        ("[interpolate, warn]", Exit.DONE, "as_trained"),
+    ],
+)
+def test_no_share_is_a_rollback_unless_the_chain_says_otherwise(
+    runs: Runs, probes: str, chain: str, code: Exit, policy: str
+) -> None:
+    runs.right["sft"] = 30
+    asked = runs.run(probes, *on_violation(chain))
+    assert asked == ["sft, and the base", "sft interpolated", *(["dpo", "finish"] if code == Exit.DONE else [])]
+    found = decision(runs, "sft")
+    assert (runs.code, found.policy, found.share) == (code, policy, None)
+    assert found.actions[0] == "interpolate: no share of the update keeps it" and len(found.actions) == 2
+
+
+def test_a_chain_is_tried_in_order(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    chain = (probes, *on_violation("[retry, interpolate, rollback]", "forgetting.retry={max_steps: 0.5}"))
+    assert runs.run(*chain) == ["sft, and the base", "sft attempt 2", "sft interpolated", "dpo", "finish"]
+    found = decision(runs, "sft")
+    assert [text.split(":")[0].split(",")[0] for text in found.actions] == [
+        "retry 1 of 1",
+        "interpolate",
+        "rolled back",
+    ]
+    assert found.attempts[1].changed == {"num_train_epochs": (3.0, 1.5)}
+    runs.shares = {0.4: 88}
+    looser = (*chain, "forgetting.max_drop=0.12")
+    assert runs.run(*looser) == ["sft interpolated", "dpo", "finish"]
+    assert (decision(runs, "sft").attempt, decision(runs, "sft").share) == (2, 0.4)
+
+
+def test_a_run_that_was_interrupted_inside_an_action_comes_to_the_same(runs: Runs, probes: str, tmp_path: Path) -> None:
+    runs.right["sft"], runs.shares = 30, {0.4: 88}
+    chain = (probes, *on_violation("[retry, interpolate]", "forgetting.retry={max_steps: 0.5}"))
+    for inside in ("sft 2", "sft interpolated", "dpo"):
+        runs.raising[inside] = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(*chain)
+    assert runs.run(*chain) == ["dpo", "finish"]
+    found = decision(runs, "sft")
+    other = Runs(tmp_path / "whole", right=runs.right, shares=runs.shares)
+    other.folder.mkdir()
+    (other.folder / "sums.jsonl").write_bytes((tmp_path / "sums.jsonl").read_bytes())
+    type.__setattr__(__import__("test_loop").Child, "runs", other)
+    other.run(*chain)
+    assert decision(other, "sft") == found
+    assert ticket(other, "dpo").fingerprint == ticket(runs, "dpo").fingerprint
+
+
+def test_a_run_that_was_killed_while_files_were_moved_finishes_that(
+    runs: Runs, probes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every single file, on the way to the second attempt and back."""
+    runs.right |= {"sft 1": 30, "sft 2": 88}
+    strict = (probes, *on_violation("retry", HALF))
+    loose = (*strict, "forgetting.max_drop=0.9", "forgetting.max_mean_drop=0.9")
+    runs.run(*strict)
+    here, replace = runs.dir.stage("sft"), os.replace
+    names = {path.name for path in here.root.iterdir()} - {"attempts", "decision.json"}
+    for asked, number in ((loose, 1), (strict, 2)):
+        for last in range(1, 2 * len(names)):
+            left = iter(range(last))
+
+            def moved(source: Any, target: Any, left: Any = left) -> None:
+                if here.root in source.parents and source.name[0] != "." and next(left, None) is None:
+                    raise KeyboardInterrupt
+                replace(source, target)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "replace", moved)
+                try:
+                    runs.run(*asked)
+                except KeyboardInterrupt:
+                    assert here.moving.is_file()
+        assert runs.run(*asked) == ["finish"] and standing(runs) == number
+        assert {path.name for path in here.root.iterdir()} - {"attempts", "decision.json"} == names
+        assert not here.moving.exists()
+
+
+def test_the_strictest_of_several_actions_is_taken_and_said(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    by_name = "{sums: [retry, warn], mean: rollback, default: stop}"
+    runs.run(probes, *on_violation(by_name, HALF))
+    found = decision(runs, "sft")
+    assert found.policy == "rolled_back"
+    assert (
+        "of the actions for what was violated (sums: retry, then warn, mean of the skills: rollback) the strictest is "
+        "taken: rollback"
+    ) in found.reasons
+
+
+def test_a_crossed_budget_that_stops_is_not_tried_to_be_mended(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    budget = ("forgetting.budgets={accuracy: 0.5}", "forgetting.on_budget=stop")
+    assert runs.run(probes, *budget, *on_violation("rollback")) == ["sft, and the base"]
+    assert runs.code == Exit.GATE and decision(runs, "sft").policy == "as_trained"
+
+
+def test_a_stage_in_which_a_retry_changes_nothing_is_not_tried_again(runs: Runs, probes: str) -> None:
+    """`replay: 2` in a chain whose second stage replays nothing."""
+    runs.right["dpo"] = 30
+    more = ("forgetting.retry={replay: 2}", "stages.sft.replay={data: lab/general, ratio: 0.2}")
+    assert runs.run(probes, *more, *on_violation("[retry, rollback]")) == ["sft, and the base", "dpo", "finish"]
+    assert "note stage dpo: it is not tried again, because `forgetting.retry` changes nothing in it" in runs.said
+    assert decision(runs, "dpo").actions == [
+        "no retry: dpo has nothing that `retry` changes",
+        "rolled back: what follows goes on from the policy of sft, as if dpo had not been trained",
+    ]
+
+
+def test_new_probes_are_asked_of_every_attempt_without_training(runs: Runs, probes: str) -> None:
+    runs.right |= {"sft 1": 30, "sft 2": 88}
+    again = (probes, *on_violation("retry", HALF))
+    runs.run(*again)
+    text = (runs.folder / "sums.jsonl").read_text(encoding="utf-8")
+    (runs.folder / "sums.jsonl").write_text(text.replace("Sort", "Order"), encoding="utf-8")
+    assert runs.run(*again) == ["sft measured, and the base", "sft attempt 2 measured", "dpo measured", "finish"]
+    assert standing(runs) == 2
