@@ -16,6 +16,26 @@ class ParameterizationKeys(BaseModel):
 
 
 @dataclass(frozen=True)
+class Linear:
+    """In which of its weights a method's update is linear: with these at a share of their change, the update is that
+    share of itself, exactly.
+
+    Attributes:
+        factors: names of the parameters in which the update of a new adapter is linear, its others as trained; empty:
+            all that are trained, from the values that training began with.
+        further: of an adapter that a later stage has trained further: `alike` where its factors are all that it trains,
+            `joined` where the old and the new one stand side by side in one of both ranks, None where no adapter lies
+            between the two.
+    """
+
+    factors: tuple[str, ...] = ()
+    further: Literal["alike", "joined"] | None = "alike"
+
+
+NOT_LINEAR = "its update is not linear in the weights that it trains"
+
+
+@dataclass(frozen=True)
 class Traits:
     """What a chain of stages has to know of a parameterization; see align/parameterization/chain.py.
 
@@ -33,6 +53,7 @@ class Traits:
         any_module: it goes on more than linear layers.
         imports: the module that makes PEFT know it; None where PEFT does by itself.
         trained_in: dtype of an adapter's weights in training.
+        linear: what a share of its update is made of; or why there is none.
     """
 
     trains_base: bool = False
@@ -48,3 +69,4 @@ class Traits:
     any_module: bool = False
     imports: str | None = None
     trained_in: Literal["float32", "bfloat16"] = "float32"
+    linear: Linear | str = NOT_LINEAR

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.parameterization.methods.lora import Layers, Names
 from align.parameterization.methods.qlora import QuantizationKeys
-from align.parameterization.traits import ParameterizationKeys, Traits
+from align.parameterization.traits import Linear, ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,8 @@ class Keys(ParameterizationKeys):
 
 def traits(keys: Keys) -> Traits:
     """A non-linear function, which is none of the base's weights."""
-    return Traits(merges=False, adjoins=True, any_module=True, imports="align.bottleneck")
+    linear = Linear(("bottleneck_up",), further=None)  # in what is added to a block's output
+    return Traits(merges=False, adjoins=True, any_module=True, imports="align.bottleneck", linear=linear)
 
 
 def advise(keys: Keys) -> list[str]:

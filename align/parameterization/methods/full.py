@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.parameterization.traits import ParameterizationKeys, Traits
+from align.parameterization.traits import Linear, ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ class Keys(ParameterizationKeys):
 
 def traits(keys: Keys) -> Traits:
     """Base weights are what it trains."""
-    return Traits(trains_base=True, continues=False, tops=False)
+    return Traits(trains_base=True, continues=False, tops=False, linear=Linear())
 
 
 def advise(keys: Keys) -> list[str]:

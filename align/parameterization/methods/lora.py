@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align.parameterization.traits import ParameterizationKeys, Traits
+from align.parameterization.traits import Linear, ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Names = Annotated[list[str], Field(min_length=1)]
 Layers = Annotated[list[int], Field(min_length=1)]
 Rank = Annotated[int, Field(ge=1)]
+FACTORS = Linear(("lora_B", "lora_embedding_B"), further="joined")
 HEADS = ("lm_head", "embed_out", "output_layer")
 DESCRIPTION = "low-rank adapters on a frozen base"
 
@@ -53,6 +54,7 @@ class LoraKeys(BaseModel):
             stacks=not self.modules_to_save,
             switches=self.bias == "none",
             saves_modules=bool(self.modules_to_save),
+            linear="DoRA divides by the norm of the sum of weight and update" if self.use_dora else FACTORS,
         )
 
     @field_validator("target_modules")

@@ -12,7 +12,7 @@ from align import errors
 from align.errors import one_of, shown
 from align.libraries import peft as peft_source
 from align.parameterization.methods.qlora import QuantizationKeys
-from align.parameterization.traits import ParameterizationKeys, Traits
+from align.parameterization.traits import NOT_LINEAR, Linear, ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +37,25 @@ _UNMERGEABLE = ("beft", "lily")  # and those that learn prompts
 _ALONE = ("frod", "glora", "hra", "pvera", "shira", "supertuning", "tinylora", "vera")
 _ANY_MODULE = ("ln_tuning", "beft")  # go on more than linear layers
 _ONCE = ("ln_tuning", "osf")  # PEFT lets one of them act at a time
+# What their updates are linear in; tests/test_interpolation_methods.py holds it against the merged weights.
+_LINEAR = {
+    "adalora": Linear(("lora_E",), further=None),
+    "beft": Linear(("beft_bias",)),
+    "c3a": Linear(("c3a_kernel",)),
+    "fourierft": Linear(("fourierft_spectrum",)),
+    "gralora": Linear(("gralora_B", "gralora_B_general"), further=None),
+    "hira": Linear(("hira_B", "hira_embedding_B"), further=None),
+    "ia3": Linear(),
+    "ln_tuning": Linear(),
+    "loha": Linear(("hada_w1_a",), further=None),
+    "lokr": Linear(("lokr_w1", "lokr_w1_a"), further=None),
+    "miss": Linear(("miss_block",)),
+    "randlora": Linear(("randlora_lambda",), further=None),
+    "shira": Linear(("shira_weight",)),
+    "vera": Linear(("vera_lambda_b",), further=None),
+    "waveft": Linear(("waveft_spectrum",)),
+}
+_PROMPTS = "it learns prompts, which stand before every row, and no update of weights"
 _OWNED = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision")
 
 
@@ -114,6 +133,7 @@ def traits(keys: Keys) -> Traits:
         saves_modules=bool(keys.peft.get("modules_to_save")),
         any_module=keys.method in _ANY_MODULE,
         switches=keys.peft.get("bias") in (None, False, True, "none"),
+        linear=_PROMPTS if prompts else _LINEAR.get(keys.method, NOT_LINEAR),
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from align.parameterization.methods import lora
 from align.parameterization.methods.lora import Layers, LoraKeys
 from align.parameterization.methods.qlora import QuantizationKeys
-from align.parameterization.traits import ParameterizationKeys, Traits
+from align.parameterization.traits import Linear, ParameterizationKeys, Traits
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class Keys(ParameterizationKeys):
 def traits(keys: Keys) -> Traits:
     """Alone it trains weights; otherwise as LoRA."""
     if keys.lora is None:
-        return Traits(trains_base=True, continues=False, tops=False)
+        return Traits(trains_base=True, continues=False, tops=False, linear=Linear())
     return keys.lora.traits()
 
 
