@@ -30,14 +30,21 @@ class Compare(BaseModel):
     branches: ComparisonRequest
 
 
+class Interpolate(BaseModel):
+    """The largest share of a stage's update within the limits; the request lies in its folder."""
+
+    do: Literal["interpolate"] = "interpolate"
+    stage: str
+
+
 class Finish(BaseModel):
     """Nothing more."""
 
     do: Literal["finish"] = "finish"
 
 
-Message = Annotated[Execute | Compare | Finish, Field(discriminator="do")]
-_ANY: TypeAdapter[Execute | Compare | Finish] = TypeAdapter(Message)
+Message = Annotated[Execute | Compare | Interpolate | Finish, Field(discriminator="do")]
+_ANY: TypeAdapter[Execute | Compare | Interpolate | Finish] = TypeAdapter(Message)
 
 
 class Told(BaseModel):
@@ -64,12 +71,12 @@ def tell(path: Path, told: Told) -> None:
         file.write(json.dumps(told.model_dump(exclude_none=True)) + "\n")
 
 
-def send(run: RunDir, number: int, message: Execute | Compare | Finish) -> None:
+def send(run: RunDir, number: int, message: Execute | Compare | Interpolate | Finish) -> None:
     """Put the message with this number into the queue."""
     files.write_json(run.queue / f"{number}.json", message.model_dump(mode="json"))
 
 
-def receive(run: RunDir, number: int) -> Execute | Compare | Finish | None:
+def receive(run: RunDir, number: int) -> Execute | Compare | Interpolate | Finish | None:
     """The message with this number; None as long as it has not been sent."""
     raw = files.read_json(run.queue / f"{number}.json")
     return None if raw is None else _ANY.validate_python(raw)

@@ -135,6 +135,37 @@ class StageDir:
         """The value network of PPO, kept beside the policy."""
         return self.root / "critic"
 
+    @property
+    def interpolation(self) -> Path:
+        """What was measured of shares of the stage's update."""
+        return self.root / "interpolation"
+
+    @property
+    def interpolation_request(self) -> Path:
+        return self.interpolation / "request.json"
+
+    @property
+    def interpolation_result(self) -> Path:
+        return self.interpolation / "result.json"
+
+    def of_share(self, shape: str, share: float) -> Path:
+        """The measurement of one share, on the gate's items."""
+        return self.interpolation / shape / f"{share:g}"
+
+    @property
+    def decided(self) -> DecidedDir:
+        """What goes on from the stage in place of what it trained, laid out as a stage."""
+        return DecidedDir(self.root / "decided")
+
+
+@dataclass(frozen=True)
+class DecidedDir(StageDir):
+    """The paths of a policy that was decided on; what it is at is told where the stage's own is."""
+
+    @property
+    def progress(self) -> Path:
+        return self.root.parent / "progress.jsonl"
+
 
 @dataclass(frozen=True)
 class RunDir:

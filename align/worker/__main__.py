@@ -24,7 +24,7 @@ from align.errors import AlignError, Exit
 from align.parameterization import chain
 from align.run_folder import files, messages
 from align.run_folder.comparison import ComparisonRequest
-from align.run_folder.messages import Compare, Execute, Finish
+from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Failure, Ticket
 
@@ -43,7 +43,8 @@ def main() -> None:
         if isinstance(message, Compare):
             _compare(run, message.branches)
             continue
-        code = execute_ticket(run, Ticket.model_validate(files.read_json(run.stage(message.stage).ticket)))
+        ticket = Ticket.model_validate(files.read_json(run.stage(message.stage).ticket))
+        code = execute_ticket(run, ticket, interpolated=isinstance(message, Interpolate))
         if code != Exit.DONE:
             break
     _leave(code)
@@ -64,7 +65,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     _asked.set()
 
 
-def _messages(run: RunDir) -> Iterator[Execute | Compare]:
+def _messages(run: RunDir) -> Iterator[Execute | Compare | Interpolate]:
     """What the parent asks for, in order, until it says that there is nothing more."""
     number = 1
     while True:
@@ -89,13 +90,14 @@ def _compare(run: RunDir, branches: ComparisonRequest) -> None:
         compare(run, branches)
 
 
-def execute_ticket(run: RunDir, ticket: Ticket) -> Exit:
+def execute_ticket(run: RunDir, ticket: Ticket, *, interpolated: bool = False) -> Exit:
+    """Execute a stage, or interpolate the update of one that is done."""
     here = run.stage(ticket.stage)
     redirect(here)
     try:
         gc.disable()  # hundreds of thousands of objects come up, and all of them stay
         from align.stage.callbacks import Interrupted
-        from align.worker import execute  # torch from here on
+        from align.worker import execute, interpolate  # torch from here on
 
         gc.freeze()
         gc.enable()
@@ -109,7 +111,7 @@ def execute_ticket(run: RunDir, ticket: Ticket) -> Exit:
             ),
         )
     try:
-        execute.do(run, ticket, lambda: _asked.is_set() or run.stop.is_file())
+        (interpolate if interpolated else execute).do(run, ticket, lambda: _asked.is_set() or run.stop.is_file())
     except Interrupted:
         return Exit.INTERRUPTED
     except AlignError as error:

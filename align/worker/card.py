@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from align.parameterization import chain
 from align.run_folder import files
-from align.run_folder.paths import RunDir
+from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Outcome, Ticket
 
 
-def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
-    """Write README.md over the one that a library left there."""
+def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome, notes: Sequence[str] = ()) -> None:
+    """Write README.md over the one that a library left there.
+
+    Args:
+        folder: with the measurements of the policy beside it.
+        notes: what else was done to the policy.
+    """
     base = ticket.policy.base
     name = base.name if not Path(base.name).is_absolute() else Path(base.name).name
     policy = outcome.policy or outcome.reward
@@ -55,14 +61,15 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome) -> None:
     made = chain.layers(policy.adapters) if policy else []
     for layer in {layer.keys.method: layer for layer in made if layer.traits.imports}.values():
         lines.append(f"- PEFT can load `{layer.keys.method}` after `import {layer.traits.imports}`")
-    lines += _figures(run, ticket.stage)
+    lines += [f"- {note}" for note in notes]
+    lines += _figures(run, StageDir(folder.parent))
     lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
     files.write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 
-def _figures(run: RunDir, stage: str) -> list[str]:
-    """What the stage scored on held-out items, beside the base's scores."""
-    after = files.read_json(run.stage(stage).measurements / "summary.json")
+def _figures(run: RunDir, here: StageDir) -> list[str]:
+    """What a policy scored on held-out items, beside the base's scores."""
+    after = files.read_json(here.measurements / "summary.json")
     before = files.read_json(run.base_measurements / "summary.json")
     if after is None or before is None:
         return []

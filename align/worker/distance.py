@@ -38,13 +38,14 @@ def measure(bench: Bench, job: Job, builder: Builder) -> None:
     Args:
         bench: the policy, as it is measured.
     """
-    files.write_json(job.dir.task_kl, _task_kl(bench, job, builder).written())
+    files.write_json(job.dir.task_kl, task_kl(bench, job, builder).written())
     trained = builder.trains_base or job.ticket.policy.weights is not None
     base = Path(job.ticket.policy.base.path) if trained else None
     files.write_json(job.dir.drift, drift(bench.model, base, _note(job, builder) if trained else "").written())
 
 
-def _task_kl(bench: Bench, job: Job, builder: Builder) -> TaskKl:
+def task_kl(bench: Bench, job: Job, builder: Builder) -> TaskKl:
+    """The KL of a policy to the base on the prompts of the task."""
     task = [row for row, group in zip(job.rows, job.groups, strict=True) if group == 0]
     rows, which = (job.evaluation, "evaluation") if job.evaluation else (task, "training")
     context = getattr(bench.model.config.get_text_config(), "max_position_embeddings", None)

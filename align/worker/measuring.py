@@ -16,6 +16,7 @@ from accelerate import PartialState
 from align.forgetting import answers, latency, probes, quantization
 from align.forgetting.battery.likelihoods import Asked
 from align.forgetting.bench import Bench, Encoded
+from align.forgetting.distances import TaskKl
 from align.forgetting.inside import GATE
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measure import measure
@@ -150,6 +151,18 @@ def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring
 
     incoming = run.base_measurements if settings.incoming == BASE else run.stage(settings.incoming).measurements
     return Measuring(settings, job.dir, run.base_measurements, incoming, measured)
+
+
+def measure_gate(job: Job, run: RunDir, bench_probes: list[probes.Probe], folder: Path, world: PartialState) -> None:
+    """The gate's half of the probes on the job's model as it is now; all processes share them."""
+    bench = _bench(job.model, job, Share(world.process_index, world.num_processes))
+    bench = replace(bench, encoded=_ENCODED_INSIDE, asked=_ASKED_INSIDE)
+    measure(bench, bench_probes, folder, base=run.base_measurements, splits=GATE)
+
+
+def measure_kl(job: Job, builder: Builder) -> TaskKl:
+    """The KL of the job's model as it is now to the base, on the prompts of the task. Of the first process."""
+    return distance.task_kl(_bench(job.model, job), job, builder)
 
 
 def measure_policy(
