@@ -128,6 +128,18 @@ def test_what_was_found_in_words() -> None:
     )
 
 
+def test_what_is_kept_of_what_was_gained() -> None:
+    """Of accuracies that rose, on the report's items; the gate's have chosen the share."""
+    means = {"copy": (0.1, 0.9, 0.6), "sort": (0.8, 0.5, 0.7)}
+    made = [measured(0.5, 0.5, 2.0) for _ in range(3)]
+    for i, one in enumerate(made):
+        for name, scores in means.items():
+            one.items["report", name] = {str(k): Item(float(k < round(scores[i] * 10))) for k in range(10)}
+    assert [gain.written() for gain in search.gains(*made)] == [
+        {"probe": "copy", "base": 0.1, "trained": 0.9, "decided": 0.6}
+    ]
+
+
 # The layers ------------------------------------------------------------------------------------------------------
 
 

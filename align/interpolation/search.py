@@ -17,7 +17,7 @@ from align.forgetting.judgement import MEAN, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement
 from align.forgetting.statistics import PerplexityChange
-from align.run_folder.interpolation import Shape, Tried
+from align.run_folder.interpolation import Gain, Shape, Tried
 
 SLACK = 1e-9  # of a figure, for what floating point makes of a drop that is exactly at its limit
 
@@ -72,6 +72,20 @@ def _tried(share: float, name: str, metric: str, figure: float, limit: float) ->
     return Tried.model_validate(
         {"share": share, "worst": name, "metric": metric, "figure": finite(figure), "limit": limit, "within": within}
     )
+
+
+def gains(base: Measurement, trained: Measurement, decided: Measurement) -> tuple[Gain, ...]:
+    """The accuracies that the whole update had raised, and what they are at the share that is kept.
+
+    On the report's items, since those of the gate have chosen the share.
+    """
+    found = []
+    for probe, info in base.probes.items():
+        if info.metric == "accuracy" and all(one.has("report", probe) for one in (base, trained, decided)):
+            scores = [one.score("report", probe) for one in (base, trained, decided)]
+            if scores[1] > scores[0]:
+                found.append(Gain(probe=probe, base=scores[0], trained=scores[1], decided=scores[2]))
+    return tuple(found)
 
 
 def sentence(tried: list[Tried], shape: Shape) -> str:

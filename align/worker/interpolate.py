@@ -22,7 +22,7 @@ from align.parameterization import chain
 from align.policy import generation
 from align.policy import load as models
 from align.run_folder import files, reading
-from align.run_folder.interpolation import InterpolationRequest, InterpolationResult, Tried
+from align.run_folder.interpolation import Gain, InterpolationRequest, InterpolationResult, Tried
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Outcome, Policy, Record, Ticket
 from align.stage.callbacks import Interrupted
@@ -209,10 +209,19 @@ def _write(found: Search, tried: list[Tried], measured: dict[str, float] | None)
         policy=policy,
         rank=found.update.rank if policy else None,
         tried=tuple(tried),
+        gains=_gains(found) if policy else (),
         sentence=search.sentence(tried, request.shape),
     )
     files.write_json(here.interpolation_result, result.written())
     return result
+
+
+def _gains(found: Search) -> tuple[Gain, ...]:
+    """Nothing where the trained policy itself was not measured on the same items."""
+    trained, decided = found.here.measurements, found.here.decided.measurements
+    if not (trained / "summary.json").is_file():
+        return ()
+    return search.gains(found.base, measurements.load(trained), measurements.load(decided))
 
 
 def _save(found: Search, share: float, measured: dict[str, float]) -> Policy:
