@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from align.forgetting import decoder
-from align.forgetting.battery.tree import Tree
+from align.forgetting.battery.tree import Tree, packed
 from align.forgetting.share import Share
 from align.policy.unwrapped import unwrapped
 
@@ -96,7 +96,7 @@ def log_likelihoods(
     scorer = _Scorer(model, pad, unwrapped(model).config.get_text_config().vocab_size, longest)
     batches: Sequence[Batch] = plan(groups, scorer.vocabulary)
     if decoder.masked(model, longest):
-        batches = planted(groups, scorer.vocabulary, NODES.get(scorer.device.type, NODES_ELSEWHERE))
+        batches = planted(groups, scorer.vocabulary, nodes_on(scorer.device))
     with torch.autocast(scorer.device.type, dtype=torch.bfloat16, enabled=autocast):
         own = {number: scorer.scored(groups[batch.group], batch) for number, batch in share.mine(batches)}
     found: list[list[list[float]]] = [[[] for _ in group] for group in groups]
@@ -129,35 +129,30 @@ def plan(groups: Sequence[Sequence[Asked]], vocabulary: int) -> list[Batch]:
     return found
 
 
+def nodes_on(device: torch.device) -> int:
+    """How many tokens a tree has at most."""
+    return NODES.get(device.type, NODES_ELSEWHERE)
+
+
 def planted(groups: Sequence[Sequence[Asked]], vocabulary: int, nodes: int) -> list[Planted]:
-    """The trees of all groups. Neighbours in the order of their tokens begin with the most together.
+    """The trees of all groups.
 
     Args:
         nodes: that a tree of several questions has at most.
     """
-    found: list[Planted] = []
+    found = []
     for number, group in enumerate(groups):
         begun = prefix([asked.shared for asked in group])
-        places: list[int] = []
-        grown = Tree()
-        for place in sorted(range(len(group)), key=lambda i: group[i].shared):
-            size = len(grown), len(grown.told), len(grown.edges)
-            _plant(grown, group[place], begun)
-            if places and (len(grown) > nodes or len(grown.told) * vocabulary > LOGIT_BUDGET):
-                grown.cut(*size)
-                found.append(Planted(number, begun, tuple(places), grown))
-                places, grown = [], Tree()
-                _plant(grown, group[place], begun)
-            places.append(place)
-        if places:
-            found.append(Planted(number, begun, tuple(places), grown))
+        parts = [
+            [
+                ([*asked.shared[begun:], *rest], len(asked.shared) - begun + first)
+                for rest, first in zip(asked.rest, asked.first, strict=True)
+            ]
+            for asked in group
+        ]
+        trees = packed(parts, nodes, LOGIT_BUDGET // vocabulary)
+        found += [Planted(number, begun, tuple(places), tree) for tree, places in trees]
     return found
-
-
-def _plant(grown: Tree, asked: Asked, begun: int) -> None:
-    """Add the answers to a question, without what the group begins with."""
-    for rest, first in zip(asked.rest, asked.first, strict=True):
-        grown.add([*asked.shared[begun:], *rest], len(asked.shared) - begun + first)
 
 
 def prefix(rows: Sequence[Sequence[int]]) -> int:

@@ -15,6 +15,9 @@ import torch
 
 from align.policy.unwrapped import unwrapped
 
+Row = tuple[Sequence[int], int]
+"""Tokens, and the first that counts, at least 1."""
+
 
 @dataclass
 class Tree:
@@ -72,14 +75,26 @@ class Tree:
         """The log-probability of each row: the sum over its tokens that count.
 
         Args:
-            cache: of the tokens that stand before all rows, which is written to.
-            before: how many these are.
+            cache, before: as for `logits`.
         """
         if not self.told:
             return [0.0] * len(self.edges)
+        logits = self.logits(model, device, cache, before)
+        flat = [edge for edges in self.edges for edge in edges]
+        place, token = torch.tensor(flat, device=device).unbind(1)
+        each = iter(logits.float().log_softmax(-1)[place, token].tolist())
+        return [sum(next(each) for _ in edges) for edges in self.edges]
+
+    def logits(self, model: Any, device: torch.device, cache: Any = None, before: int = 0) -> torch.Tensor:
+        """Those of what follows the nodes in `told`, at least one, in their order: (places, vocabulary).
+
+        Args:
+            cache: of the tokens that stand before all rows, which is written to.
+            before: how many these are.
+        """
         seen = torch.cat([torch.ones(len(self), before, dtype=torch.bool), self.visible()], 1).to(device)
         mask = seen if unwrapped(model).config._attn_implementation == "sdpa" else _added(seen)
-        logits = model(
+        found: torch.Tensor = model(
             input_ids=torch.tensor([self.tokens], device=device),
             attention_mask=mask[None, None],
             position_ids=torch.tensor([self.depths], device=device) + before,
@@ -87,10 +102,35 @@ class Tree:
             use_cache=cache is not None,
             **({} if cache is None else {"past_key_values": cache}),
         ).logits[0]
-        flat = [edge for edges in self.edges for edge in edges]
-        place, token = torch.tensor(flat, device=device).unbind(1)
-        each = iter(logits.float().log_softmax(-1)[place, token].tolist())
-        return [sum(next(each) for _ in edges) for edges in self.edges]
+        return found
+
+
+def packed(parts: Sequence[Sequence[Row]], nodes: int, told: int) -> list[tuple[Tree, list[int]]]:
+    """Trees, each of some of the parts, with their places. Neighbours in the order of their tokens begin with the most
+    together.
+
+    Args:
+        parts: rows that stand together, at least one each.
+        nodes, told: that a tree of several parts has at most.
+    """
+    found: list[tuple[Tree, list[int]]] = []
+    places: list[int] = []
+    tree = Tree()
+    for place in sorted(range(len(parts)), key=lambda i: list(parts[i][0][0])):
+        size = len(tree), len(tree.told), len(tree.edges)
+        _add(tree, parts[place])
+        if places and (len(tree) > nodes or len(tree.told) > told):
+            tree.cut(*size)
+            found.append((tree, places))
+            tree, places = Tree(), []
+            _add(tree, parts[place])
+        places.append(place)
+    return [*found, (tree, places)] if places else found
+
+
+def _add(tree: Tree, part: Sequence[Row]) -> None:
+    for row, first in part:
+        tree.add(row, first)
 
 
 def _added(seen: torch.Tensor) -> torch.Tensor:
