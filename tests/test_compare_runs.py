@@ -24,6 +24,9 @@ from align.compare.build import compare
 from align.compare.table import RunsCompared
 from align.compare.terminal import Comparison
 from align.errors import AlignError
+from align.forgetting import probes
+from align.forgetting.keys import ForgettingKeys
+from align.forgetting.records import BatterySize
 from align.run_folder import files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.run_record import RunRecord
@@ -193,9 +196,9 @@ def test_a_skill_at_which_a_base_guesses_is_left_out(tmp_path: Path) -> None:
     found = compare(folders)
     assert [row.name for row in found.tables[0].rows] == ["copy"]
     assert found.left_out == {
-        "sort": "cannot show forgetting: the base gets 52% of 200 items right, guessing gets 50% (a)"
+        "sort": "it cannot show forgetting, since the base gets 52% of 200 items right, guessing gets 50% (a)"
     }
-    assert "sort is not compared: cannot show forgetting" in " ".join(shown(found, 200).split())
+    assert "sort is not compared: it cannot show forgetting" in " ".join(shown(found, 200).split())
 
 
 def test_the_terminal_shows_intervals_where_there_is_room(pair: tuple[Path, Path]) -> None:
@@ -334,6 +337,27 @@ def test_other_probes_and_other_items_are_refused(pair: tuple[Path, Path], tmp_p
     assert refusal(a, content) == (
         f"'{content}' has probes of the same names as '{a}', but of other content\n  -> {REMEASURE}"
     )
+
+
+def test_as_many_items_as_auto_chose_are_the_same_items(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def written(name: str, items: object, asked: str, chosen: int | None = None) -> Path:
+        recipe = {"forgetting": {"probes": "general", "items": items}}
+        folder = made.write_run(tmp_path / name, {"sft": GOOD}, recipe=recipe, asked=asked)
+        if chosen:
+            size = BatterySize(budget=0.1, planned_tokens=1, tokens=1, within=True, items=chosen)
+            files.write_json(RunDir(folder).battery_size, size.written())
+        return folder
+
+    auto, fixed = (probes.digest(ForgettingKeys(probes="general", items=n)) for n in ("auto", 60))
+    assert auto != fixed
+    chose = written("c", "auto", auto, 60)
+    assert compare([chose, written("d", 60, fixed)]).tables[0].rows
+    content = written("e", 60, "of another version")
+    assert refusal(chose, content) == (
+        f"'{content}' has probes of the same names as '{chose}', but of other content\n  -> {REMEASURE}"
+    )
+    other = written("f", "auto", auto, 25)
+    assert "but of other content" in refusal(written("g", 60, fixed), other)
 
 
 def test_a_damaged_recipe_is_named(pair: tuple[Path, Path]) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
 
 import models
 import runs
 from align.forgetting import inside, pace, probes
+from align.forgetting.bench import Bench
 from align.forgetting.inside import Judge, Measured, Point
 from align.forgetting.judgement import MEAN
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.pace import Pace, Schedule
+from align.forgetting.share import Share
 from align.lab import probes as lab
 from align.report import inside_plots
 from align.report.chart import Curve, Dots, Rule
@@ -29,8 +35,10 @@ from align.run_folder import files
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Inside, Reward, Ticket
 from align.run_folder.run_record import StageEntry
-from align.stage.callbacks import Interrupted
+from align.stage.callbacks import Interrupted, Watch
+from align.stage.inside import Watching
 from align.worker import execute as work
+from align.worker import measuring as worker_measuring
 from models import BASE, Stages
 
 LOOSE = {"max_drop": 1.0, "max_mean_drop": 1.0, "max_perplexity_ratio": 1e9}
@@ -338,7 +346,7 @@ LIMITS = {"max_drop": 0.15, "max_mean_drop": 0.15, "max_perplexity_ratio": 1.3}
 @pytest.fixture(scope="module")
 def stopped(own: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """A stage that forgets, ended by its first limit."""
-    make = sft(models.LORA, **FORGETS, max_steps=20, save_strategy="steps", save_steps=1)
+    make = sft(models.LORA, **FORGETS, max_steps=20, save_strategy="steps", save_steps=1, logging_steps=50)
     return run_of(tmp_path_factory.mktemp("stopped"), "it", own, make, every=1, early_stop=True, limits=LIMITS)
 
 
@@ -351,6 +359,8 @@ def test_a_stage_that_forgets_is_ended_with_the_last_weights_within_its_limits(s
         f"stopped at step {told.stopped} of 20; the weights of step {told.kept} are kept, because {told.reasons[0]}"
         + (f" (and {len(told.reasons) - 1} more)" if len(told.reasons) > 1 else "")
     )
+    entries = map(json.loads, here.metrics.read_text(encoding="utf-8").splitlines())
+    assert [entry["step"] for entry in entries if "loss" in entry] == [told.stopped], "the last loss is logged"
     judge = Judge.of(stopped.run.base_measurements, Inside(every=1, limits=LIMITS))
     delivered = judge.stored(told.kept, "after", here.measurements)
     assert delivered is not None and not delivered.broken
@@ -432,6 +442,40 @@ def test_auto_is_chosen_once_and_written_down(own: dict[str, Any], tmp_path: Pat
     assert told.every == (every or chosen.first)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_measures_its_share_and_the_first_alone_judges_and_writes(
+    rank: int, stopped: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is asked after a step, without the other; what is measured was measured before."""
+    measured: list[Share] = []
+    ticket = stopped.jobs["it"].ticket.model_copy(update={"inside": Inside(every=1, limits=LIMITS, early_stop=True)})
+    job = replace(stopped.jobs["it"], ticket=ticket, dir=StageDir(tmp_path))
+    source = stopped.run.stage("it").inside / "step-1"
+
+    def measure(bench: Bench, probes: object, folder: Path, **_: object) -> None:
+        measured.append(bench.share)
+        if bench.share.first:
+            shutil.copytree(source, folder)
+
+    monkeypatch.setattr(worker_measuring, "measure", measure)
+    world: Any = SimpleNamespace(process_index=rank, num_processes=2)
+    told = worker_measuring.inside(job, stopped.run, [], world)
+    assert told is not None
+    model = models.tiny_llama()
+    watching = Watching(told, model, Watch(tmp_path / "progress.jsonl", resumed=False), None)
+    args: Any = SimpleNamespace(world_size=1, output_dir=None)
+    state, control = TrainerState(global_step=0, max_steps=3, is_world_process_zero=rank == 0), TrainerControl()
+    watching.on_train_begin(args, state, control)
+    state.global_step = 1
+    watching.on_step_end(args, state, control)
+    assert [(share.rank, share.world) for share in measured] == [(rank, 2)]
+    assert [(line.step, line.origin) for line in inside.read(job.dir)] == (
+        [(0, "before"), (1, "inside")] if rank == 0 else []
+    )
+    assert job.dir.kept.is_file() is (rank == 0)
+    assert model.training
+
+
 # ---- through the command ---------------------------------------------------------------------------------------------
 
 RECIPE = """\
@@ -497,13 +541,40 @@ def test_killed_between_two_measurements_it_ends_alike(early: Path, tmp_path: Pa
     assert one == other
 
 
+STILL = (*EARLY, "--set", "parameterization={method: lora, lora: {r: 8}}")
+HALVED = (*STILL, "--processes", "2", "--set", "stages.sft.training.per_device_train_batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    runs.run(runs.write(folder, RECIPE), folder / "two", *HALVED)
+    return folder / "two"
+
+
 @pytest.mark.slow
-def test_two_processes_measure_and_stop_as_one_does(tmp_path: Path) -> None:
-    halved = ("--processes", "2", "--set", "stages.sft.training.per_device_train_batch_size=4")
-    still = ("--set", "parameterization={method: lora, lora: {r: 8}}")
+def test_two_processes_killed_between_two_measurements_end_alike(two: Path, tmp_path: Path) -> None:
+    recipe, folder = runs.write(tmp_path, RECIPE), tmp_path / "run"
+    process = runs.started(recipe, folder, *HALVED)
+    stage = StageDir(folder / "stages/sft")
+    runs.wait_for(process, lambda: bool(stage.curve.is_file() and [x for x in inside.read(stage) if x.step == 4]))
+    for pid in runs.children(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert "(resuming from checkpoint-3)" in runs.run(recipe, folder, *HALVED).stderr
+    assert runs.weights(folder) == runs.weights(two)
+    one, other = (
+        [line.but(seconds=0.0, cpu_seconds=0.0) for line in inside.read(StageDir(run / "stages/sft"))]
+        for run in (two, folder)
+    )
+    assert one == other
+
+
+@pytest.mark.slow
+def test_two_processes_measure_and_stop_as_one_does(two: Path, tmp_path: Path) -> None:
     recipe = runs.write(tmp_path, RECIPE)
-    runs.run(recipe, tmp_path / "one", *EARLY, *still)
-    runs.run(recipe, tmp_path / "two", *EARLY, *still, *halved)
+    runs.run(recipe, tmp_path / "one", *STILL)
+    shutil.copytree(two, tmp_path / "two")
     told = [runs.outcome(tmp_path / name, "sft")["inside"] for name in ("one", "two")]
     assert [told[0][key] for key in ("stopped", "kept")] == [told[1][key] for key in ("stopped", "kept")]
     one, two = (inside.read(StageDir(tmp_path / name / "stages/sft")) for name in ("one", "two"))

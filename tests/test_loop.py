@@ -441,6 +441,20 @@ def test_a_stage_measured_again_whose_run_ended_before_the_outcome_is_not_lost(r
     assert runs.run(probes) == ["finish"]
 
 
+def test_a_stage_measured_again_whose_run_ended_after_its_card_is_not_trained_again(runs: Runs, probes: str) -> None:
+    """The card shows what was measured, so that it is no longer the one of the outcome that was kept aside."""
+    runs.run(probes)
+    here = runs.dir.stage("sft")
+    here.card.write_text("before")
+    outcome = files.read_json(here.outcome) | {"artifacts": files.artifacts(here.model, here.root)}
+    assert "model/README.md" in outcome["artifacts"]
+    files.write_json(here.remeasuring, outcome)
+    here.outcome.unlink()
+    here.card.write_text("measured again")
+    assert runs.run(probes) == ["sft measured", "finish"]
+    assert runs.superseded() == ["measurements"]
+
+
 def test_other_questions_and_another_base_are_another_base_row(runs: Runs, probes: str) -> None:
     runs.run(probes)
     assert runs.run(probes, "stages.sft.training.logging_steps=7") == ["finish"]

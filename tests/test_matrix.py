@@ -299,7 +299,7 @@ def test_a_skill_that_the_base_guesses_cannot_show_forgetting() -> None:
             measured[stage] = found
         table = build(["base", "sft"], {"sft": "base"}, measured, KEYS)
         assert ("facts" in table.probes) is shown
-        why = "cannot show forgetting: the base gets 31% of 200 items right, guessing gets 25%"
+        why = "it cannot show forgetting, since the base gets 31% of 200 items right, guessing gets 25%"
         assert table.left_out == ({} if shown else {"facts": why})
         assert table.mean["base"]["all"].probes == (2 if shown else 1)
         decision = decide("sft", measured["base"], measured["sft"], KEYS)
@@ -310,7 +310,7 @@ def test_a_checked_skill_without_a_right_answer_cannot_show_forgetting() -> None
     measured = measurement({"copy": (90, 100), "lists": (0, 100)})
     measured.probes["lists"] = replace(measured.probes["lists"], chance=0.0)
     table = build(["base"], {}, {"base": measured}, KEYS)
-    why = "cannot show forgetting: the base gets 0% of 200 items right, guessing gets 0%"
+    why = "it cannot show forgetting, since the base gets 0% of 200 items right, guessing gets 0%"
     assert table.left_out == {"lists": why}
 
 

@@ -18,6 +18,7 @@ import models
 from align.forgetting import bench as bench_
 from align.forgetting import latency, probes
 from align.forgetting import measure as measuring
+from align.forgetting.battery import likelihoods
 from align.forgetting.battery.skill import Item, Skill, user
 from align.forgetting.bench import Bench
 from align.forgetting.keys import ForgettingKeys
@@ -168,6 +169,8 @@ def test_batches_do_not_matter(
     answers = bench_.generate(bench, [q.prompt for q in asked[:12]], 16)
     for budget in (2**26, 2**17):  # all at once, and one or two at a time
         monkeypatch.setattr(bench_, "LOGIT_BUDGET", budget)
+        monkeypatch.setitem(likelihoods.NODES, "cpu", budget // 2**10)
+        monkeypatch.setattr(bench_, "ANSWERS", budget // 2**15)
         assert bench_.exact(bench, bench_.encode_questions(tokenizer, asked[::-1]))[::-1] == found
         again = bench_.likelihoods(bench, texts[::-1])[::-1]
         assert [tokens for _, tokens in again] == [tokens for _, tokens in nlls]

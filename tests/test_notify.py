@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from align.errors import AlignError, Exit
 from align.recipe.load import load
-from align.recipe.notify_keys import Notify
+from align.recipe.notify_keys import SECRET, Notify
 from align.recipe.resolved import resolved
 from align.run_folder.paths import RunDir
 from align.runner import notify
@@ -285,10 +285,16 @@ def test_a_recipe_without_it_starts_no_thread_and_changes_no_fingerprint(runs: R
         ("$HOOK", {"url": "$HOOK"}),
         ("./tell.sh done", {"command": ["{folder}/tell.sh", "done"]}),
         (["curl", "-d", "@-", "https://hooks.example/T0KEN"], {"command": ["curl", "-d", "@-", "$ALIGN_NOTIFY_URL"]}),
+        (
+            ["curl", "-H", "Authorization: Bearer T0KEN", "--api-key=T0KEN", "--token", "T0KEN", "-d", "@-"],
+            {"command": ["curl", "-H", *[SECRET] * 2, "--token", SECRET, "-d", "@-"]},
+        ),
+        (["tell", "PASSWORD=T0KEN", "--token", "$MINE"], {"command": ["tell", SECRET, "--token", "$MINE"]}),
+        (["tell", "tokens", "author=me", "--secretly"], {"command": ["tell", "tokens", "author=me", "--secretly"]}),
         ({"command": "mail -s 'it is done' me"}, {"command": ["mail", "-s", "it is done", "me"]}),
     ],
 )
-def test_the_written_recipe_holds_no_url_and_can_be_moved(
+def test_the_written_recipe_holds_no_secret_and_can_be_moved(
     value: Any, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tell.sh").touch()

@@ -48,6 +48,11 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
     "_forward_hooks": ("torch.nn.modules.module", {"adapters/placement.py", "bottleneck/layer.py"}),
     "_modules": ("torch.nn.modules.module", {"bottleneck/layer.py"}),
     "_DropoutNd": ("torch.nn.modules.dropout", {"rl/critic.py", "trainers/kept_reference.py"}),
+    "_is_stateful": ("transformers.modeling_utils:PreTrainedModel", {"forgetting/decoder.py"}),
+    "_attn_implementation": (
+        "transformers.configuration_utils:PreTrainedConfig",
+        {"forgetting/battery/tree.py", "forgetting/decoder.py"},
+    ),
     "_is_avx512_bf16_supported": ("torch.cpu", {"policy/load.py"}),
     "_is_amx_tile_supported": ("torch.cpu", {"policy/load.py"}),
 }

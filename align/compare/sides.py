@@ -12,11 +12,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.errors import AlignError, Place
-from align.forgetting import measurements
+from align.forgetting import measurements, probes
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement
+from align.forgetting.records import BatterySize
 from align.report import records
 from align.report.schema import Report
+from align.run_folder import reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Outcome
 
@@ -68,10 +70,20 @@ class Side:
 
     @property
     def asked(self) -> str:
-        """Hash of what was asked."""
+        """Hash of what was to be asked."""
         outcome = self.outcome(self.last)
         assert outcome is not None
         return outcome.probes_sha256
+
+    @property
+    def answered(self) -> str:
+        """The same with the number of items that `items: auto` chose, as if it had been written into the recipe."""
+        keys, asked = self.limits, self.asked
+        chosen = reading.whole(RunDir(self.folder).battery_size, BatterySize)
+        settled = keys.probes == "general" and keys.items == "auto"
+        if settled and chosen is not None and asked == probes.digest(keys):
+            return probes.digest(keys.model_copy(update={"items": chosen.items}))
+        return asked
 
 
 def read(folders: Sequence[Path]) -> list[Side]:
@@ -157,6 +169,6 @@ def _check(first: Side, other: Side) -> None:
         for split in ("gate", "report"):
             if mine.items.get((split, name), {}).keys() != theirs.items.get((split, name), {}).keys():
                 raise AlignError(what, SAME_NUMBER if first.asked == other.asked else remedy)
-    if first.asked != other.asked:
+    if first.answered != other.answered:
         what = f"'{other.folder}' has probes of the same names as '{first.folder}', but of other content"
         raise AlignError(what, remedy)

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
-from align.forgetting.battery.likelihoods import Asked
+from align.forgetting import decoder, greedy
+from align.forgetting.battery.likelihoods import Asked, log_likelihoods, prefix
 from align.forgetting.measurements import Split
 from align.forgetting.probes import Question
 from align.forgetting.records import Sample
@@ -114,6 +115,8 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
     limit = getattr(bench.model.config, "max_position_embeddings", None)
     rows, firsts = text_ids(bench.tokenizer, texts)
     rows = [row[:limit] for row in rows]
+    if decoder.masked(bench.model, max(map(len, rows), default=0)):
+        return _likelihoods(bench, rows, firsts)
     out: dict[int, tuple[float, int]] = {}
     for _, batch in bench.share.mine(batches(bench, rows, [0] * len(rows))):
         ids, mask = padded(bench, [rows[i] for i in batch])
@@ -126,6 +129,16 @@ def likelihoods(bench: Bench, texts: Sequence[str]) -> list[tuple[float, int]]:
             out[i] = (sums[k], max(len(rows[i]) - firsts[i], 0))
     found = bench.share.together(out)
     return [found[i] for i in range(len(rows))]
+
+
+def _likelihoods(bench: Bench, rows: Sequence[list[int]], firsts: Sequence[int]) -> list[tuple[float, int]]:
+    """The same of token ids, without padding."""
+    longer = [i for i, (row, first) in enumerate(zip(rows, firsts, strict=True)) if len(row) > first]
+    asked = [Asked(rows[i][: firsts[i]], [rows[i][firsts[i] :]], [0]) for i in longer]
+    pad = bench.tokenizer.pad_token_id
+    sums = log_likelihoods(bench.model, [asked], pad=pad, autocast=bench.autocast, share=bench.share)[0]
+    found = {i: (-likelihood, len(rows[i]) - firsts[i]) for i, (likelihood,) in zip(longer, sums, strict=True)}
+    return [found.get(i, (0.0, 0)) for i in range(len(rows))]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
@@ -153,18 +166,27 @@ def generate_ids(bench: Bench, rows: Sequence[list[int]], tokens: int) -> list[l
     """The same, of prompts as token ids."""
     out: dict[int, list[int]] = {}
     stop = generation.ends(bench.model, bench.tokenizer)
-    greedy = generation.plain(stop, bench.tokenizer.pad_token_id, tokens)
-    for _, batch in bench.share.mine(batches(bench, rows, [len(row) for row in rows], extra=tokens, most=ANSWERS)):
-        ids, mask = padded(bench, [rows[i] for i in batch], left=True)
-        with (
-            generation.settings(bench.model, greedy),
-            torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast),
-        ):
-            made = bench.model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
-        for k, i in enumerate(batch):
-            out[i] = generation.cut(made[k], stop)
+    # of all that is computed, the logits of one token of each row at a time are kept
+    for _, batch in bench.share.mine(
+        batches(bench, rows, [len(row) + tokens - 1 for row in rows], extra=tokens, most=ANSWERS)
+    ):
+        with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=bench.autocast):
+            made = _greedy(bench, [rows[i] for i in batch], tokens, stop)
+        out |= dict(zip(batch, made, strict=True))
     found = bench.share.together(out)
     return [found[i] for i in range(len(rows))]
+
+
+def _greedy(bench: Bench, rows: Sequence[list[int]], tokens: int, stop: Sequence[int]) -> list[list[int]]:
+    """Of one batch."""
+    if decoder.ordinary(bench.model):
+        begun = prefix(rows) if decoder.window(bench.model) is None else 0  # padding after it would push it away
+        ids, mask = padded(bench, [row[begun:] for row in rows], left=True)
+        return greedy.answers(bench.model, rows[0][:begun], ids, mask, tokens, stop)
+    ids, mask = padded(bench, rows, left=True)
+    with generation.settings(bench.model, generation.plain(stop, bench.tokenizer.pad_token_id, tokens)):
+        made = bench.model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
+    return [generation.cut(row, stop) for row in made]
 
 
 def batches(

@@ -97,7 +97,7 @@ def cannot_show(base: Measurement, probe: str) -> str | None:
     if accuracy > chance and wilson(accuracy, len(scores))[0] > chance:
         return None
     shares = f"the base gets {accuracy:.0%} of {len(scores)} items right, guessing gets {chance:.0%}"
-    return f"{SILENT}: {shares}"
+    return f"it {SILENT}, since {shares}"
 
 
 def is_skill(info: ProbeInfo) -> bool:

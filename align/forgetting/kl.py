@@ -6,6 +6,7 @@ distributions of answers (the chain rule), which RL's Razor (2025, arXiv 2509.04
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data import encode
 from align.data.tokenizer import TextTokenizer
-from align.forgetting.bench import Bench, batches, padded
+from align.forgetting import decoder
+from align.forgetting.battery.likelihoods import nodes_on
+from align.forgetting.battery.tree import packed
+from align.forgetting.bench import LOGIT_BUDGET, Bench, batches, padded
 from align.forgetting.distances import KlEstimate, TaskKl, estimate
 from align.policy import generation
 from align.policy.divergence import forward_kl
@@ -84,18 +88,20 @@ def measure(policy: Bench, base: Base, asked: Asked, prompts: str, seed: int) ->
         with base() as bench:
             own = sample(bench, with_prompt, ANSWER_TOKENS, seed)
         pairs = [(prompt, answer) for prompt, answer in zip(asked.prompts, asked.answers, strict=True) if answer]
+        # in one go, since both answers to a prompt share the pass over it
+        both = along(policy, base, [*zip(with_prompt, own, strict=True), *pairs])
         found = TaskKl(
             prompts=prompts,
-            own_answers=_estimate(policy, base, list(zip(with_prompt, own, strict=True))),
-            data_answers=_estimate(policy, base, pairs),
+            own_answers=_estimate(both[: len(own)]),
+            data_answers=_estimate(both[len(own) :]),
             answer_tokens=ANSWER_TOKENS,
         )
     policy.model.train(was_training)
     return found
 
 
-def _estimate(policy: Bench, base: Base, rows: list[tuple[list[int], list[int]]]) -> KlEstimate | None:
-    return estimate(along(policy, base, rows)) if rows else None
+def _estimate(found: list[tuple[float, int]]) -> KlEstimate | None:
+    return estimate([one for one in found if one[1]]) if found else None
 
 
 def along(policy: Bench, base: Base, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
@@ -104,6 +110,8 @@ def along(policy: Bench, base: Base, rows: Sequence[tuple[list[int], list[int]]]
     Args:
         rows: token ids of a prompt, which may be empty, and of an answer to it; the very first token is not predicted.
     """
+    if decoder.masked(policy.model, max((len(prompt) + len(answer) for prompt, answer in rows), default=0)):
+        return _over_trees(policy, base, rows)
     ids = [prompt + answer for prompt, answer in rows]
     starts = [max(len(prompt) - 1, 0) for prompt, _ in rows]  # a token is predicted one position before it
     counts = [len(row) - 1 - start for row, start in zip(ids, starts, strict=True)]
@@ -119,7 +127,25 @@ def along(policy: Bench, base: Base, rows: Sequence[tuple[list[int], list[int]]]
         sums = torch.split(forward_kl(own, now), [counts[i] for i in batch])
         for i, values in zip(batch, sums, strict=True):
             out[i] = (float(values.sum()), counts[i])
-    return [one for one in out if one[1]]
+    return out
+
+
+def _over_trees(policy: Bench, base: Base, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
+    """The same without padding, and with one pass over a prompt that several rows have."""
+    out = [(0.0, 0)] * len(rows)
+    parts = [[(prompt + answer, max(len(prompt), 1))] for prompt, answer in rows]
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    for tree, places in packed(parts, nodes_on(policy.device), LOGIT_BUDGET // vocabulary):
+        if not tree.told:
+            continue
+        with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.autocast):
+            with base() as bench:
+                own = tree.logits(bench.model, policy.device)
+            now = tree.logits(policy.model, policy.device)
+        values = forward_kl(own, now).tolist()
+        for place, edges in zip(places, tree.edges, strict=True):
+            out[place] = (math.fsum(values[at] for at, _ in edges), len(edges))
+    return out
 
 
 def sample(bench: Bench, prompts: Sequence[list[int]], tokens: int, seed: int) -> list[list[int]]:

@@ -200,6 +200,12 @@ def size(keys: ForgettingKeys) -> list[object]:
     return [keys.items, keys.budget] if keys.items == "auto" else [keys.items]
 
 
+def digest(keys: ForgettingKeys) -> str:
+    """Hash of what is measured where all of it ships with align: another hash, another measurement."""
+    more = [size(keys), content()] if keys.probes == "general" else []
+    return files.digest([VERSION, keys.probes, *more])
+
+
 def content() -> str:
     """Hash of the files of the battery: other items are other probes."""
     folder = battery.SKILLS.parent

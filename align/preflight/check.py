@@ -420,8 +420,7 @@ class _Checking:
         if keys.probes == "none":
             return files.digest(keys.probes)
         if not isinstance(keys.probes, dict):
-            shipped = [probes.size(keys), probes.content()] if keys.probes == "general" else []
-            return files.digest([probes.VERSION, keys.probes, *shipped])
+            return probes.digest(keys)
         self.own, faults = own_probes.read(keys, self.loaded.root, offline=self.offline)
         for name, error in faults:
             self._add(error, ("forgetting", "probes", name))

@@ -17,7 +17,12 @@ from align import user_paths
 WITHHELD = "$ALIGN_NOTIFY_URL"
 """Stands for a URL of the recipe wherever align writes the recipe."""
 
+SECRET = "$ALIGN_NOTIFY_SECRET"
+"""Stands for a word of a command that looks like one."""
+
 _NAME = re.compile(r"\$(\w+)")
+_NAMED = re.compile(r"--?[\w-]*(token|secret|passw|credential|api-?key)[\w-]*", re.IGNORECASE)
+_GIVEN = re.compile(r"(token|secret|passw|credential|api[-_]?key|authorization)[\w-]*\s*[=:]|\bbearer\s", re.IGNORECASE)
 
 
 def _kind(value: object) -> str:
@@ -103,11 +108,23 @@ class Notify(BaseModel):
         return self.url if _NAME.fullmatch(self.url) else urlsplit(self.url).hostname or "the URL"
 
     def withheld(self, root: Path) -> dict[str, Any]:
-        """As it is written into the run folder: `WITHHELD` in place of every URL, the program with its whole path."""
+        """As it is written into the run folder: `WITHHELD` in place of every URL, `SECRET` in place of every argument
+        that names a secret and of the one after it, and the program with its whole path."""
         if self.url is not None:
             return {"url": self.url if _NAME.fullmatch(self.url) else WITHHELD}
-        words = [WITHHELD if "://" in word else word for word in self.words()]
-        return {"command": [_program(words, root), *words[1:]]}
+        words = self.words()
+        return {"command": [_program(words, root), *_withheld(words[1:])]}
+
+
+def _withheld(words: list[str]) -> list[str]:
+    """Arguments without URLs and what looks like a secret: `--token=abc`, `Authorization: Bearer abc`, and `abc` after
+    `--token`. A name of the environment is none."""
+    found, named = [], False
+    for word in words:
+        hidden = (named or _GIVEN.search(word)) and not _NAME.fullmatch(word)
+        found.append(WITHHELD if "://" in word else SECRET if hidden else word)
+        named = _NAMED.fullmatch(word) is not None
+    return found
 
 
 def _program(words: list[str], root: Path) -> str:

@@ -45,7 +45,7 @@ def notes(forgetting: Forgetting) -> list[str]:
     probes = forgetting.probes.values()
     found = [*_acted(forgetting), *family_lines(forgetting)]
     found += [AGREEMENT] if any(probe.stands_apart for probe in probes) else []
-    guessed = [name for name, why in forgetting.left_out.items() if why.startswith(SILENT)]
+    guessed = [name for name, why in forgetting.left_out.items() if SILENT in why]
     if guessed:
         them = "it" if len(guessed) == 1 else "them"
         found.append(f"{join(guessed)} cannot show forgetting: the base is not surely better at {them} than guessing.")

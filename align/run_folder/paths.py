@@ -78,6 +78,10 @@ class StageDir:
         return self.root / "model"
 
     @property
+    def card(self) -> Path:
+        return self.model / "README.md"
+
+    @property
     def measurements(self) -> Path:
         return self.root / "measurements"
 

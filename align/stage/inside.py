@@ -1,7 +1,8 @@
 """Measures a policy while it is trained, without a trace in what is trained; ends a stage that has surely forgotten.
 
-The first process measures, the others wait. Nothing that decides about a later step differs from a training without
-measurements: the state of random numbers, the mode of every layer and what stands around the model are put back.
+The processes share the probes, and the first judges and writes. Nothing that decides about a later step differs from a
+training without measurements: the state of random numbers, the mode of every layer and what stands around the model are
+put back.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Measuring:
 
     Attributes:
         base, incoming: the folders of measurements of the base and of the policy that came in.
-        measure: writes the gate's half of the watched probes of a model into a folder.
+        measure: writes the gate's half of the watched probes of a model into a folder; all processes call it.
     """
 
     settings: Inside
@@ -88,8 +89,16 @@ class Watching(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         chosen = pace.read(self.dir.pace) if self.settings.every == "auto" else None
         self.schedule = Schedule(self.settings.every, state.max_steps, self.settings.early_stop, chosen)
-        if not state.is_world_process_zero:
-            return
+        stored = self._begin(state) if state.is_world_process_zero else None
+        if agreed(args, int(state.is_world_process_zero and not self.lines and stored is None)):
+            line = self._line(state.global_step)
+            stored = line.but(origin="before") if line else None
+        if stored:
+            self._add(stored)
+
+    def _begin(self, state: TrainerState) -> Measured | None:
+        """Put in place what the first process has of measurements; one of the policy that training begins with, where
+        it is needed and there."""
         self.judge = Judge.of(self.told.base, self.settings)
         step = state.global_step
         self.lines = inside.read(self.dir, step) if self.checkpoint else []
@@ -101,9 +110,7 @@ class Watching(TrainerCallback):
                 _link(self.checkpoint / KEPT / self.dir.kept.name, self.dir.kept)
             else:
                 keep(self.model, self.dir.kept, step)
-        if not self.lines:
-            line = self.judge.stored(step, "before", self.told.incoming) if step == 0 else None
-            self._add(line or self._line(step).but(origin="before"))
+        return self.judge.stored(step, "before", self.told.incoming) if step == 0 and not self.lines else None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, schedule = state.global_step, self.schedule
@@ -114,18 +121,18 @@ class Watching(TrainerCallback):
             self._share(args, lambda: schedule.begin(step, self._foreseen(), self._one_step()))
         if not schedule.due(step):
             return
-        stop = False
-        if state.is_world_process_zero:
-            one_step, line = self._one_step(), self._line(step)
-            stop = self.settings.early_stop and bool(line.broken)
+        one_step, line = self._one_step(), self._line(step)
+        stop = line is not None and self.settings.early_stop and bool(line.broken)
+        if line is not None:
             if self.settings.early_stop and not stop:
                 keep(self.model, self.dir.kept, step)
             self._add(line)
         if agreed(args, int(stop)):
-            control.should_training_stop = True
+            control.should_training_stop = control.should_log = True  # the last loss too, wherever logging would be due
         chosen = schedule.pace
         if schedule.asked == "auto" and chosen is not None and chosen.every is None and step < schedule.last:
-            self._share(args, lambda: schedule.settle(chosen, line.cpu_seconds, one_step))
+            took = line.cpu_seconds if line else 0.0  # of the others the first's counts
+            self._share(args, lambda: schedule.settle(chosen, took, one_step))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.settings.early_stop and state.is_world_process_zero and args.output_dir:
@@ -133,19 +140,19 @@ class Watching(TrainerCallback):
 
     # ---- a measurement --------------------------------------------------------------------------------------------
 
-    def _line(self, step: int) -> Measured:
-        """Measure what is trained now. Of the first process."""
-        assert self.judge is not None
+    def _line(self, step: int) -> Measured | None:
+        """Measure what is trained now, with all processes; the first one judges it."""
         wall, cpu = time.monotonic(), time.process_time()
         folder = self.dir.inside / f"step-{step}"
-        shutil.rmtree(folder, ignore_errors=True)
+        if self.judge is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         with undisturbed(self.model):
             self.told.measure(self.model, folder)
-        line = self.judge.judged(step, measurements.load(folder))
+        line = self.judge.judged(step, measurements.load(folder)) if self.judge is not None else None
         seconds, spent = time.monotonic() - wall, time.process_time() - cpu
         self.watch.time += seconds
         self.spent += spent
-        return line.but(origin="inside", seconds=round(seconds, 3), cpu_seconds=round(spent, 3))
+        return line.but(origin="inside", seconds=round(seconds, 3), cpu_seconds=round(spent, 3)) if line else None
 
     def _add(self, line: Measured) -> None:
         self.lines.append(line)

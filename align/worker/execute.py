@@ -110,7 +110,7 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     _assert_device(ticket)
     builder = Builder(run, ticket, tokenizer, list(job.rows[: into_base.ROWS]), program.stage.preload)
     found = measuring.probes_of(run, job, builder, world)
-    job.inside = measuring.inside(job, run, found)
+    job.inside = measuring.inside(job, run, found, world)
     battery = [probe for probe in found if isinstance(probe, Battery)]
     trained = [*job.rows, *(row for source in job.replay for row in source.rows)]
     job.warnings += [] if ticket.measure_only else leaks.warnings(battery, trained)

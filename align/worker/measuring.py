@@ -139,14 +139,15 @@ class Telling:
             self.job.at(self.doing, done, of)
 
 
-def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe]) -> Measuring | None:
-    """How a ticket's policy is measured while it is trained; None where it is not."""
+def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe], world: PartialState) -> Measuring | None:
+    """How a ticket's policy is measured while it is trained, by all processes; None where it is not."""
     settings = job.ticket.inside
     if settings is None:
         return None
 
     def measured(model: Any, folder: Path) -> None:
-        bench = replace(_bench(model, job), encoded=_ENCODED_INSIDE, asked=_ASKED_INSIDE)
+        share = Share(world.process_index, world.num_processes)
+        bench = replace(_bench(model, job, share), encoded=_ENCODED_INSIDE, asked=_ASKED_INSIDE)
         measure(bench, bench_probes, folder, base=run.base_measurements, splits=GATE, only=settings.watch)
 
     incoming = run.base_measurements

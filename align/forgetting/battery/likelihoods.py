@@ -1,7 +1,8 @@
 """How likely a model finds each of several answers to a question.
 
 The questions of a group begin alike, with solved examples or a chat template's system turn: that is computed once for
-the group, each question once for its answers, and each answer goes on from the cache of its question.
+the group. What questions and answers begin with together after it is one path of a tree. For a model that no tree can
+be put to, each question is computed once for its answers, and each answer goes on from the cache of its question.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from align.forgetting import decoder
+from align.forgetting.battery.tree import Tree, packed
 from align.forgetting.share import Share
 from align.policy.unwrapped import unwrapped
 
@@ -22,6 +25,8 @@ LOGIT_BUDGET = 2**26  # elements of its logits: 256 MiB in float32
 MOST = 64  # questions of a batch
 FEW = 8  # rows that are worth a pass of their own, whatever padding another pass would save
 SLACK = 1.25  # the longest row of a pass over the shortest that joins it
+NODES = {"cpu": 256}  # tokens of a tree: of more, attention costs a CPU more than it saves
+NODES_ELSEWHERE = 1024  # of fewer, a GPU has too little to do
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class Batch:
         return len(self.places)
 
 
+@dataclass(frozen=True)
+class Planted(Batch):
+    """The same as one tree."""
+
+    tree: Tree = field(default_factory=Tree)
+
+
 def log_likelihoods(
     model: torch.nn.Module, groups: Sequence[Sequence[Asked]], *, pad: int, autocast: bool, share: Share | None = None
 ) -> list[list[list[float]]]:
@@ -80,8 +92,11 @@ def log_likelihoods(
         share: the part of this process; all processes get all figures.
     """
     share = share or Share()
-    scorer = _Scorer(model, pad, unwrapped(model).config.get_text_config().vocab_size)
-    batches = plan(groups, scorer.vocabulary)
+    longest = max((len(one.shared) + len(rest) for group in groups for one in group for rest in one.rest), default=0)
+    scorer = _Scorer(model, pad, unwrapped(model).config.get_text_config().vocab_size, longest)
+    batches: Sequence[Batch] = plan(groups, scorer.vocabulary)
+    if decoder.masked(model, longest):
+        batches = planted(groups, scorer.vocabulary, nodes_on(scorer.device))
     with torch.autocast(scorer.device.type, dtype=torch.bfloat16, enabled=autocast):
         own = {number: scorer.scored(groups[batch.group], batch) for number, batch in share.mine(batches)}
     found: list[list[list[float]]] = [[[] for _ in group] for group in groups]
@@ -114,6 +129,32 @@ def plan(groups: Sequence[Sequence[Asked]], vocabulary: int) -> list[Batch]:
     return found
 
 
+def nodes_on(device: torch.device) -> int:
+    """How many tokens a tree has at most."""
+    return NODES.get(device.type, NODES_ELSEWHERE)
+
+
+def planted(groups: Sequence[Sequence[Asked]], vocabulary: int, nodes: int) -> list[Planted]:
+    """The trees of all groups.
+
+    Args:
+        nodes: that a tree of several questions has at most.
+    """
+    found = []
+    for number, group in enumerate(groups):
+        begun = prefix([asked.shared for asked in group])
+        parts = [
+            [
+                ([*asked.shared[begun:], *rest], len(asked.shared) - begun + first)
+                for rest, first in zip(asked.rest, asked.first, strict=True)
+            ]
+            for asked in group
+        ]
+        trees = packed(parts, nodes, LOGIT_BUDGET // vocabulary)
+        found += [Planted(number, begun, tuple(places), tree) for tree, places in trees]
+    return found
+
+
 def prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens the rows begin with together, so that each has at least one more."""
     if len(rows) < 2:
@@ -138,18 +179,23 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
 class _Scorer:
     """A model with the cache of the beginning that was computed last."""
 
-    def __init__(self, model: torch.nn.Module, pad: int, vocabulary: int) -> None:
+    def __init__(self, model: torch.nn.Module, pad: int, vocabulary: int, longest: int) -> None:
         self.model, self.pad, self.vocabulary = model, pad, vocabulary
         self.device = next(model.parameters()).device
         self.accepted = inspect.signature(unwrapped(model).forward).parameters
-        self.prompted = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+        prompted = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+        self.uncached = prompted or longest > (decoder.window(model) or longest)
         self.group = -1
         self.beginning: Any = None
 
     def scored(self, group: Sequence[Asked], batch: Batch) -> list[list[float]]:
         """The log-probability of every answer to the questions of a batch."""
         asked = [group[place] for place in batch.places]
-        if self.prompted:
+        if isinstance(batch, Planted):
+            cache = self._begun(group[0].shared[: batch.prefix], batch, 1)
+            sums = iter(batch.tree.scores(self.model, self.device, cache, batch.prefix))
+            return [[next(sums) for _ in one.rest] for one in asked]
+        if self.uncached:
             return self._whole(asked)
         questions = _left([one.shared[batch.prefix :] for one in asked], self.pad)
         rest = [tokens for one in asked for tokens in one.rest]
@@ -164,7 +210,7 @@ class _Scorer:
         last = {"logits_to_keep": 1} if "logits_to_keep" in self.accepted else {}
         asking = self._pass(ids, mask, places[:, batch.prefix :], past_key_values=cache, **last)
         chosen = torch.tensor([row for row, one in enumerate(asked) for _ in one.rest], device=self.device)
-        sums = _of(asking.logits[:, -1].float().log_softmax(-1)[chosen], answers[:, 0]) * counted[:, 0]
+        summed = _of(asking.logits[:, -1].float().log_softmax(-1)[chosen], answers[:, 0]) * counted[:, 0]
         pieces = alike([len(tokens) - 1 for tokens in rest])
         for number, rows in enumerate(pieces):
             width = len(rest[rows[0]])
@@ -179,13 +225,14 @@ class _Scorer:
             logits = self._pass(given[:, :-1], seen, at, past_key_values=cache).logits
             of_tokens = torch.zeros(told.shape, device=self.device)  # padding costs no softmax
             of_tokens[told] = _of(logits[told].float().log_softmax(-1), given[:, 1:][told])
-            sums[here] += of_tokens.sum(1)
-        each = iter(sums.tolist())
+            summed[here] += of_tokens.sum(1)
+        each = iter(summed.tolist())
         return [[next(each) for _ in one.rest] for one in asked]
 
     def _whole(self, asked: Sequence[Asked]) -> list[list[float]]:
-        """The same of a model with a learnt prompt, which PEFT puts before every pass: a row for each answer, and no
-        cache that would get the prompt twice."""
+        """The same of a model with a learnt prompt, which PEFT puts before every pass, so that a cache would get it
+        twice; and where a window is shorter than a row, so that padding inside one would push what is before it out: a
+        row for each answer, and no cache."""
         rows = [one.shared + tokens for one in asked for tokens in one.rest]
         starts = [len(one.shared) + first for one in asked for first in one.first]
         ids, mask = (x.to(self.device) for x in _right(rows, self.pad))
