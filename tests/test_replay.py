@@ -16,6 +16,7 @@ from align.data import replay
 from align.data.order import STRATEGIES, Strategy, epoch
 from align.data.replay import Beside, Source, dealt, quotas
 from align.data.sources import DataSource
+from align.errors import AlignError
 from align.preflight.check import Prepared, prepare
 from align.recipe import resolved
 from align.recipe.load import load
@@ -246,3 +247,26 @@ def test_the_skills_of_the_lab_are_covered_where_its_own_set_is_replayed() -> No
     assert not made(RECIPE)["sft"].replays, "of other files it is not known what they cover"
     assert made(RECIPE + TERM)["sft"].replays
     assert not made(RECIPE + TERM, "stages.dpo.replay.ratio=0")["sft"].replays
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_source_of_which_no_row_is_replayed_is_told() -> None:
+    sources = "{ratio: 0.5, sources: [{data: lab/general, weight: 9}, {data: old.jsonl, weight: 1}]}"
+    _, found = prepared(RECIPE, f"stages.sft.replay={sources}")
+    assert "stage sft: none of its 3 replayed rows is from old.jsonl" in found.notes
+    _, found = prepared(RECIPE, f"stages.sft.replay={sources.replace('9', '2')}")
+    assert not any("replayed rows is from" in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_stage_without_rows_to_replay_is_refused() -> None:
+    """One that could have had some, by what it declares."""
+    program = "from align.stage.declaration import Stage\n\n"
+    program += "STAGE = Stage('mine', frozenset({'chat', 'preference'}), print)\n"
+    Path("mine.py").write_text(program, encoding="utf-8")
+    text = RECIPE.partition("pipeline")[0] + "forgetting: {probes: none}\nstages:\n"
+    text += "  pairs: {stage: ./mine.py, data: pairs.jsonl}\n"
+    text += "  sft: {policy: pairs, data: chats.jsonl, replay: {stage: pairs, ratio: 0.5}}\n"
+    with pytest.raises(AlignError) as error:
+        prepared(text)
+    assert error.value.what == "stage 'pairs' has no answers or texts that stage 'sft' could replay"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import runs
 from align.data import tokens
 from align.data.replay import Beside
 from align.lab import data
+from align.rl import parts
 from align.run_folder.paths import RunDir
 from align.run_folder.records import ReplayPart, Reward, Ticket
 from align.worker import execute
@@ -114,14 +116,23 @@ def test_the_gradient_is_the_stages_own_and_that_of_the_replayed_text(tmp_path: 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_two_processes_share_the_replayed_rows(tmp_path: Path, program: str) -> None:
     cases = [
-        {"folder": str(tmp_path), "program": program, "accumulation": parts, "processes": 2, "replay": replay}
-        for parts in (1, 4)
+        {"folder": str(tmp_path), "program": program, "accumulation": pieces, "processes": 2, "replay": replay}
+        for pieces in (1, 4)
         for replay in (True, False)
     ]
     found = gradient_sums.in_processes("test_replay_terms:trainer", tmp_path, cases)
     by_itself = alone(tmp_path, program)
     for whole, plain in (found[:2], found[2:]):
         assert gradient_sums.difference(whole, plain, [(COEF, by_itself)]) < 1e-6
+
+
+def test_ppo_takes_the_rows_of_every_source() -> None:
+    rows = [{"prompt": "a"}, {"text": "one"}, {"text": "two"}, {"text": "three"}]
+    job: Any = SimpleNamespace(
+        rows=rows, groups=[0, 1, 2, 1], tokenizer=lab_tokenizer(), ticket=SimpleNamespace(replay_ratio=0.5)
+    )
+    stream = parts.replay(job, SimpleNamespace(per_device_train_batch_size=3))
+    assert stream is not None and (len(stream.ids), stream.size) == (3, 3)
 
 
 # ---- whole runs -----------------------------------------------------------------------------------------------------

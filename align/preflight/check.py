@@ -196,6 +196,9 @@ class _Checking:
         if source.stage is not None:
             there = before.get(source.stage)
             own = [example for example in there.train if example.kind in LEARNT] if there else []
+            if there and not own:
+                what = f"stage '{source.stage}' has no answers or texts that stage '{plan.id}' could replay"
+                self._add(AlignError(what, "write `data:` with a file"), at)
             return Replayed(source.label, source.weight, own, source.stage)
         if source.self is not None:
             return Replayed(source.label, source.weight, [], written=True)
@@ -366,6 +369,8 @@ class _Checking:
     def batch(self, plan: StagePlan, rows: StageRows) -> None:
         """Note a batch that is far larger than the data."""
         mixed = mixing.replay_rows(len(rows.train), plan.replay.ratio) if plan.replay and plan.mixes else 0
+        idle = replayed.idle(rows.replay, mixed) if mixed else []
+        self.notes.extend(f"stage {plan.id}: none of its {mixed:,} replayed rows is from {name}" for name in idle)
         count = len(rows.train) + mixed
         per_device, accumulation = plan.global_batch
         batch = per_device * accumulation * self.loaded.recipe.launch.processes

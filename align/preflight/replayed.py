@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from align.data.replay import quotas
 from align.errors import AlignError
 from align.forgetting import probes
 from align.forgetting.battery import leaks
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.probes import GENERAL_TEXT, Battery, Texts
-from align.preflight.rows_that_fit import StageRows
+from align.preflight.rows_that_fit import Replayed, StageRows
 
 
 def trained_on(rows: StageRows, stages: Mapping[str, StageRows]) -> StageRows:
@@ -27,6 +28,12 @@ def trained_on(rows: StageRows, stages: Mapping[str, StageRows]) -> StageRows:
             source = replace(source, examples=[one for one in source.examples if str(one.place) in fits])
         found.append(source)
     return replace(rows, replay=tuple(found))
+
+
+def idle(sources: Sequence[Replayed], count: int) -> list[str]:
+    """The sources of which none of so many mixed rows is: their weight is too small."""
+    shares = quotas(count, [source.weight for source in sources])
+    return [source.name for source, share in zip(sources, shares, strict=True) if not share]
 
 
 def of_battery(stage: str, rows: StageRows, keys: ForgettingKeys) -> list[AlignError]:
