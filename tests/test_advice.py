@@ -198,7 +198,8 @@ def test_two_faults_of_a_stage_take_turns() -> None:
         ),
         (
             replace(RUN, stages=(FINE, replace(FINE, id="more", gained=None))),
-            "Nothing was forgotten. Whether more learnt its task was not measured: hold rows out with `eval_data`, or name "
+            "Nothing was forgotten. Whether more learnt its task was not measured: hold rows out with "
+            "`eval_data`, or name "
             "a probe of the task.",
             (),
         ),
@@ -293,6 +294,9 @@ def test_the_first_change_of_every_case_is_measured_and_mends_it() -> None:
         assert row.after.skills > row.before.skills or row.after.task > row.before.task, row.case
 
 
+GENTLER = Cell(
+    name="half the rate", method="lora", seeds=3, task=0.3, skills=0.95, perplexity=2.0, cpu=40, change="rate_half"
+)
 CELLS = (
     Cell(name="none", method="lora", seeds=3, task=0.8, skills=0.5, perplexity=5.0, cpu=40),
     Cell(name="replay 20 %", method="lora", seeds=3, task=0.8, skills=0.9, perplexity=2.0, cpu=41, change="replay",
@@ -347,6 +351,16 @@ def test_a_remedy_that_the_recipe_has_or_that_is_of_another_stage_is_not_advised
     assert [one.change.key for one in found.changes] == ["rate_half", "interpolate lines"]
     assert found.changes[0].evidence == (), "the first change is told even so"
     assert "   Evidence: no table has this change on such a run." in words.text(found)
+
+
+@pytest.mark.parametrize(("task", "advised"), [(0.3, False), (0.5, True)])
+def test_a_change_that_cost_more_than_it_kept_is_not_advised(
+    monkeypatch: pytest.MonkeyPatch, task: float, advised: bool
+) -> None:
+    cells = (CELLS[0], GENTLER.model_copy(update={"task": task}))
+    monkeypatch.setattr(evidence, "measured", lambda: Measured(cells=cells))
+    found = advise(replace(RUN, stages=(replace(FORGOT, entry=BARE, replayed=0.0),)))
+    assert [one.change.key for one in found.changes] == ["replay", *(["rate_half"] if advised else [])]
 
 
 def test_the_method_decides_which_rows_speak(tables: None) -> None:
