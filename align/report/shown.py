@@ -64,7 +64,7 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         entry=entry,
         usual_rate=rate * factor if rate else None,
         default_beta=beta.default if beta and isinstance(beta.default, float) else None,
-        replays=declared.replays if declared else "replay" in entry,
+        replays=bool(declared.replays) if declared else "replay" in entry,
         replayed=float(ratio or 0.0),
         steps=outcome.steps,
         epochs=_epochs(outcome.steps * outcome.global_batch_size, outcome.data),
