@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+HERE = Path(__file__).parent
 Gradients = dict[str, torch.Tensor]
 
 PLAIN: dict[str, Any] = {
@@ -102,7 +103,7 @@ def in_processes(make: str, folder: Path, cases: Sequence[dict[str, Any]], proce
         world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         environment = {**os.environ, **{name: str(value) for name, value in world.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), environment.get("PYTHONPATH", "")])
         arguments = [sys.executable, __file__, make, str(folder), json.dumps(cases)]
         started.append(
             subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
