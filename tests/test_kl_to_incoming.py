@@ -132,8 +132,15 @@ ROWS = data.rows("lab/helpdesk", n=8)
 NEAR, WEIGHT = 2.0, 0.02
 
 
-def trainer(folder: str, accumulation: int = 1, processes: int = 1, near: bool = True, adapter: bool = True) -> Any:
-    """An SFT trainer whose policy has moved already, with all three terms or without."""
+def trainer(
+    folder: str,
+    accumulation: int = 1,
+    processes: int = 1,
+    near: bool = True,
+    adapter: bool = True,
+    moved: bool = True,
+) -> Any:
+    """An SFT trainer, with all three terms or without; `moved`: whose policy is not where it started any more."""
     args = SFTConfig(
         output_dir=folder, per_device_train_batch_size=8 // accumulation // processes,
         gradient_accumulation_steps=accumulation, dataset_kwargs={"skip_prepare_dataset": True}, **gradient_sums.PLAIN,
@@ -144,7 +151,8 @@ def trainer(folder: str, accumulation: int = 1, processes: int = 1, near: bool =
     if near:
         made.stay_near(NEAR)
         made.penalise(penalties(model))
-    disturb(model, 0.2 if adapter else 0.02)
+    if moved:
+        disturb(model, 0.2 if adapter else 0.02)
     return made
 
 
@@ -207,3 +215,12 @@ def test_what_is_logged(tmp_path: Path) -> None:
         logs.append(made.state.log_history[0])
     for name in ("loss/kl", "loss/ewc", "loss/l2_sp", "gradient_ratio/ewc", "gradient_ratio/l2_sp"):
         assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-3) and logs[0][name] > 0
+
+
+def test_in_bfloat16_both_policies_are_rounded_alike(tmp_path: Path) -> None:
+    """Autocast keeps its copies of weights for a whole step: the incoming policy must not get those of the other."""
+    with mock.patch.dict(gradient_sums.PLAIN, {"bf16": True, "max_steps": 3, "learning_rate": 0.5}):
+        made = trainer(str(tmp_path), adapter=False, moved=False)
+    made.train()
+    found = [entry["loss/kl"] for entry in made.state.log_history[:3]]
+    assert found[0] == 0.0 and 0 < found[1] < found[2]
