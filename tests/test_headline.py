@@ -262,7 +262,7 @@ def test_what_to_do_follows_from_what_the_run_shows(run_dir: Path) -> None:
     moved = f" (KL to the base {kl['sft'].figure} -> {kl['dpo'].figure} nats per token)"
     assert [step.why for step in found] == [
         "reward failed.",
-        f"dpo forgot add (mean of the skills 0.821 -> 0.722): it moved away from the policy that it started "
+        f"dpo forgot add (mean of the skills 0.769 -> 0.722): it moved away from the policy that it started "
         f"from{moved}.",
         OVERFITTED,
         "facts and larger: 200 items are too few to decide; about 840 would.",

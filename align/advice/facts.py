@@ -44,7 +44,7 @@ class StageFacts:
         program: `sft`, `dpo`, ...
         entry: the recipe's entry of the stage, every default written out.
         lost: the largest loss first; `everything_lost`: no skill that was measured is surely within its limit.
-        mean: the mean of the skills in the base and after the stage; `mean_fell`: its verdict became FORGOT here.
+        mean: the mean of the skills before the stage and after it; `mean_fell`: its verdict became FORGOT here.
         gained: figures of the task that are surely better than before the stage; None where none was measured.
         kl: to the base on the task's prompts, in nats per answer token; `kl_before` of the policy that came in.
         usual_rate: the default learning rate of the stage's program with its method, for the lab model `LAB_RATES`

@@ -88,7 +88,6 @@ def _measured(id: str, forgetting: Forgetting, entry: Mapping[str, Any]) -> dict
     known = {name for name, cell in forgetting.matrix.get(before, {}).items() if cell.verdict == "FORGOT"}
     lost = sorted((c for c in changes if c.cell.verdict == "FORGOT" and c.name not in known), key=lambda c: -c.size)
     mean, earlier = (forgetting.mean.get(one, {}).get(ALL) for one in (id, before))
-    base = forgetting.mean.get(findings.BASE, {}).get(ALL)
     fell = _forgot(mean) and not _forgot(earlier)
     tasks = [c for c in changes if c.probe.kind == "task"]
     better = {
@@ -101,12 +100,18 @@ def _measured(id: str, forgetting: Forgetting, entry: Mapping[str, Any]) -> dict
             for c in lost
         ),
         "everything_lost": bool(skills) and not any(c.cell.verdict == "OK" for c in skills),
-        "mean": (base.score, mean.score) if base and mean and None not in (base.score, mean.score) else None,
+        "mean": _both(earlier, mean),
         "mean_fell": fell and not known,
         "gained": tuple(c.name for c in tasks if c.name in better) if tasks else None,
         "kl": _kl(forgetting, id),
         "kl_before": _kl(forgetting, before),
     }
+
+
+def _both(before: Cell | None, after: Cell | None) -> tuple[float, float] | None:
+    if before is None or after is None or before.score is None or after.score is None:
+        return None
+    return before.score, after.score
 
 
 def _covered(replayed: bool | None, entry: Mapping[str, Any]) -> bool | None:
