@@ -211,8 +211,8 @@ class Run:
         asking = begun and bool(files.read_json(here.ticket, {}).get("ask_only"))
         unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
         rewritten = {str(here.card.relative_to(here.root))} if begun else set()  # it shows what is measured again
-        kept = {name: known for name, known in outcome.artifacts.items() if name not in rewritten}
-        name = files.damaged(kept, here.root, since=file.stat().st_mtime)
+        recorded = {name: known for name, known in outcome.artifacts.items() if name not in rewritten}
+        name = files.damaged(recorded, here.root, since=file.stat().st_mtime)
         if name is not None or outcome.fingerprint != ticket.fingerprint:
             bad = f"has a damaged file, {name}" if name else "belongs to another recipe"
             self.watcher.say(f"{plan.id}: its result {bad}; it runs again, the old one is kept in superseded/")
