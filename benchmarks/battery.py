@@ -1,17 +1,22 @@
-"""What a measurement by the general battery costs, and what sharing the pass over a question saves.
+"""What a measurement by the general battery costs, and what putting answers into trees saves.
 
-    python -m benchmarks.battery MODEL      options: --items 25
+    python -m benchmarks.battery MODEL      options: --items 25 --plain
 
-Two things in one run: the choices of all skills scored over shared passes, and the same rows, each with its question,
-in plain batched passes sorted by length. Both must rank the choices alike but for ties. Then the whole measurement, in
-its parts: choices, checked answers, texts.
+In one run, skill by skill in turn: the choices as trees, and each answer from the cache of its question, as models are
+measured to which no tree can be put. With `--plain` also the same rows, each with its question, in plain batched passes
+sorted by length. All must rank the choices alike but for ties. Then the rest of a measurement: checked answers, texts,
+and on top of it the KL on 32 prompts, each in both ways.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 from benchmarks import clock
 
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
     from align.forgetting.battery.likelihoods import Asked
 
 ROWS = 64  # of a plain batch
+WAYS = ("trees", "caches")
+FORBIDDEN: dict[str, Any] = {"masked": lambda *_: False, "ordinary": lambda _: False}
+Scores = list[list[float]]  # of each choice of each question
 
 
 def plain(model: Any, groups: list[list[Asked]], pad: int, autocast: bool) -> list[float]:
@@ -47,12 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--items", type=int, default=25)
+    parser.add_argument("--plain", action="store_true")
     given = parser.parse_args()
     clock.one_thread()
     clock.quiet()
     import torch
 
-    from align.forgetting import probes
+    from align.forgetting import decoder, kl, probes
     from align.forgetting.battery import answering
     from align.forgetting.battery.likelihoods import log_likelihoods
     from align.forgetting.bench import Bench, generate_ids, likelihoods
@@ -66,41 +75,61 @@ def main() -> None:
     clock.heading(f"the general battery at {given.items} items of each skill")
     loaded = probes.load(ForgettingKeys(probes="general", items=given.items), Path())
     skills = [probe for probe in loaded if isinstance(probe, probes.Battery)]
-    choices = [answering.encode(probe, tokenizer) for probe in skills if probe.skill.scorer == "choice"]
+    groups = [answering.encode(probe, tokenizer) for probe in skills if probe.skill.scorer == "choice"]
+    written = [probe for probe in skills if probe.skill.scorer == "check"]
+    prompts = [one.shared for probe in written for one in answering.encode(probe, tokenizer)]
+    tokens = max(probe.skill.tokens for probe in written)
+    texts = [text for one in loaded if isinstance(one, probes.Texts) for half in one.texts.values() for text in half]
+    asked = kl.Asked(prompts[:32], [ids[-16:] for ids in prompts[:32]])
+
+    def choices(group: list[Asked]) -> Scores:
+        return log_likelihoods(model, [group], pad=0, autocast=autocast)[0]
+
+    parts: dict[str, list[Callable[[], object]]] = {
+        "choices": [partial(choices, group) for group in groups],
+        "checked answers": [lambda: generate_ids(bench, prompts, tokens)],
+        "texts": [lambda: likelihoods(bench, texts)],
+        "KL on top": [lambda: kl.measure(bench, lambda: nullcontext(bench), asked, "", 0)],
+    }
+    spent = {(name, way): 0.0 for name in parts for way in WAYS}
+    ranked: dict[str, list[Scores]] = {way: [] for way in WAYS}
     with torch.inference_mode():
-        log_likelihoods(model, [choices[0][:4]], pad=0, autocast=autocast)  # warms up
-        start = clock.process_seconds()
-        shared = log_likelihoods(model, choices, pad=0, autocast=autocast)
-        middle = clock.process_seconds()
-        single = iter(plain(model, choices, 0, autocast))
-        end = clock.process_seconds()
-        taken, given_plainly = middle - start, end - middle
-        alone = [[[next(single) for _ in scores] for scores in group] for group in shared]
-        apart = [
-            (one, other)
-            for a, b in zip(shared, alone, strict=True)
-            for one, other in zip(a, b, strict=True)
-            if max(range(len(one)), key=one.__getitem__) != max(range(len(other)), key=other.__getitem__)
-        ]
-        leads = [sorted(one)[-1] - sorted(one)[-2] for one, _ in apart]
-        start = clock.process_seconds()
-        written = [probe for probe in skills if probe.skill.scorer == "check"]
-        prompts = [one.shared for probe in written for one in answering.encode(probe, tokenizer)]
-        generate_ids(bench, prompts, max(probe.skill.tokens for probe in written))
-        checked = clock.process_seconds() - start
-        start = clock.process_seconds()
-        for probe in loaded:
-            if isinstance(probe, probes.Texts):
-                likelihoods(bench, [text for half in probe.texts.values() for text in half])
-        texts = clock.process_seconds() - start
-    asked = sum(map(len, choices))
-    print(
-        f"choices of {asked} questions: {taken:.1f} s shared, {given_plainly:.1f} s plain; {len(apart)} ranked apart,"
-    )
-    print(f"  by leads of {', '.join(f'{lead:.3f}' for lead in sorted(leads)) or 'none'} nats")
-    print(f"checked answers {checked:.1f} s, texts {texts:.1f} s, in all {taken + checked + texts:.1f} s")
-    clock.verdict("shared over plain passes", taken / given_plainly, 1.2)
-    clock.verdict("CPU seconds of a measurement", taken + checked + texts, 60)
+        choices(groups[0][:4])  # warms up
+        for name, works in parts.items():
+            for work in works:
+                for way in WAYS:
+                    with patch.multiple(decoder, **FORBIDDEN) if way == "caches" else nullcontext():
+                        start = clock.process_seconds()
+                        found = work()
+                        spent[name, way] += clock.process_seconds() - start
+                    if name == "choices":
+                        ranked[way].append(cast("Scores", found))
+        if given.plain:
+            start = clock.process_seconds()
+            single = iter(plain(model, groups, 0, autocast))
+            taken = clock.process_seconds() - start
+            ranked["plain"] = [[[next(single) for _ in scores] for scores in group] for group in ranked["trees"]]
+    for way in [way for way in ranked if way != "trees"]:
+        leads = apart(ranked["trees"], ranked[way])
+        text = ", ".join(f"{lead:.3f}" for lead in sorted(leads)) or "none"
+        print(f"of {sum(map(len, groups))} questions {len(leads)} ranked apart from {way}, by leads of {text} nats")
+    for name in parts:
+        print(f"{name:16} {spent[name, 'trees']:6.1f} s   {spent[name, 'caches']:6.1f} s by caches and `generate`")
+    if given.plain:
+        clock.verdict("trees over plain passes", spent["choices", "trees"] / taken, 1.2)
+    whole = sum(spent[name, "trees"] for name in parts if name != "KL on top")
+    clock.verdict("CPU seconds of a measurement", whole, 60)
+
+
+def apart(ones: list[Scores], others: list[Scores]) -> list[float]:
+    """By how much the likeliest choice leads where it is not the same in both."""
+    pairs = [
+        (one, other)
+        for a, b in zip(ones, others, strict=True)
+        for one, other in zip(a, b, strict=True)
+        if max(range(len(one)), key=one.__getitem__) != max(range(len(other)), key=other.__getitem__)
+    ]
+    return [sorted(one)[-1] - sorted(one)[-2] for one, _ in pairs]
 
 
 if __name__ == "__main__":

@@ -141,6 +141,9 @@ def test_the_trees_hold_every_question_once_in_as_many_nodes_as_they_may() -> No
     assert [len(batch.tree.edges) for batch in found] == [
         sum(len(asked[place].rest) for place in batch.places) for batch in found
     ]
+    (whole,) = likelihoods.planted([asked], vocabulary=800, nodes=10**6)
+    rest = [one.shared + tokens for one in asked for tokens in one.rest]
+    assert len(whole.tree) == len({tuple(row[:end]) for row in rest for end in range(1, len(row))})
     narrow = likelihoods.planted([asked], vocabulary=2**26, nodes=10**6)  # one position's logits fill the budget
     assert all(len(batch) == 1 for batch in narrow)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.forgetting import probes
 from align.forgetting.battery import answering
-from align.forgetting.battery.likelihoods import prefix
+from align.forgetting.battery.likelihoods import nodes_on, planted, prefix
 from align.forgetting.bench import Bench, likelihoods, text_ids
 from align.forgetting.keys import MOST_ITEMS
 from align.forgetting.measure import measure
@@ -43,7 +43,7 @@ def choose(bench: Bench, load: Load, ticket: Ticket, rows: Sequence[dict[str, An
     """
     limit = ticket.training.get("max_length")
     planned = round(ticket.planned_rows * tokens(rows, bench.tokenizer, limit if isinstance(limit, int) else None))
-    fewest = _read(_battery(load, SIZES[0]), bench.tokenizer)
+    fewest = _read(_battery(load, SIZES[0]), bench)
     size = BatterySize(items=SIZES[0], budget=ticket.probe_budget, planned_tokens=planned, tokens=fewest, within=False)
     if fewest > ticket.probe_budget * PASSES * planned:
         return size
@@ -99,16 +99,20 @@ def _texts(value: object) -> list[str]:
     return [text for one in value for text in _texts(one)] if isinstance(value, list) else []
 
 
-def _read(battery: Sequence[probes.Probe], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of a battery that a model reads, the beginning of a skill's questions counted once."""
-    found = 0
+def _read(battery: Sequence[probes.Probe], bench: Bench) -> int:
+    """Tokens of a battery that a model reads, counted once where questions and choices begin alike."""
+    tokenizer, found = bench.tokenizer, 0
+    vocabulary = bench.model.config.get_text_config().vocab_size
     for probe in battery:
         if isinstance(probe, probes.Texts):
             found += sum(map(len, text_ids(tokenizer, [text for half in probe.texts.values() for text in half])[0]))
         elif isinstance(probe, probes.Battery):
             asked = answering.encode(probe, tokenizer)
-            alike = prefix([one.shared for one in asked])
-            found += alike + sum(len(one.shared) - alike + sum(map(len, one.rest)) for one in asked)
+            begun = prefix([one.shared for one in asked])
+            rest = [len(one.shared) - begun for one in asked]
+            if probe.skill.scorer == "choice":
+                rest = [len(one.tree) for one in planted([asked], vocabulary, nodes_on(bench.device))]
+            found += begun + sum(rest)
     return found
 
 
