@@ -53,7 +53,10 @@ def train(job: Job) -> dict[str, Any]:
 
     assert isinstance(job.keys, Keys)
     pairs = [demonstrations.split(row) for row in job.rows]
-    columns = {"prompt": [prompt for prompt, _ in pairs], "privileged_context": [answer for _, answer in pairs]}
+    columns: dict[str, list[Any]] = {
+        "prompt": [prompt for prompt, _ in pairs],
+        "privileged_context": [answer for _, answer in pairs],
+    }
     trainer = SdftTrainer(
         job=job,
         teacher=job.keys.teacher,

@@ -26,7 +26,8 @@ def split(value: Record) -> tuple[str | list[Record], str]:
         raise AlignError("the row has tools, but answers are sampled without tools", _REMEDY)
     if isinstance(value.get("prompt"), str):
         return value["prompt"], value["completion"]
-    *before, last = [*value.get("prompt", ()), *value.get("completion", ()), *value.get("messages", ())]
+    turns: list[Record] = [turn for name in ("prompt", "completion", "messages") for turn in value.get(name, ())]
+    before, last = turns[:-1], turns[-1]
     if last["role"] != "assistant" or not isinstance(last.get("content"), str) or not last["content"].strip():
         raise AlignError("the row does not end with an answer, which would be the demonstration", _REMEDY)
     if not before or before[-1]["role"] != "user" or not isinstance(before[-1].get("content"), str):

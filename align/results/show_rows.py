@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
+from align.data import demonstrations
 from align.data.formats import Example
 from align.errors import AlignError
 from align.preflight.check import Prepared, prepare
@@ -88,7 +89,7 @@ def show(loaded: Loaded, stage: str, number: int) -> Iterator[Text]:
     base = prepared.base.path
     assert base is not None
     tokenizer = models.load_tokenizer(str(base), prepared.chat_template, loaded.recipe.model.model_dump())
-    asked = example.kind == "prompt"
+    asked = example.kind == "prompt" or plan.program.stage.demonstrated
     views = _prompt(example, tokenizer) if asked else _views(loaded, prepared, plan, example, tokenizer)
     yield Text(f"{stage}, row {number:,} of {len(rows):,} ({example.place})", style="bold")
     what = "where the score is read" if plan.program.stage.gives == "reward" else "what is trained on"
@@ -132,7 +133,8 @@ def _prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[View]:
     from align.data import encode
     from align.data.tokenizer import TextTokenizer
 
-    (ids,) = encode.prompt_ids([example.value["prompt"]], TextTokenizer.of(tokenizer))
+    prompt = example.value["prompt"] if example.kind == "prompt" else demonstrations.split(example.value)[0]
+    (ids,) = encode.prompt_ids([prompt], TextTokenizer.of(tokenizer))
     return [View("prompt", ids, [False] * len(ids))]
 
 
