@@ -109,7 +109,8 @@ def test_a_path_without_a_name_is_no_key(text: str) -> None:
     [
         ("replay.dataset=x", "unknown key 'replay.dataset'\n  -> did you mean 'data'?"),  # the place is this mapping
         ("forgetting.lr=1", "unknown key 'forgetting.lr'\n  -> known here: probes, items, budget, answers, max_drop, "
-         "max_mean_drop, max_perplexity_ratio, max_kl, on_violation, every, watch, early_stop, budgets, on_budget"),
+         "max_mean_drop, max_perplexity_ratio, max_kl, on_violation, retry, interpolate, every, watch, early_stop, "
+         "budgets, on_budget"),
         ("model=tiny", "'model' must be a mapping, not 'tiny'\n  -> write `model: {base: tiny}`"),
         ("model=3", "'model' must be a mapping, not 3\n  -> known there: base, revision, dtype, attn_implementation, "
          "chat_template, eos_token, pad_token, trust_remote_code"),

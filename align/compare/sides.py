@@ -18,7 +18,7 @@ from align.forgetting.measurements import Measurement
 from align.forgetting.records import BatterySize
 from align.report import records
 from align.report.schema import Report
-from align.run_folder import reading
+from align.run_folder import handed_on, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Outcome
 
@@ -111,14 +111,16 @@ def _side(folder: Path, label: str) -> Side:
     report, run = records.load(folder), RunDir(folder)
     under_way = (folder / ".lock").exists() and run.is_held()
     done = {stage.id: stage.outcome for stage in report.stages if stage.outcome and stage.outcome.policy}
-    measured = [id for id in done if (run.stage(id).measurements / "summary.json").is_file()]
+    of = {id: handed_on.folder(run.stage(id)).measurements for id in done}
+    measured = [id for id, place in of.items() if (place / "summary.json").is_file()]
+    measured = [id for id in measured if not handed_on.rolled_back(run.stage(id))] or measured  # what is handed on
     if not (run.base_measurements / "summary.json").is_file() or (done and not measured):
         raise _not_measured(folder, report, under_way=under_way)
     if not measured:
         remedy = "wait until one is" if under_way else "run it first: align run"
         raise AlignError(f"no stage of '{folder}' has been trained and measured yet", remedy)
     same = [id for id in measured if done[id].probes_sha256 == done[measured[-1]].probes_sha256]
-    stages = {id: measurements.load(run.stage(id).measurements) for id in same}
+    stages = {id: measurements.load(of[id]) for id in same}
     base = measurements.load(run.base_measurements)
     return Side(label, folder, report, _recipe(run.recipe, report.recipe), base, stages, under_way)
 

@@ -31,9 +31,8 @@ def _chain(value: list[Action]) -> list[Action]:
     last = next((action for action in value[:-1] if action in FINAL), None)
     if last:
         after = value[value.index(last) + 1]
-        raise ValueError(
-            f"`{after}` can never act, because `{last}` before it always does: write it last, or leave it out"
-        )
+        what = f"`{after}` can never act, because `{last}` before it always does"
+        raise ValueError(f"{what}: write `{last}` last, or leave `{after}` out")
     return value
 
 

@@ -85,7 +85,7 @@ def seal(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run: Ru
 
 
 def attempt(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run: RunDir, number: int) -> Ticket:
-    """The ticket of an attempt at a stage: the stage's own, with what `forgetting.retry` changes, and its fingerprint."""
+    """The ticket of an attempt at a stage: its own, with what `forgetting.retry` changes, and a fingerprint."""
     own = tickets[plan.id]
     if number == 1:
         return own
