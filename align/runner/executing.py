@@ -111,8 +111,8 @@ class Executor:
         asking = begun and bool(files.read_json(here.ticket, {}).get("ask_only"))
         unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
         rewritten = {str(here.card.relative_to(here.root))} if begun else set()  # it shows what is measured again
-        kept = {path: known for path, known in outcome.artifacts.items() if path not in rewritten}
-        torn = files.damaged(kept, here.root, since=file.stat().st_mtime)
+        recorded = {path: known for path, known in outcome.artifacts.items() if path not in rewritten}
+        torn = files.damaged(recorded, here.root, since=file.stat().st_mtime)
         if torn is not None or outcome.fingerprint != ticket.fingerprint:
             bad = f"has a damaged file, {torn}" if torn else "belongs to another recipe"
             self.watcher.say(f"{name}: its result {bad}; it runs again, the old one is kept in superseded/")
