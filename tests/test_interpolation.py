@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,34 +31,55 @@ FLOAT = {"dtype": "float32"}
 RSLORA = settings("lora", lora={"r": 8, "alpha": 16, "use_rslora": True, "alpha_pattern": {"q_proj": 4}})
 WHOLE = settings("lora", lora={"r": 4, "alpha": 8, "modules_to_save": ["embed_tokens"], "bias": "all"})
 SPECTRUM = settings("spectrum")
+ADAPTER = "adapter_model.safetensors"
 IDS = torch.arange(5, 85).view(2, 40)
 SHARES: list[tuple[float, Shape]] = [(0.3, "flat"), (0.3, "lines"), (0.8, "flat"), (0.8, "lines")]
 
 
+# The policy that each stage starts from, its method, and what else differs.
+GRAPH: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "lora": ("base", LORA, {}),
+    "further": ("lora", LORA, {}),
+    "rslora": ("base", RSLORA, {}),
+    "rslora_further": ("rslora", RSLORA, {}),
+    "stacked": ("lora", RSLORA, {}),
+    "whole": ("base", WHOLE, {}),
+    "whole_further": ("whole", WHOLE, {}),
+    "full": ("lora", FULL, {"learning_rate": 1e-3}),  # on an adapter that is merged on the way in
+    "spectrum": ("full", SPECTRUM, {"learning_rate": 1e-3}),
+    "on_full": ("full", LORA, {}),
+    "qlora": ("base", QLORA, {"dtype": "auto"}),
+    "ia3": ("base", settings("ia3"), {}),
+    "adalora": ("base", settings("adalora", peft={"init_r": 6, "target_r": 2}), {}),
+    "ln_tuning": ("lora", settings("ln_tuning"), {"learning_rate": 5e-2}),
+}
+QUICK = ("lora", "further", "full")
+
+
+def marked(ids: Iterable[str]) -> list[Any]:
+    return [pytest.param(id, marks=[] if id in QUICK else pytest.mark.slow) for id in ids]
+
+
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    """Policies of every kind, four steps each at a high rate."""
-    at = Stages(RunDir(tmp_path_factory.mktemp("interpolation")))
+    """The stages that were asked for so far, four steps each at a high rate."""
+    return Stages(RunDir(tmp_path_factory.mktemp("interpolation")))
 
-    def go(id: str, policy: Policy, method: dict[str, Any], **given: Any) -> Policy:
-        rows = data.rows("lab/helpdesk", n=40)[len(at.outcomes) :][:16]  # other rows for each
-        ticket = at.ticket(id, "sft", policy, method, rows=rows, **{**EXACT, **given})
-        files.write_json(at.run.stage(id).ticket, ticket.model_dump(mode="json"))
-        return at.execute(ticket)
 
-    lora = go("lora", BASE, LORA)
-    go("further", lora, LORA)
-    rslora = go("rslora", BASE, RSLORA)
-    go("rslora_further", rslora, RSLORA)
-    go("stacked", lora, RSLORA)
-    whole = go("whole", BASE, WHOLE)
-    go("whole_further", whole, WHOLE)
-    full = go("full", lora, FULL, learning_rate=1e-3)  # on an adapter that is merged on the way in
-    go("spectrum", full, SPECTRUM, learning_rate=1e-3)
-    go("on_full", full, LORA)
-    go("qlora", BASE, QLORA, dtype="auto")
-    go("ia3", BASE, settings("ia3"))
-    return at
+def policy_of(stages: Stages, id: str) -> Policy:
+    """The policy of a stage, which is trained where it was not yet."""
+    if id == "base":
+        return BASE
+    if id not in stages.outcomes:
+        before, method, more = GRAPH[id]
+        rows = data.rows("lab/helpdesk", n=40)[list(GRAPH).index(id) :][:16]  # other rows for each
+        given = {**EXACT, **more}
+        ticket = stages.ticket(id, "sft", policy_of(stages, before), method, rows=rows, **given)
+        files.write_json(stages.run.stage(id).ticket, ticket.model_dump(mode="json"))
+        stages.execute(ticket)
+    policy = stages.outcomes[id].policy
+    assert policy is not None
+    return policy
 
 
 def loaded(stages: Stages, id: str) -> execute.Loaded:
@@ -63,45 +87,43 @@ def loaded(stages: Stages, id: str) -> execute.Loaded:
     return execute.load(stages.run, ticket, lambda: False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def update(stages: Stages) -> Callable[[str], Update]:
-    def make(id: str) -> Update:
-        policy = stages.outcomes[id].policy
-        assert policy is not None
+    """The update of each stage, made once and set to one share after the other."""
+
+    @functools.cache
+    def made(id: str) -> Update:
+        policy = policy_of(stages, id)
         return interpolate.updated(loaded(stages, id), policy)
 
-    return make
+    return made
 
 
-def policy_of(stages: Stages, id: str) -> Policy:
-    policy = BASE if id == "base" else stages.outcomes[id].policy
-    assert policy is not None
-    return policy
+@pytest.fixture(scope="module")
+def merged(stages: Stages) -> Callable[[str], dict[str, torch.Tensor]]:
+    """The weights of a policy with its adapters merged into them, in float32."""
+
+    @functools.cache
+    def made(id: str) -> dict[str, torch.Tensor]:
+        policy, run = policy_of(stages, id), stages.run.root
+        whole = into_base.merged(stack.load_base(policy, FLOAT, run), policy.adapters, run, torch.float32)
+        return {name: tensor.detach().clone() for name, tensor in whole.state_dict().items()}
+
+    return made
 
 
-def merged(stages: Stages, id: str) -> dict[str, torch.Tensor]:
-    """The weights of a policy with its adapters merged into them, in float32; a tied head by its own name."""
-    policy = policy_of(stages, id)
-    whole = into_base.merged(
-        stack.load_base(policy, FLOAT, stages.run.root), policy.adapters, stages.run.root, torch.float32
-    )
-    return {name: parameter.detach().clone() for name, parameter in whole.state_dict().items()}
-
-
-def arithmetic(stages: Stages, before: str, after: str, share: float, shape: Shape) -> torch.Tensor:
+def arithmetic(w0: dict[str, torch.Tensor], w1: dict[str, torch.Tensor], share: float, shape: Shape) -> torch.Tensor:
     """The logits of W0 + share (W1 - W0), with the shares of the lab's four layers written out."""
     first, last = (share, share) if shape == "flat" else (2 * share - 1, 1.0) if share >= 0.5 else (0.0, 2 * share)
     by_layer = [first + (last - first) * layer / 3 for layer in range(4)]
-    weights, w1 = merged(stages, before), merged(stages, after)
-    for name in weights:
+    weights = {}
+    for name in w0:
         layer = re.search(r"layers[.](\d)[.]", name)
-        weights[name] += (by_layer[int(layer[1])] if layer else first) * (w1[name] - weights[name])
+        weights[name] = w0[name] + (by_layer[int(layer[1])] if layer else first) * (w1[name] - w0[name])
     model = loading.load_weights(str(MODEL_DIR), FLOAT, torch.float32, None)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     model.load_state_dict(weights)
-    with torch.no_grad():
-        logits: torch.Tensor = model.eval()(input_ids=IDS).logits
-    return logits
+    return logits(model.double())  # float32 rounds logits of 12 by up to 1.3e-5 on the way there
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -119,58 +141,42 @@ def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> N
 
 
 @pytest.mark.parametrize(("share", "shape"), SHARES)
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("base", "lora"),
-        ("lora", "further"),
-        ("base", "rslora"),
-        ("rslora", "rslora_further"),
-        ("lora", "stacked"),
-        ("base", "whole"),
-        ("whole", "whole_further"),
-        ("lora", "full"),
-        ("full", "spectrum"),
-        ("full", "on_full"),
-        ("base", "ia3"),
-    ],
-)
+@pytest.mark.parametrize("id", marked(id for id in GRAPH if id != "qlora"))
 def test_a_share_is_the_arithmetic_of_weights(
-    stages: Stages, update: Callable[[str], Update], before: str, after: str, share: float, shape: Shape
+    update: Callable[[str], Update],
+    merged: Callable[[str], dict[str, torch.Tensor]],
+    id: str,
+    share: float,
+    shape: Shape,
 ) -> None:
-    found = update(after)
+    found, before, after = update(id), merged(GRAPH[id][0]), merged(id)
     found.set(share, shape)
-    expected = arithmetic(stages, before, after, share, shape)
-    torch.testing.assert_close(logits(found.model), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-    ends = [arithmetic(stages, before, after, end, "flat") for end in (0.0, 1.0)]
+    expected = arithmetic(before, after, share, shape)
+    torch.testing.assert_close(logits(copy.deepcopy(found.model).double()), expected, rtol=0, atol=1e-5)
+    ends = [arithmetic(before, after, end, "flat") for end in (0.0, 1.0)]
     assert all((expected - end).abs().max() > 1e-3 for end in ends), "between the two, and near neither"
 
 
-@pytest.mark.parametrize(
-    "id", ["lora", "further", "rslora_further", "stacked", "whole_further", "full", "spectrum", "qlora", "ia3"]
-)
+@pytest.mark.parametrize("id", marked(id for id in GRAPH if id != "adalora"))  # whose file lacks the pruned ranks
 def test_its_ends_are_the_policies_before_and_after_bit_for_bit(
     stages: Stages, update: Callable[[str], Update], id: str
 ) -> None:
     found, job = update(id), stages.jobs[id]
     whole = models.tensors(job.model)
-    assert_same(models.tensors(found.model), whole)
     for share, shape in SHARES:
         found.set(share, shape)
     found.set(1.0, "lines")
     assert_same(models.tensors(found.model), whole)
     found.set(0.0, "lines")
     incoming = models.tensors(found.model)
-    if id in ("lora", "stacked", "qlora"):  # the A of a new adapter may be any where its B is 0
-        assert all(not tensor.any() for name, tensor in incoming.items() if "lora_B.default" in name)
-        incoming, before = (
-            {k: v for k, v in one.items() if ".default." not in k} for one in (incoming, stages.before[id])
-        )
-        assert_same(incoming, before)
-    else:
-        assert_same(incoming, stages.before[id])
+    new = [name for name in incoming if ".lora_" in name and ".default" in name and not id.endswith("further")]
+    assert all(not incoming[name].any() for name in new if "lora_B" in name)
+    for name in new:  # the A of a new adapter may be any where its B is 0
+        incoming[name] = stages.before[id][name]
+    assert_same(incoming, stages.before[id])
 
 
+@pytest.mark.slow
 def test_a_base_in_four_bits_is_not_touched(stages: Stages, update: Callable[[str], Update]) -> None:
     found = update("qlora")
     found.set(0.6, "lines")
@@ -185,59 +191,48 @@ def test_a_base_in_four_bits_is_not_touched(stages: Stages, update: Callable[[st
 # What is written ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("id", "rank"),
-    [
-        ("lora", 8),
-        ("further", 16),
-        ("rslora_further", 16),
-        ("whole_further", 8),
-        ("full", None),
-        ("spectrum", None),
-        ("ia3", None),
-    ],
-)
-def test_what_is_written_is_loaded_as_any_policy(
-    stages: Stages, update: Callable[[str], Update], id: str, rank: int | None
-) -> None:
+def decided(stages: Stages, id: str, share: float, shape: Shape) -> tuple[Update, Policy]:
+    """A stage's update at a share, and that policy as it is written."""
+    policy_of(stages, id)
     at = loaded(stages, id)
     found = interpolate.updated(at, policy_of(stages, id))
-    found.set(0.7, "lines")
-    assert found.rank == rank
-    policy = saving.save_policy(interpolate.replace(at.job, dir=at.job.dir.decided), stages.run)
+    found.set(share, shape)
+    return found, saving.save_policy(replace(at.job, dir=at.job.dir.decided), stages.run)
+
+
+@pytest.mark.parametrize("id", marked(id for id in GRAPH if id != "qlora"))
+def test_what_is_written_is_loaded_as_any_policy(stages: Stages, id: str) -> None:
+    found, policy = decided(stages, id, 0.7, "lines")
+    ranks = {"further": 16, "rslora_further": 16, "whole": 4, "whole_further": 8, "adalora": found.rank}
+    assert found.rank == (None if id in ("full", "spectrum", "ia3", "ln_tuning") else ranks.get(id, 8))
     again = stack.load_policy(policy, FLOAT, stages.run.root)
-    torch.testing.assert_close(logits(again), logits(found.model), rtol=0, atol=1e-5)
-    assert (policy.weights or policy.adapters[-1].path) == f"stages/{id}/decided/model"
+    torch.testing.assert_close(logits(again), logits(found.model), rtol=0, atol=2e-5)
+    assert (policy.adapters[-1].path if GRAPH[id][1] not in (FULL, SPECTRUM) else policy.weights) == (
+        f"stages/{id}/decided/model"
+    )
 
 
-def test_a_joined_adapter_keeps_its_scale(stages: Stages, update: Callable[[str], Update]) -> None:
-    at = loaded(stages, "rslora_further")
-    found = interpolate.updated(at, policy_of(stages, "rslora_further"))
-    found.set(0.5, "flat")
-    folder = at.job.dir.decided.model
-    saving.save_policy(interpolate.replace(at.job, dir=at.job.dir.decided), stages.run)
+@pytest.mark.slow
+def test_a_joined_adapter_keeps_its_scale(stages: Stages) -> None:
+    found, policy = decided(stages, "rslora_further", 0.5, "flat")
+    folder = stages.run.root / policy.adapters[-1].path
     config = files.read_json(folder / "adapter_config.json")
     assert (config["r"], config["use_rslora"], config["alpha_pattern"]) == (16, True, {"q_proj": 4 * 2**0.5})
     assert config["lora_alpha"] / 16**0.5 == pytest.approx(16 / 8**0.5, rel=1e-15)
-    stored = load_file(folder / "adapter_model.safetensors")
+    both = [load_file(stages.run.stage(id).model / ADAPTER) for id in ("rslora", "rslora_further")]
     name = "base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"
-    both = [
-        load_file(stages.run.stage(id).model / "adapter_model.safetensors")[name] for id in ("rslora", "rslora_further")
-    ]
-    assert torch.equal(stored[name], torch.cat(both))
+    assert torch.equal(load_file(folder / ADAPTER)[name], torch.cat([each[name] for each in both]))
     found.set(1.0, "flat")
     assert found.model.peft_config["default"].r == 8
 
 
-def test_the_next_stage_goes_on_from_what_was_decided(stages: Stages, update: Callable[[str], Update]) -> None:
-    at = loaded(stages, "further")
-    found = interpolate.updated(at, policy_of(stages, "further"))
-    found.set(0.5, "flat")
-    policy = saving.save_policy(interpolate.replace(at.job, dir=at.job.dir.decided), stages.run)
+@pytest.mark.slow
+def test_the_next_stage_goes_on_from_what_was_decided(stages: Stages) -> None:
+    found, policy = decided(stages, "further", 0.5, "flat")
     expected = logits(found.model)
     for id, method in (("next", LORA), ("next_full", FULL)):
         given = {**EXACT, "learning_rate": 1e-9, "max_steps": 1}
         stages.execute(stages.ticket(id, "sft", policy, method, rows=data.rows("lab/helpdesk", n=4), **given))
-        torch.testing.assert_close(logits(stages.jobs[id].model), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits(stages.jobs[id].model), expected, rtol=0, atol=2e-5)
     config = stages.jobs["next"].model.peft_config["default"]
     assert (config.r, config.lora_alpha) == (16, 32), "the joined adapter is trained further"

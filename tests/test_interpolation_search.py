@@ -111,16 +111,33 @@ def test_what_was_found_in_words() -> None:
         judged(share, *at) for share, at in {0.9: (0.5, 1.0, 2.0), 0.8: (0.9, 1.0, 4.0), 0.7: (0.8, 1.0, 2.0)}.items()
     ]
     assert search.sentence(tried, "lines") == (
-        "a share of 0.7 of the update (lines) keeps every probe within its limit; 0.9 and 0.8 are not: at 0.8 the "
+        "a share of 0.7 of the update (lines) keeps every probe within its limit; 0.9 and 0.8 do not: at 0.8 the "
         "perplexity of stories is x2, where x1.5 is tolerated"
     )
     assert (
         search.sentence(tried[2:], "flat") == "a share of 0.7 of the update (flat) keeps every probe within its limit"
     )
+    mean = judged(0.9, 0.7, 0.85, 2.0, KEYS.model_copy(update={"max_drop": 0.5}))
+    assert search.sentence([mean, tried[2]], "flat") == (
+        "a share of 0.7 of the update (flat) keeps every probe within its limit; 0.9 does not: at 0.9 the drop of the "
+        "mean of the skills is 0.225, where 0.2 is tolerated"
+    )
     assert search.sentence(tried[:1] * 2, "flat") == (
         "no share of the update (flat) from 0.9 down to 0.9 keeps every probe within its limit: at 0.9 the drop of "
         "copy is 0.5, where 0.3 is tolerated"
     )
+
+
+def test_what_is_kept_of_what_was_gained() -> None:
+    """Of accuracies that rose, on the report's items; the gate's have chosen the share."""
+    means = {"copy": (0.1, 0.9, 0.6), "sort": (0.8, 0.5, 0.7)}
+    made = [measured(0.5, 0.5, 2.0) for _ in range(3)]
+    for i, one in enumerate(made):
+        for name, scores in means.items():
+            one.items["report", name] = {str(k): Item(float(k < round(scores[i] * 10))) for k in range(10)}
+    assert [gain.written() for gain in search.gains(*made)] == [
+        {"probe": "copy", "base": 0.1, "trained": 0.9, "decided": 0.6}
+    ]
 
 
 # The layers ------------------------------------------------------------------------------------------------------

@@ -70,8 +70,11 @@ class SavedLora:
 
     def beneath(self) -> list[Path]:
         """The folders of the adapters that lay under it in its run, and which it was trained on top of."""
-        policy, run = self.policy(), self.stage().parents[1]
-        return [(run / adapter.path).resolve() for adapter in policy.adapters[:-1]] if policy else []
+        policy = self.policy()
+        if policy is None:
+            return []
+        run = self.folder.resolve().parents[len(Path(policy.adapters[-1].path).parts) - 1]
+        return [(run / adapter.path).resolve() for adapter in policy.adapters[:-1]]
 
     def misfits(self, weights: Mapping[str, Shape]) -> Iterator[str]:
         """What does not fit a base, tensor by tensor.

@@ -73,9 +73,9 @@ def pairs(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> list[Pair]:
 
 
 def _pair(prefix: str, layer: Any, kinds: tuple[str, str], trained: Mapping[str, torch.Tensor]) -> Pair:
-    held = [getattr(layer, kind)[TRAINED] for kind in kinds]
+    held: list[Any] = [getattr(layer, kind)[TRAINED] for kind in kinds]  # of an embedding the parameters themselves
     end = ".weight" if isinstance(held[0], nn.Module) else ""
-    a, b = (one.weight if isinstance(one, nn.Module) else one for one in held)
+    a, b = (one.weight if end else one for one in held)
     names = (f"{prefix}.{kinds[0]}.{TRAINED}{end}", f"{prefix}.{kinds[1]}.{TRAINED}{end}")
     before = (a.data.clone(), b.data.clone())
     return Pair(names, a, b, before, (trained[names[0]], trained[names[1]]), getattr(layer, "num_experts", 1))

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 from align.errors import one_of
 from align.forgetting.distances import KL, TaskKl
 from align.forgetting.gate import finite
-from align.forgetting.judgement import judge
+from align.forgetting.judgement import MEAN, judge
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement
 from align.forgetting.statistics import PerplexityChange
-from align.run_folder.interpolation import Shape, Tried
+from align.run_folder.interpolation import Gain, Shape, Tried
 
 SLACK = 1e-9  # of a figure, for what floating point makes of a drop that is exactly at its limit
 
@@ -50,7 +50,7 @@ def judged(
             used = _used(change.ratio - 1, limit - 1)
             found.append((used, _tried(share, name, "perplexity", change.ratio, limit)))
         else:
-            found.append((_used(-change.delta, limit), _tried(share, name, "accuracy", -change.delta, limit)))
+            found.append((_used(-change.delta, limit), _tried(share, name, "accuracy", 0.0 - change.delta, limit)))
     if keys.max_kl is not None and distance is not None and distance.judged is not None:
         kl = math.inf if distance.judged.kl is None else distance.judged.kl
         found.append((_used(kl, keys.max_kl), _tried(share, KL, "kl", kl, keys.max_kl)))
@@ -74,10 +74,24 @@ def _tried(share: float, name: str, metric: str, figure: float, limit: float) ->
     )
 
 
+def gains(base: Measurement, trained: Measurement, decided: Measurement) -> tuple[Gain, ...]:
+    """The accuracies that the whole update had raised, and what they are at the share that is kept.
+
+    On the report's items, since those of the gate have chosen the share.
+    """
+    found = []
+    for probe, info in base.probes.items():
+        if info.metric == "accuracy" and all(one.has("report", probe) for one in (base, trained, decided)):
+            scores = [one.score("report", probe) for one in (base, trained, decided)]
+            if scores[1] > scores[0]:
+                found.append(Gain(probe=probe, base=scores[0], trained=scores[1], decided=scores[2]))
+    return tuple(found)
+
+
 def sentence(tried: list[Tried], shape: Shape) -> str:
     """What was found, for the decision and the report."""
     beyond = [one for one in tried if not one.within]
-    over = f"{_shares(beyond)} {'is' if len(beyond) == 1 else 'are'} not" if beyond else ""
+    over = f"{_shares(beyond)} {'does' if len(beyond) == 1 else 'do'} not" if beyond else ""
     if tried and tried[-1].within:
         last = tried[-1]
         words = f"a share of {last.share:g} of the update ({shape}) keeps every probe within its limit"
@@ -100,4 +114,5 @@ def _worst(one: Tried) -> str:
     figure = "is not finite" if one.figure is None else f"is {one.figure:.3g}"
     if one.metric == "kl":
         return f"{one.worst} {figure}, where {one.limit:.3g} is tolerated"
-    return f"the drop of {one.worst} {figure}, where {one.limit:.3g} is tolerated"
+    of = f"the {MEAN}" if one.worst == MEAN else one.worst
+    return f"the drop of {of} {figure}, where {one.limit:.3g} is tolerated"

@@ -111,8 +111,9 @@ def _width(layer: Any, name: str) -> int:
     """The rank of an adapter in a layer; of one on experts that of each."""
     if name in _embeddings(layer):
         return int(layer.lora_embedding_A[name].shape[0])
-    a = layer.lora_A[name]
-    return int((a.weight if isinstance(a, nn.Module) else a).shape[0]) // getattr(layer, "num_experts", 1)
+    a: Any = layer.lora_A[name]
+    matrix: Any = a.weight if isinstance(a, nn.Module) else a  # AdaLoRA's is the parameter itself
+    return int(matrix.shape[0]) // int(getattr(layer, "num_experts", 1))
 
 
 # What a stage trained, from its files ----------------------------------------------------------------------------

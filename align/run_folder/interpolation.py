@@ -43,6 +43,15 @@ class Tried(Record):
     within: bool
 
 
+class Gain(Record):
+    """A probe that the whole update had made better, on the report's items: how much of that is kept."""
+
+    probe: str
+    base: float
+    trained: float
+    decided: float
+
+
 class InterpolationResult(Record):
     """result.json: written last, after the files of the policy and its measurement.
 
@@ -51,6 +60,7 @@ class InterpolationResult(Record):
         share: None where no share is within the limits.
         policy: in `decided/` of the stage; None with `share`.
         rank: of the adapter, the largest of its modules; None of one without ranks, and of weights.
+        gains: what the update had made better; empty without `share`.
         sentence: what was found.
     """
 
@@ -60,4 +70,5 @@ class InterpolationResult(Record):
     policy: Policy | None = None
     rank: int | None = None
     tried: tuple[Tried, ...] = ()
+    gains: tuple[Gain, ...] = ()
     sentence: str = ""

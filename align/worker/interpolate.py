@@ -22,7 +22,7 @@ from align.parameterization import chain
 from align.policy import generation
 from align.policy import load as models
 from align.run_folder import files, reading
-from align.run_folder.interpolation import InterpolationRequest, InterpolationResult, Tried
+from align.run_folder.interpolation import Gain, InterpolationRequest, InterpolationResult, Tried
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Outcome, Policy, Record, Ticket
 from align.stage.callbacks import Interrupted
@@ -85,13 +85,19 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Interpol
         update=updated(at, outcome.policy),
         base=measurements.load(run.base_measurements),
         keys=ForgettingKeys.model_validate(request.limits),
-        of=files.digest([outcome.artifacts, ticket.probes_sha256, ticket.probe_items, ticket.training.get("bf16")]),
+        of=_identity(ticket, outcome),
     )
     tried = search.largest(request.shares, lambda share: _tried(found, share))
     measured = _measured(found, tried[-1].share) if tried and tried[-1].within else None
     result = _write(found, tried, measured) if at.world.is_main_process else None
     at.world.wait_for_everyone()
     return result
+
+
+def _identity(ticket: Ticket, outcome: Outcome) -> str:
+    """Hash of what the figures of a share depend on; the card of the trained policy is not part of it."""
+    trained = {name: record for name, record in outcome.artifacts.items() if not name.endswith("README.md")}
+    return files.digest([trained, ticket.probes_sha256, ticket.training.get("bf16")])
 
 
 def done(here: StageDir, request: InterpolationRequest) -> InterpolationResult | None:
@@ -141,7 +147,8 @@ def _tried(found: Search, share: float) -> Tried:
     key = files.digest([found.of, found.request.shape, share])
     if not agreed(at, _is_stored(found, folder, key)):
         _measure(found, share, folder, key)
-    return agreed(at, _judged(found, share, folder) if at.world.is_main_process else None)
+    at.world.wait_for_everyone()  # the first process writes it
+    return agreed(at, _judged(found, share, folder))
 
 
 def _judged(found: Search, share: float, folder: Path) -> Tried:
@@ -202,10 +209,19 @@ def _write(found: Search, tried: list[Tried], measured: dict[str, float] | None)
         policy=policy,
         rank=found.update.rank if policy else None,
         tried=tuple(tried),
+        gains=_gains(found) if policy else (),
         sentence=search.sentence(tried, request.shape),
     )
     files.write_json(here.interpolation_result, result.written())
     return result
+
+
+def _gains(found: Search) -> tuple[Gain, ...]:
+    """Nothing where the trained policy itself was not measured on the same items."""
+    trained, decided = found.here.measurements, found.here.decided.measurements
+    if not (trained / "summary.json").is_file():
+        return ()
+    return search.gains(found.base, measurements.load(trained), measurements.load(decided))
 
 
 def _save(found: Search, share: float, measured: dict[str, float]) -> Policy:

@@ -49,6 +49,7 @@ _LINEAR = {
     "ln_tuning": Linear(),
     "loha": Linear(("hada_w1_a",), further=None),
     "lokr": Linear(("lokr_w1", "lokr_w1_a"), further=None),
+    "miss": Linear(("miss_block",)),
     "randlora": Linear(("randlora_lambda",), further=None),
     "shira": Linear(("shira_weight",)),
     "vera": Linear(("vera_lambda_b",), further=None),
