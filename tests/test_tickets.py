@@ -118,7 +118,7 @@ def test_a_key_that_came_later_counts_where_it_is_not_at_its_default(tmp_path: P
     """Tickets of an older align have no such key, and their stages are not trained again."""
     plan = load(written(tmp_path)).stages[0]
     ticket = made(tmp_path)["sft"]
-    older = ticket.model_copy(update={"keys": {k: v for k, v in ticket.keys.items() if k not in tickets._LATER}})
+    older = ticket.model_copy(update={"keys": {k: v for k, v in ticket.keys.items() if k not in plan.keys.later}})
     assert older.keys != ticket.keys
     assert tickets.fingerprint(plan, older, ["base"]) == ticket.fingerprint
 
