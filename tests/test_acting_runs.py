@@ -36,7 +36,7 @@ stages:
     data: {source: lab/helpdesk_preferences, limit: 32}
     training: {learning_rate: 1.0e-6, max_steps: 2, per_device_train_batch_size: 4}
 """
-RATES = {"lora": "1.0e-2", "qlora": "1.0e-2", "full": "1.0e-3", "spectrum": "1.0e-3"}
+RATES = {"lora": "1.0e-2", "qlora": "1.0e-2", "full": "1.0e-3", "spectrum": "1.0e-2"}
 
 
 def written(folder: Path, method: str) -> Path:
