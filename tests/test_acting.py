@@ -146,8 +146,8 @@ def test_the_largest_share_goes_on(runs: Runs, probes: str) -> None:
     found, here = decision(runs, "sft"), runs.dir.stage("sft")
     assert (found.action, found.policy, found.share, found.shape) == ("continue", "interpolated", 0.3, "flat")
     broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
-    told = f"interpolate, because of {broken}: a share of 0.3 of the update keeps it; no probe measures the task, "
-    assert found.actions == [told + "so what is kept of the gain is not known"] and found.violations == []
+    told = f"interpolate, because of {broken}: a share of 0.3 of the update keeps it; no probe had got better, so "
+    assert found.actions == [told + "there is no gain to keep"] and found.violations == []
     assert [(one.number, one.share, bool(one.violated)) for one in found.attempts] == [(1, None, True), (1, 0.3, False)]
     assert ticket(runs, "dpo").policy.weights == "stages/sft/decided/model"
     assert handed_on.folder(here).measurements == here.decided.measurements

@@ -173,7 +173,7 @@ class Acting:
             walk.done.append(f"interpolate: at a share of {result.share:g} a limit is still surely broken")
             return None
         rank = f", as an adapter of rank {result.rank}" if result.rank else ""
-        kept = deciding.gain_kept(self._run, here, here.decided)
+        kept = deciding.gain_kept(self._run, result.gains)
         walk.done.append(f"interpolate, because of {_broken(found)}: {result.sentence}{rank}; {kept}")
         return self._told(walk, shared, shared.action)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from align.forgetting import gate, measurements
 from align.forgetting.budgets import Costs
@@ -15,6 +16,7 @@ from align.forgetting.rounding import number
 from align.recipe.retries import Changed
 from align.run_folder import reading
 from align.run_folder.decisions import Attempt, Decision, Figure
+from align.run_folder.interpolation import Gain
 from align.run_folder.paths import RunDir, StageDir
 
 
@@ -47,16 +49,17 @@ def attempt(run: RunDir, here: StageDir, keys: ForgettingKeys, found: Decision, 
     )
 
 
-def gain_kept(run: RunDir, trained: StageDir, decided: StageDir) -> str:
-    """How much of what was gained on the task a share of the update keeps, on the gate's items."""
-    base = measurements.load(run.base_measurements)
-    whole, part = (_gain(base, measurements.load(here.measurements)) for here in (trained, decided))
-    if whole is None or part is None:
-        return "no probe measures the task, so what is kept of the gain is not known"
-    figures = f"{whole.name} was {_score(whole.before)} before, is {_score(whole.after)} as trained and "
-    figures += f"{_score(part.after)} with this share"
-    gained, kept = (one.after - one.before for one in (whole, part) if one.after is not None and one.before is not None)
-    return figures + (f": {kept / gained:.0%} of the gain is kept" if gained > 0 else "")
+def gain_kept(run: RunDir, gains: Sequence[Gain]) -> str:
+    """How much of what had been gained a share of the update keeps, on the report's items: of the task, where a probe
+    measures it, else of what had been gained most."""
+    if not gains:
+        return "no probe had got better, so there is no gain to keep"
+    probes = measurements.load(run.base_measurements).probes
+    of_task = [gain for gain in gains if probes[gain.probe].kind == "task"]
+    one = of_task[0] if of_task else max(gains, key=lambda gain: gain.trained - gain.base)
+    scores = (_score(score) for score in (one.base, one.trained, one.decided))
+    figures = "{} was {} before, is {} as trained and {} with this share".format(one.probe, *scores)
+    return f"{figures}: {(one.decided - one.base) / (one.trained - one.base):.0%} of the gain is kept"
 
 
 def _gain(base: Measurement, after: Measurement) -> Figure | None:
