@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from align.errors import Exit
+from align.errors import AlignError, Exit
+from align.recipe.plan import StagePlan
+from align.results import find
 from align.run_folder import attempts, files, handed_on, reading
 from align.run_folder.decisions import Decision
-from align.run_folder.records import Ticket
-from test_loop import Runs, probes, runs
+from align.run_folder.records import Adapter, Policy, Ticket
+from align.runner.executing import Executor
+from test_loop import RECIPE, Runs, probes, runs
 
 __all__ = ["probes", "runs"]  # fixtures
 
@@ -244,6 +247,101 @@ def test_a_run_that_was_killed_while_files_were_moved_finishes_that(
         assert runs.run(*asked) == ["finish"] and standing(runs) == number
         assert {path.name for path in here.root.iterdir()} - {"attempts", "decision.json"} == names
         assert not here.moving.exists()
+
+
+def test_a_run_killed_while_it_measures_again_keeps_what_goes_on_from_the_same_policy(
+    runs: Runs, probes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed inside the measurement, and again between the decision and the next stage."""
+    runs.right |= {"sft 1": 30, "sft 2": 88}
+    again = (probes, *on_violation("retry", HALF))
+    runs.run(*again)
+    text = (runs.folder / "sums.jsonl").read_text(encoding="utf-8")
+    (runs.folder / "sums.jsonl").write_text(text.replace("Sort", "Order"), encoding="utf-8")
+    runs.raising["sft 2"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(*again)
+    opened = Executor.open
+
+    def killed(executor: Executor, plan: StagePlan) -> None:
+        if plan.id == "dpo":
+            raise KeyboardInterrupt
+        opened(executor, plan)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Executor, "open", killed)
+        runs.run(*again)
+    assert runs.run(*again) == ["dpo measured", "finish"]
+    assert "dpo" not in runs.superseded()
+
+
+def test_one_stage_alone_waits_until_it_is_decided_what_it_starts_from(runs: Runs, probes: str) -> None:
+    """A decision is gone as soon as it speaks of what is not there any more."""
+    runs.right |= {"sft": 30, "sft 2": 30}
+    runs.run(probes, *on_violation("rollback"))
+    runs.raising["sft 3"] = KeyboardInterrupt()
+    again = (probes, *on_violation("[retry, rollback]", HALF))
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(*again)
+    here = runs.dir.stage("sft")
+    files.write_json(here.outcome, files.read_json(here.attempt(2).outcome))  # as if it had ended, and was killed then
+    files.write_json(here.measurements / "summary.json", files.read_json(here.attempt(2).measurements / "summary.json"))
+    with pytest.raises(AlignError) as error:
+        runs.run(*again, only="dpo")
+    assert str(error.value) == (
+        f"stage 'dpo' starts from 'sft', and it is not decided yet what goes on from that in '{runs.dir.root}'\n"
+        "  -> run without --only, or `--only sft` first"
+    )
+
+
+THREE = RECIPE + "  again: {stage: dpo, policy: dpo, data: {source: lab/helpdesk_preferences, limit: 16}}\n"
+
+
+def test_all_that_was_trained_from_another_policy_is_moved_away_at_once(runs: Runs, probes: str) -> None:
+    """Not only when its turn comes: until then it would stand on files that are of another attempt."""
+    runs.right |= {"sft 1": 85, "sft 2": 88}
+    runs.run(probes, text=THREE)
+    strict = (probes, *on_violation("retry", HALF), "forgetting.max_drop=0.001", "forgetting.max_mean_drop=0.001")
+    runs.right["sft 1"] = 30
+    for part in ("items.jsonl", "summary.json"):
+        (runs.dir.stage("sft").measurements / part).unlink()
+    runs.raising["dpo"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(*strict, text=THREE)
+    assert runs.superseded() == ["again", "dpo", "measurements"]
+    assert runs.run(*strict, text=THREE) == ["dpo", "again", "finish"]
+
+
+def test_no_policy_is_given_out_that_stands_on_an_undecided_one(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    runs.run(probes)
+    here = runs.dir.stage("dpo")
+    outcome = files.read_json(here.outcome)
+    below = Adapter(name="sft", method="lora", path="stages/sft/model", settings={"method": "lora"})
+    policy = Policy(base=outcome["policy"]["base"], adapters=[below])
+    files.write_json(here.outcome, outcome | {"policy": policy.model_dump(mode="json")})
+    assert find.find(runs.dir.root, "dpo")[1].policy == policy
+    runs.raising["sft 3"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(probes, *on_violation("retry", HALF))
+    attempts.place(runs.dir.stage("sft"), 2)
+    with pytest.raises(AlignError) as error:
+        find.find(runs.dir.root, "dpo")
+    assert str(error.value) == (
+        f"stage 'dpo' of '{runs.dir.root}' stands on 'sft', of which it is not decided yet what goes on\n"
+        "  -> let the run end: align run"
+    )
+
+
+def test_a_share_is_taken_with_the_ticket_of_today(runs: Runs, probes: str) -> None:
+    """An older align, another place of the base or another number of processes may have trained the stage."""
+    runs.right["sft"], runs.shares = 30, {0.3: 84}
+    runs.run(probes)
+    here = runs.dir.stage("sft")
+    known = files.read_json(here.ticket)
+    files.write_json(here.ticket, known | {"program_sha256": "of an older align", "processes": 2})
+    runs.run(probes, *on_violation("interpolate"))
+    assert ticket(runs, "sft") == Ticket.model_validate(known)
 
 
 def test_the_strictest_of_several_actions_is_taken_and_said(runs: Runs, probes: str) -> None:

@@ -58,7 +58,18 @@ def find(folder: Path, stage: str | None, *, rewards: bool = False) -> tuple[Tic
         if chosen in _done(folder):
             raise _no_policy(folder, chosen, done)
         raise AlignError(f"'{folder}' has no finished stage '{chosen}'", f"choose one of: {', '.join(done)}")
+    _check_beneath(RunDir(folder), chosen, model(done[chosen]))
     return Ticket.model_validate(files.read_json(RunDir(folder).stage(chosen).ticket)), done[chosen]
+
+
+def _check_beneath(run: RunDir, stage: str, policy: Policy) -> None:
+    """Raises AlignError where a policy stands on that of a stage that is being decided on: its files may be of another
+    attempt by now."""
+    paths = [adapter.path for adapter in policy.adapters] + ([policy.weights] if policy.weights else [])
+    for below in run.stages_of(*paths):
+        if below.root.name != stage and handed_on.undecided(below):
+            what = f"stage '{stage}' of '{run.root}' stands on '{below.root.name}', of which it is not decided yet what"
+            raise AlignError(f"{what} goes on", "let the run end: align run")
 
 
 def model(outcome: Outcome) -> Policy:

@@ -32,6 +32,13 @@ def standing(stage: StageDir) -> int | None:
     return None if ticket is None else int(ticket.get("attempt", 1))
 
 
+def fingerprint(stage: StageDir) -> str | None:
+    """That of the first attempt, which says what all of them are trained from; None where it has not begun."""
+    first = stage if standing(stage) == 1 else stage.attempt(1)
+    ticket = files.read_json(first.ticket)
+    return None if ticket is None else str(ticket["fingerprint"])
+
+
 def place(stage: StageDir, number: int) -> None:
     """Have an attempt stand in the stage's folder, empty where it has not begun; what stands there is put aside."""
     finish(stage)
@@ -67,6 +74,7 @@ def finish(stage: StageDir) -> None:
 
 
 def _begin(stage: StageDir, moving: Moving) -> None:
+    stage.decision.unlink(missing_ok=True)  # it speaks of what stands here now
     files.write_json(stage.moving, moving.model_dump())
     _move(stage, moving)
 

@@ -13,6 +13,12 @@ from align.run_folder.records import Policy, Ticket
 BASE: Final = "base"
 
 
+def undecided(stage: StageDir) -> bool:
+    """Whether a stage is measured and it is not known what goes on from it: it is being decided on, or was when the run
+    was killed."""
+    return (stage.measurements / "summary.json").is_file() and not stage.decision.is_file()
+
+
 def rolled_back(stage: StageDir) -> bool:
     """Whether the policy before the stage goes on."""
     return reading.goes_on(stage) == ROLLED_BACK

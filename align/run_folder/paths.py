@@ -271,6 +271,11 @@ class RunDir:
     def stage(self, id: str) -> StageDir:
         return StageDir(self.root / "stages" / id)
 
+    def stages_of(self, *paths: str) -> list[StageDir]:
+        """The stages in whose folders these paths lie, which begin at the root; others are left out."""
+        parts = [Path(path).parts for path in paths]
+        return [self.stage(part[1]) for part in parts if part[:1] == ("stages",)]
+
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,16 +41,33 @@ class Executor:
     note: Callable[..., None]
     changed: bool = False
 
-    def open(self, plan: StagePlan) -> None:
+    def open(self, plan: StagePlan) -> bool:
         """Begin with a stage: what goes on from its inputs has been decided now, and may be another policy than that
-        which the stage was trained from, or is being trained from."""
+        which the stage was trained from, or is being trained from. Whether the stage was moved away for that."""
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
         opened = ticket.fingerprint
-        tickets.seal(plan, self.loaded, self.tickets, self.dir)
-        if ticket.fingerprint != opened and here.root.exists():  # its checkpoints too are of another policy
-            self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
-            self.dir.supersede(here.root)
         attempts.finish(here)
+        tickets.seal(plan, self.loaded, self.tickets, self.dir)
+        return ticket.fingerprint not in (opened, attempts.fingerprint(here)) and self._supersede(plan)
+
+    def follow(self, decided: StagePlan) -> None:
+        """Once it is decided what goes on from a stage, move away all that was trained from another policy of it, and
+        what was trained from that: its files no longer belong together."""
+        gone = set[str]()
+        for plan in self.loaded.stages[self.loaded.stages.index(decided) + 1 :]:
+            if gone & set(plan.inputs):
+                self._supersede(plan)
+            elif plan.policy != decided.id or not self.open(plan):
+                continue
+            gone.add(plan.id)
+
+    def _supersede(self, plan: StagePlan) -> bool:
+        """Move a stage away, with its attempts and its checkpoints; whether there was one."""
+        there = self.dir.stage(plan.id).root.exists()
+        if there:
+            self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
+            self.dir.supersede(self.dir.stage(plan.id).root)
+        return there
 
     def stand(self, plan: StagePlan, number: int) -> StageDir:
         """Where the records of an attempt are, which is trained and measured where it is not yet."""
@@ -77,9 +94,9 @@ class Executor:
             AlignError: the method has none, or the child died.
         """
         here = self.dir.stage(plan.id)
-        here.interpolation_result.unlink(missing_ok=True)
-        here.error.unlink(missing_ok=True)
-        here.progress.unlink(missing_ok=True)
+        for old in (here.decision, here.error, here.progress):  # a decision on a share would speak of another
+            old.unlink(missing_ok=True)
+        self._renew_ticket(plan, here)
         files.write_json(here.interpolation_request, request.written())
         self.changed = True
         self.note(plan, status="running")
@@ -90,6 +107,15 @@ class Executor:
         except AlignError:
             self.note(plan, status="failed")
             raise
+
+    def _renew_ticket(self, plan: StagePlan, here: StageDir) -> None:
+        """Have what stands in a stage's folder go by the ticket of today: another align, in other processes, may have
+        trained it."""
+        known = reading.read(here.ticket, Ticket)
+        ticket = self._ticket(plan, known.attempt)
+        take_inputs(self.loaded, self.dir, plan, ticket)
+        ticket = ticket.model_copy(update={name: getattr(known, name) for name in tickets.BEGUN})
+        files.write_json(here.ticket, ticket.model_dump(mode="json"))
 
     def _ticket(self, plan: StagePlan, number: int) -> Ticket:
         return tickets.attempt(plan, self.loaded, self.tickets, self.dir, number)
@@ -216,6 +242,10 @@ def take_inputs(loaded: Loaded, run: RunDir, plan: StagePlan, ticket: Ticket) ->
         if policy is None:
             raise _not_run(run, plan, plan.policy)
         ticket.policy = policy
+    for id in before(loaded, plan):
+        if handed_on.undecided(run.stage(id)):
+            what = f"stage '{plan.id}' starts from '{id}', and it is not decided yet what goes on from that in"
+            raise AlignError(f"{what} '{run.root}'", f"run without --only, or `--only {id}` first")
     if ticket.inside is not None:
         parents = {one.id: one.policy for one in loaded.stages}
         ticket.inside = ticket.inside.model_copy(update={"incoming": handed_on.source(run, plan.policy, parents)})
@@ -225,6 +255,15 @@ def take_inputs(loaded: Loaded, run: RunDir, plan: StagePlan, ticket: Ticket) ->
             if outcome is None:
                 raise _not_run(run, plan, reward.stage)
             reward.model = outcome.reward
+
+
+def before(loaded: Loaded, plan: StagePlan) -> Iterator[str]:
+    """The stages of which anything comes into a stage, by way of others too; the last first."""
+    wanted = set(plan.inputs)
+    for other in reversed(loaded.stages):
+        if other.id in wanted:
+            wanted |= set(other.inputs)
+            yield other.id
 
 
 def _not_run(run: RunDir, plan: StagePlan, source: str) -> AlignError:

@@ -11,9 +11,8 @@ from align import report
 from align.errors import AlignError, Exit
 from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
-from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
-from align.run_folder import files, reading
+from align.run_folder import attempts, files, handed_on, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
 from align.run_folder.records import FORMAT, Ticket
@@ -21,7 +20,7 @@ from align.run_folder.run_record import Pinned, RunRecord, StageEntry
 from align.runner import branches, notify, tickets
 from align.runner.acting import Acting
 from align.runner.child import Child
-from align.runner.executing import Executor, take_inputs
+from align.runner.executing import Executor, before, take_inputs
 from align.runner.live_page import LivePage
 from align.runner.options import Options
 from align.runner.progress import Watcher
@@ -143,11 +142,10 @@ class Run:
         be told here; it is when the turn of the stage comes."""
         entry, ticket = self.record.stages.get(plan.id), self.tickets[plan.id]
         known = entry.fingerprint if entry and entry.fingerprint else ticket.fingerprint
-        above = self.dir.stage(plan.policy)
-        measured = (above.measurements / "summary.json").is_file()
-        if plan.policy != BASE and not (above.outcome.is_file() and above.decision.is_file() >= measured):
+        above = [self.dir.stage(id) for id in before(self.loaded, plan)]
+        if any(not here.outcome.is_file() or handed_on.undecided(here) for here in above):
             return False
-        return known != ticket.fingerprint
+        return ticket.fingerprint not in (known, attempts.fingerprint(self.dir.stage(plan.id)))
 
     def _refuse_changed_ancestors(self, plan: StagePlan, changed: set[str]) -> None:
         for id in plan.inputs:  # whose fingerprints change with those of their own inputs
@@ -165,7 +163,10 @@ class Run:
             for plan in todo:
                 self._note(plan, status="pending")
             for plan in todo:
-                if acting.settle(plan) == "stop":
+                action = acting.settle(plan)
+                if self.options.only is None:
+                    executor.follow(plan)
+                if action == "stop":
                     self._note(plan, status="stopped")
                     return Exit.GATE
                 self._note(plan, status="done")

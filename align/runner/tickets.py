@@ -36,6 +36,8 @@ from align.run_folder.records import (
 from align.runner import answers, trains_alike
 
 TRAINING = 2  # raised when align itself begins to train the same recipe differently
+BEGUN = {"measure_base": False, "measure_only": False, "ask_base": False, "ask_only": False, "resume_from": None}
+"""What a ticket says of one execution alone, before that."""
 # Training arguments that change what is written or shown, never the weights.
 _COSMETIC = (
     "logging_",
@@ -90,10 +92,9 @@ def attempt(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run:
     if number == 1:
         return own
     found = retries.changed(plan, loaded.recipe.forgetting.retry, number)
-    begun = {"measure_base": False, "measure_only": False, "ask_base": False, "ask_only": False, "resume_from": None}
     ratio = found["replay"][1] if "replay" in found else own.replay_ratio
     trained = {"attempt": number, "training": retries.training(plan, found), "replay_ratio": ratio}
-    ticket = own.model_copy(update={**begun, **trained})
+    ticket = own.model_copy(update={**BEGUN, **trained})
     ticket.fingerprint = fingerprint(plan, ticket, _above(plan, loaded, tickets, run))
     return ticket
 
