@@ -55,9 +55,6 @@ def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             told = {
                 name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()
             }
-            told = {
-                name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()
-            }
             named = "; ".join(f"{name}: {one}" for name, one in told.items())
             yield f"What is done about a limit that a gate finds broken depends on the probe (`on_violation`): {named}."
     if report.quantization:
