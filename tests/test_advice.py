@@ -18,10 +18,10 @@ from align.advice import evidence, words
 from align.advice.advise import MOST, advise
 from align.advice.causes import CHANGES as BY_CAUSE
 from align.advice.causes import causes
-from align.advice.changes import CHANGES, make
+from align.advice.changes import CHANGES, Change, make
 from align.advice.evidence import Cell, Figures, Measured, Mended
 from align.advice.facts import Losses, Lost, RunFacts, StageFacts
-from align.advice.lines import Line, block, number, source, written
+from align.advice.lines import Line, block, number, source, stage, written
 from align.forgetting.distances import KlEstimate, TaskKl
 from align.forgetting.table import Cell as Score
 from align.forgetting.table import Forgetting, ProbeEntry
@@ -239,6 +239,14 @@ def test_a_stage_is_held_closer_by_what_holds_it() -> None:
         ("stages:", "  x:", "    kl:", "      coef: 0.1  # was 0.05")
     ]
     assert lines({"beta": 0.0}, 0.0) == lines({}) == []
+
+
+@pytest.mark.parametrize("named", [{"data": {"source": "old.jsonl"}}, {"self": {}}, {"sources": [{"self": {}}]}])
+def test_what_a_recipe_names_and_does_not_replay_is_replayed(named: dict[str, Any]) -> None:
+    facts = StageFacts("x", entry={"replay": {**named, "ratio": 0.0}}, replays=True)
+    assert list(make(["replay"], facts, RUN)) == [
+        Change("replay", "Replay in x what the recipe names for it.", (stage("x", "replay", "ratio", old=0.0, new=0.2),))
+    ]
 
 
 def test_what_a_stage_warned_of_is_told_beside_its_cause() -> None:

@@ -191,3 +191,21 @@ def test_a_trainer_that_has_no_place_for_them_is_refused(stages: models.Stages, 
         stages.execute(stages.ticket("own", str(file), models.BASE, models.LORA, keys={"l2_sp": 0.1}))
     assert error.value.what == "the trainer of stage 'own' takes no `l2_sp`"
     assert error.value.remedy == "let its class inherit from align.trainers.base.BaseTrainer, before TRL's"
+
+
+@pytest.mark.parametrize("program", ["rloo", "sdft"])
+def test_the_fisher_information_is_that_of_the_policy_alone(stages: models.Stages, program: str) -> None:
+    """A stage that samples answers holds its reference and its reward models on the same base: they do not act."""
+    policy = stages.execute(stages.ticket("before", "sft", models.BASE, models.LORA, max_steps=2))
+    judge = stages.execute(
+        stages.ticket("judge", "reward", models.BASE, models.LORA, rows=models.preferences(8), max_steps=1)
+    )
+    keys, given = {"ewc": EWC}, {"max_completion_length": 6, "steps_per_generation": 1, "max_steps": 1}
+    stages.execute(stages.ticket("plain", "sft", policy, models.LORA, keys=keys, fisher=OLD, max_steps=1))
+    rewards = [Reward(name="judge", kind="stage", weight=1.0, stage="judge", model=judge)] if program == "rloo" else []
+    given |= {"num_generations": 2 if program == "rloo" else 1}
+    id = f"after_{program}"
+    stages.execute(stages.ticket(id, program, policy, models.LORA, keys=keys, fisher=OLD, rewards=rewards, **given))
+    one, other = (load_file(stages.run.stage(name).fisher) for name in ("plain", id))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

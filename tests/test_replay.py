@@ -24,6 +24,7 @@ from align.recipe.plan import Loaded
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
 from align.runner import tickets
+from align.worker.rows import learnt
 from error_cases import CHATS, PAIRS
 
 WEIGHTS: list[tuple[float, ...]] = [(1.0,), (3.0, 1.0), (1.0, 1.0, 1.0), (0.1, 0.7, 0.2), (5.0, 1.0, 1.0, 1e-3)]
@@ -270,3 +271,79 @@ def test_a_stage_without_rows_to_replay_is_refused() -> None:
     with pytest.raises(AlignError) as error:
         prepared(text)
     assert error.value.what == "stage 'pairs' has no answers or texts that stage 'sft' could replay"
+
+
+@pytest.mark.usefixtures("folder")
+def test_of_a_stage_that_was_not_looked_up_nothing_is_known() -> None:
+    """Rows of the Hub are not read with --offline; then the stage has none, which is no fault."""
+    text = RECIPE.replace("{data: chats.jsonl, replay: {data: old.jsonl, ratio: 0.5}}", "{data: some/where}")
+    chain = loaded(text + "    replay: {stage: sft, ratio: 0.2}\n")
+    assert prepare(chain, offline=True).rows["dpo"].replay[0].examples == []
+
+
+RETRY = "forgetting: {probes: none}"
+RAISED = "forgetting: {probes: lab, on_violation: [retry, warn], retry: {replay: 4}}"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "source", ["data: old.jsonl", "self: {rows: 8}", "sources: [{data: old.jsonl}, {self: {rows: 8}}]"]
+)
+def test_an_attempt_replays_what_the_recipe_names_with_a_ratio_of_0(source: str) -> None:
+    """The rows are there for it, and the first attempt trains as without them."""
+    off = RECIPE.replace("data: old.jsonl, ratio: 0.5", f"{source}, ratio: 0")
+    chain, found = prepared(off.replace(RETRY, RAISED))
+    run = RunDir(Path("run"))
+    asked = tickets.build(chain, found, run, 1)
+    first, second = asked["sft"], tickets.attempt(chain.stages[0], chain, asked, run, 2)
+    assert first.replay_ratio == 0.0 and first.fingerprint == made(off)["sft"].fingerprint
+    assert second.replay_ratio == 0.2 and second.fingerprint != first.fingerprint
+    assert (second.replay is not None, second.writing is not None) == ("data" in source, "self" in source)
+    task = [{"text": "New."}] * 8
+    written = [{"text": "Written."}] * 4 if second.writing else None
+    assert learnt(run, first, task, mixes=True, written=[]).rows == task
+    assert len(learnt(run, second, task, mixes=True, written=written).rows) == 10
+
+
+# ---- rows that the policy writes, as one of several sources ---------------------------------------------------------
+
+SELF = "    replay: {ratio: 0.5, sources: [{self: {rows: 8}, weight: 2}, {data: old.jsonl}, {stage: sft}]}\n"
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_the_policy_writes_is_one_of_several_sources() -> None:
+    """Its place among the parts of a ticket, and its share once it is written; before, nothing is replayed."""
+    ticket, run = made(RECIPE + SELF)["dpo"], RunDir(Path("run"))
+    assert ticket.writing is not None and ticket.writing.keys["rows"] == 8
+    assert [(part.name, part.weight, part.count, part.written) for part in ticket.replay_sources] == [
+        ("the policy itself", 2.0, 0, True), ("old.jsonl", 1.0, 4, False), ("stage sft", 1.0, 3, False),
+    ]  # fmt: skip
+    task = [{"text": f"New {n}."} for n in range(12)]
+    assert (before := learnt(run, ticket, task, mixes=True)).rows == task and before.data["replay_rows"] == 0
+    own = [{"text": f"Written {n}."} for n in range(5)]
+    found = learnt(run, ticket, task, mixes=True, written=own)
+    assert found.rows[:12] == task and Counter(found.groups) == {0: 12, 1: 6, 2: 3, 3: 3}
+    rows = [(number, row) for number, row in zip(found.groups, found.rows, strict=True) if number]
+    assert {row["text"] for number, row in rows if number == 1} == {row["text"] for row in own}
+    assert all(row["text"].startswith("Text") for number, row in rows if number == 2)
+    assert all("messages" in row for number, row in rows if number == 3)
+    assert [one["rows"] for one in found.data["replay_sources"]] == [5, 4, 3]
+    beside = learnt(run, ticket, task, mixes=False, written=own)
+    assert beside.rows == task and [len(source.rows) for source in beside.replay] == [5, 4, 3]
+
+
+@pytest.mark.usefixtures("folder")
+def test_where_the_policy_stands_among_the_sources_is_in_the_fingerprint() -> None:
+    found = made(RECIPE + SELF)["dpo"].fingerprint
+    replay = "stages.dpo.replay.sources"
+    for override in (
+        f"{replay}=[{{data: old.jsonl}}, {{self: {{rows: 8}}, weight: 2}}, {{stage: sft}}]",
+        f"{replay}=[{{self: {{rows: 8}}}}, {{data: old.jsonl}}, {{stage: sft}}]",
+        f"{replay}=[{{self: {{rows: 9}}, weight: 2}}, {{data: old.jsonl}}, {{stage: sft}}]",
+        f"{replay}=[{{data: old.jsonl}}, {{stage: sft}}]",
+    ):
+        assert made(RECIPE + SELF, override)["dpo"].fingerprint != found, override
+    alone = made(RECIPE, "stages.dpo.replay={self: {rows: 8}, ratio: 0.5}")["dpo"].fingerprint
+    assert alone == made(RECIPE, "stages.dpo.replay={sources: [{self: {rows: 8}, weight: 3}], ratio: 0.5}")[
+        "dpo"
+    ].fingerprint  # fmt: skip

@@ -202,7 +202,7 @@ def rewarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[StagePlan, Ticke
     folder = tmp_path_factory.mktemp("rewarded")
     plan = next(plan for plan in load(written(folder, REWARDED)).stages if plan.id == "ppo")
     ticket = made(folder, text=REWARDED)["ppo"]
-    return plan, ticket.model_copy(update={"evaluation": rows("held out"), "replay": rows("old")})
+    return plan, ticket.model_copy(update={"evaluation": rows("held out"), "replay": rows("old"), "replay_ratio": 0.2})
 
 
 @pytest.mark.parametrize(

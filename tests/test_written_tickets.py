@@ -120,6 +120,19 @@ def test_the_recipe_that_a_run_writes_out_is_the_same(plain: dict[str, Ticket], 
     assert [plan.rewards for plan in loaded.stages] == [(), (), ("judge",), ()]
 
 
+def test_a_stage_is_replayed_with_the_answers_of_its_data(tmp_path: Path) -> None:
+    """Those that it rewrites are written when it runs; a note says so."""
+    made(tmp_path)
+    text = RECIPE + "  last: {stage: sft, policy: checked, data: asked.jsonl, replay: {stage: checked, ratio: 0.2}}\n"
+    (tmp_path / "small.yaml").write_text(text.replace("asked.jsonl, replay", "lab/helpdesk, replay"), encoding="utf-8")
+    found = prepare(load(tmp_path / "small.yaml"))
+    assert (
+        "stage last: it replays the rows of 'checked' with the answers of the data, not with rewritten ones"
+        in found.notes
+    )
+    assert len(found.rows["last"].replay[0].examples) == 20
+
+
 def test_prompts_of_the_task_are_held_apart(tmp_path: Path) -> None:
     ticket = made(tmp_path, f"{SFT}.prompts=task", f"{SFT}.check=null")["sft"]
     assert ticket.writing is not None and ticket.writing.prompts is not None

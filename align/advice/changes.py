@@ -60,15 +60,19 @@ def _rate(key: str, facts: StageFacts, words: str, factor: float, *, usual: bool
 
 
 def _replay(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
-    """Replay where none is; the lab's own rows for the lab."""
+    """Replay where none is: what the recipe names with a ratio of 0, else the lab's own rows for the lab."""
     if not facts.replays or facts.replayed:
+        return
+    named, off = facts.value("replay"), facts.value("replay", "ratio")
+    if isinstance(named, Mapping) and any(named.get(name) is not None for name in ("data", "stage", "self", "sources")):
+        line = stage(facts.id, "replay", "ratio", old=off, new=FIRST_REPLAY)
+        yield Change("replay", f"Replay in {facts.id} what the recipe names for it.", (line,))
         return
     lab = run.base == "lab"
     whose = "what the lab model was pretrained on" if lab else f"{FILE} holds rows of the kinds that were lost"
-    old = facts.value("replay", "ratio")
     lines = (
         stage(facts.id, "replay", "data", old=None, new="lab/general" if lab else FILE),
-        stage(facts.id, "replay", "ratio", old=old, new=FIRST_REPLAY),
+        stage(facts.id, "replay", "ratio", old=off, new=FIRST_REPLAY),
     )
     yield Change("replay", f"Replay old rows in {facts.id}: {whose}.", lines)
 

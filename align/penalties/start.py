@@ -97,12 +97,12 @@ def _products(model: nn.Module) -> Iterator[Product]:
         if not isinstance(layer, BaseTunerLayer):
             continue
         holder: Any = layer
-        if TRAINED in getattr(holder, "lora_embedding_A", {}) or hasattr(holder, "parameter_name"):
+        if TRAINED in getattr(holder, "lora_embedding_A", {}):
             raise _not_linear(name)
         if TRAINED not in getattr(holder, "lora_A", {}):
             continue
         b, a = holder.lora_B[TRAINED].weight, holder.lora_A[TRAINED].weight
-        if a.ndim != 2:
+        if a.ndim != 2 or hasattr(holder, "parameter_name"):  # an expert tensor: of several matrices
             raise _not_linear(name)
         start = (b.detach().clone(), a.detach().clone()) if bool(b.any()) else None
         yield Product(name, float(holder.scaling[TRAINED]), (b.shape[0], a.shape[1]), start)

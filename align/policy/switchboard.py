@@ -61,9 +61,16 @@ class Switchboard:
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Within, no adapter of the model acts; afterwards those do again that did before, each in its own layers."""
+    with only(model, ()):
+        yield
+
+
+@contextmanager
+def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Within, these adapters act and no other; afterwards those do again that did before, each in its own layers."""
     layers = _layers(model)
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-    _tell(layers, ())
+    _tell(layers, names)
     try:
         yield
     finally:

@@ -196,9 +196,12 @@ class _Checking:
         if source.stage is not None:
             there = before.get(source.stage)
             own = [example for example in there.train if example.kind in LEARNT] if there else []
-            if there and not own:
+            if there and there.train and not own:  # of a table that was not looked up there are no rows
                 what = f"stage '{source.stage}' has no answers or texts that stage '{plan.id}' could replay"
                 self._add(AlignError(what, "write `data:` with a file"), at)
+            if any(other.id == source.stage and getattr(other.keys, "rewrite", None) for other in self.loaded.stages):
+                text = f"it replays the rows of '{source.stage}' with the answers of the data, not with rewritten ones"
+                self.notes.append(f"stage {plan.id}: {text}")
             return Replayed(source.label, source.weight, own, source.stage)
         if source.self is not None:
             return Replayed(source.label, source.weight, [], written=True)
@@ -278,9 +281,11 @@ class _Checking:
             missing = next((name for name in reward.columns if name not in there), None)
             if missing is None or not rows:
                 continue
-            what = f"the reward function '{reward.name}' asks for '{missing}', which is not a column of the data"
-            remedy = f"it can ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
             plan = next(plan for plan in self.loaded.stages if plan.id == stage)
+            columns = isinstance(plan.keys, RewardedKeys)  # a rewriting hands none on
+            why = "is not a column of the data" if columns else "`rewrite` does not give it"
+            what = f"the reward function '{reward.name}' asks for '{missing}', which {why}"
+            remedy = f"it can ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
             self._add(AlignError(what, remedy), ("stages", stage, *scoring(plan.keys)[1]))
 
     def _table(

@@ -17,6 +17,7 @@ from align.libraries import peft as peft_source
 from align.parameterization.chain import Layer
 from align.parameterization.method import files
 from align.parameterization.methods.lora import HEADS
+from align.penalties import keys as penalties
 from align.policy.base import Base
 from align.preflight.base_modules import Kind, Modules, ending, last_parts, layer_of
 from align.recipe.document import Loc
@@ -47,6 +48,8 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
                 if str(fault) not in seen:  # a default that several stages share
                     seen.add(str(fault))
                     yield fault
+            for key, what, remedy in _of_penalties(plan, names):
+                yield loaded.document.fault(("stages", plan.id, key), what, remedy)
 
 
 def _place(plan: StagePlan) -> Loc:
@@ -61,6 +64,14 @@ def _of_reward(plan: StagePlan, settings: dict[str, Any]) -> Iterator[Fault]:
             if str(entry).rpartition(".")[2] in HEADS:
                 what = f"'modules_to_save' names '{entry}', but a reward model has no language-model head"
                 yield "modules_to_save", what, "leave it out: its own head, `score`, is always trained"
+
+
+def _of_penalties(plan: StagePlan, names: _Names) -> Iterator[Fault]:
+    """What a penalty on weights acts on: the product of an adapter's matrices, which an embedding only looks up."""
+    wrong = [] if names.modules.experts or plan.trains_base else names.embeddings
+    for key in penalties.active(plan.keys.model_dump(include={penalties.EWC, penalties.L2_SP})) if wrong else ():
+        what = f"stage '{plan.id}' cannot have `{key}`: it acts on LoRA of linear layers, and '{wrong[0]}' is none"
+        yield key, what, f"leave '{wrong[0].rpartition('.')[2]}' out of `target_modules`, or remove `{key}`"
 
 
 def _settings(path: Loc, settings: dict[str, Any]) -> Iterator[tuple[Loc, dict[str, Any]]]:
@@ -190,6 +201,12 @@ class _Names:
         return found + [
             name for entry in self.settings.get("target_parameters") or [] for name in self.modules.parameters(entry)
         ]
+
+    @property
+    def embeddings(self) -> list[str]:
+        """Those that get an adapter."""
+        given = self.settings.get("target_modules")
+        return [name for name in self._targeted if self.modules.kinds.get(name) == "embedding"] if given else []
 
     @cached_property
     def _excluded(self) -> set[str]:

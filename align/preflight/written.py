@@ -44,7 +44,11 @@ def apart(rows: list[Example], wanted: SelfWritten, seed: int) -> tuple[list[Exa
     if any(row.kind == "text" for row in rows):
         what = "`prompts: task` asks the prompts of the stage's data, but some of its rows are plain text"
         raise AlignError(what, "name a source of prompts, or leave `prompts` out")
-    train, held = mixing.hold_out(rows, max(1, min(wanted.rows, int(APART * len(rows)))), seed)
+    try:
+        train, held = mixing.hold_out(rows, max(1, min(wanted.rows, int(APART * len(rows)))), seed)
+    except AlignError as error:
+        what = f"`prompts: task` cannot set rows of the stage's data apart: {error.what}"
+        raise AlignError(what, "name a source of prompts, or leave `prompts` out") from None
     return train, Table([prompt_of(row) for row in held], "", "task")
 
 

@@ -96,7 +96,7 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) ->
     stage, method, traits = plan.program.stage, plan.method_keys.method, plan.layer.traits
     setting = Setting(
         own=plan.layer,
-        replays=plan.replay is not None and plan.replay.ratio > 0,
+        replays=plan.replays,
         policy=plan.policy,
         rewards=plan.rewards,
         layers=layers,

@@ -12,6 +12,7 @@ from typing import Any
 
 from align import errors, shipped
 from align.errors import AlignError, FaultList
+from align.forgetting import action_keys
 from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
@@ -132,8 +133,9 @@ def _of_a_stage(name: str, nodes: list[pipeline.Node]) -> tuple[str, str] | None
         if place:
             what = f"'{name}' is a key of a stage, not of the recipe"
             return what, f"write it as `stages.{node.id}.{place}`"
-        if other_tools.is_known(name, {*stage.keys.model_fields, *(f"training.{known}" for known in open_)}):
-            return f"unknown key '{name}'", other_tools.remedy(name, (), node.id)
+        keys = {*stage.keys.model_fields, *(f"training.{known}" for known in open_)}
+        if other_tools.is_known(name, keys):
+            return f"unknown key '{name}'", other_tools.remedy(name, (), node.id, keys)
     return (f"unknown key '{name}'", verdicts.ENGINE[name]) if name in verdicts.ENGINE else None
 
 
@@ -224,7 +226,9 @@ def _plan(
     training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
     sources, _ = scoring(keys)
     rewards = tuple(dict.fromkeys(one.source for one in sources if one.source in recipe.stages))
-    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training)
+    retry = recipe.forgetting.retry if "retry" in action_keys.used(recipe.forgetting.on_violation) else None
+    raised = retry is not None and retry.replay > 1 and stage.gives == "policy"
+    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training, raised)
 
 
 # Where the engine departs from TRL's defaults, for every stage.

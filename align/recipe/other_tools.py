@@ -81,6 +81,7 @@ _SAME: Final[dict[str, str]] = {
     "seed": "random_seed",
 }
 _OURS: Final[Mapping[str, str]] = {theirs: ours for ours, names in _SAME.items() for theirs in names.split()}
+_OR: Final = {"kl.coef": "beta"}  # where a stage has no `kl`
 _TOP: Final = ("model", "parameterization", "launch", "trackers", "name", "seed")  # heads of the recipe itself
 _HOW: Final = {
     **dict.fromkeys(("train_on_inputs", "train_on_prompt"), ", with the opposite value"),
@@ -98,19 +99,26 @@ def ours(name: str) -> str | None:
 def is_known(name: str, keys: Collection[str]) -> bool:
     """Whether another tool's name has a place in a recipe with a stage of these keys, as `data` and
     `training.learning_rate`."""
+    return _place(name, keys) is not None
+
+
+def _place(name: str, keys: Collection[str]) -> str | None:
+    """The place that a recipe has for it with a stage of these keys."""
     place = _OURS.get(name.lower(), "")
-    head = place.split(".")[0]
-    return place in keys or head in keys or head in _TOP
+    places = [one for one in (place, _OR.get(place, "")) if one]
+    heads = {*keys, *_TOP}
+    return next((one for one in places if one in keys or one.split(".")[0] in heads), None)
 
 
-def remedy(name: str, at: Sequence[str | int], stage: str = "") -> str:
+def remedy(name: str, at: Sequence[str | int], stage: str = "", keys: Collection[str] | None = None) -> str:
     """Where it is written here; empty where no other tool has such a name.
 
     Args:
         at: the mapping in which the name stands, as keys from the top of the recipe.
         stage: the stage that is meant where the name stands at the top.
+        keys: of the stage, where they are known: it is then empty too where the stage has no place for it.
     """
-    place = ours(name)
+    place = ours(name) if keys is None else _place(name, keys)
     if place is None:
         return ""
     whole = _whole(place, at, stage)

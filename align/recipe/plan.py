@@ -29,11 +29,17 @@ class StagePlan:
     method_keys: ParameterizationKeys
     replay: Replay | None
     training: dict[str, Any]
+    raised: bool = False  # whether `forgetting.retry` raises the share of replayed rows
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The ids of all that it takes something from."""
         return (self.policy, *self.rewards)
+
+    @property
+    def replays(self) -> bool:
+        """Whether it needs rows to replay, now or in an attempt to come."""
+        return self.replay is not None and (self.replay.ratio > 0 or self.raised)
 
     @property
     def mixes(self) -> bool:

@@ -13,7 +13,7 @@ from align.stage.replay_keys import ReplaySource
 
 def places(plan: StagePlan) -> list[tuple[Loc, ReplaySource]]:
     """The sources of a stage's replay, each with the place in the recipe where it is written."""
-    if plan.replay is None or plan.replay.ratio == 0:
+    if plan.replay is None or not plan.replays:
         return []
     own = "replay" in plan.keys.model_fields_set
     at: Loc = ("stages", plan.id, "replay") if own else ("replay",)

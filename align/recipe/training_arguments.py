@@ -100,8 +100,9 @@ def _fault(
 def _meant(config: str, name: str, recipe_keys: frozenset[str], reserved: Mapping[str, str]) -> str:
     """The argument, or the key elsewhere in the recipe, that a name most likely means."""
     arguments = open_to_users(config, reserved)
-    if other_tools.is_known(name, {*recipe_keys, *(f"training.{argument}" for argument in arguments)}):
-        return other_tools.remedy(name, ("stages", "{stage}", "training"))
+    keys = {*recipe_keys, *(f"training.{argument}" for argument in arguments)}
+    if other_tools.is_known(name, keys):
+        return other_tools.remedy(name, ("stages", "{stage}", "training"), keys=keys)
     close = nearest(name, [*arguments, *recipe_keys])
     return f"did you mean '{close}'?" if close else f"see the arguments of trl.{config}"
 

@@ -202,7 +202,8 @@ def _known_keys(model: type[BaseModel], at: Loc, loc: Loc) -> str:
     for name, info in known.items():
         if any(word in found.model_fields for found in _models(info.annotation)):
             return f"write it under `{name}:`"
-    elsewhere = other_tools.remedy(word, (*at, *loc[:-1]))
+    of_stage = len(at) == 2 and at[0] == "stages" and len(loc) == 1
+    elsewhere = other_tools.remedy(word, (*at, *loc[:-1]), keys=known if of_stage else None)
     if elsewhere and (*at, *loc)[0] in _OF_OTHER_TOOLS:
         return elsewhere
     if word in known:  # of another kind of what may stand here

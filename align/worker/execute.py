@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from align.forgetting.probes import Battery, Probe
 from align.merging import into_base
 from align.merging.verdict import Merge
 from align.penalties import prepare
+from align.penalties.keys import active
 from align.policy import generation, targets
 from align.policy import load as models
+from align.policy.switchboard import only
 from align.recipe import verdicts
+from align.rl import shared_base
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
@@ -155,7 +159,9 @@ def keep_near(job: Job) -> None:
     def tell(doing: str) -> measuring.Telling:
         return measuring.Telling(job, doing)
 
-    found = prepare.penalties(job.model, job.dir, ticket, job.tokenizer, rows, tell)
+    sets = shared_base.plan(ticket, job.run.root) if active(ticket.keys) else None
+    with only(job.model, sets.policy) if sets else nullcontext():  # not what samples are compared with and scored by
+        found = prepare.penalties(job.model, job.dir, ticket, job.tokenizer, rows, tell)
     if found.fisher and PartialState().is_main_process:
         job.at(LOADING)
     job.penalties, job.fisher = found.penalties, found.fisher

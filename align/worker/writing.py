@@ -79,7 +79,7 @@ def write(
 
 
 class _Writer:
-    """The policies that write, loaded when they are needed, and what they tell."""
+    """The policy that writes, loaded when it is needed, and what it tells."""
 
     def __init__(self, run: RunDir, job: Job, builder: Builder, world: PartialState) -> None:
         self.run, self.job, self.builder, self.world = run, job, builder, world
@@ -105,6 +105,7 @@ class _Writer:
         came_in = ticket.policy.adapters or ticket.policy.weights
         by = by if came_in else "base"
         if by not in self._models:
+            self._free()  # one policy at a time
             load: Callable[[], Any] = self.builder.pristine
             if by != "base":
                 load = lambda: stack.load_policy(ticket.policy, ticket.model, self.run.root)  # noqa: E731
@@ -118,13 +119,16 @@ class _Writer:
         return Shelf(self.job.dir.written, name), files.digest([self.job.ticket.fingerprint, name])
 
     def done(self) -> None:
-        """Let go of the models; the stage loads its own."""
+        """Let go of the policy; the stage loads its own."""
+        self._free()
+        if self.first:
+            self.job.at(LOADING)
+
+    def _free(self) -> None:
         self._models.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self.first:
-            self.job.at(LOADING)
 
     def _passed(self, rows: int) -> None:
         if self.world.num_processes == 1 and self.job.interrupted():  # several must leave together, at a step
