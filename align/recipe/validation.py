@@ -203,6 +203,8 @@ def _known_keys(model: type[BaseModel], at: Loc, loc: Loc) -> str:
         if any(word in found.model_fields for found in _models(info.annotation)):
             return f"write it under `{name}:`"
     elsewhere = other_tools.remedy(word, (*at, *loc[:-1]))
+    if (other_tools.ours(word) or "").startswith("kl.") and "kl" not in known:  # which is for `ppo` alone
+        elsewhere = "write `beta`" if "beta" in known else ""
     if elsewhere and (*at, *loc)[0] in _OF_OTHER_TOOLS:
         return elsewhere
     if word in known:  # of another kind of what may stand here
