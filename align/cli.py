@@ -144,6 +144,7 @@ def status(run_dir: RunFolder) -> None:
     from rich.table import Table
 
     from align.run_folder import files, paths, reading
+    from align.run_folder.decisions import Decision
     from align.run_folder.run_record import RunRecord, StageEntry
 
     folder = paths.RunDir(run_dir)
@@ -158,11 +159,13 @@ def status(run_dir: RunFolder) -> None:
     for id in record.order:
         entry = record.stages.get(id, StageEntry(stage=""))
         outcome = files.read_json(folder.stage(id).outcome, {})
+        decision = reading.whole(folder.stage(id).decision, Decision)
+        state = "interrupted" if entry.status == "running" and not held else entry.status
         cells = [
             id,
             entry.stage,
             entry.inputs.get("policy", ""),
-            "interrupted" if entry.status == "running" and not held else entry.status,
+            ", ".join(filter(None, (state, decision.not_as_trained if decision else ""))),
             outcome.get("steps", ""),
             "" if entry.seconds is None else entry.seconds,
         ]

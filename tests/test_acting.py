@@ -77,7 +77,7 @@ def test_a_retry_that_keeps_the_limits_goes_on(runs: Runs, probes: str) -> None:
     assert runs.run(*again) == ["sft, and the base", "sft attempt 2", "dpo", "finish"]
     found, here = decision(runs, "sft"), runs.dir.stage("sft")
     assert (found.action, found.policy, found.attempt, found.violations) == ("continue", "as_trained", 2, [])
-    broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
+    broken = "sums (0.9 -> 0.3) and mean of the skills (0.9 -> 0.3)"
     again_with = "trained again from the same policy, with learning_rate 0.0001 instead of 0.0002"
     done = f"retry 1 of 2, because of {broken}: {again_with}"
     assert found.actions == [done] and found.reasons[0] == done
@@ -148,7 +148,7 @@ def test_the_largest_share_goes_on(runs: Runs, probes: str) -> None:
     assert runs.run(*shared) == ["sft, and the base", "sft interpolated", "dpo", "finish"]
     found, here = decision(runs, "sft"), runs.dir.stage("sft")
     assert (found.action, found.policy, found.share, found.shape) == ("continue", "interpolated", 0.3, "flat")
-    broken = "sums (0.9 -> 0.3), mean of the skills (0.9 -> 0.3)"
+    broken = "sums (0.9 -> 0.3) and mean of the skills (0.9 -> 0.3)"
     told = f"interpolate, because of {broken}: a share of 0.3 of the update keeps it; no probe had got better, so "
     assert found.actions == [told + "there is no gain to keep"] and found.violations == []
     assert [(one.number, one.share, bool(one.violated)) for one in found.attempts] == [(1, None, True), (1, 0.3, False)]

@@ -28,6 +28,7 @@ from align.forgetting.table import Forgetting, ProbeEntry
 from align.report import records, shown
 from align.report.next_step import steps
 from align.run_folder import files
+from align.run_folder.decisions import Attempt, Decision, Figure
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy
 from benchmarks import written_tables
@@ -245,7 +246,9 @@ def test_a_stage_is_held_closer_by_what_holds_it() -> None:
 def test_what_a_recipe_names_and_does_not_replay_is_replayed(named: dict[str, Any]) -> None:
     facts = StageFacts("x", entry={"replay": {**named, "ratio": 0.0}}, replays=True)
     assert list(make(["replay"], facts, RUN)) == [
-        Change("replay", "Replay in x what the recipe names for it.", (stage("x", "replay", "ratio", old=0.0, new=0.2),))
+        Change(
+            "replay", "Replay in x what the recipe names for it.", (stage("x", "replay", "ratio", old=0.0, new=0.2),)
+        )
     ]
 
 
@@ -480,6 +483,49 @@ def test_what_a_folder_shows(tmp_path: Path) -> None:
     )
     assert {lost.name: lost.covered for lost in stage.lost} == {"sort": True, "reverse": False}
     assert not stage.everything_lost and stage.learnt
+
+
+def decide(home: Path, **more: Any) -> None:
+    """The attempts that were made at the stage of `folder`, of which the second stands."""
+    tried = {"replay": (0.25, 0.5), "learning_rate": (0.5, 0.05)}
+    first = Attempt(number=1, violated=["sort", "reverse", "copy"])
+    gain = Figure(name="task right", before=0.0, after=0.7)
+    second = Attempt(number=2, changed=tried, gain=gain, violated=["sort", "mean of the skills"])
+    decided = Decision(
+        stage="sft", action="stop", attempt=2, reasons=[], violations=[], unclear=[], thresholds={},
+        attempts=[first, second],
+    )  # fmt: skip
+    share = [second.model_copy(update={"share": more["share"], "violated": []})] if "share" in more else []
+    decided = decided.model_copy(update={**more, "attempts": [*decided.attempts, *share]})
+    files.write_json(RunDir(home).stage("sft").decision, decided.model_dump(mode="json"))
+
+
+def test_what_is_said_of_a_stage_is_of_the_attempt_that_stands(tmp_path: Path, tables: None) -> None:
+    home = folder(tmp_path / "mine", sources=["lab/general"], replayed=0.25)
+    decide(home)
+    run = shown.facts(records.load(home))
+    (stage,) = run.stages
+    assert stage.rate == 0.05 and stage.number("replay", "ratio") == 0.5
+    given = advise(run)
+    assert given.notes == (
+        "What is said of sft is of attempt 2, with replay 0.5 instead of 0.25 and learning_rate 0.05 instead of "
+        "0.5; the changes are meant beside these values.",
+    )
+    assert "its learning rate, 0.05, 10 times the usual 0.005, is too high" in given.verdict
+    assert given.changes[0].change.lines == (Line(("stages", "sft", "training", "learning_rate"), 0.5, 0.005),)
+
+
+def test_a_stage_of_which_a_share_goes_on_is_judged_by_its_whole_update(tmp_path: Path) -> None:
+    home = folder(tmp_path / "mine", sources=["lab/general"], replayed=0.25)
+    decide(home, action="continue", policy="interpolated", share=0.4, shape="flat")
+    run = shown.facts(records.load(home))
+    given = advise(run)
+    assert [lost.name for lost in run.stages[0].lost] == ["sort"] and run.stages[0].mean_fell
+    assert given.verdict.startswith("sft forgot sort: its learning rate, 0.05, 10 times the usual 0.005, is too high")
+    assert given.notes == (
+        "Of sft a share of 0.4 goes on; what is said of it is of its whole update (attempt 2, with replay 0.5 instead "
+        "of 0.25 and learning_rate 0.05 instead of 0.5); the changes are meant beside these values.",
+    )
 
 
 def test_what_the_labs_probes_say_of_coverage_holds_for_the_labs_rows_alone(tmp_path: Path) -> None:

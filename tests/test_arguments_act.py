@@ -212,7 +212,7 @@ def test_what_acts_reaches_the_trainer(name: str, stages: Stages) -> None:
                 )
             ],
         )
-        fitting = {"num_generations": 4, "steps_per_generation": 4} if name in ("ppo", "rloo", "grpo") else {}
+        fitting = {"num_generations": 4, "steps_per_generation": 4} if name in ("ppo", "rloo", "grpo", "sdft") else {}
         found = getattr(given(stages, name, {**fitting, **BESIDE.get(argument, {}), argument: value}), argument)
         assert (found.value if isinstance(found, IntervalStrategy) else found) == value, argument
 

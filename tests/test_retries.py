@@ -80,7 +80,7 @@ def test_the_table_of_the_attempts_says_which_goes_on() -> None:
         violations=[], unclear=[], attempts=[first, part], thresholds={},
     )  # fmt: skip
     assert decisions_page.text(decision) == (
-        "continue with a share of 0.4 of the update (flat) (attempt 2), decided on the split gate"
+        "continue with a share of 0.4 of the update (flat) (attempt 2), decided on the gate's items"
     )
     rows = [decisions_page._row(one, decision) for one in decision.attempts]
     assert rows == [
@@ -95,6 +95,17 @@ def test_the_table_of_the_attempts_says_which_goes_on() -> None:
     ]
     back = decision.model_copy(update={"policy": "rolled_back", "share": None})
     assert not any(decisions_page._row(one, back).goes_on for one in back.attempts)
+    assert decisions_page.text(back) == (
+        "continue with the policy before it (rolled back) (attempt 2), decided on the gate's items"
+    )
+    last = Attempt(number=2, violated=["copy"])
+    stopped = back.model_copy(update={"action": "stop", "policy": "as_trained", "attempts": [first, last]})
+    assert not any(decisions_page._row(one, stopped).goes_on for one in stopped.attempts)
+    assert [one.not_as_trained for one in (decision, back, stopped)] == [
+        "a share of 0.4 of attempt 2",
+        "rolled back",
+        "attempt 2",
+    ]
 
 
 def test_columns_that_are_not_of_what_goes_on_as_trained_are_noted() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Final
 
@@ -73,7 +73,7 @@ def changes(facts: StageFacts, cause: Cause, run: RunFacts) -> Iterator[Advised]
 
     Each has evidence: what no table speaks for is not advised, except what the cause asks for first.
     """
-    asked = list(make(cause.changes, facts, run))
+    asked = [_of_recipe(change, facts) for change in make(cause.changes, facts, run)]
     for at, change in enumerate(asked):
         rows = tuple(evidence.of_change(cause.key, change.key)) or tuple(remedies.speaks(change.key, facts.family))
         if rows or not at:
@@ -81,6 +81,13 @@ def changes(facts: StageFacts, cause: Cause, run: RunFacts) -> Iterator[Advised]
     if facts.forgot:
         for change, row in remedies.ranked(facts, run, known={one.key for one in asked}):
             yield Advised(cause, change, (row,))
+
+
+def _of_recipe(change: Change, facts: StageFacts) -> Change:
+    """A change of an attempt's values as one of the recipe: what a line replaces is what stands there."""
+    at = ("stages", facts.id)
+    lines = (replace(line, old=facts.changed.get(line.path[len(at) :], line.old)) for line in change.lines)
+    return replace(change, lines=tuple(lines))
 
 
 def _different(found: list[Advised]) -> Iterator[Advised]:
@@ -122,6 +129,8 @@ def _notes(run: RunFacts, faulty: Iterable[str]) -> Iterator[str]:
         few = f"too few items to decide; about {max(numbers):,} would" if numbers else "on their limits"
         yield f"Undecided: {names}: {few}. More `items` change the verdict, not the model."
     for facts in run.stages:
+        if facts.acted:
+            yield f"{facts.acted}."
         for name, remedy in facts.alarms:
             yield f"{facts.id} raised the alarm {name}: {remedy}."
         yield from (f"{facts.id} warned: {text}." for text in facts.warnings if facts.id in faulty)

@@ -42,7 +42,10 @@ class StageFacts:
 
     Attributes:
         program: `sft`, `dpo`, ...
-        entry: the recipe's entry of the stage, every default written out.
+        entry: the recipe's entry of the stage, every default written out, with the values of the attempt that stands.
+        changed: by path in `entry`, the recipe's own value where the attempt that stands had another.
+        acted: what a gate did that bears on these figures, in a sentence; empty where they are of the stage as the
+            recipe has it.
         lost: the largest loss first; `everything_lost`: no skill that was measured is surely within its limit.
         mean: the mean of the skills before the stage and after it; `mean_fell`: its verdict became FORGOT here.
         gained: figures of the task that are surely better than before the stage; None where none was measured.
@@ -64,6 +67,8 @@ class StageFacts:
     program: str = ""
     family: Family = "adapter"
     entry: Mapping[str, Any] = field(default_factory=dict)
+    changed: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+    acted: str = ""
     lost: tuple[Lost, ...] = ()
     everything_lost: bool = False
     mean: tuple[float, float] | None = None

@@ -61,6 +61,7 @@ def load(
     accepts: frozenset[Kind],
     stage: str,
     columns: bool = False,
+    whose: str = "",
     max_faults: int = 20,
 ) -> Table:
     """All rows of `sources`, one source after the other; raises one AlignError for all faults together.
@@ -70,13 +71,14 @@ def load(
         accepts: the kinds of rows that the stage can train on.
         stage: the stage's name, for messages.
         columns: prompts keep the other columns of their rows.
+        whose: what the rows are for, in messages, where that is not the stage itself: "the replay of stage 'dpo'".
         max_faults: how many faults are told one by one before the rest is only counted.
     """
     if not sources:
         raise AlignError(f"stage '{stage}' has no data", "name it with the key data")
     faults: list[AlignError] = []
     read: list[Example] = []
-    for found in _examples(sources, root, accepts, stage, columns):
+    for found in _examples(sources, root, accepts, whose or f"stage '{stage}'", columns):
         if isinstance(found, Example):
             read.append(found)
         else:
@@ -281,13 +283,13 @@ def _length_warnings(
 
 
 def _examples(
-    sources: list[DataSource], root: Path, accepts: frozenset[Kind], stage: str, columns: bool
+    sources: list[DataSource], root: Path, accepts: frozenset[Kind], whose: str, columns: bool
 ) -> Iterator[Example | AlignError]:
     for source in sources:
         for found in scan(source, root=root):
             try:
                 if isinstance(found, Row):
-                    checked = _checked(found, source.format, accepts, stage)
+                    checked = _checked(found, source.format, accepts, whose)
                     yield with_columns(checked, found) if columns else checked
                 else:
                     yield found
@@ -295,19 +297,19 @@ def _examples(
                 yield error
 
 
-def _checked(row: Row, format: str, accepts: frozenset[Kind], stage: str) -> Example:
+def _checked(row: Row, format: str, accepts: frozenset[Kind], whose: str) -> Example:
     example = normalise(row, format)
     if "prompt" in accepts:
         example = prompt_of(example)
         if example.value.get("tools"):
-            what = f"the row has tools, but stage '{stage}' samples answers without tools"
+            what = f"the row has tools, but {whose} samples answers without tools"
             raise AlignError(what, "remove such rows", place=row.place)
     if example.kind == "unpaired" and accepts & {"chat", "prompt_completion"} and "unpaired" not in accepts:
         # An answer that is not desirable is dropped and counted; the others are as they are without their label.
         return example if not example.value["label"] else replace(normalise(row, labelled=False), unused=example.unused)
     if example.kind not in accepts:
         needs = " or ".join(text for kind, text in _NEEDS.items() if kind in accepts)
-        what = f"stage '{stage}' needs {needs}, but the row is {_IS[example.kind]}"
+        what = f"{whose} needs {needs}, but the row is {_IS[example.kind]}"
         remedy = "use other data, or set `format` and `columns`"
         if example.kind == "prompt":
             remedy += hints.columns(row.value)

@@ -93,6 +93,12 @@ def chain(keys: ForgettingKeys, decision: Decision) -> Chain:
     return action_keys.strictest(chains.values()) if chains else ()
 
 
+def choice(keys: ForgettingKeys, decision: Decision) -> list[str]:
+    """The sentence on which of several chains is taken where a stage violates limits; none where they are the same."""
+    chains = action_keys.of(keys.on_violation, [violation.probe for violation in decision.violations])
+    return _differ(chains, chain(keys, decision))
+
+
 def _action(keys: ForgettingKeys, chain: Chain, crossed: bool) -> First:
     """The first that is to be done: a budget that ends the run does so whatever might be tried."""
     if crossed and keys.on_budget == "stop":

@@ -256,7 +256,11 @@ class _Checking:
     def rewards(self, plan: StagePlan) -> list[Reward]:
         """What scores the answers of a stage."""
         sources, key = scoring(plan.keys)
-        finder = Finder([other.id for other in self.loaded.stages], self.loaded.root, self.offline)
+        finder = Finder(
+            {other.id: other.program.stage.gives == "reward" for other in self.loaded.stages},
+            self.loaded.root,
+            self.offline,
+        )
         found = []
         for number, source in enumerate(sources):
             at: Loc = ("stages", plan.id, *key)
@@ -302,7 +306,9 @@ class _Checking:
         if name not in self.tables:
             try:
                 root, stage = self.loaded.root, plan.id
-                self.tables[name] = checks.load(sources, root=root, accepts=accepts, stage=stage, columns=columns)
+                self.tables[name] = checks.load(
+                    sources, root=root, accepts=accepts, stage=stage, columns=columns, whose=_whose(at, stage)
+                )
             except AlignError as error:
                 self._add(error, at, sources)
                 return None
@@ -460,6 +466,15 @@ def _on_hub(source: DataSource, root: Path) -> bool:
     if name.startswith(LAB) or not is_id(name) or ending(name) in READERS:
         return False
     return not any((base / name).exists() for base in (Path(), root))
+
+
+def _whose(at: Loc, stage: str) -> str:
+    """What a table is for, in messages; empty where it is the stage's own data."""
+    names = [str(part) for part in at if not isinstance(part, int)]
+    key = next((name for name in ("replay", "ewc") if name in names), "")
+    if "prompts" in names:
+        return f"`prompts` of the {key} of stage '{stage}'"
+    return {"replay": f"the replay of stage '{stage}'", "ewc": f"`ewc` of stage '{stage}'"}.get(key, "")
 
 
 def _is_chat(example: Example) -> bool:

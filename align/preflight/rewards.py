@@ -22,12 +22,13 @@ class Finder:
     """Finds what rewards name.
 
     Attributes:
-        stages: the ids of the recipe's stages, which go before everything else of that name.
+        stages: the ids of the recipe's stages, which go before everything else of that name, and whether they train a
+            reward model.
         root: the recipe's folder, where relative paths are looked for after the current one.
         offline: names on the Hub are taken on trust.
     """
 
-    stages: list[str]
+    stages: dict[str, bool]
     root: Path
     offline: bool = False
 
@@ -50,7 +51,11 @@ class Finder:
             _check_whole(folder.resolve(), name)
         if folder is None and not bases.is_on_hub(name, self.root):
             what = f"there is no stage, folder or file '{name}' that could score answers"
-            raise AlignError(what, errors.did_you_mean(name, self.stages))
+            trained = [stage for stage, scores in self.stages.items() if scores]
+            known = errors.did_you_mean(name, trained) if trained else ""
+            raise AlignError(
+                what, known or "name a function, such as ./rewards.py:polite, or a stage that trains a reward model"
+            )
         found = bases.resolve(name, source.revision, root=self.root, offline=self.offline)
         if found.path is not None:
             _check_scores(name, found)

@@ -26,6 +26,10 @@ def faults(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan], lay
         what = f"`on_violation: {written}` can never act: with `probes: none` no limit is measured"
         yield read.fault(AT, what, "write `probes: auto`, or remove it")
         return
+    if acting and not _judged(plans):
+        what = f"`on_violation: {action_keys.shown(keys.on_violation)}` can never act: no stage trains a policy"
+        yield read.fault(AT, what, "remove it")
+        return
     for name, limit in _unlimited(keys):
         what = f"on_violation has an action for {name}, which has no limit that could be violated"
         yield read.fault((*AT, name), what, f"write `{limit}`, or remove it")
@@ -65,9 +69,11 @@ def _retry(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> 
     elif not any(retries.changed(plan, retry, 2) for plan in judged):
         what = "a retry would train the same again: `forgetting.retry` changes nothing in any stage"
         remedy = "write `learning_rate: 0.5` or `max_steps: 0.5` there"
-        if retry.replay != 1:
+        if retry.replay != 1 and not any(plan.replay for plan in judged):
             what += ", because none of them replays rows"
             remedy += ", or give the recipe a `replay`"
+        elif retry.replay != 1:
+            what += f", because it raises no `replay.ratio` above {retries.MOST_REPLAY:g}"
         yield read.fault(("forgetting", "retry"), what, remedy)
 
 

@@ -204,6 +204,8 @@ def _known_keys(model: type[BaseModel], at: Loc, loc: Loc) -> str:
             return f"write it under `{name}:`"
     of_stage = len(at) == 2 and at[0] == "stages" and len(loc) == 1
     elsewhere = other_tools.remedy(word, (*at, *loc[:-1]), keys=known if of_stage else None)
+    if not elsewhere and (other_tools.ours(word) or "").startswith("kl.") and "beta" in known:
+        elsewhere = "write `beta`"  # `kl` is for `ppo` alone
     if elsewhere and (*at, *loc)[0] in _OF_OTHER_TOOLS:
         return elsewhere
     if word in known:  # of another kind of what may stand here

@@ -6,7 +6,7 @@ from typing import Literal
 
 from align.report.schema import Report
 from align.report.sentence import join
-from align.run_folder.decisions import INTERPOLATED, Attempt, Decision, Figure
+from align.run_folder.decisions import INTERPOLATED, ROLLED_BACK, Attempt, Decision, Figure
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class AttemptRow:
 
 @dataclass(frozen=True)
 class Decided:
-    """One decision: `continue with the policy as trained, decided on the split gate`, and its reasons; `attempts` where
-    something was tried."""
+    """One decision: `continue with the policy as trained, decided on the gate's items`, and its reasons; `attempts`
+    where something was tried."""
 
     stage: str
     tone: Literal["good", "bad", "open"]
@@ -45,8 +45,8 @@ def decided(report: Report) -> Iterable[Decided]:
 
 def text(decision: Decision) -> str:
     """What goes on, in words."""
-    split = f", decided on the split {decision.split}" if decision.split else ""
-    which = f"the policy {decision.policy.replace('_', ' ')}"
+    split = f", decided on the {decision.split}'s items" if decision.split else ""
+    which = "the policy before it (rolled back)" if decision.policy == ROLLED_BACK else "the policy as trained"
     if decision.policy == INTERPOLATED and decision.share is not None:
         which = f"a share of {decision.share:g} of the update ({decision.shape})"
     attempt = f" (attempt {decision.attempt})" if decision.attempt > 1 else ""
@@ -62,7 +62,8 @@ def _reasons(decision: Decision) -> tuple[str, ...]:
 def _row(one: Attempt, decision: Decision) -> AttemptRow:
     share = f", a share of {one.share:g}" if one.share is not None else ""
     changed = [f"{name} {before:g} to {after:g}" for name, (before, after) in one.changed.items()]
-    goes_on = (one.number, one.share) == (decision.attempt, decision.share) and decision.policy != "rolled_back"
+    stands = (one.number, one.share) == (decision.attempt, decision.share)
+    goes_on = stands and decision.policy != ROLLED_BACK and decision.action != "stop"
     return AttemptRow(
         attempt=f"{one.number}{share}",
         changed=", ".join(changed) or "nothing",

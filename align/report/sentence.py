@@ -202,7 +202,8 @@ def _went_on(stage: StageRecord) -> str:
     of = f" of attempt {decision.attempt}" if decision.attempt > 1 else ""
     if decision.share is not None:
         return f"; of {stage.id} a share of {decision.share:g} of the update{of} goes on"
-    return f"; of {stage.id} attempt {decision.attempt} goes on" if of else ""
+    stands = "is the last" if decision.action == "stop" else "goes on"
+    return f"; of {stage.id} attempt {decision.attempt} {stands}" if of else ""
 
 
 def _alarms(stage: StageRecord) -> str:

@@ -8,12 +8,15 @@ from typing import Any
 
 from align.advice.facts import LAB_RATES, Family, Losses, Lost, RunFacts, StageFacts
 from align.errors import AlignError
+from align.forgetting.judgement import MEAN
 from align.forgetting.table import ALL, Cell, Forgetting
 from align.parameterization import method as methods
 from align.report import curves, findings
 from align.report.alarms import words
 from align.report.recipe_view import whole
 from align.report.schema import Report, StageRecord
+from align.report.sentence import join
+from align.run_folder.decisions import Attempt, Decision
 from align.stage import program
 from align.stage.declaration import Stage
 
@@ -48,7 +51,9 @@ def mapping(value: Any) -> Mapping[str, Any]:
 def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> StageFacts:
     outcome = stage.outcome
     assert outcome is not None
-    forgetting, entry = report.forgetting or Forgetting(), mapping(mapping(recipe.get("stages")).get(stage.id))
+    forgetting, written = report.forgetting or Forgetting(), mapping(mapping(recipe.get("stages")).get(stage.id))
+    stands = _stands(stage.decision)
+    entry, changed = _of_attempt(written, stands)
     family, declared = _family(outcome.parameterization), _declared(outcome.program)
     factor = LAB_RATES if mapping(recipe.get("model")).get("base") == LAB else 1
     default = {**declared.defaults.get("all", {}), **declared.defaults.get(family, {})} if declared else {}
@@ -62,6 +67,8 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         program=outcome.program,
         family=family,
         entry=entry,
+        changed=changed,
+        acted=_acted(stage, stands),
         usual_rate=rate * factor if rate else None,
         default_beta=beta.default if beta and isinstance(beta.default, float) else None,
         replays=bool(declared.replays) if declared else "replay" in entry,
@@ -75,8 +82,61 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         accuracy=accuracy[1] if accuracy else None,
         alarms=tuple((words(alarm.name), alarm.remedy) for one in stage.rollouts for alarm in one.alarms),
         warnings=tuple(text.rstrip(".") for text in outcome.warnings),
-        **_measured(stage.id, forgetting, entry),
+        **(
+            _of_whole(stage.decision, stands, forgetting, entry)
+            if stage.decision and stands and stands.share is not None
+            else _measured(stage.id, forgetting, entry)
+        ),
     )
+
+
+def _stands(decision: Decision | None) -> Attempt | None:
+    """The attempt, or the share of its update, that the figures of a stage are of; None of the recipe's own."""
+    tried = decision.attempts if decision else []
+    stands = [one for one in tried if decision and (one.number, one.share) == (decision.attempt, decision.share)]
+    return stands[0] if stands and (stands[0].number > 1 or stands[0].share is not None) else None
+
+
+def _of_attempt(
+    entry: Mapping[str, Any], attempt: Attempt | None
+) -> tuple[Mapping[str, Any], dict[tuple[str, ...], float]]:
+    """A stage's entry with an attempt's values, and the recipe's own values of these by their paths."""
+    values, own = dict(entry), dict[tuple[str, ...], float]()
+    for name, (before, after) in (attempt.changed if attempt else {}).items():
+        head, key = ("replay", "ratio") if name == "replay" else ("training", name)
+        values[head] = {**mapping(values.get(head)), key: after}
+        own[head, key] = before
+    return values, own
+
+
+def _acted(stage: StageRecord, attempt: Attempt | None) -> str:
+    if attempt is None:
+        return ""
+    changed = [f"{name} {after:g} instead of {before:g}" for name, (before, after) in attempt.changed.items()]
+    of = f"attempt {attempt.number}" + (f", with {join(changed)}" if changed else "")
+    beside = "; the changes are meant beside these values" if changed else ""
+    if attempt.share is None:
+        return f"What is said of {stage.id} is of {of}{beside}"
+    whole = "its whole update" + (f" ({of})" if attempt.number > 1 else "")
+    return f"Of {stage.id} a share of {attempt.share:g} goes on; what is said of it is of {whole}{beside}"
+
+
+def _of_whole(decision: Decision, share: Attempt, forgetting: Forgetting, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What was lost by the whole update of a stage, for which the share that goes on was the remedy. The matrix is of
+    the share, so there are no figures of it."""
+    tried = [one for one in decision.attempts if (one.number, one.share) == (share.number, None)]
+    names = [name for one in tried for name in one.violated]
+    probes = {name: forgetting.probes[name] for name in names if name in forgetting.probes}
+    lost = [Lost(name, None, None, _covered(p.replayed, entry), p.metric == "perplexity") for name, p in probes.items()]
+    skills = {name for name, p in forgetting.probes.items() if p.kind == "skill" and p.limit is not None}
+    gains = [one.gain for one in tried if one.gain and one.gain.name in forgetting.probes]
+    rose = tuple(gain.name for gain in gains if (gain.after or 0.0) > (gain.before or 0.0))
+    return {
+        "lost": tuple(lost),
+        "everything_lost": bool(skills) and skills <= set(names),
+        "mean_fell": MEAN in names,
+        "gained": rose or None,
+    }
 
 
 def _measured(id: str, forgetting: Forgetting, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,16 @@ class Decision(BaseModel):
     split: Literal["gate"] = "gate"
 
     @property
+    def not_as_trained(self) -> str:
+        """In a few words, what stands in place of the policy as it was trained first; empty where nothing does."""
+        if self.policy == ROLLED_BACK:
+            return "rolled back"
+        attempt = f"attempt {self.attempt}" if self.attempt > 1 else ""
+        if self.share is None:
+            return attempt
+        return f"a share of {self.share:g}" + (f" of {attempt}" if attempt else "")
+
+    @property
     def alarming(self) -> list[str]:
         """The sentences on what was violated or crossed, and on what was done about it."""
         return self.reasons[: len(self.violations) + len(self.budgets) + len(self.actions)]

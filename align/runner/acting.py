@@ -172,7 +172,9 @@ class Acting:
         if shared.violations:
             walk.done.append(f"interpolate: at a share of {result.share:g} a limit is still surely broken")
             return None
-        rank = f", as an adapter of rank {result.rank}" if result.rank else ""
+        first = len(shared.violations) + len(shared.budgets)
+        shared.reasons[first:first] = gate.choice(self._keys, found)
+        rank = f"; its adapter has rank {result.rank}" if result.rank else ""
         kept = deciding.gain_kept(self._run, result.gains)
         walk.done.append(f"interpolate, because of {_broken(found)}: {result.sentence}{rank}; {kept}")
         return self._told(walk, shared, shared.action)
@@ -220,8 +222,8 @@ class Acting:
 def _broken(found: Decision) -> str:
     """`copy (0.95 -> 0.45), sort (0.9 -> 0.5) and 2 more`: what was violated, the first few."""
     named = [f"{one.probe} ({_score(one.before)} -> {_score(one.after)})" for one in found.violations]
-    more = len(named) - NAMED
-    return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    shown = named[:NAMED] + ([f"{len(named) - NAMED} more"] if len(named) > NAMED else [])
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _score(value: float | None) -> str:

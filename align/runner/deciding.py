@@ -50,15 +50,17 @@ def attempt(run: RunDir, here: StageDir, keys: ForgettingKeys, found: Decision, 
 
 
 def gain_kept(run: RunDir, gains: Sequence[Gain]) -> str:
-    """How much of what had been gained a share of the update keeps, on the report's items: of the task, where a probe
-    measures it, else of what had been gained most."""
+    """How much of what had been gained most a share of the update keeps, on the report's items: of the task, where a
+    probe measures it."""
     if not gains:
         return "no probe had got better, so there is no gain to keep"
     probes = measurements.load(run.base_measurements).probes
     of_task = [gain for gain in gains if probes[gain.probe].kind == "task"]
-    one = of_task[0] if of_task else max(gains, key=lambda gain: gain.trained - gain.base)
+    one = max(of_task or gains, key=lambda gain: gain.trained - gain.base)
     scores = (_score(score) for score in (one.base, one.trained, one.decided))
-    figures = "{} was {} before, is {} as trained and {} with this share".format(one.probe, *scores)
+    figures = "on the report's items {} was {} before, is {} as trained and {} with this share".format(
+        one.probe, *scores
+    )
     return f"{figures}: {(one.decided - one.base) / (one.trained - one.base):.0%} of the gain is kept"
 
 

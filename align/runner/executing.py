@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Executor:
         tickets: of the stages as the recipe has them.
         note: writes into run.json what is known of a stage.
         changed: whether the report has to be written again.
+        brought: the attempts that have been brought up since the run was opened; of these nothing more is said.
     """
 
     loaded: Loaded
@@ -40,6 +41,7 @@ class Executor:
     page: LivePage
     note: Callable[..., None]
     changed: bool = False
+    brought: set[str] = field(default_factory=set)
 
     def open(self, plan: StagePlan) -> bool:
         """Begin with a stage: what goes on from its inputs has been decided now, and may be another policy than that
@@ -132,6 +134,7 @@ class Executor:
                 self.watcher.say(f"{name}: it was begun with another recipe; the old one is kept in superseded/")
                 attempts.supersede(self.dir, here)
             self._execute(plan, ticket)
+            self.brought.add(name)
             return
         begun = file == here.remeasuring  # what was done again then may lack its last files
         asking = begun and bool(files.read_json(here.ticket, {}).get("ask_only"))
@@ -157,7 +160,9 @@ class Executor:
             self._measure_again(plan, ticket, file)
         else:
             here.remeasuring.unlink(missing_ok=True)
-            self.watcher.say(f"{name}: done already")
+            if name not in self.brought:
+                self.watcher.say(f"{name}: done already")
+        self.brought.add(name)
 
     def _measure_again(self, plan: StagePlan, ticket: Ticket, outcome: Path) -> None:
         """Execute a stage that is trained, without training; its outcome is kept aside until that is done."""

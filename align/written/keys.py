@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from align.data.sources import DataSource
 
@@ -33,3 +33,10 @@ class SelfWritten(BaseModel):
         "drop", description="answers that `max_new_tokens` cut off; `keep` teaches the policy to stop there"
     )
     check: str | None = Field(None, description="a function ./check.py:right that says which rows are kept")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            what = f"no answer has {self.min_new_tokens} tokens at least and {self.max_new_tokens} at most"
+            raise ValueError(f"{what}: write a larger `max_new_tokens`, or a smaller `min_new_tokens`")
+        return self
