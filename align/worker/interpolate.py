@@ -28,6 +28,7 @@ from align.run_folder.records import Outcome, Policy, Record, Ticket
 from align.stage.callbacks import Interrupted
 from align.worker import card, execute, measuring, saving
 from align.worker.execute import Loaded
+from align.worker.rows import recall
 
 T = TypeVar("T")
 MEASURED_OF, TASK_KL = "of.json", "task_kl.json"  # beside the measurement of a share
@@ -74,6 +75,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Interpol
         what = f"stage '{ticket.stage}' has no policy of which a share could be taken"
         raise AlignError(what, "run it first", exit=Exit.STAGE_FAILED)
     at = execute.load(run, ticket, interrupted)
+    recall(at.job)
     known = done(here, request)
     at.world.wait_for_everyone()  # until all have looked
     if known is not None:
