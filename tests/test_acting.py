@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from align.compare import sides
 from align.errors import AlignError, Exit
 from align.recipe.plan import StagePlan
 from align.report import facts, records
@@ -56,6 +57,20 @@ def test_rollback_goes_on_from_the_policy_before(runs: Runs, probes: str) -> Non
     assert f"gate sft: {found.actions[0]}" in runs.said
     assert runs.run(*back) == ["finish"] and not [line for line in runs.said if line.startswith("gate ")]
     assert runs.statuses() == {"sft": "done", "dpo": "done"}
+
+
+def test_a_run_that_was_rolled_back_to_its_base_is_not_compared(runs: Runs, probes: str) -> None:
+    runs.right |= {"sft": 30, "dpo": 30}
+    runs.run(probes, *on_violation("rollback"))
+    with pytest.raises(AlignError) as error:
+        sides._side(runs.dir.root, "a")
+    assert str(error.value) == (
+        f"'{runs.dir.root}' hands on no policy: all that it trained was rolled back to its base\n"
+        "  -> compare runs that hand one on"
+    )
+    runs.right["sft"] = 90
+    runs.run(probes, *on_violation("rollback"), "stages.sft.training.max_steps=3")
+    assert list(sides._side(runs.dir.root, "a").stages) == ["sft"]
 
 
 def test_replayed_rows_of_a_stage_that_was_rolled_back_are_warned_of(runs: Runs, probes: str) -> None:

@@ -92,7 +92,7 @@ def _tried(folder: StageDir) -> float:
     trained = [outcome for here in kept if (outcome := reading.outcome(here))]
     decided = [outcome for here in (folder, *kept) if (outcome := reading.outcome(here.decided))]
     shares = [path for here in (folder, *kept) for path in here.measured_shares]
-    measured = [files.read_json(path / "summary.json", {}).get("seconds", 0.0) for path in shares]
+    measured = [float(files.read_json(path / "summary.json", {}).get("seconds", 0.0)) for path in shares]
     spent = [outcome.seconds + outcome.measure_seconds for outcome in trained]
     return sum(spent) + sum(outcome.measure_seconds for outcome in decided) + sum(measured)
 
