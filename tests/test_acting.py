@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from align.compare import sides
 from align.errors import AlignError, Exit
 from align.recipe.plan import StagePlan
+from align.report import facts, records
 from align.results import find
 from align.run_folder import attempts, files, handed_on, reading
 from align.run_folder.decisions import Decision
@@ -57,6 +59,30 @@ def test_rollback_goes_on_from_the_policy_before(runs: Runs, probes: str) -> Non
     assert runs.statuses() == {"sft": "done", "dpo": "done"}
 
 
+def test_a_run_that_was_rolled_back_to_its_base_is_not_compared(runs: Runs, probes: str) -> None:
+    runs.right |= {"sft": 30, "dpo": 30}
+    runs.run(probes, *on_violation("rollback"))
+    with pytest.raises(AlignError) as error:
+        sides._side(runs.dir.root, "a")
+    assert str(error.value) == (
+        f"'{runs.dir.root}' hands on no policy: all that it trained was rolled back to its base\n"
+        "  -> compare runs that hand one on"
+    )
+    runs.right["sft"] = 90
+    runs.run(probes, *on_violation("rollback"), "stages.sft.training.max_steps=3")
+    assert list(sides._side(runs.dir.root, "a").stages) == ["sft"]
+
+
+def test_replayed_rows_of_a_stage_that_was_rolled_back_are_warned_of(runs: Runs, probes: str) -> None:
+    runs.right["sft"] = 30
+    replay = "stages.dpo.replay={stage: sft, ratio: 0.2}"
+    runs.run(probes, *on_violation("rollback"), replay)
+    told = "it replays the rows of 'sft', which was rolled back: they teach it what 'sft' was to learn"
+    assert f"warning dpo: {told}" in runs.said and runs.outcome("dpo").warnings == [told]
+    runs.run(probes, replay)
+    assert not runs.outcome("dpo").warnings
+
+
 def test_what_follows_runs_again_only_where_another_policy_goes_on(runs: Runs, probes: str) -> None:
     runs.right["sft"] = 30
     back = (probes, *on_violation("rollback"))
@@ -89,6 +115,9 @@ def test_a_retry_that_keeps_the_limits_goes_on(runs: Runs, probes: str) -> None:
     kept = here.attempt(1)
     assert reading.read(kept.decision, Decision).action == "retry" and kept.outcome.is_file()
     assert (kept.model / "weights").is_file() and (kept.measurements / "summary.json").is_file()
+    report = records.load(runs.dir.root)
+    assert [stage.tried_seconds for stage in report.stages] == [2, 0], "a second of training and one of measuring"
+    assert ("Training and measuring", "6.0 s") in [(fact.label, fact.value) for fact in facts.facts(report)]
     assert [line for line in runs.said if line.startswith("gate ")][-1] == f"gate sft: {done}"
     assert runs.run(*again) == ["finish"] and standing(runs) == 2
 

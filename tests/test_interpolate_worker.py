@@ -69,8 +69,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     return at
 
 
-def request(stages: Stages, id: str, shape: Shape, key: str = "one", **limits: Any) -> InterpolationRequest:
-    found = InterpolationRequest(stage=id, shape=shape, shares=GRID, limits={**LIMITS, **limits}, key=key)
+def request(
+    stages: Stages, id: str, shape: Shape, key: str = "one", made_of: str = "", **limits: Any
+) -> InterpolationRequest:
+    wanted = {**LIMITS, **limits}
+    found = InterpolationRequest(stage=id, shape=shape, shares=GRID, limits=wanted, made_of=made_of, key=key)
     files.write_json(stages.run.stage(id).interpolation_request, found.written())
     return found
 
@@ -270,6 +273,21 @@ def test_shares_that_are_stored_are_not_measured_again(stages: Stages) -> None:
     with mock.patch.object(measuring, "measure_gate", counted):
         assert interpolated(stages, "lora").but(key="wider") == wider
     assert asked == ["0.9", "0.8"]
+
+
+def test_the_same_share_by_another_limit_is_the_policy_that_is_there(stages: Stages) -> None:
+    here = fresh(stages, "lora")
+    request(stages, "lora", "flat", made_of="these weights")
+    first = interpolated(stages, "lora")
+    before = written(here)
+    request(stages, "lora", "flat", key="other", made_of="these weights", max_drop=0.2001)
+    with mock.patch.object(measuring, "measure_policy", side_effect=AssertionError("it is measured already")):
+        assert interpolated(stages, "lora").but(key="one", sentence="", tried=()) == first.but(sentence="", tried=())
+    assert written(here)[1] == before[1]
+    request(stages, "lora", "flat", key="third", made_of="others")
+    measured = mock.Mock(side_effect=measuring.measure_policy)
+    with mock.patch.object(measuring, "measure_policy", measured):
+        assert interpolated(stages, "lora").share == first.share and measured.call_count == 1
 
 
 def test_a_damaged_policy_is_written_again(stages: Stages) -> None:

@@ -18,6 +18,8 @@ from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity, Policy, Reward, Ticket, UserFunction, Writing
 from align.stage.rewrite_keys import Rewrite
+from align.worker import execute
+from align.worker.rows import recall
 from align.written.keys import SelfWritten
 from models import BASE, LORA, Stages, preferences
 from test_resume import kill_child, kill_parent
@@ -313,7 +315,8 @@ def rewrites(ticket: Ticket, check: UserFunction | None = None, **keys: Any) -> 
 def test_rewritten_rows_train_as_the_same_rows_of_a_file(stages: Stages, tmp_path: Path) -> None:
     (tmp_path / "check.py").write_text(CHECKS, encoding="utf-8")
     check = UserFunction(name="right", path=str(tmp_path / "check.py"), sha256="")
-    stages.execute(rewrites(stages.ticket("own", "sft", BASE, LORA), check, otherwise="drop"))
+    ticket = rewrites(stages.ticket("own", "sft", BASE, LORA), check, otherwise="drop")
+    stages.execute(ticket)
     task = data.rows("lab/helpdesk", n=16)
     rows = [
         {"messages": [task[line["row"]]["messages"][0], {"role": "assistant", "content": line["answer"]}]}
@@ -323,6 +326,10 @@ def test_rewritten_rows_train_as_the_same_rows_of_a_file(stages: Stages, tmp_pat
     assert 0 < len(rows) < 16 and told["rows"] == len(rows) == 16 - told["rewrite"]["dropped"]
     stages.execute(stages.ticket("file", "sft", BASE, LORA, rows=rows))
     assert same_weights(stages, "own", "file")
+    later = execute.load(stages.run, ticket, lambda: False).job
+    assert later.rows == task
+    recall(later)
+    assert later.rows == rows and later.groups == [0] * len(rows), "what is measured later is measured on the same rows"
 
 
 @pytest.mark.slow

@@ -113,7 +113,11 @@ def _side(folder: Path, label: str) -> Side:
     done = {stage.id: stage.outcome for stage in report.stages if stage.outcome and stage.outcome.policy}
     of = {id: handed_on.folder(run.stage(id)).measurements for id in done}
     measured = [id for id, place in of.items() if (place / "summary.json").is_file()]
-    measured = [id for id in measured if not handed_on.rolled_back(run.stage(id))] or measured  # what is handed on
+    left = [id for id in measured if handed_on.rolled_back(run.stage(id))]
+    if measured and left == measured:
+        what = f"'{folder}' hands on no policy: all that it trained was rolled back to its base"
+        raise AlignError(what, "compare runs that hand one on")
+    measured = [id for id in measured if id not in left]
     if not (run.base_measurements / "summary.json").is_file() or (done and not measured):
         raise _not_measured(folder, report, under_way=under_way)
     if not measured:

@@ -24,7 +24,10 @@ def facts(report: Report) -> Iterable[Fact]:
     yield Fact("Stages done", f"{done} of {len(report.stages)}")
     if outcomes:
         spent = sum(outcome.seconds + outcome.measure_seconds for outcome in outcomes) + (report.base_seconds or 0.0)
-        yield Fact("Training and measuring", numbers.seconds(spent))
+        tried = sum(stage.tried_seconds for stage in report.stages)
+        yield Fact("Training and measuring", numbers.seconds(spent + tried))
+        if tried:
+            yield Fact("Of that, other attempts and shares of updates", numbers.seconds(tried))
     if report.base_seconds is not None:
         yield Fact(
             "Of that, measuring the base" if outcomes else "Measuring the base", numbers.seconds(report.base_seconds)

@@ -82,7 +82,19 @@ def _stage(folder: StageDir, name: str, entry: StageEntry) -> StageRecord:
         rollouts=tuple(rollouts.read(folder.rollouts)),
         inside=reading.rows(folder.curve, Measured),
         own_rows=keep.examples(folder.written),
+        tried_seconds=_tried(folder),
     )
+
+
+def _tried(folder: StageDir) -> float:
+    """What the other attempts at a stage took, and measuring shares of its update and of theirs."""
+    kept = folder.kept_attempts
+    trained = [outcome for here in kept if (outcome := reading.outcome(here))]
+    decided = [outcome for here in (folder, *kept) if (outcome := reading.outcome(here.decided))]
+    shares = [path for here in (folder, *kept) for path in here.measured_shares]
+    measured = [float(files.read_json(path / "summary.json", {}).get("seconds", 0.0)) for path in shares]
+    spent = [outcome.seconds + outcome.measure_seconds for outcome in trained]
+    return sum(spent) + sum(outcome.measure_seconds for outcome in decided) + sum(measured)
 
 
 def _at(path: Path) -> str:

@@ -40,6 +40,7 @@ class StageRecord(Record):
     rollouts: tuple[Rollout, ...] = ()
     inside: tuple[Measured, ...] = ()
     own_rows: tuple[Example, ...] = ()  # that the policy wrote
+    tried_seconds: float = 0.0  # of attempts that do not stand in its folder, and of measuring shares
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """The points (step, value) of one logged number, in the order of the file."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from align.run_folder import files, reading
+from align.run_folder.paths import StageDir
 from align.run_folder.records import Policy, Record
 
 Shape = Literal["flat", "lines"]
@@ -15,6 +17,7 @@ class InterpolationRequest(Record):
     Attributes:
         shares: in the order in which they are tried, from the largest.
         limits: keys of the recipe's `forgetting` that are limits.
+        made_of: hash of what the policy at a share and its measurement follow from, without the limits.
         key: of this request; the result of another one is not taken for its.
     """
 
@@ -22,6 +25,7 @@ class InterpolationRequest(Record):
     shape: Shape
     shares: tuple[float, ...]
     limits: dict[str, Any]
+    made_of: str = ""
     key: str
 
 
@@ -56,7 +60,7 @@ class InterpolationResult(Record):
     """result.json: written last, after the files of the policy and its measurement.
 
     Attributes:
-        key: of the request.
+        key, made_of: of the request.
         share: None where no share is within the limits.
         policy: in `decided/` of the stage; None with `share`.
         rank: of the adapter, the largest of its modules; None of one without ranks, and of weights.
@@ -65,6 +69,7 @@ class InterpolationResult(Record):
     """
 
     key: str
+    made_of: str = ""
     shape: Shape
     share: float | None = None
     policy: Policy | None = None
@@ -72,3 +77,12 @@ class InterpolationResult(Record):
     tried: tuple[Tried, ...] = ()
     gains: tuple[Gain, ...] = ()
     sentence: str = ""
+
+
+def is_whole(here: StageDir, result: InterpolationResult) -> bool:
+    """Whether the files of an interpolated policy are as they were written, or there are none to be."""
+    if result.policy is None:
+        return True
+    decided = reading.outcome(here.decided)
+    since = here.interpolation_result.stat().st_mtime
+    return decided is not None and files.damaged(decided.artifacts, here.decided.root, since) is None

@@ -48,6 +48,11 @@ class StageDir:
         return StageDir(self.attempts / str(number))
 
     @property
+    def kept_attempts(self) -> list[StageDir]:
+        """Those that do not stand in the stage's folder."""
+        return [StageDir(path) for path in sorted(self.attempts.glob("[0-9]*"))]
+
+    @property
     def moving(self) -> Path:
         """What is being moved between the stage's folder and its attempts; gone when that is done."""
         return self.root / "moving.json"
@@ -189,6 +194,11 @@ class StageDir:
     def of_share(self, shape: str, share: float) -> Path:
         """The measurement of one share, on the gate's items."""
         return self.interpolation / shape / f"{share:g}"
+
+    @property
+    def measured_shares(self) -> list[Path]:
+        """The measurements of shares that there are."""
+        return sorted(self.interpolation.glob("*/0.*"))
 
     @property
     def decided(self) -> DecidedDir:

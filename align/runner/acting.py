@@ -17,7 +17,7 @@ from align.interpolation import shares
 from align.parameterization import chain
 from align.recipe import retries
 from align.recipe.plan import StagePlan
-from align.run_folder import attempts, files, handed_on, reading
+from align.run_folder import attempts, files, handed_on, interpolation, reading
 from align.run_folder.decisions import AS_TRAINED, INTERPOLATED, ROLLED_BACK, Attempt, Decision
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
 from align.run_folder.paths import RunDir, StageDir
@@ -185,12 +185,13 @@ class Acting:
         assert outcome is not None
         ticket, limits = self.executor.tickets[walk.plan.id], self._keys.limits()
         prompts = [prompt.id for prompt in ticket.prompts]
-        of = [outcome.artifacts, outcome.probes_sha256, prompts, ticket.latency, shape, shares.GRID, limits]
+        of = files.digest([outcome.artifacts, outcome.probes_sha256, prompts, ticket.latency, shape])
+        key = files.digest([of, shares.GRID, limits])
         request = InterpolationRequest(
-            stage=walk.plan.id, shape=shape, shares=shares.GRID, limits=limits, key=files.digest(of)
+            stage=walk.plan.id, shape=shape, shares=shares.GRID, limits=limits, made_of=of, key=key
         )
         known = reading.whole(here.interpolation_result, InterpolationResult)
-        if known is not None and known.key == request.key and _is_whole(here, known):
+        if known is not None and known.key == request.key and interpolation.is_whole(here, known):
             return known
         self._say(walk, found)
         return self.executor.interpolate(walk.plan, request)
@@ -234,12 +235,3 @@ def _nothing_helped(actions: Chain, last: Action) -> str:
     tried = ", then ".join(f"`{action}`" for action in actions[:-1])
     ends = "the run stops" if last == "stop" else "the run continues anyway, with the policy as it was trained last"
     return f"after {tried} a limit is still violated, so {ends}"
-
-
-def _is_whole(here: StageDir, known: InterpolationResult) -> bool:
-    """Whether the files of an interpolated policy are as they were written."""
-    if known.policy is None:
-        return True
-    decided = reading.outcome(here.decided)
-    since = here.interpolation_result.stat().st_mtime
-    return decided is not None and files.damaged(decided.artifacts, here.decided.root, since) is None

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from align.errors import AlignError
+from align.recipe import replays
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.report import masked
@@ -196,6 +197,7 @@ class Executor:
     def _execute(self, plan: StagePlan, ticket: Ticket) -> None:
         here = self.dir.stage(plan.id)
         take_inputs(self.loaded, self.dir, plan, ticket)
+        self._tell_unlearnt(plan, ticket)
         self.changed = True
         ticket.measure_base = self._base_is_missing()
         ticket.ask_base = not ticket.measure_base and answers.missing(self.dir.base_answers, ticket.prompts)
@@ -220,6 +222,15 @@ class Executor:
             raise
         self._tell(plan, ticket, here)
         shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
+
+    def _tell_unlearnt(self, plan: StagePlan, ticket: Ticket) -> None:
+        """Warn of rows that are replayed and that the policy never learnt, since their stage was rolled back."""
+        named = [source.stage for _, source in replays.places(plan) if source.stage is not None]
+        for id in named:
+            if handed_on.rolled_back(self.dir.stage(id)):
+                text = f"it replays the rows of '{id}', which was rolled back: they teach it what '{id}' was to learn"
+                ticket.warnings = [*ticket.warnings, *([] if text in ticket.warnings else [text])]
+                self.watcher.warn(plan.id, text)
 
     def _tell(self, plan: StagePlan, ticket: Ticket, here: StageDir) -> None:
         """Tell the warnings of an attempt that is done, two of its answers, and run.json how long it took."""

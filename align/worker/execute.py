@@ -35,7 +35,7 @@ from align.stage import program as programs
 from align.stage.job import Job
 from align.worker import card, measuring, saving, usage, writing
 from align.worker.handover import Builder
-from align.worker.rows import learnt, read_rows
+from align.worker.rows import learnt, read_rows, recall
 from align.worker.usage import Clock
 
 ONE_THREAD_BYTES = 2**23  # of weights; below, handing work to a second thread costs more than it saves
@@ -83,6 +83,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         measuring.ask_base(run, at.job, at.builder)
     at.world.wait_for_everyone()
     if ticket.measure_only:
+        recall(at.job)
         outcome = measuring.measure_again(run, ticket, at.job, at.builder, at.probes, at.world)
     else:
         clock = Clock.start()

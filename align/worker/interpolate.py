@@ -21,13 +21,14 @@ from align.interpolation.weights import Update
 from align.parameterization import chain
 from align.policy import generation
 from align.policy import load as models
-from align.run_folder import files, reading
+from align.run_folder import files, interpolation, reading
 from align.run_folder.interpolation import Gain, InterpolationRequest, InterpolationResult, Tried
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Outcome, Policy, Record, Ticket
 from align.stage.callbacks import Interrupted
 from align.worker import card, execute, measuring, saving
 from align.worker.execute import Loaded
+from align.worker.rows import recall
 
 T = TypeVar("T")
 MEASURED_OF, TASK_KL = "of.json", "task_kl.json"  # beside the measurement of a share
@@ -74,6 +75,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Interpol
         what = f"stage '{ticket.stage}' has no policy of which a share could be taken"
         raise AlignError(what, "run it first", exit=Exit.STAGE_FAILED)
     at = execute.load(run, ticket, interrupted)
+    recall(at.job)
     known = done(here, request)
     at.world.wait_for_everyone()  # until all have looked
     if known is not None:
@@ -88,8 +90,10 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Interpol
         of=_identity(ticket, outcome),
     )
     tried = search.largest(request.shares, lambda share: _tried(found, share))
-    measured = _measured(found, tried[-1].share) if tried and tried[-1].within else None
-    result = _write(found, tried, measured) if at.world.is_main_process else None
+    share = tried[-1].share if tried[-1].within else None
+    kept = agreed(at, _kept(found, share) if share is not None and at.world.is_main_process else None)
+    measured = _measured(found, share) if share is not None and kept is None else None
+    result = _write(found, tried, measured, kept) if at.world.is_main_process else None
     at.world.wait_for_everyone()
     return result
 
@@ -103,14 +107,16 @@ def _identity(ticket: Ticket, outcome: Outcome) -> str:
 def done(here: StageDir, request: InterpolationRequest) -> InterpolationResult | None:
     """The result of a request that has been carried out, its files as they were written; None else."""
     known = reading.whole(here.interpolation_result, InterpolationResult)
-    if known is None or known.key != request.key:
+    return known if known and known.key == request.key and interpolation.is_whole(here, known) else None
+
+
+def _kept(found: Search, share: float) -> InterpolationResult | None:
+    """The result of a request with other limits that came to the same share, its files as they were written; None else.
+    Of the first process."""
+    known, request = reading.whole(found.here.interpolation_result, InterpolationResult), found.request
+    if known is None or (known.made_of, known.shape, known.share) != (request.made_of, request.shape, share):
         return None
-    if known.policy is not None:
-        decided = reading.outcome(here.decided)
-        since = here.interpolation_result.stat().st_mtime
-        if decided is None or files.damaged(decided.artifacts, here.decided.root, since) is not None:
-            return None
-    return known
+    return known if known.made_of and interpolation.is_whole(found.here, known) else None
 
 
 def updated(at: Loaded, policy: Policy) -> Update:
@@ -195,23 +201,28 @@ def _measured(found: Search, share: float) -> dict[str, float]:
     return measuring.measure_policy(job, at.run, at.builder, at.probes, at.world)
 
 
-def _write(found: Search, tried: list[Tried], measured: dict[str, float] | None) -> InterpolationResult:
-    """Write the policy at the last share that was tried, where it was within the limits, and last the result."""
-    request, here, share = found.request, found.here, tried[-1].share if measured else None
-    if share is None:
-        here.interpolation_result.unlink(missing_ok=True)
-        shutil.rmtree(here.decided.root, ignore_errors=True)
-    policy = _save(found, share, measured) if share is not None and measured else None
-    result = InterpolationResult(
-        key=request.key,
-        shape=request.shape,
-        share=share,
-        policy=policy,
-        rank=found.update.rank if policy else None,
-        tried=tuple(tried),
-        gains=_gains(found) if policy else (),
-        sentence=search.sentence(tried, request.shape),
-    )
+def _write(
+    found: Search, tried: list[Tried], measured: dict[str, float] | None, kept: InterpolationResult | None
+) -> InterpolationResult:
+    """Write the policy at the last share that was tried, where it was within the limits, and last the result.
+
+    Args:
+        measured: what measuring it whole took; None where nothing is within the limits, or the policy is there already.
+        kept: the result that it is there by.
+    """
+    request, here = found.request, found.here
+    told = {"key": request.key, "tried": tuple(tried), "sentence": search.sentence(tried, request.shape)}
+    if kept is not None:
+        result = kept.but(**told)
+    else:
+        made: dict[str, Any] = {"share": None, "policy": None, "rank": None, "gains": ()}
+        if measured is not None:
+            policy = _save(found, tried[-1].share, measured)
+            made = {"share": tried[-1].share, "policy": policy, "rank": found.update.rank, "gains": _gains(found)}
+        else:
+            here.interpolation_result.unlink(missing_ok=True)
+            shutil.rmtree(here.decided.root, ignore_errors=True)
+        result = InterpolationResult(made_of=request.made_of, shape=request.shape, **told, **made)
     files.write_json(here.interpolation_result, result.written())
     return result
 

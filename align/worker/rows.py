@@ -6,11 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from align.data import mixing, replay
+from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import ReplayPart, Rows, Ticket
+from align.stage.rewrite_keys import Rewrite
+from align.written import rewriting
+from align.written.keep import Shelf
+
+if TYPE_CHECKING:
+    from align.stage.job import Job
+
+REWRITE: Final = "rewrite"  # the key of a stage, and what its rows are kept as
 
 Row = dict[str, Any]
 
@@ -60,6 +69,22 @@ def learnt(
     drawn, of = replay.draw(sources, count, ticket.seed)
     data |= replay.counted(sources, [of.count(number) for number in range(len(sources))], len(task))
     return Learnt([*task, *drawn], [0] * len(task) + [1 + number for number in of], [], data)
+
+
+def recall(job: Job) -> None:
+    """Give the job of a stage that is trained already the rows that it was trained on, where its policy rewrote some:
+    what is measured on the prompts of the task is then measured on the same ones."""
+    rewrite, own = getattr(job.keys, REWRITE, None), job.groups.count(0)
+    shelf, key = shelf_of(job, REWRITE)
+    if not isinstance(rewrite, Rewrite) or shelf.kept(key) is None:
+        return
+    task = rewriting.apply(job.rows[:own], shelf.read(), drop=rewrite.otherwise == "drop")
+    job.rows, job.groups = [*task, *job.rows[own:]], [0] * len(task) + job.groups[own:]
+
+
+def shelf_of(job: Job, name: str) -> tuple[Shelf, str]:
+    """Where a stage keeps what its policy writes, and the key that it is kept under."""
+    return Shelf(job.dir.written, name), files.digest([job.ticket.fingerprint, name])
 
 
 def _sources(run: RunDir, ticket: Ticket, written: Sequence[Row]) -> list[replay.Source]:

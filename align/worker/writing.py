@@ -23,7 +23,6 @@ from align.forgetting.probes import Battery, Probe
 from align.forgetting.share import Share
 from align.policy import load as models
 from align.policy import stack
-from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING
 from align.stage.callbacks import Interrupted
@@ -31,7 +30,7 @@ from align.stage.job import Job
 from align.stage.rewrite_keys import ByReward, Rewrite
 from align.worker import samples_scored
 from align.worker.handover import Builder
-from align.worker.rows import learnt, read_rows
+from align.worker.rows import REWRITE, learnt, read_rows, shelf_of
 from align.written import checker, drafting, filters, probed, rewriting, words
 from align.written.filters import Draft, Sieve
 from align.written.keep import Shelf
@@ -60,7 +59,7 @@ def write(
         mixes: whether the stage mixes replayed rows among its own.
     """
     ticket = job.ticket
-    rewrite = getattr(job.keys, "rewrite", None)
+    rewrite = getattr(job.keys, REWRITE, None)
     if ticket.writing is None and rewrite is None:
         return
     writer = _Writer(run, job, builder, world)
@@ -114,10 +113,6 @@ class _Writer:
         autocast = bool(ticket.training.get("bf16", models.native_bf16()))
         return Bench(self._models[by], self.job.tokenizer, autocast=autocast, share=share)
 
-    def shelf(self, name: str) -> tuple[Shelf, str]:
-        """Where it is kept, and the key that it is kept under."""
-        return Shelf(self.job.dir.written, name), files.digest([self.job.ticket.fingerprint, name])
-
     def done(self) -> None:
         """Let go of the policy; the stage loads its own."""
         self._free()
@@ -149,7 +144,7 @@ def _replayed(
     """
     job, writing, begun = writer.job, writer.job.ticket.writing, writer.job.ticket.resume_from is not None
     assert writing is not None
-    shelf, key = writer.shelf("replay")
+    shelf, key = shelf_of(job, "replay")
     if shelf.kept(key) is None:
         started = time.monotonic()
         prompts = [row["prompt"] for row in read_rows(writer.run, writing.prompts)] if writing.prompts else None
@@ -226,7 +221,7 @@ def _rewritten(
         AlignError: no row is left.
     """
     job, begun = writer.job, writer.job.ticket.resume_from is not None
-    shelf, key = writer.shelf("rewrite")
+    shelf, key = shelf_of(job, REWRITE)
     if shelf.kept(key) is None:
         started = time.monotonic()
         asks = {number: ask for number, row in enumerate(task) if (ask := rewriting.asked(row)) is not None}
