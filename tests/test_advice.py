@@ -245,10 +245,9 @@ def test_a_stage_is_held_closer_by_what_holds_it() -> None:
 @pytest.mark.parametrize("named", [{"data": {"source": "old.jsonl"}}, {"self": {}}, {"sources": [{"self": {}}]}])
 def test_what_a_recipe_names_and_does_not_replay_is_replayed(named: dict[str, Any]) -> None:
     facts = StageFacts("x", entry={"replay": {**named, "ratio": 0.0}}, replays=True)
+    line = stage("x", "replay", "ratio", old=0.0, new=0.2)
     assert list(make(["replay"], facts, RUN)) == [
-        Change(
-            "replay", "Replay in x what the recipe names for it.", (stage("x", "replay", "ratio", old=0.0, new=0.2),)
-        )
+        Change("replay", "Replay in x what the recipe names for it.", (line,))
     ]
 
 

@@ -193,7 +193,7 @@ def test_a_trainer_that_has_no_place_for_them_is_refused(stages: models.Stages, 
     assert error.value.remedy == "let its class inherit from align.trainers.base.BaseTrainer, before TRL's"
 
 
-@pytest.mark.parametrize("program", ["rloo", "sdft"])
+@pytest.mark.parametrize("program", [pytest.param("rloo", marks=pytest.mark.slow), "sdft"])
 def test_the_fisher_information_is_that_of_the_policy_alone(stages: models.Stages, program: str) -> None:
     """A stage that samples answers holds its reference and its reward models on the same base: they do not act."""
     policy = stages.execute(stages.ticket("before", "sft", models.BASE, models.LORA, max_steps=2))

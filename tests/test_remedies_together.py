@@ -34,9 +34,7 @@ stages:
     data: {source: lab/helpdesk_preferences, limit: 32}
     ewc: {data: {source: lab/general, limit: 40}, rows: 8}
     ptx_coef: 0.5
-    replay:
-      ratio: 0.3
-      sources: [{self: {rows: 24, max_new_tokens: 24}, weight: 2}, {data: lab/general}, {stage: sft}]
+    replay: {ratio: 0.3, sources: [{self: {rows: 24, max_new_tokens: 24}}, {data: lab/general}, {stage: sft}]}
     training: {bf16: false, learning_rate: 2.0e-4, max_steps: 4, gradient_accumulation_steps: 2}
 """
 EVERY = ("per_device_train_batch_size=4", "save_steps=2", "logging_steps=1")

@@ -198,13 +198,16 @@ def test_a_resumed_stage_has_the_same_weights_and_record(tmp_path: Path, method:
 
 
 def test_accumulation_is_not_in_the_weights(tmp_path: Path) -> None:
-    """Where each answer is drawn alike: one rollout of the same prompts for each update."""
+    """Where each answer is drawn alike: one rollout of the same prompts for each update. Nor is it in the weight of a
+    penalty, whose part in a micro-batch follows from how TRL scales its loss."""
     found = []
     for parts in (1, 2):
         stages = Stages(RunDir(tmp_path / str(parts)))
         size = {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
         once = {"steps_per_generation": parts, "num_iterations": 1, "max_steps": 3, "optim": "sgd"}
-        stages.execute(sdft(stages, BASE, "lora", **size, **once, learning_rate=0.1))
+        ticket = sdft(stages, BASE, "lora", **size, **once, learning_rate=0.1)
+        stages.execute(ticket.model_copy(update={"keys": {**ticket.keys, "l2_sp": 10.0}}))
+        assert stages.logged("sdft", "gradient_ratio/l2_sp")[-1] > 0.1
         found.append(load_file(stages.run.stage("sdft").model / "adapter_model.safetensors"))
     assert max(float((found[1][name] - tensor).abs().max()) for name, tensor in found[0].items()) < 1e-5
 

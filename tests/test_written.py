@@ -18,7 +18,7 @@ from align.report.schema import StageRecord
 from align.report.written_page import written_page
 from align.run_folder.records import Outcome, UserFunction
 from align.run_folder.run_record import StageEntry
-from align.written import asking, checker, keep, probed, rewriting
+from align.written import asking, checker, keep, probed, rewriting, words
 from align.written.filters import Draft, Sieve, counted, repetition, told
 from align.written.keep import Shelf
 from align.written.rewriting import Ask, Chosen
@@ -299,3 +299,10 @@ def test_the_report_shows_what_was_written_and_examples_of_each_kind(tmp_path: P
     ]
     assert written_page(StageRecord(id="sft", entry=entry)) is None
     assert keep.examples(tmp_path / "nothing") == ()
+
+
+def test_one_row_is_told_as_one() -> None:
+    assert words.replayed({"written": 1, "kept": 1, "rejected": {}}) == "1 row to replay, of which 1 is kept"
+    figures = {"rows": 4, "rewritten": 1, "same": 0, "dropped": 1, "not_rewritten": {}}
+    said = "1 of 4 answers is the policy's own (0 of them the same as the data's), 1 row is dropped"
+    assert words.rewritten(figures) == said

@@ -18,12 +18,12 @@ from align.data.tokenizer import TextTokenizer
 from align.errors import AlignError
 from align.penalties import fisher
 from align.penalties.fisher import Row
+from align.penalties.keys import LONGEST
 from align.penalties.start import Part
 from align.run_folder import files
 from align.run_folder.paths import StageDir
 from align.run_folder.records import Fisher, Ticket
 
-LONGEST = 1024  # tokens of a row where the stage has no `max_length`
 Tell = Callable[[str], Callable[[int, int], None]]
 """Tells what is being done, and gives what tells how much of it is done, and of how much."""
 

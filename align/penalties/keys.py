@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from align.data.sources import DataSource
 
 EWC, L2_SP, KL_COEF = "ewc", "l2_sp", "kl_coef"
+LONGEST = 1024  # tokens of a row of `ewc.data` where the stage has no `max_length`
 _METHODS = ("full", "spectrum", "lora", "qlora")
 
 

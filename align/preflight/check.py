@@ -344,6 +344,8 @@ class _Checking:
                     seen = rows[plan.id].train if answer else rows[plan.id].all
                     with self.faults.collect():
                         checks.within_context(seen, lengths, rows_that_fit.max_length(plan), base.context, answer)
+                    if answer:
+                        self.faults.found.extend(rows_that_fit.whole(rows[plan.id], lengths, base.context))
                 wanted = written.writes(plan)
                 if lengths is not None and wanted is not None:
                     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from align.data.each_turn import each_turn
 from align.data.encode import Turns
 from align.data.formats import Example
 from align.errors import AlignError, FaultList
+from align.penalties.keys import LONGEST
 from align.recipe import training_arguments
 from align.recipe.plan import StagePlan
 
@@ -114,6 +116,20 @@ def _those(
         remedy = f"; raise `training.max_length` ({limit:,}), or shorten the rows" if limit and drop else ""
         found.warnings.append(text + remedy)
     return kept
+
+
+def whole(rows: StageRows, lengths: Lengths, context: int) -> Iterator[AlignError]:
+    """A fault for the old rows of a stage that samples answers, which cuts none, where the model has no room for one.
+
+    Args:
+        context: the model's positions.
+    """
+    fisher = rows.fisher if context < LONGEST else []  # of which no more is read
+    for called, old in (("replayed row", rows.replayed), ("row of `ewc.data`", fisher)):
+        long = checks.longest(old, lengths, context)
+        if long is not None:
+            what = f"a {called} has {long[1]:,} tokens, more than the model's context of {context:,}"
+            yield AlignError(what, "shorten it, or remove it", place=long[0].place)
 
 
 def max_length(plan: StagePlan) -> int | None:

@@ -267,7 +267,7 @@ def _written(ticket: Ticket) -> dict[str, Any]:
         asked = ticket.writing.prompts
         found["self"] = [own, asked.sha256 if asked else None, function(ticket.writing.check)]
     rewrite = ticket.keys.get("rewrite")
-    if rewrite:
+    if isinstance(rewrite, dict) and "accept" in rewrite:  # else of a stage of the user's own
         accept = rewrite["accept"]
         least = accept["min"] if isinstance(accept, dict) else None
         own = {name: value for name, value in rewrite.items() if name != "accept"}

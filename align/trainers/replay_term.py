@@ -106,6 +106,6 @@ def _updates(trainer: BaseTrainer) -> int:
     if isinstance(trainer, Online):
         passes = trainer.prompt_order().rollouts * trainer.passes_per_rollout
         accumulation: int = trainer.args.gradient_accumulation_steps
-        return max(1, passes // accumulation)
+        return -(-passes // accumulation)
     order = trainer.row_order()
     return max(1, len(order) // order.batch)

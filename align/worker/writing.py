@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,11 +70,16 @@ def write(
         written, job.data["self_replay"] = _replayed(writer, SelfWritten.model_validate(ticket.writing.keys), probes)
     writer.done()
     found = learnt(run, ticket, task, mixes=mixes, written=written)
+    before = set(_leaks(job, probes))  # of fewer rows
     job.rows, job.groups, job.replay = found.rows, found.groups, found.replay
     job.data |= found.data
+    job.warnings[:] = [*(text for text in job.warnings if text not in before), *_leaks(job, probes)]
+
+
+def _leaks(job: Job, probes: Sequence[Probe]) -> Iterator[str]:
+    """What is warned of the rows of a job as they are."""
     battery = [probe for probe in probes if isinstance(probe, Battery)]
-    told = leaks.warnings(battery, [*job.rows, *(row for source in job.replay for row in source.rows)])
-    job.warnings += [text for text in told if text not in job.warnings]
+    yield from leaks.warnings(battery, [*job.rows, *(row for source in job.replay for row in source.rows)])
 
 
 class _Writer:
@@ -253,7 +258,8 @@ def _rewritten(
 def _samples(writer: _Writer, keys: Rewrite, asks: Sequence[rewriting.Ask]) -> list[list[str | None]]:
     """Answers to each prompt, none where it leaves no room for one; None for one that was cut off or is empty."""
     count = len(asks) * keys.samples
-    bench = writer.bench("incoming", f"the policy answers {len(asks):,} prompts, {keys.samples} times each", count)
+    often = {1: "once", 2: "twice"}.get(keys.samples, f"{keys.samples:,} times")
+    bench = writer.bench("incoming", f"the policy answers {len(asks):,} prompts, each {often}", count)
     how = Sampling(keys.max_new_tokens, keys.temperature, keys.top_p, f"rewritten {writer.job.ticket.seed}")
     ids = [row.ids for row in encode.encoded([ask.value() for ask in asks], writer.tokenizer)]
     fits = [drafting.has_room(bench, row, keys.max_new_tokens) for row in ids]
