@@ -219,6 +219,11 @@ def test_two_faults_of_a_stage_take_turns() -> None:
                 "not the model.",
             ),
         ),
+        (
+            replace(RUN, stages=(FINE,), unfinished=("dpo",), ended_by="sft"),
+            "Nothing was forgotten and the task was learnt: there is nothing to change.",
+            ("dpo is not done, because the gate ended the run after sft; this is about the stages before.",),
+        ),
     ],
 )
 def test_a_run_that_asks_for_no_change_is_told_none(run: RunFacts, verdict: str, notes: tuple[str, ...]) -> None:
@@ -499,10 +504,13 @@ def test_what_is_said_of_a_stage_is_of_the_attempt_that_stands(tmp_path: Path, t
     given = advise(run)
     assert given.notes == (
         "What is said of sft is of attempt 2, with replay 0.5 instead of 0.25 and learning_rate 0.05 instead of "
-        "0.5; the changes are meant beside these values.",
+        "0.5; the changes have these values too.",
     )
     assert "its learning rate, 0.05, 10 times the usual 0.005, is too high" in given.verdict
-    assert given.changes[0].change.lines == (Line(("stages", "sft", "training", "learning_rate"), 0.5, 0.005),)
+    assert given.changes[0].change.lines == (
+        Line(("stages", "sft", "replay", "ratio"), 0.25, 0.5),
+        Line(("stages", "sft", "training", "learning_rate"), 0.5, 0.005),
+    )
 
 
 def test_a_stage_of_which_a_share_goes_on_is_judged_by_its_whole_update(tmp_path: Path) -> None:
@@ -514,7 +522,7 @@ def test_a_stage_of_which_a_share_goes_on_is_judged_by_its_whole_update(tmp_path
     assert given.verdict.startswith("sft forgot sort: its learning rate, 0.05, 10 times the usual 0.005, is too high")
     assert given.notes == (
         "Of sft a share of 0.4 goes on; what is said of it is of its whole update (attempt 2, with replay 0.5 instead "
-        "of 0.25 and learning_rate 0.05 instead of 0.5); the changes are meant beside these values.",
+        "of 0.25 and learning_rate 0.05 instead of 0.5); the changes have these values too.",
     )
 
 

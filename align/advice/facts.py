@@ -183,6 +183,7 @@ class RunFacts:
         forgetting: the recipe's `forgetting`, every default written out.
         stages: those that are done, in order.
         unfinished: ids of stages that are not done.
+        ended_by: the stage after which the gate ended the run, if it did.
         measured: whether anything was measured after training.
         undecided: capabilities that the items measured cannot decide, and the items that would; None: no number would.
     """
@@ -192,5 +193,6 @@ class RunFacts:
     forgetting: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[StageFacts, ...] = ()
     unfinished: tuple[str, ...] = ()
+    ended_by: str | None = None
     measured: bool = True
     undecided: tuple[tuple[str, int | None], ...] = ()

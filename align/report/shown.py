@@ -37,6 +37,7 @@ def facts(report: Report) -> RunFacts:
         base=base if isinstance(base, str) else "",
         forgetting=mapping(recipe.get("forgetting")),
         stages=tuple(_stage(stage, report, recipe) for stage in done if stage.outcome and stage.outcome.policy),
+        ended_by=next((stage.id for stage in report.stages if stage.entry.status == "stopped"), None),
         unfinished=tuple(stage.id for stage in report.stages if stage.entry.status not in ENDED),
         measured=any(stage != findings.BASE for stage in forgetting.matrix),
         undecided=tuple((name, change.cell.items_to_decide) for name, change in doubtful.items()),
@@ -114,11 +115,10 @@ def _acted(stage: StageRecord, attempt: Attempt | None) -> str:
         return ""
     changed = [f"{name} {after:g} instead of {before:g}" for name, (before, after) in attempt.changed.items()]
     of = f"attempt {attempt.number}" + (f", with {join(changed)}" if changed else "")
-    beside = "; the changes are meant beside these values" if changed else ""
     if attempt.share is None:
-        return f"What is said of {stage.id} is of {of}{beside}"
+        return f"What is said of {stage.id} is of {of}"
     whole = "its whole update" + (f" ({of})" if attempt.number > 1 else "")
-    return f"Of {stage.id} a share of {attempt.share:g} goes on; what is said of it is of {whole}{beside}"
+    return f"Of {stage.id} a share of {attempt.share:g} goes on; what is said of it is of {whole}"
 
 
 def _of_whole(decision: Decision, share: Attempt, forgetting: Forgetting, entry: Mapping[str, Any]) -> dict[str, Any]:
