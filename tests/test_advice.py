@@ -142,6 +142,20 @@ CASES: dict[str, tuple[StageFacts, str, str, tuple[str, ...]]] = {
         "low; its training loss went from 2 to 1.9.",
         ("stages:", "  sft:", "    training:", "      learning_rate: 2.0e-4  # was 2.0e-6"),
     ),
+    "masked": (
+        replace(FINE, entry={**ENTRY, "mask_above_perplexity": 2.5, "l2_sp": 0.1}, gained=(), masked=0.455,
+                held={"ewc": 0.4, "l2_sp": 2.559}),
+        "held_back",
+        "sft forgot nothing and learnt nothing for certain: 46% of the tokens of its answers were masked and `l2_sp` "
+        "pulled 2.6 times as hard as the task.",
+        ("stages:", "  sft:", "    mask_above_perplexity: null  # was 2.5"),
+    ),
+    "penalised": (
+        replace(FINE, entry={**ENTRY, "ewc": {"weight": 10.0}}, gained=(), held={"ewc": 12.0}),
+        "held_back",
+        "sft forgot nothing and learnt nothing for certain: `ewc` pulled 12 times as hard as the task.",
+        ("stages:", "  sft:", "    ewc:", "      weight: 1  # was 10"),
+    ),
     "short": (
         replace(FINE, gained=(), steps=30),
         "too_short",

@@ -81,6 +81,8 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         evaluation=Losses(evaluation[0][1], lowest[1], int(lowest[0]), evaluation[-1][1]) if evaluation else None,
         overfitted=curves.overfitting(curves.train_loss(stage), evaluation).tone == "bad",
         accuracy=accuracy[1] if accuracy else None,
+        masked=_masked(outcome.data),
+        held=_held(outcome.metrics),
         alarms=tuple((words(alarm.name), alarm.remedy) for one in stage.rollouts for alarm in one.alarms),
         warnings=tuple(text.rstrip(".") for text in outcome.warnings),
         **(
@@ -89,6 +91,17 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
             else _measured(stage.id, forgetting, entry)
         ),
     )
+
+
+def _masked(data: Mapping[str, Any]) -> float:
+    found = mapping(data.get("masked"))
+    tokens = found.get("answer_tokens")
+    return found.get("masked_tokens", 0) / tokens if tokens else 0.0
+
+
+def _held(metrics: Mapping[str, Any]) -> dict[str, float]:
+    ratios = {name: metrics.get(f"gradient_ratio/{name}") for name in ("ewc", "l2_sp")}
+    return {name: float(ratio) for name, ratio in ratios.items() if isinstance(ratio, int | float)}
 
 
 def _stands(decision: Decision | None) -> Attempt | None:
