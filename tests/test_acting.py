@@ -193,6 +193,15 @@ def test_the_largest_share_goes_on(runs: Runs, probes: str) -> None:
     assert runs.run(*shared, "forgetting.max_drop=0.12") == ["sft interpolated", "finish"], "the file was damaged"
 
 
+def test_a_decision_on_a_share_says_which_chain_was_taken(runs: Runs, probes: str) -> None:
+    runs.right["sft"], runs.shares = 30, {0.3: 88}
+    runs.run(probes, *on_violation("{sums: interpolate, default: warn}"))
+    assert decision(runs, "sft").reasons[1] == (
+        "of the actions for what was violated (sums: interpolate, then rollback, mean of the skills: warn) the "
+        "strictest is taken: interpolate, then rollback"
+    )
+
+
 @pytest.mark.parametrize(
     ("chain", "code", "policy"),
     [

@@ -142,6 +142,20 @@ CASES: dict[str, tuple[StageFacts, str, str, tuple[str, ...]]] = {
         "low; its training loss went from 2 to 1.9.",
         ("stages:", "  sft:", "    training:", "      learning_rate: 2.0e-4  # was 2.0e-6"),
     ),
+    "masked": (
+        replace(FINE, entry={**ENTRY, "mask_above_perplexity": 2.5, "l2_sp": 0.1}, gained=(), masked=0.455,
+                held={"ewc": 0.4, "l2_sp": 2.559}),
+        "held_back",
+        "sft forgot nothing and learnt nothing for certain: 46% of the tokens of its answers were masked and `l2_sp` "
+        "pulled 2.6 times as hard as the task.",
+        ("stages:", "  sft:", "    mask_above_perplexity: null  # was 2.5"),
+    ),
+    "penalised": (
+        replace(FINE, entry={**ENTRY, "ewc": {"weight": 10.0}}, gained=(), held={"ewc": 12.0}),
+        "held_back",
+        "sft forgot nothing and learnt nothing for certain: `ewc` pulled 12 times as hard as the task.",
+        ("stages:", "  sft:", "    ewc:", "      weight: 1  # was 10"),
+    ),
     "short": (
         replace(FINE, gained=(), steps=30),
         "too_short",
@@ -218,6 +232,11 @@ def test_two_faults_of_a_stage_take_turns() -> None:
                 "Undecided: facts and code: too few items to decide; about 840 would. More `items` change the verdict, "
                 "not the model.",
             ),
+        ),
+        (
+            replace(RUN, stages=(FINE,), unfinished=("dpo",), ended_by="sft"),
+            "Nothing was forgotten and the task was learnt: there is nothing to change.",
+            ("dpo is not done, because the gate ended the run after sft; this is about the stages before.",),
         ),
     ],
 )
@@ -508,10 +527,13 @@ def test_what_is_said_of_a_stage_is_of_the_attempt_that_stands(tmp_path: Path, t
     given = advise(run)
     assert given.notes == (
         "What is said of sft is of attempt 2, with replay 0.5 instead of 0.25 and learning_rate 0.05 instead of "
-        "0.5; the changes are meant beside these values.",
+        "0.5; the changes have these values too.",
     )
     assert "its learning rate, 0.05, 10 times the usual 0.005, is too high" in given.verdict
-    assert given.changes[0].change.lines == (Line(("stages", "sft", "training", "learning_rate"), 0.5, 0.005),)
+    assert given.changes[0].change.lines == (
+        Line(("stages", "sft", "replay", "ratio"), 0.25, 0.5),
+        Line(("stages", "sft", "training", "learning_rate"), 0.5, 0.005),
+    )
 
 
 def test_a_stage_of_which_a_share_goes_on_is_judged_by_its_whole_update(tmp_path: Path) -> None:
@@ -523,7 +545,7 @@ def test_a_stage_of_which_a_share_goes_on_is_judged_by_its_whole_update(tmp_path
     assert given.verdict.startswith("sft forgot sort: its learning rate, 0.05, 10 times the usual 0.005, is too high")
     assert given.notes == (
         "Of sft a share of 0.4 goes on; what is said of it is of its whole update (attempt 2, with replay 0.5 instead "
-        "of 0.25 and learning_rate 0.05 instead of 0.5); the changes are meant beside these values.",
+        "of 0.25 and learning_rate 0.05 instead of 0.5); the changes have these values too.",
     )
 
 

@@ -171,6 +171,8 @@ def test_what_training_took_stands_side_by_side(pair: tuple[Path, Path]) -> None
     kl = {"metrics": {"kl": 2.5}, "data": {"rows": 64, "replay_rows": 16}, "steps": 1200}
     made.finish(RunDir(pair[1]), "dpo", **kl)
     RunDir(pair[1]).stage("sft").metrics.unlink()
+    tried = {"attempt": 2, "action": "continue", "reasons": [], "violations": [], "unclear": [], "thresholds": {}}
+    files.write_json(RunDir(pair[1]).stage("dpo").decision, {"stage": "dpo", **tried})
     found = dict(words.training(compare(pair)))
     assert found["dpo"] == [
         ("steps", ["12", "1,200"]),
@@ -183,6 +185,7 @@ def test_what_training_took_stands_side_by_side(pair: tuple[Path, Path]) -> None
         ("KL, nats an answer", ["-", "2.5"]),
         ("CPU time", ["20 s", "20 s"]),
         ("peak memory", ["3 MiB", "3 MiB"]),
+        ("after the gate", ["-", "attempt 2"]),
     ]
     assert dict(found["sft"])["train loss at the end"] == ["0.5", "-"]
     assert "replay rows" not in dict(found["sft"])

@@ -244,14 +244,14 @@ def test_given_prompts_are_asked_in_turn(stages: Stages) -> None:
     [
         (
             {"max_new_tokens": 2},
-            "the policy that comes in cannot write the rows that stage 'sft' replays: of 24 rows to replay, of which "
-            "0 are kept (24 without a whole question)\n  -> raise `max_new_tokens`, or give `prompts`; all of them are "
-            "in {file}",
+            "the policy that comes in cannot write the rows that stage 'sft' replays: it wrote 24 rows to replay, of "
+            "which 0 are kept (24 without a whole question)\n  -> raise `max_new_tokens`, lower `temperature`, or give "
+            "`prompts`; all of them are in {file}",
         ),
         (
             {"min_new_tokens": 20, "by": "base"},
-            "the base cannot write the rows that stage 'sft' replays: of 24 rows to replay, of which 0 are kept (24 "
-            "too short)\n  -> lower `min_new_tokens`, or replay other rows with `data`; all of them are in {file}",
+            "the base cannot write the rows that stage 'sft' replays: it wrote 24 rows to replay, of which 0 are kept "
+            "(24 too short)\n  -> lower `min_new_tokens`, or replay other rows with `data`; all of them are in {file}",
         ),
     ],
 )

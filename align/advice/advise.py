@@ -12,6 +12,7 @@ from align.advice.causes import Cause, causes, join
 from align.advice.changes import Change, make
 from align.advice.evidence import Evidence
 from align.advice.facts import RunFacts, StageFacts
+from align.advice.lines import Line
 
 MOST: Final = 3
 """Changes that are advised."""
@@ -80,14 +81,19 @@ def changes(facts: StageFacts, cause: Cause, run: RunFacts) -> Iterator[Advised]
             yield Advised(cause, change, rows)
     if facts.forgot:
         for change, row in remedies.ranked(facts, run, known={one.key for one in asked}):
-            yield Advised(cause, change, (row,))
+            yield Advised(cause, _of_recipe(change, facts), (row,))
 
 
 def _of_recipe(change: Change, facts: StageFacts) -> Change:
-    """A change of an attempt's values as one of the recipe: what a line replaces is what stands there."""
-    at = ("stages", facts.id)
-    lines = (replace(line, old=facts.changed.get(line.path[len(at) :], line.old)) for line in change.lines)
-    return replace(change, lines=tuple(lines))
+    """A change of what an attempt trained with as one of the recipe: what a line replaces is what stands there, and the
+    attempt's other values are written into it too."""
+    if not facts.changed:
+        return change
+    own = {("stages", facts.id, *path): (before, facts.value(*path)) for path, before in facts.changed.items()}
+    lines = [replace(line, old=own[line.path][0]) if line.path in own else line for line in change.lines]
+    told = {line.path for line in lines}
+    lines += [Line(path, before, after) for path, (before, after) in own.items() if path not in told]
+    return replace(change, lines=tuple(sorted(lines, key=lambda line: line.path[:-1])))
 
 
 def _different(found: list[Advised]) -> Iterator[Advised]:
@@ -122,7 +128,10 @@ def _nothing(run: RunFacts) -> str:
 def _notes(run: RunFacts, faulty: Iterable[str]) -> Iterator[str]:
     if run.unfinished:
         are = "is" if len(run.unfinished) == 1 else "are"
-        yield f"{join(run.unfinished)} {are} not done: run the same command again; this is about the stages before."
+        why = ": run the same command again"
+        if run.ended_by is not None:
+            why = f", because the gate ended the run after {run.ended_by}"
+        yield f"{join(run.unfinished)} {are} not done{why}; this is about the stages before."
     if run.undecided:
         numbers = [n for _, n in run.undecided if n]
         names = join([name for name, _ in run.undecided])
@@ -130,7 +139,8 @@ def _notes(run: RunFacts, faulty: Iterable[str]) -> Iterator[str]:
         yield f"Undecided: {names}: {few}. More `items` change the verdict, not the model."
     for facts in run.stages:
         if facts.acted:
-            yield f"{facts.acted}."
+            too = "; the changes have these values too" if facts.changed and facts.id in faulty else ""
+            yield f"{facts.acted}{too}."
         for name, remedy in facts.alarms:
             yield f"{facts.id} raised the alarm {name}: {remedy}."
         yield from (f"{facts.id} warned: {text}." for text in facts.warnings if facts.id in faulty)

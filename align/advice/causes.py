@@ -18,6 +18,8 @@ MANY_STEPS: Final = 100
 """Steps at about the usual rate that would have moved the training loss."""
 FELL: Final = 0.7
 """Of its start: a training loss that ended below this share of it was learning, only not for long enough."""
+MUCH_MASKED: Final = 0.1
+"""Of the tokens of its answers: what a stage does not train, it does not learn."""
 NAMED: Final = 3
 
 CHANGES: Final[dict[str, tuple[str, ...]]] = {
@@ -30,6 +32,7 @@ CHANGES: Final[dict[str, tuple[str, ...]]] = {
     "not_covered": ("cover", "rate_half", "early_stop", "half_steps"),
     "replay_too_little": ("more_replay", "rate_half", "early_stop", "half_steps"),
     "step_too_large": ("rate_half", "early_stop", "half_steps"),
+    "held_back": ("unmask", "weaker", "double_steps"),
     "rate_too_low": ("rate_up", "double_steps"),
     "too_short": ("double_steps", "rate_up"),
 }
@@ -152,9 +155,12 @@ def _overfitted(facts: StageFacts) -> str:
 
 
 def _of_learning(facts: StageFacts) -> Cause:
-    """Nothing was lost, and nothing learnt: the rate is to blame if it is low, or if many steps moved nothing."""
+    """Nothing was lost, and nothing learnt: a remedy is to blame that is stronger than the task, else the rate if it is
+    low, or if many steps moved nothing."""
     said = f"{facts.id} forgot nothing and learnt nothing for certain"
     times = facts.times_usual or 1.0
+    if times >= 1 / FAR and (held := _held_back(facts)):
+        return Cause("held_back", facts.id, f"{said}: {join(held)}.")
     moved = facts.train is not None and facts.train[1] < FELL * facts.train[0]
     if times < 1 / FAR or (times < FAR and facts.steps >= MANY_STEPS and not moved):
         return Cause(
@@ -163,6 +169,12 @@ def _of_learning(facts: StageFacts) -> Cause:
     rate = _against_usual(facts)
     at = f" at a learning rate of {rate}{',' if ',' in rate else ''}" if facts.rate else ""
     return Cause("too_short", facts.id, f"{said}: {facts.steps} steps{at} are too few{_loss(facts)}.")
+
+
+def _held_back(facts: StageFacts) -> list[str]:
+    """The remedies that keep a stage from its task, with their figures."""
+    said = [f"{facts.masked:.0%} of the tokens of its answers were masked"] if facts.masked > MUCH_MASKED else []
+    return said + [f"`{name}` pulled {facts.held[name]:.2g} times as hard as the task" for name in facts.too_strong]
 
 
 def join(names: Sequence[str]) -> str:

@@ -144,6 +144,22 @@ def _steps(key: str, factor: float, words: str) -> Maker:
     return make
 
 
+def _unmask(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
+    limit = facts.number("mask_above_perplexity")
+    if limit is not None:
+        line = stage(facts.id, "mask_above_perplexity", old=limit, new=None)
+        yield Change("unmask", f"Train {facts.id} on all tokens of its answers.", (line,))
+
+
+def _weaker(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
+    for name in facts.too_strong:
+        path = ("ewc", "weight") if name == "ewc" else (name,)
+        weight = facts.number(*path)
+        if weight:
+            line = stage(facts.id, *path, old=weight, new=weight / 10)
+            yield Change("weaker", f"Give `{name}` a tenth of its weight in {facts.id}.", (line,))
+
+
 def _early_stop(facts: StageFacts, run: RunFacts) -> Iterator[Change]:
     if run.forgetting.get("early_stop"):
         return
@@ -165,6 +181,8 @@ CHANGES: Final[Mapping[str, Maker]] = {
     "half_steps": _steps("half_steps", 0.5, "Half of the steps of"),
     "double_steps": _steps("double_steps", 2, "Twice the steps of"),
     "early_stop": _early_stop,
+    "unmask": _unmask,
+    "weaker": _weaker,
 }
 
 

@@ -59,6 +59,8 @@ class StageFacts:
         evaluation: None where no evaluation loss was logged.
         overfitted: the evaluation loss rose while the training loss went on falling.
         accuracy: at the end, the share of training pairs in which the chosen answer is the likelier one.
+        masked: share of the tokens of its answers that were left untrained.
+        held: by penalty (`ewc`, `l2_sp`), its gradient over that of the rest of the loss, at the last step logged.
         alarms: of the rollouts, each with its remedy.
         warnings: of the stage, such as of truncated answers.
     """
@@ -87,6 +89,8 @@ class StageFacts:
     evaluation: Losses | None = None
     overfitted: bool = False
     accuracy: float | None = None
+    masked: float = 0.0
+    held: Mapping[str, float] = field(default_factory=dict)
     alarms: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -146,6 +150,11 @@ class StageFacts:
         """Its learning rate over the usual one."""
         return self.rate / self.usual_rate if self.rate and self.usual_rate else None
 
+    @property
+    def too_strong(self) -> tuple[str, ...]:
+        """The penalties whose gradient is larger than the task's."""
+        return tuple(name for name, ratio in self.held.items() if ratio > 1)
+
     def number(self, *path: str) -> float | None:
         """A number of its recipe entry."""
         found = self.value(*path)
@@ -183,6 +192,7 @@ class RunFacts:
         forgetting: the recipe's `forgetting`, every default written out.
         stages: those that are done, in order.
         unfinished: ids of stages that are not done.
+        ended_by: the stage after which the gate ended the run, if it did.
         measured: whether anything was measured after training.
         undecided: capabilities that the items measured cannot decide, and the items that would; None: no number would.
     """
@@ -192,5 +202,6 @@ class RunFacts:
     forgetting: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[StageFacts, ...] = ()
     unfinished: tuple[str, ...] = ()
+    ended_by: str | None = None
     measured: bool = True
     undecided: tuple[tuple[str, int | None], ...] = ()

@@ -82,4 +82,5 @@ def _training(stage: StageRecord) -> Training:
         kl=number(kl) if isinstance(kl, int | float) else None,
         cpu_seconds=number(outcome.cpu_seconds),
         peak_memory_bytes=outcome.peak_memory_bytes,
+        acted=(stage.decision.not_as_trained or None) if stage.decision else None,
     )

@@ -79,6 +79,7 @@ class Training(Record):
         train_loss: mean of the last tenth of what was logged.
         eval_loss: the last.
         kl: nats an answer, of a stage that samples answers.
+        acted: what the gate put in place of the policy as trained, as `rolled back`; None where nothing.
     """
 
     steps: int | None = None
@@ -91,6 +92,7 @@ class Training(Record):
     kl: Number = None
     cpu_seconds: Number = None
     peak_memory_bytes: int | None = None
+    acted: str | None = None
 
 
 class Finding(Record):

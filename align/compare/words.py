@@ -25,6 +25,7 @@ FIGURES: Final[dict[str, Callable[[Training], str]]] = {
     "KL, nats an answer": lambda one: _loss(one.kl),
     "CPU time": lambda one: NONE if one.cpu_seconds is None else numbers.seconds(one.cpu_seconds),
     "peak memory": lambda one: NONE if one.peak_memory_bytes is None else numbers.memory(one.peak_memory_bytes),
+    "after the gate": lambda one: one.acted or NONE,
 }
 
 

@@ -475,7 +475,7 @@ def _whose(at: Loc, stage: str) -> str:
     names = [str(part) for part in at if not isinstance(part, int)]
     key = next((name for name in ("replay", "ewc") if name in names), "")
     if "prompts" in names:
-        return f"`prompts` of the {key} of stage '{stage}'"
+        return f"`self.prompts` of stage '{stage}'"
     return {"replay": f"the replay of stage '{stage}'", "ewc": f"`ewc` of stage '{stage}'"}.get(key, "")
 
 

@@ -37,6 +37,7 @@ def facts(report: Report) -> RunFacts:
         base=base if isinstance(base, str) else "",
         forgetting=mapping(recipe.get("forgetting")),
         stages=tuple(_stage(stage, report, recipe) for stage in done if stage.outcome and stage.outcome.policy),
+        ended_by=next((stage.id for stage in report.stages if stage.entry.status == "stopped"), None),
         unfinished=tuple(stage.id for stage in report.stages if stage.entry.status not in ENDED),
         measured=any(stage != findings.BASE for stage in forgetting.matrix),
         undecided=tuple((name, change.cell.items_to_decide) for name, change in doubtful.items()),
@@ -80,6 +81,8 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         evaluation=Losses(evaluation[0][1], lowest[1], int(lowest[0]), evaluation[-1][1]) if evaluation else None,
         overfitted=curves.overfitting(curves.train_loss(stage), evaluation).tone == "bad",
         accuracy=accuracy[1] if accuracy else None,
+        masked=_masked(outcome.data),
+        held=_held(outcome.metrics),
         alarms=tuple((words(alarm.name), alarm.remedy) for one in stage.rollouts for alarm in one.alarms),
         warnings=tuple(text.rstrip(".") for text in outcome.warnings),
         **(
@@ -88,6 +91,17 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
             else _measured(stage.id, forgetting, entry)
         ),
     )
+
+
+def _masked(data: Mapping[str, Any]) -> float:
+    found = mapping(data.get("masked"))
+    tokens = found.get("answer_tokens")
+    return found.get("masked_tokens", 0) / tokens if tokens else 0.0
+
+
+def _held(metrics: Mapping[str, Any]) -> dict[str, float]:
+    ratios = {name: metrics.get(f"gradient_ratio/{name}") for name in ("ewc", "l2_sp")}
+    return {name: float(ratio) for name, ratio in ratios.items() if isinstance(ratio, int | float)}
 
 
 def _stands(decision: Decision | None) -> Attempt | None:
@@ -114,11 +128,10 @@ def _acted(stage: StageRecord, attempt: Attempt | None) -> str:
         return ""
     changed = [f"{name} {after:g} instead of {before:g}" for name, (before, after) in attempt.changed.items()]
     of = f"attempt {attempt.number}" + (f", with {join(changed)}" if changed else "")
-    beside = "; the changes are meant beside these values" if changed else ""
     if attempt.share is None:
-        return f"What is said of {stage.id} is of {of}{beside}"
+        return f"What is said of {stage.id} is of {of}"
     whole = "its whole update" + (f" ({of})" if attempt.number > 1 else "")
-    return f"Of {stage.id} a share of {attempt.share:g} goes on; what is said of it is of {whole}{beside}"
+    return f"Of {stage.id} a share of {attempt.share:g} goes on; what is said of it is of {whole}"
 
 
 def _of_whole(decision: Decision, share: Attempt, forgetting: Forgetting, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class Child:
             self.meanwhile()
             if process.poll() is not None:
                 self.watcher.end()
-                raise self._failure(request.stage, here, process.returncode)
+                at = f"while it measured shares of the update of stage '{request.stage}'"
+                raise self._failure(request.stage, here, process.returncode, at)
             time.sleep(POLL_SECONDS)
         self.watcher.end()
         return done
@@ -121,7 +122,7 @@ class Child:
         self.sent += 1
         messages.send(self.dir, self.sent, message)
 
-    def _failure(self, stage: str, here: StageDir, code: int) -> AlignError:
+    def _failure(self, stage: str, here: StageDir, code: int, at: str = "") -> AlignError:
         error = reading.whole(here.error, Failure)
         if error is not None:
             remedy = error.remedy
@@ -131,7 +132,7 @@ class Child:
         if code == Exit.INTERRUPTED:
             raise KeyboardInterrupt
         step = self.watcher.state.get("step")
-        at = f"at step {step} of stage '{stage}'" if step else f"at the start of stage '{stage}'"
+        at = at or (f"at step {step} of stage '{stage}'" if step else f"at the start of stage '{stage}'")
         memory = ""
         if code < 0:
             name = signal.Signals(-code).name

@@ -41,7 +41,7 @@ LEAST = 0.25  # of what was written must be left, or the policy cannot write
 TOLD_SECONDS = 2.0
 _REMEDIES = {
     filters.UNFINISHED: "raise `max_new_tokens`, or write `unfinished: keep`",
-    filters.NO_QUESTION: "raise `max_new_tokens`, or give `prompts`",
+    filters.NO_QUESTION: "raise `max_new_tokens`, lower `temperature`, or give `prompts`",
     filters.REPEATS: "raise `temperature` or `max_repetition`, or replay other rows with `data`",
     filters.DUPLICATE: "raise `temperature`, lower `rows`, or give more `prompts`",
     filters.REFUSED: "look at what it refused, or replay other rows with `data`",
@@ -212,7 +212,8 @@ def _enough(
     shelf.reject(rejected)
     main = next(iter(told["rejected"]))
     who = "the base" if told["by"] == "base" else "the policy that comes in"
-    what = f"{who} cannot write the rows that stage '{writer.job.ticket.stage}' replays: of {words.replayed(told)}"
+    stage = writer.job.ticket.stage
+    what = f"{who} cannot write the rows that stage '{stage}' replays: it wrote {words.replayed(told)}"
     where = f"all of them are in {shelf.rejected}"
     raise AlignError(what, f"{_REMEDIES.get(main, 'replay other rows with `data`')}; {where}", exit=Exit.STAGE_FAILED)
 
