@@ -85,6 +85,10 @@ def notes(keys: ForgettingKeys, plans: Sequence[StagePlan], layers: Layers) -> l
     if "retry" in used and keys.retry is not None:
         same = [plan.id for plan in _judged(plans) if not retries.changed(plan, keys.retry, 2)]
         found += [f"stage {id}: it is not tried again, because `forgetting.retry` changes nothing in it" for id in same]
+        raised = [plan for plan in _judged(plans) if "replay" in retries.changed(plan, keys.retry, 2)]
+        low = [plan.id for plan in raised if plan.replay is not None and not plan.replay.ratio]
+        begins = f"its `replay.ratio` is 0, so a retry begins from {retries.FIRST_REPLAY:g} times the factor"
+        found += [f"stage {id}: {begins}" for id in low]
     if "interpolate" in used:
         refused = [(plan.id, shares.refusal(layers[plan.policy], plan.layer)) for plan in _judged(plans)]
         found += [f"stage {id}: `interpolate` is passed over: {why}" for id, why in refused if why]

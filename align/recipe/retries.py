@@ -10,6 +10,8 @@ from align.recipe.plan import StagePlan
 
 MOST_REPLAY: Final = 0.9
 """More replayed rows than nine in ten leave too little of the task to learn."""
+FIRST_REPLAY: Final = 0.05
+"""What a stage whose recipe names replay data with `ratio: 0` is taken to replay before the factor."""
 
 Changed = dict[str, tuple[float, float]]
 """By the name of a value: what the recipe has, and what the attempt has."""
@@ -44,7 +46,7 @@ def _replay(plan: StagePlan, factor: float) -> Changed:
     if plan.replay is None or factor == 1:
         return {}
     ratio = plan.replay.ratio
-    return {"replay": (ratio, max(ratio, min(MOST_REPLAY, round(ratio * factor, 6))))}
+    return {"replay": (ratio, max(ratio, min(MOST_REPLAY, round((ratio or FIRST_REPLAY) * factor, 6))))}
 
 
 def _rate(plan: StagePlan, factor: float) -> Changed:
