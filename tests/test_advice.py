@@ -238,6 +238,14 @@ def test_two_faults_of_a_stage_take_turns() -> None:
             "Nothing was forgotten and the task was learnt: there is nothing to change.",
             ("dpo is not done, because the gate ended the run after sft; this is about the stages before.",),
         ),
+        (
+            replace(RUN, stages=(FINE,), unfinished=("dpo",), failed="dpo"),
+            "Nothing was forgotten and the task was learnt: there is nothing to change.",
+            (
+                "dpo is not done, because dpo failed: mend what its error says, and run the same command again; this "
+                "is about the stages before.",
+            ),
+        ),
     ],
 )
 def test_a_run_that_asks_for_no_change_is_told_none(run: RunFacts, verdict: str, notes: tuple[str, ...]) -> None:

@@ -131,6 +131,8 @@ def _notes(run: RunFacts, faulty: Iterable[str]) -> Iterator[str]:
         why = ": run the same command again"
         if run.ended_by is not None:
             why = f", because the gate ended the run after {run.ended_by}"
+        elif run.failed is not None:
+            why = f", because {run.failed} failed: mend what its error says, and run the same command again"
         yield f"{join(run.unfinished)} {are} not done{why}; this is about the stages before."
     if run.undecided:
         numbers = [n for _, n in run.undecided if n]

@@ -193,6 +193,7 @@ class RunFacts:
         stages: those that are done, in order.
         unfinished: ids of stages that are not done.
         ended_by: the stage after which the gate ended the run, if it did.
+        failed: the stage that ended with an error, if one did.
         measured: whether anything was measured after training.
         undecided: capabilities that the items measured cannot decide, and the items that would; None: no number would.
     """
@@ -203,5 +204,6 @@ class RunFacts:
     stages: tuple[StageFacts, ...] = ()
     unfinished: tuple[str, ...] = ()
     ended_by: str | None = None
+    failed: str | None = None
     measured: bool = True
     undecided: tuple[tuple[str, int | None], ...] = ()

@@ -38,6 +38,7 @@ def facts(report: Report) -> RunFacts:
         forgetting=mapping(recipe.get("forgetting")),
         stages=tuple(_stage(stage, report, recipe) for stage in done if stage.outcome and stage.outcome.policy),
         ended_by=next((stage.id for stage in report.stages if stage.entry.status == "stopped"), None),
+        failed=next((stage.id for stage in report.stages if stage.entry.status == "failed"), None),
         unfinished=tuple(stage.id for stage in report.stages if stage.entry.status not in ENDED),
         measured=any(stage != findings.BASE for stage in forgetting.matrix),
         undecided=tuple((name, change.cell.items_to_decide) for name, change in doubtful.items()),
