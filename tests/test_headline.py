@@ -117,6 +117,15 @@ def test_skills_may_be_undecided_where_their_mean_is_not(run_dir: Path) -> None:
     assert headline(load(run_dir)).word == "UNCLEAR", "the task is no part of that mean"
 
 
+def test_a_run_whose_stage_was_rolled_back_has_not_just_passed(run_dir: Path) -> None:
+    statuses(run_dir, reward="done", ppo="done")
+    all_verdicts(run_dir, "OK")
+    made.change(run_dir / "forgetting.json", Forgetting, rolled_back=("sft",), parent={"dpo": "base"})
+    found = headline(load(run_dir))
+    kept = "all 10 capabilities are surely within the tolerated drop of 0.2 after dpo; sft was rolled back."
+    assert (found.word, found.tone, found.text) == ("PASSED", "open", kept)
+
+
 def test_only_the_mean_fell(run_dir: Path) -> None:
     statuses(run_dir, reward="done", ppo="done")
     all_verdicts(run_dir, "OK")
@@ -289,7 +298,7 @@ def test_a_stage_that_could_replay_and_did_not_is_told_to(run_dir: Path) -> None
     first = said(run_dir)[1]
     assert (first.why, first.lines) == (
         f"sft forgot add {SFT_FORGOT}: nothing of what the base could do was replayed in it.",
-        ("stages:", "  sft:", "    replay:", "      data: lab/general", "      ratio: 0.2  # was 0"),
+        ("stages:", "  sft:", "    replay:", "      ratio: 0.2  # was 0"),
     )
     assert not any("dpo forgot" in step.why for step in said(run_dir)), "it was lost before"
 

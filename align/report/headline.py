@@ -37,6 +37,9 @@ def headline(report: Report) -> Headline:
     crossed = _crossed(report)
     if crossed:
         tone, text = ("open" if tone == "good" else tone), f"{text}; beyond its budget: {join(crossed)}"
+    if report.forgetting and (rolled := report.forgetting.rolled_back) and word != NO_RESULT:
+        what = f"{join(rolled)} {'was' if len(rolled) == 1 else 'were'} rolled back"
+        tone, text = ("open" if tone == "good" else tone), f"{text}; {what}"
     found = f"{word}: {text}" if word != NO_RESULT else text[0].lower() + text[1:]
     status = {stage.id: stage.entry.status for stage in report.stages}
     by: dict[str, list[str]] = {}
