@@ -27,6 +27,7 @@ CASES = {  # times the rate, share of replay
     "_x10": (10.0, 0.0),
     "_x10_replay": (10.0, 0.2),
     "_x50": (50.0, 0.0),
+    "_x150": (150.0, 0.0),
 }
 PASSAGE = 600  # characters
 
