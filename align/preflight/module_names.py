@@ -43,12 +43,13 @@ def faults(loaded: Loaded, base: Base) -> Iterator[AlignError]:
     for plan in loaded.stages:
         for path, settings in _settings((), plan.method_keys.model_dump(mode="json")):
             names = _Names(settings, modules, plan.layer)
-            for key, what, remedy in [*names.faults(), *_of_reward(plan, settings)]:
+            wrong = [*names.faults(), *_of_reward(plan, settings)]
+            for key, what, remedy in wrong:
                 fault = loaded.document.fault((*_place(plan), *path, key), what, remedy)
                 if str(fault) not in seen:  # a default that several stages share
                     seen.add(str(fault))
                     yield fault
-            for key, what, remedy in _of_penalties(plan, names):
+            for key, what, remedy in () if wrong else _of_penalties(plan, names):  # names that mean something
                 yield loaded.document.fault(("stages", plan.id, key), what, remedy)
 
 
