@@ -523,22 +523,27 @@ def test_a_limit_retrains_only_what_it_may_end(early: Path, tmp_path: Path) -> N
     assert runs.weights(folder) == runs.weights(early)
 
 
-@pytest.mark.slow
-def test_killed_between_two_measurements_it_ends_alike(early: Path, tmp_path: Path) -> None:
-    recipe, folder = runs.write(tmp_path, RECIPE), tmp_path / "run"
-    process = runs.started(recipe, folder, *EARLY)
+def killed_and_resumed(whole: Path, folder: Path, *options: str) -> None:
+    """Kill a run between two of its measurements and run it again: the weights and curves of one left alone."""
+    recipe = runs.write(folder.parent, RECIPE)
+    process = runs.started(recipe, folder, *options)
     stage = StageDir(folder / "stages/sft")
     runs.wait_for(process, lambda: bool(stage.curve.is_file() and [x for x in inside.read(stage) if x.step == 4]))
     for pid in runs.children(process.pid):
         os.kill(pid, signal.SIGKILL)
     process.communicate()
-    assert "(resuming from checkpoint-3)" in runs.run(recipe, folder, *EARLY).stderr
-    assert runs.weights(folder) == runs.weights(early)
+    assert "(resuming from checkpoint-3)" in runs.run(recipe, folder, *options).stderr
+    assert runs.weights(folder) == runs.weights(whole)
     one, other = (
         [line.but(seconds=0.0, cpu_seconds=0.0) for line in inside.read(StageDir(run / "stages/sft"))]
-        for run in (early, folder)
+        for run in (whole, folder)
     )
     assert one == other
+
+
+@pytest.mark.slow
+def test_killed_between_two_measurements_it_ends_alike(early: Path, tmp_path: Path) -> None:
+    killed_and_resumed(early, tmp_path / "run", *EARLY)
 
 
 STILL = (*EARLY, "--set", "parameterization={method: lora, lora: {r: 8}}")
@@ -554,20 +559,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_killed_between_two_measurements_end_alike(two: Path, tmp_path: Path) -> None:
-    recipe, folder = runs.write(tmp_path, RECIPE), tmp_path / "run"
-    process = runs.started(recipe, folder, *HALVED)
-    stage = StageDir(folder / "stages/sft")
-    runs.wait_for(process, lambda: bool(stage.curve.is_file() and [x for x in inside.read(stage) if x.step == 4]))
-    for pid in runs.children(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    assert "(resuming from checkpoint-3)" in runs.run(recipe, folder, *HALVED).stderr
-    assert runs.weights(folder) == runs.weights(two)
-    one, other = (
-        [line.but(seconds=0.0, cpu_seconds=0.0) for line in inside.read(StageDir(run / "stages/sft"))]
-        for run in (two, folder)
-    )
-    assert one == other
+    killed_and_resumed(two, tmp_path / "run", *HALVED)
 
 
 @pytest.mark.slow

@@ -136,9 +136,9 @@ def test_every_method_of_the_order_is_one_that_a_recipe_takes(tmp_path: Path) ->
 
 def test_lines_are_written_into_a_recipe_with_a_file_in_place_of_the_placeholder() -> None:
     recipe = {"stages": {"sft": {"replay": None, "training": {"max_steps": 9}}}}
-    advice.put(recipe, Line(("stages", "sft", "replay", "data"), None, ["old", "FILE"]), "/tmp/rows.jsonl")
+    advice.put(recipe, Line(("stages", "sft", "replay", "data"), None, ["old", "FILE"]), "rows.jsonl")
     advice.put(recipe, Line(("stages", "sft", "training", "max_steps"), 9, 4), "")
-    assert recipe["stages"]["sft"] == {"replay": {"data": ["old", "/tmp/rows.jsonl"]}, "training": {"max_steps": 4}}
+    assert recipe["stages"]["sft"] == {"replay": {"data": ["old", "rows.jsonl"]}, "training": {"max_steps": 4}}
 
 
 def test_rows_of_skills_are_questions_and_of_any_other_name_texts(tmp_path: Path) -> None:

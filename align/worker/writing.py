@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -110,10 +110,10 @@ class _Writer:
         by = by if came_in else "base"
         if by not in self._models:
             self._free()  # one policy at a time
-            load: Callable[[], Any] = self.builder.pristine
-            if by != "base":
-                load = lambda: stack.load_policy(ticket.policy, ticket.model, self.run.root)  # noqa: E731
-            self._models[by] = load()
+            if by == "base":
+                self._models[by] = self.builder.pristine()
+            else:
+                self._models[by] = stack.load_policy(ticket.policy, ticket.model, self.run.root)
         share = Share(self.world.process_index, self.world.num_processes, self._passed)
         autocast = bool(ticket.training.get("bf16", models.native_bf16()))
         return Bench(self._models[by], self.job.tokenizer, autocast=autocast, share=share)
