@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from align.data import checks, demonstrations, ends, mixing, template
-from align.data.checks import Lengths, Table
+from align.data import checks, ends, mixing, template
+from align.data.checks import Lengths
 from align.data.faults import raise_all
-from align.data.files import READERS, ending
-from align.data.formats import GIVEN, LEARNT, Example, Kind
-from align.data.hub import is_id
-from align.data.sources import LAB, DataSource
-from align.errors import AlignError, FaultList, Faults
+from align.data.formats import GIVEN, Example
+from align.errors import AlignError
 from align.forgetting import probes
 from align.policy import base as bases
 from align.policy.base import Base
@@ -33,21 +29,20 @@ from align.preflight import (
 from align.preflight.leaks import Taught
 from align.preflight.machine import check_disk
 from align.preflight.rewards import Finder
-from align.preflight.rows_that_fit import Replayed, StageRows
-from align.recipe import contradictions, replays, run_length
+from align.preflight.rows_that_fit import StageRows
+from align.preflight.stage_tables import StageTables
+from align.recipe import contradictions, run_length
 from align.recipe.document import Loc
 from align.recipe.keys import ModelKeys
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Reward, Rows
-from align.stage.replay_keys import ReplaySource
 from align.stage.rewarded import RewardedKeys
 from align.stage.rewrite_keys import scoring
 
 __all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
 
-PROMPTS: frozenset[Kind] = frozenset({"prompt"})  # what a policy is asked that writes rows itself
 LEAKS_SHOWN = 5
 
 
@@ -77,7 +72,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         AlignError, Faults: all faults of the recipe's model, data and probes at once.
     """
     machine.check_packages(loaded)
-    checking = _Checking(loaded, offline, weights, commit, notes=list(loaded.warnings))
+    checking = _Checking(loaded=loaded, offline=offline, weights=weights, commit=commit, notes=list(loaded.warnings))
     base, own = checking.model(), checking.chat_template()
     rows: dict[str, StageRows | None] = {}
     for plan in loaded.stages:
@@ -109,17 +104,12 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings, checkers)
 
 
-@dataclass
-class _Checking:
+@dataclass(kw_only=True)
+class _Checking(StageTables):
     """One check of a recipe: what was found wrong, what is worth a note, and the tables that were read."""
 
-    loaded: Loaded
-    offline: bool
     weights: bool
     commit: str | None
-    notes: list[str]
-    faults: FaultList = field(default_factory=FaultList)
-    tables: dict[str, Table] = field(default_factory=dict)
     own: list[own_probes.OwnProbe] = field(default_factory=list)
     leaked: list[AlignError] = field(default_factory=list)
     warnings: dict[str, list[str]] = field(default_factory=dict)
@@ -141,7 +131,7 @@ class _Checking:
             looked_up = {"offline": self.offline, "weights": self.weights, "code": keys.trust_remote_code}
             base = bases.resolve(keys.base, revision, root=self.loaded.root, **looked_up)
         except AlignError as error:
-            self._add(error, ("model", "base"))
+            self.add(error, ("model", "base"))
             return None
         if base.path is None:
             self.notes.append(f"the model '{keys.base}' was not looked up")
@@ -156,102 +146,8 @@ class _Checking:
             return template.resolve(name, self.loaded.root) if name else None
         except AlignError as error:
             self.template_is_known = False
-            self._add(error, ("model", "chat_template"))
+            self.add(error, ("model", "chat_template"))
             return None
-
-    def rows(self, plan: StagePlan, before: Mapping[str, StageRows | None]) -> StageRows | None:
-        """The rows of a stage; None where something is wrong with them.
-
-        Args:
-            before: those of the stages before it.
-        """
-        at: Loc = ("stages", plan.id)
-        train = self._table(plan, plan.keys.data, (*at, "data"))
-        if train and plan.program.stage.demonstrated:
-            try:
-                demonstrations.check(train.examples)
-            except AlignError as error:
-                self._add(error, (*at, "data"))
-                return None
-        held, evaluation, rows = plan.keys.eval_data, list[Example](), train.examples if train else []
-        if isinstance(held, int | float):
-            try:
-                rows, evaluation = self._hold_out(plan, rows, held) if rows else ([], [])
-            except AlignError as error:
-                self._add(error, (*at, "eval_data"))
-                return None
-        elif held is not None:
-            table = self._table(plan, held, (*at, "eval_data"))
-            evaluation = table.examples if table else []
-        sources = [self._replayed(plan, place, source, before) for place, source in replays.places(plan)]
-        if not train:
-            return None
-        rows, asked = self._asked(plan, rows)
-        return StageRows(rows, evaluation, tuple(source for source in sources if source), self._fisher(plan), asked)
-
-    def _replayed(
-        self, plan: StagePlan, at: Loc, source: ReplaySource, before: Mapping[str, StageRows | None]
-    ) -> Replayed | None:
-        """The rows of one source of a stage's replay; None where something is wrong with them."""
-        if source.stage is not None:
-            there = before.get(source.stage)
-            own = [example for example in there.train if example.kind in LEARNT] if there else []
-            if there and there.train and not own:  # of a table that was not looked up there are no rows
-                what = f"stage '{source.stage}' has no answers or texts that stage '{plan.id}' could replay"
-                self._add(AlignError(what, "write `data:` with a file"), at)
-            if any(other.id == source.stage and getattr(other.keys, "rewrite", None) for other in self.loaded.stages):
-                text = f"it replays the rows of '{source.stage}' with the answers of the data, not with rewritten ones"
-                self.notes.append(f"stage {plan.id}: {text}")
-            return Replayed(source.label, source.weight, own, source.stage)
-        if source.self is not None:
-            return Replayed(source.label, source.weight, [], written=True)
-        assert source.data is not None
-        table = self._table(plan, source.data, (*at, "data"), LEARNT)
-        return Replayed(source.label, source.weight, table.examples) if table else None
-
-    def _asked(self, plan: StagePlan, rows: list[Example]) -> tuple[list[Example], Table | None]:
-        """The rows that are trained on, and the prompts of those that the policy writes."""
-        wanted = written.writes(plan)
-        if wanted is None or wanted.prompts is None:
-            return rows, None
-        place: Loc = (*written.place(plan), "self", "prompts")
-        if wanted.prompts != "task":
-            return rows, self._table(plan, wanted.prompts, place, PROMPTS)
-        if not rows:  # not looked up
-            return rows, None
-        try:
-            return written.apart(rows, wanted, self.loaded.recipe.seed)
-        except AlignError as error:
-            self._add(error, place)
-            return rows, None
-
-    def _fisher(self, plan: StagePlan) -> list[Example]:
-        """The rows that the Fisher information of a stage's EWC is measured on, drawn by the seed; none without one."""
-        ewc = plan.keys.ewc
-        if ewc is None or not ewc.weight:
-            return []
-        table = self._table(plan, ewc.data, ("stages", plan.id, "ewc", "data"), LEARNT)
-        rows = table.examples if table else []
-        if 0 < len(rows) < ewc.rows:
-            self.notes.append(
-                f"stage {plan.id}: `ewc.data` has {len(rows):,} rows, fewer than `ewc.rows`, {ewc.rows:,}"
-            )
-        return mixing.draw(rows, min(ewc.rows, len(rows)), self.loaded.recipe.seed)
-
-    def _hold_out(
-        self, plan: StagePlan, rows: list[Example], share: float | int
-    ) -> tuple[list[Example], list[Example]]:
-        """Training and held-out rows. What the stage holds out by default never refuses a recipe that did not ask."""
-        default = share == type(plan.keys).model_fields["eval_data"].default
-        train, held = mixing.hold_out(rows, share, self.loaded.recipe.seed, lenient=default)
-        if share and not held:
-            only = (
-                "the only row is trained on"
-                if len(rows) == 1
-                else f"all {len(rows):,} rows have the same prompt and are trained on"
-            )
-            self.notes.append(f"stage {plan.id}: {only}, so none is held out for evaluation")
-        return train, held
 
     def rewards(self, plan: StagePlan) -> list[Reward]:
         """What scores the answers of a stage."""
@@ -268,14 +164,14 @@ class _Checking:
                 found.append(finder.find(source))
             except AlignError as error:
                 listed = self.loaded.document.has((*at, number))
-                self._add(error, (*at, number) if listed else at)
+                self.add(error, (*at, number) if listed else at)
         return found
 
     def checkers(self, plan: StagePlan) -> written.Checkers:
         """The user's functions that say what is kept of what the policy writes."""
         found, faults = written.checkers(plan, self.loaded.root)
         for error, at in faults:
-            self._add(error, at)
+            self.add(error, at)
         return found
 
     def columns(self, stage: str, rewards: list[Reward], rows: list[Example]) -> None:
@@ -290,30 +186,7 @@ class _Checking:
             why = "is not a column of the data" if columns else "`rewrite` does not give it"
             what = f"the reward function '{reward.name}' asks for '{missing}', which {why}"
             remedy = f"it can ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
-            self._add(AlignError(what, remedy), ("stages", stage, *scoring(plan.keys)[1]))
-
-    def _table(
-        self, plan: StagePlan, value: DataSource | list[DataSource], at: Loc, kinds: frozenset[Kind] | None = None
-    ) -> Table | None:
-        """Read and check a table; one that two stages share is read once. `kinds`: by default those of the stage."""
-        sources, accepts = value if isinstance(value, list) else [value], kinds or plan.program.stage.rows
-        remote = [source.source for source in sources if _on_hub(source, self.loaded.root)]
-        if self.offline and remote:
-            self.notes.append(f"stage {plan.id}: the data '{remote[0]}' were not looked up")
-            return Table(examples=[], sha256="", name=remote[0])
-        columns = isinstance(plan.keys, RewardedKeys) and plan.keys.calls and kinds is None
-        name = json.dumps([[source.model_dump() for source in sources], sorted(accepts), columns])
-        if name not in self.tables:
-            try:
-                root, stage = self.loaded.root, plan.id
-                self.tables[name] = checks.load(
-                    sources, root=root, accepts=accepts, stage=stage, columns=columns, whose=_whose(at, stage)
-                )
-            except AlignError as error:
-                self._add(error, at, sources)
-                return None
-            self.notes.extend(f"stage {plan.id}: {text}" for text in self.tables[name].warnings)
-        return self.tables[name]
+            self.add(AlignError(what, remedy), ("stages", stage, *scoring(plan.keys)[1]))
 
     def against_model(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
         """Whether the model can take the rows: a chat template where one is needed, answers within max_length."""
@@ -330,11 +203,11 @@ class _Checking:
                 raise AlignError(what, remedy)
             lengths = _lengths(self.loaded.recipe.model, folder, own)
         except AlignError as error:
-            self._add(error, ("model", "base"))
+            self.add(error, ("model", "base"))
             return
         if lengths is not None:
             for key, fault in ends.check(lengths.tokenizer, model.base, bases.replaced_tokens(model.model_dump())):
-                self._add(fault, ("model", key))
+                self.add(fault, ("model", key))
             self.notes += ends.notes(lengths.tokenizer, folder) if talking else []
         for plan in self.loaded.stages:
             if plan.id in rows:
@@ -351,7 +224,7 @@ class _Checking:
                     try:
                         written.against_model(rows[plan.id].asked, wanted, lengths, base.context)
                     except AlignError as error:
-                        self._add(error, (*written.place(plan), "self"))
+                        self.add(error, (*written.place(plan), "self"))
 
     def tokens(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
         """Whether the model has a row for every token that it is given."""
@@ -361,7 +234,7 @@ class _Checking:
         try:
             note = tokenizer_facts.check_ids(base, [own or template.find(base.path), asked, *written])
         except AlignError as error:
-            self._add(error, ("model", "base"))
+            self.add(error, ("model", "base"))
             return
         self.notes.extend([note] if note else [])
 
@@ -377,7 +250,7 @@ class _Checking:
     def against_keys(self, plan: StagePlan, rows: StageRows | None) -> None:
         """What the stage's own keys say against its rows."""
         for key, what, remedy in plan.keys.refusals(rows.train) if rows else []:
-            self._add(AlignError(what, remedy), ("stages", plan.id, key))
+            self.add(AlignError(what, remedy), ("stages", plan.id, key))
 
     def batch(self, plan: StagePlan, rows: StageRows) -> None:
         """Note a batch that is far larger than the data."""
@@ -441,42 +314,9 @@ class _Checking:
             return probes.digest(keys)
         self.own, faults = own_probes.read(keys, self.loaded.root, offline=self.offline)
         for name, error in faults:
-            self._add(error, ("forgetting", "probes", name))
+            self.add(error, ("forgetting", "probes", name))
         self.notes += [text for one in self.own for text in probe_sizes.notes(one, keys)]
         return own_probes.digest(self.own, keys)
-
-    def _add(self, error: AlignError, at: Loc, sources: list[DataSource] | None = None) -> None:
-        """Take a fault at its own place, where it has one, else at the key of the recipe that led to it."""
-        for one in error.faults if isinstance(error, Faults) else [error]:
-            placed = one
-            if one.place is None:
-                placed = self.loaded.document.fault((*at, *_named_in(one.what, sources or [])), one.what, one.remedy)
-                placed.exit = one.exit
-            self.faults.found.append(placed)
-
-
-def _named_in(what: str, sources: list[DataSource]) -> Loc:
-    """The one of several sources that a fault speaks of."""
-    if len(sources) < 2:
-        return ("source",)
-    return next(((number, "source") for number, source in enumerate(sources) if source.source in what), ())
-
-
-def _on_hub(source: DataSource, root: Path) -> bool:
-    """Whether a source can only mean the Hub: it has the form of an id, and nothing is called so here."""
-    name = source.source
-    if name.startswith(LAB) or not is_id(name) or ending(name) in READERS:
-        return False
-    return not any((base / name).exists() for base in (Path(), root))
-
-
-def _whose(at: Loc, stage: str) -> str:
-    """What a table is for, in messages; empty where it is the stage's own data."""
-    names = [str(part) for part in at if not isinstance(part, int)]
-    key = next((name for name in ("replay", "ewc") if name in names), "")
-    if "prompts" in names:
-        return f"`self.prompts` of stage '{stage}'"
-    return {"replay": f"the replay of stage '{stage}'", "ewc": f"`ewc` of stage '{stage}'"}.get(key, "")
 
 
 def _is_chat(example: Example) -> bool:
