@@ -1,6 +1,6 @@
 """Whether the advice of `align advise` mends runs that went wrong, each in another way.
 
-    python -m benchmarks.advice                  # six CPU minutes
+    python -m benchmarks.advice                  # ten CPU minutes
     python -m benchmarks.advice --all --write    # every change that a cause asks for; also writes docs/remedies.md
     options: --runs FOLDER, --only TEXT (cases whose name holds it), --seed N
 
@@ -62,13 +62,13 @@ class Case:
     recipe: dict[str, Any]
 
 
-def _sft(rate: float, steps: int = 120, **more: Any) -> dict[str, Any]:
+def _sft(rate: float, steps: int = 240, **more: Any) -> dict[str, Any]:
     training = {"learning_rate": rate, "max_steps": steps, "per_device_train_batch_size": BATCH}
     return {"data": "lab/helpdesk", "training": training} | more
 
 
 def _overfitted() -> dict[str, Any]:
-    stage = _sft(5e-3, 240, data={"source": "lab/helpdesk", "limit": 96}, eval_data=32)
+    stage = _sft(5e-3, data={"source": "lab/helpdesk", "limit": 96}, eval_data=32)
     stage["training"] |= {"eval_strategy": "steps", "eval_steps": 20}
     return stage
 

@@ -41,9 +41,16 @@ def cells(rows: Sequence[Cell]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        figures = f"{row.task:.3f} | {row.skills:.3f} | {perplexity(row)} | {row.cpu:.0f} | {row.seeds}"
-        lines.append(f"| {row.name} | {row.method} | {figures} |")
+        task, skills = _of_seeds(row.task, row.task_range), _of_seeds(row.skills, row.skills_range)
+        lines.append(
+            f"| {row.name} | {row.method} | {task} | {skills} | {perplexity(row)} | {row.cpu:.0f} | {row.seeds} |"
+        )
     return "\n".join(lines)
+
+
+def _of_seeds(mean: float, ends: tuple[float, float] | None) -> str:
+    """A mean, and how far the seeds lie apart."""
+    return f"{mean:.3f}" if ends is None or ends[0] == ends[1] else f"{mean:.3f} ({ends[0]:.2f}-{ends[1]:.2f})"
 
 
 def measured() -> Measured:

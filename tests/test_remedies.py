@@ -33,7 +33,10 @@ def cell(root: Path, name: str, task: float, skill: float, seed: int = 7, gate: 
     here = root / f"{name}-lora-{seed}"
     summary(here / "run/base/measurements", 0.0, 1.0, 2.0)
     summary(here / "run/stages/dpo/measurements", task, skill, 3.0, gate)
-    (here / "spent.json").write_text("30.0")
+    for stage in ("sft", "dpo"):
+        (here / f"run/stages/{stage}").mkdir(parents=True, exist_ok=True)
+        (here / f"run/stages/{stage}/outcome.json").write_text('{"cpu_seconds": 15.0}')
+    (here / "spent.json").write_text("42.0")
 
 
 @pytest.fixture
@@ -54,6 +57,8 @@ def test_a_cell_is_the_mean_over_its_seeds(bench: remedies.Bench) -> None:
     assert found is not None
     assert (found.seeds, found.task, found.perplexity, found.cpu) == (2, 0.6, 3.0, 30.0)
     assert found.skills == pytest.approx(0.85) and found.both == pytest.approx(0.725)
+    assert (found.task_range, found.skills_range) == ((0.5, 0.7), (pytest.approx(0.8), pytest.approx(0.9)))
+    assert "| 0.600 (0.50-0.70) | 0.850 (0.80-0.90) | 3.00 | 30 | 2 |" in written_tables.cells([found])
     assert (found.stage, found.change, dict(found.keys)) == (
         "sft", "replay", {"replay": {"data": "lab/general", "ratio": 0.2}},
     )  # fmt: skip

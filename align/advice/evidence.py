@@ -66,7 +66,8 @@ class Cell(_Row):
         keys: the lines of the recipe.
         method: `full` or `lora`.
         seeds: how many.
-        cpu: seconds of the whole chain, training and measuring.
+        task_range, skills_range: the lowest and the highest of the seeds.
+        cpu: seconds of training both stages, with what the remedy does before them and in them.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Cell(_Row):
     skills: float
     perplexity: float
     cpu: float
+    task_range: tuple[float, float] | None = None
+    skills_range: tuple[float, float] | None = None
     title: str = ""
     change: str | None = None
     stage: str | None = None
