@@ -22,6 +22,7 @@ from benchmarks import clock
 
 if TYPE_CHECKING:
     from align.forgetting.battery.likelihoods import Asked
+    from align.forgetting.bench import Bench
 
 ROWS = 64  # of a plain batch
 WAYS = ("trees", "caches")
@@ -61,64 +62,87 @@ def main() -> None:
     clock.quiet()
     import torch
 
-    from align.forgetting import decoder, kl, probes
-    from align.forgetting.battery import answering
-    from align.forgetting.battery.likelihoods import log_likelihoods
-    from align.forgetting.bench import Bench, generate_ids, likelihoods
-    from align.forgetting.keys import ForgettingKeys
+    from align.forgetting.bench import Bench
     from align.policy import load as models
 
     model = models.load_weights(given.model, {}, torch.bfloat16, None).eval()
-    tokenizer = models.load_tokenizer(given.model, None, {})
     autocast = models.native_bf16()
-    bench = Bench(model, tokenizer, autocast=autocast)
+    bench = Bench(model, models.load_tokenizer(given.model, None, {}), autocast=autocast)
     clock.heading(f"the general battery at {given.items} items of each skill")
-    loaded = probes.load(ForgettingKeys(probes="general", items=given.items), Path())
-    skills = [probe for probe in loaded if isinstance(probe, probes.Battery)]
-    groups = [answering.encode(probe, tokenizer) for probe in skills if probe.skill.scorer == "choice"]
-    written = [probe for probe in skills if probe.skill.scorer == "check"]
-    prompts = [one.shared for probe in written for one in answering.encode(probe, tokenizer)]
-    tokens = max(probe.skill.tokens for probe in written)
-    texts = [text for one in loaded if isinstance(one, probes.Texts) for half in one.texts.values() for text in half]
-    asked = kl.Asked(prompts[:32], [ids[-16:] for ids in prompts[:32]])
-
-    def choices(group: list[Asked]) -> Scores:
-        return log_likelihoods(model, [group], pad=0, autocast=autocast)[0]
-
-    parts: dict[str, list[Callable[[], object]]] = {
-        "choices": [partial(choices, group) for group in groups],
-        "checked answers": [lambda: generate_ids(bench, prompts, tokens)],
-        "texts": [lambda: likelihoods(bench, texts)],
-        "KL on top": [lambda: kl.measure(bench, lambda: nullcontext(bench), asked, "", 0)],
-    }
-    spent = {(name, way): 0.0 for name in parts for way in WAYS}
-    ranked: dict[str, list[Scores]] = {way: [] for way in WAYS}
+    groups, parts = work(bench, given.items)
     with torch.inference_mode():
-        choices(groups[0][:4])  # warms up
-        for name, works in parts.items():
-            for work in works:
-                for way in WAYS:
-                    with patch.multiple(decoder, **FORBIDDEN) if way == "caches" else nullcontext():
-                        start = clock.process_seconds()
-                        found = work()
-                        spent[name, way] += clock.process_seconds() - start
-                    if name == "choices":
-                        ranked[way].append(cast("Scores", found))
+        spent, ranked = timed(bench, groups, parts)
         if given.plain:
             start = clock.process_seconds()
             single = iter(plain(model, groups, 0, autocast))
             taken = clock.process_seconds() - start
             ranked["plain"] = [[[next(single) for _ in scores] for scores in group] for group in ranked["trees"]]
-    for way in [way for way in ranked if way != "trees"]:
-        leads = apart(ranked["trees"], ranked[way])
-        text = ", ".join(f"{lead:.3f}" for lead in sorted(leads)) or "none"
-        print(f"of {sum(map(len, groups))} questions {len(leads)} ranked apart from {way}, by leads of {text} nats")
-    for name in parts:
-        print(f"{name:16} {spent[name, 'trees']:6.1f} s   {spent[name, 'caches']:6.1f} s by caches and `generate`")
+    tell(groups, spent, ranked)
     if given.plain:
         clock.verdict("trees over plain passes", spent["choices", "trees"] / taken, 1.2)
     whole = sum(spent[name, "trees"] for name in parts if name != "KL on top")
     clock.verdict("CPU seconds of a measurement", whole, 60)
+
+
+def choices(bench: Bench, group: list[Asked]) -> Scores:
+    """The log-probability of every choice of each question."""
+    from align.forgetting.battery.likelihoods import log_likelihoods
+
+    return log_likelihoods(bench.model, [group], pad=0, autocast=bench.autocast)[0]
+
+
+def work(bench: Bench, items: int) -> tuple[list[list[Asked]], dict[str, list[Callable[[], object]]]]:
+    """The questions with choices, by skill, and the parts of a measurement with what is done for each."""
+    from align.forgetting import kl, probes
+    from align.forgetting.battery import answering
+    from align.forgetting.bench import generate_ids, likelihoods
+    from align.forgetting.keys import ForgettingKeys
+
+    loaded = probes.load(ForgettingKeys(probes="general", items=items), Path())
+    skills = [probe for probe in loaded if isinstance(probe, probes.Battery)]
+    groups = [answering.encode(probe, bench.tokenizer) for probe in skills if probe.skill.scorer == "choice"]
+    written = [probe for probe in skills if probe.skill.scorer == "check"]
+    prompts = [one.shared for probe in written for one in answering.encode(probe, bench.tokenizer)]
+    tokens = max(probe.skill.tokens for probe in written)
+    texts = [text for one in loaded if isinstance(one, probes.Texts) for half in one.texts.values() for text in half]
+    asked = kl.Asked(prompts[:32], [ids[-16:] for ids in prompts[:32]])
+    return groups, {
+        "choices": [partial(choices, bench, group) for group in groups],
+        "checked answers": [lambda: generate_ids(bench, prompts, tokens)],
+        "texts": [lambda: likelihoods(bench, texts)],
+        "KL on top": [lambda: kl.measure(bench, lambda: nullcontext(bench), asked, "", 0)],
+    }
+
+
+def timed(
+    bench: Bench, groups: list[list[Asked]], parts: dict[str, list[Callable[[], object]]]
+) -> tuple[dict[tuple[str, str], float], dict[str, list[Scores]]]:
+    """The CPU seconds of each part in both ways, in turn, and how each way ranks the choices."""
+    from align.forgetting import decoder
+
+    spent = {(name, way): 0.0 for name in parts for way in WAYS}
+    ranked: dict[str, list[Scores]] = {way: [] for way in WAYS}
+    choices(bench, groups[0][:4])  # warms up
+    for name, works in parts.items():
+        for work in works:
+            for way in WAYS:
+                with patch.multiple(decoder, **FORBIDDEN) if way == "caches" else nullcontext():
+                    start = clock.process_seconds()
+                    found = work()
+                    spent[name, way] += clock.process_seconds() - start
+                if name == "choices":
+                    ranked[way].append(cast("Scores", found))
+    return spent, ranked
+
+
+def tell(groups: list[list[Asked]], spent: dict[tuple[str, str], float], ranked: dict[str, list[Scores]]) -> None:
+    """Whether all ways rank alike, and what each part took."""
+    for way in [way for way in ranked if way != "trees"]:
+        leads = apart(ranked["trees"], ranked[way])
+        text = ", ".join(f"{lead:.3f}" for lead in sorted(leads)) or "none"
+        print(f"of {sum(map(len, groups))} questions {len(leads)} ranked apart from {way}, by leads of {text} nats")
+    for name in {name: None for name, _ in spent}:
+        print(f"{name:16} {spent[name, 'trees']:6.1f} s   {spent[name, 'caches']:6.1f} s by caches and `generate`")
 
 
 def apart(ones: list[Scores], others: list[Scores]) -> list[float]:

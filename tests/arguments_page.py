@@ -21,7 +21,7 @@ _HEAD = """\
 The arguments that `training:` accepts in a recipe. The names are those of TRL's configs and of the `TrainingArguments`
 of transformers, from which they inherit. `align check` refuses an argument that would have no effect, or that would
 fail only after the model has loaded, with the line and what to write instead. How to write recipes:
-[recipes.md](recipes.md#training).
+[recipes/stages.md](recipes/stages.md#training).
 
 | in the table | |
 |---|---|

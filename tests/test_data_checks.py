@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from align.data import template
-from align.data.checks import Lengths, Table, fitting, load, within_context
+from align.data.checks import Table, load
 from align.data.each_turn import each_turn
 from align.data.formats import Example
-from align.data.lengths import no_answer_left
+from align.data.lengths import Lengths, no_answer_left
 from align.data.sources import DataSource
+from align.data.truncation import fitting, within_context
 from align.errors import AlignError, Place
 from align.lab import MODEL_DIR
 

@@ -37,7 +37,8 @@ from align.stage import keys, program
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = {"errors.md"}  # shows command lines that are wrong on purpose
-RECIPES = ROOT / "docs" / "recipes.md"
+RECIPES = ROOT / "docs" / "recipes.md"  # a recipe at a glance; its pages, by subject:
+SUBJECTS = ROOT / "docs" / "recipes"
 PPO = ROOT / "docs" / "ppo.md"
 STAGES = ROOT / "docs" / "stages.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -57,11 +58,18 @@ def id_of(page: object) -> str:
 
 
 @functools.cache
+def recipes() -> str:
+    """The pages about recipes as one text."""
+    return "\n".join(page.read_text(encoding="utf-8") for page in (RECIPES, *sorted(SUBJECTS.glob("*.md"))))
+
+
+@functools.cache
 def tables() -> dict[str, dict[str, str]]:
-    """The tables of docs/recipes.md that stand under `<!-- keys: NAME -->`: key -> default as written."""
+    """Those of the pages about recipes that stand under `<!-- keys: NAME -->`: key -> default as written."""
     found: dict[str, dict[str, str]] = {}
     marked = r"<!-- keys: (\w+) -->\n\|.*\n\|[-|]+\n((?:\|.*\n)+)"
-    for name, rows in re.findall(marked, RECIPES.read_text(encoding="utf-8")):
+    for name, rows in re.findall(marked, recipes()):
+        assert name not in found, f"two tables of {name}"
         cells = [[cell.strip() for cell in row.split("|")[1:3]] for row in rows.splitlines()]
         found[name] = {key.strip("`"): default for key, default in cells}
     return found
@@ -112,7 +120,7 @@ def test_every_documented_default_is_the_default(name: str) -> None:
 
 
 def test_the_training_defaults_are_as_documented() -> None:
-    text = RECIPES.read_text(encoding="utf-8").partition("<!-- defaults: training -->")[2].partition("\n\n")[0]
+    text = recipes().partition("<!-- defaults: training -->")[2].partition("\n\n")[0]
     written = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", text, re.MULTILINE))
     plan = load.load(ROOT / "recipes" / "sft_lora.yaml", ["stages.sft.training={}"]).stages[0]
     own = plan.program.stage.defaults["adapter"]
@@ -123,9 +131,7 @@ def test_the_training_defaults_are_as_documented() -> None:
 @pytest.mark.parametrize("name", shipped.names("stages"))
 def test_the_defaults_of_a_stage_are_as_documented(name: str) -> None:
     """A row of the table: base weights trained, adapters trained, and what holds for either."""
-    row = next(
-        line for line in RECIPES.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` | `lea")
-    )
+    row = next(line for line in recipes().splitlines() if line.startswith(f"| `{name}` | `lea"))
     read = YAML(typ="safe", pure=True).load
     cells = [{key: read(value) for key, value in re.findall(r"`(\w+): ([^`]+)`", cell)} for cell in row.split("|")[2:5]]
     written = dict(zip(("full", "adapter", "all"), cells, strict=True))
@@ -133,8 +139,13 @@ def test_the_defaults_of_a_stage_are_as_documented(name: str) -> None:
     assert {family: arguments for family, arguments in written.items() if arguments} == defaults
 
 
+def test_every_page_about_recipes_is_in_their_index() -> None:
+    named = {target.partition("#")[0] for target in re.findall(r"\]\((recipes/[^)]+)\)", RECIPES.read_text("utf-8"))}
+    assert named == {f"recipes/{page.name}" for page in SUBJECTS.iterdir()}
+
+
 def test_all_that_ships_is_named() -> None:
-    text = RECIPES.read_text(encoding="utf-8")
+    text = recipes()
     names = [
         *shipped.names("recipes"),
         *shipped.names("pipelines"),
@@ -228,7 +239,7 @@ def test_yaml_blocks_are_recipes_or_pipelines(page: Path, tmp_path: Path, monkey
 
 
 def test_example_rows_are_of_the_format_above_them() -> None:
-    text = RECIPES.read_text(encoding="utf-8").partition("### Formats")[2]
+    text = (SUBJECTS / "model_and_data.md").read_text(encoding="utf-8").partition("### Formats")[2]
     shown = re.findall(r"^`(\w+)`[^\n]*(?:\n[^\n]+)*:\n\n```json\n(.+)\n```", text, re.MULTILINE)
     assert {name for name, _ in shown} == set(FORMATS)
     for name, row in shown:
@@ -238,12 +249,14 @@ def test_example_rows_are_of_the_format_above_them() -> None:
 
 
 def test_every_name_of_a_field_and_of_a_mark_is_documented() -> None:
-    text = RECIPES.read_text(encoding="utf-8").partition("### Formats")[2].partition("### Evaluation data")[0]
+    text = (SUBJECTS / "model_and_data.md").read_text(encoding="utf-8")
+    text = text.partition("### Formats")[2].partition("### Evaluation data")[0]
     assert [name for name in sorted(FIELDS | set(MARKS)) if f"`{name}`" not in text] == []
 
 
 def test_named_training_arguments_exist() -> None:
-    text = RECIPES.read_text(encoding="utf-8").partition("### training")[2].partition("A name that TRL")[0]
+    text = (SUBJECTS / "stages.md").read_text(encoding="utf-8")
+    text = text.partition("## training")[2].partition("A name that TRL")[0]
     names = re.findall(r"`([a-z_]+)`", text)
     assert len(names) > 8
     assert [name for name in names if name not in training_arguments.open_to_users("SFTConfig")] == []

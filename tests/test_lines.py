@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import align
 import report_fixture as made
 import runs
 from align import cli
@@ -19,7 +20,7 @@ from align.run_folder.run_record import RunRecord
 from align.runner import progress
 from align.runner.lines import line
 
-ALIGN = Path(cli.__file__).parent
+ALIGN = Path(align.__file__).parent
 STRANGE = "[a] [/x] [bold]b[/bold] rows.jsonl:100: :x: \\[c"
 
 

@@ -36,12 +36,7 @@ def decide(
         AlignError: the two measurements hold different items, or a limit names a probe that is not measured.
     """
     keys.check_names(base.probes)
-    findings: list[Finding | TaskKl] = list(judge(base, after, "gate", keys).values())
-    unknown = []
-    if keys.max_kl is not None:
-        judged = (distance or TaskKl(undefined="it was not measured")).against(keys.max_kl)
-        findings += [judged] if judged.verdict else []
-        unknown += [] if judged.verdict else [judged.sentence()]
+    findings, unknown = _findings(base, after, keys, distance)
     broken = [finding for finding in findings if finding.verdict == "FORGOT"]
     unclear = [finding for finding in findings if finding.verdict == "UNCLEAR"]
     kept = _budgets(keys, after, costs or Costs())
@@ -50,13 +45,7 @@ def decide(
     chains = action_keys.of(keys.on_violation, map(_name, broken))
     chain = action_keys.strictest(chains.values()) if chains else ()
     reasons += _differ(chains, chain) + _continues(keys, chain, bool(kept.crossed))
-    if findings:
-        met = len(findings) - len(broken) - len(unclear)
-        reasons.append(f"{met} of {len(findings)} limits met, {len(broken)} violated, {len(unclear)} unclear")
-    else:
-        reasons.append("nothing was judged: no probe with a limit has gate items")
-    reasons += kept.open
-    reasons += unknown
+    reasons += [_counts(len(findings), len(broken), len(unclear)), *kept.open, *unknown]
     return Decision(
         stage=stage,
         action=_action(keys, chain, bool(kept.crossed)),
@@ -66,6 +55,23 @@ def decide(
         unclear=[_name(finding) for finding in unclear],
         thresholds=keys.thresholds(),
     )
+
+
+def _findings(
+    base: Measurement, after: Measurement, keys: ForgettingKeys, distance: TaskKl | None
+) -> tuple[list[Finding | TaskKl], list[str]]:
+    """What has a limit and is judged, and a sentence on the KL if it has one and cannot be."""
+    findings: list[Finding | TaskKl] = list(judge(base, after, "gate", keys).values())
+    if keys.max_kl is None:
+        return findings, []
+    judged = (distance or TaskKl(undefined="it was not measured")).against(keys.max_kl)
+    return ([*findings, judged], []) if judged.verdict else (findings, [judged.sentence()])
+
+
+def _counts(judged: int, broken: int, unclear: int) -> str:
+    if not judged:
+        return "nothing was judged: no probe with a limit has gate items"
+    return f"{judged - broken - unclear} of {judged} limits met, {broken} violated, {unclear} unclear"
 
 
 def decide_on_costs(stage: str, keys: ForgettingKeys, costs: Costs) -> Decision:

@@ -54,24 +54,19 @@ def measure(
     probes = [part(probe, splits) for probe in probes if only is None or set(called(probe)) & set(only)]
     if tell is not None:
         bench.share = replace(bench.share, passed=_Progress(tell, _rows(probes)))
-    before = _read_lines(base / "items.jsonl") if base is not None and "report" in splits else []
+    before = _read_lines(base / "items.jsonl") if base is not None and "report" in splits else None
     was_training = bench.model.training
     bench.model.eval()
     try:
         with torch.inference_mode():
             _run_all(bench, probes, splits)
-            lost = broken(bench, probes, before)
+            lost = broken(bench, probes, before or [])
     finally:
         bench.model.train(was_training)
-    summary = {
-        "probes": _describe(probes),
-        "scores": _scores(bench.items),
-        "seconds": time.monotonic() - started,
-        "cpu_seconds": time.process_time() - cpu,
-    }
+    summary: Record = {"probes": _describe(probes), "scores": _scores(bench.items)}
+    summary |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
     if bench.share.first:
-        now_right = mended(probes, before, bench.items) if base is not None and "report" in splits else None
-        _write(bench, folder, splits, lost, now_right)
+        _write(bench, folder, splits, lost, None if before is None else mended(probes, before, bench.items))
         files.write_json(folder / "summary.json", summary)  # last: where it is, the others are whole
     return summary
 

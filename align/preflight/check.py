@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from align.data import checks, ends, mixing, template
-from align.data.checks import Lengths
+from align.data import mixing
 from align.data.faults import raise_all
 from align.data.formats import GIVEN, Example
 from align.errors import AlignError
 from align.forgetting import probes
-from align.policy import base as bases
 from align.policy.base import Base
 from align.preflight import (
     leaks,
@@ -21,19 +18,16 @@ from align.preflight import (
     own_probes,
     probe_sizes,
     replayed,
-    rows_that_fit,
     saved_quantization,
-    tokenizer_facts,
     written,
 )
 from align.preflight.leaks import Taught
 from align.preflight.machine import check_disk
+from align.preflight.model_checks import ModelChecks
 from align.preflight.rewards import Finder
 from align.preflight.rows_that_fit import StageRows
-from align.preflight.stage_tables import StageTables
 from align.recipe import contradictions, run_length
 from align.recipe.document import Loc
-from align.recipe.keys import ModelKeys
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import files
 from align.run_folder.paths import RunDir
@@ -78,12 +72,9 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     for plan in loaded.stages:
         rows[plan.id] = checking.rows(plan, rows)
     whole = {id: found for id, found in rows.items() if found is not None}
-    if base is not None and base.path is not None and checking.template_is_known:
-        checking.against_model(base, own, whole)
-        checking.faults.found.extend(saved_quantization.faults(loaded, base))
-        saved_quantization.adopt(loaded, base)
-        checking.faults.found.extend(module_names.faults(loaded, base))
-        checking.faults.found.extend(contradictions.of_base(loaded.document, loaded.stages, base))
+    readable = base if base is not None and base.path is not None and checking.template_is_known else None
+    if readable is not None:
+        checking.against_base(readable, own, whole)
     for plan in loaded.stages:
         checking.against_keys(plan, whole.get(plan.id))
     rewards = {plan.id: checking.rewards(plan) for plan in loaded.stages}
@@ -91,8 +82,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     for id, found in whole.items():
         checking.columns(id, rewards[id], found.train)
     measured = checking.probes()
-    if base is not None and base.path is not None and checking.template_is_known:
-        checking.tokens(base, own, whole)
+    if readable is not None:
+        checking.tokens(readable, own, whole, [probes.identity(one.probe) for one in checking.own])
     checking.raise_any()
     for plan in loaded.stages:
         checking.notes += [f"stage {plan.id}: {text}" for text in plan.keys.notes(whole[plan.id].train)]
@@ -105,49 +96,24 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
 
 
 @dataclass(kw_only=True)
-class _Checking(StageTables):
+class _Checking(ModelChecks):
     """One check of a recipe: what was found wrong, what is worth a note, and the tables that were read."""
 
-    weights: bool
-    commit: str | None
     own: list[own_probes.OwnProbe] = field(default_factory=list)
     leaked: list[AlignError] = field(default_factory=list)
-    warnings: dict[str, list[str]] = field(default_factory=dict)
-    template_is_known: bool = True
 
     def raise_any(self) -> None:
         """Raise every fault once, also where two stages share the data that it stands in."""
         self.faults.found = list({str(fault): fault for fault in self.faults.found}.values())
         self.faults.raise_any()
 
-    def model(self) -> Base | None:
-        """The base model; None where it is none."""
-        keys = self.loaded.recipe.model
-        if keys.revision is not None and not bases.is_on_hub(keys.base, self.loaded.root):
-            what = f"'model.revision' is for Hub models, and '{keys.base}' is not one"
-            self.faults.found.append(self.loaded.document.fault(("model", "revision"), what, "remove it"))
-        try:
-            revision = self.commit or keys.revision
-            looked_up = {"offline": self.offline, "weights": self.weights, "code": keys.trust_remote_code}
-            base = bases.resolve(keys.base, revision, root=self.loaded.root, **looked_up)
-        except AlignError as error:
-            self.add(error, ("model", "base"))
-            return None
-        if base.path is None:
-            self.notes.append(f"the model '{keys.base}' was not looked up")
-        if keys.trust_remote_code:
-            self.notes.append(f"Python code that comes with the model '{keys.base}' will be run (trust_remote_code)")
-        return base
-
-    def chat_template(self) -> str | None:
-        """The text of the recipe's own chat template, if it names one."""
-        name = self.loaded.recipe.model.chat_template
-        try:
-            return template.resolve(name, self.loaded.root) if name else None
-        except AlignError as error:
-            self.template_is_known = False
-            self.add(error, ("model", "chat_template"))
-            return None
+    def against_base(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
+        """Whether the base can take the rows, and be trained as the recipe says."""
+        self.against_model(base, own, rows)
+        self.faults.found.extend(saved_quantization.faults(self.loaded, base))
+        saved_quantization.adopt(self.loaded, base)
+        self.faults.found.extend(module_names.faults(self.loaded, base))
+        self.faults.found.extend(contradictions.of_base(self.loaded.document, self.loaded.stages, base))
 
     def rewards(self, plan: StagePlan) -> list[Reward]:
         """What scores the answers of a stage."""
@@ -187,65 +153,6 @@ class _Checking(StageTables):
             what = f"the reward function '{reward.name}' asks for '{missing}', which {why}"
             remedy = f"it can ask for {', '.join((*GIVEN, *sorted(there)))}; or give it a default"
             self.add(AlignError(what, remedy), ("stages", stage, *scoring(plan.keys)[1]))
-
-    def against_model(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
-        """Whether the model can take the rows: a chat template where one is needed, answers within max_length."""
-        folder, model = base.path, self.loaded.recipe.model
-        assert folder is not None
-        try:
-            talking = [id for id, found in rows.items() if any(_is_chat(example) for example in found.all)]
-            bare = talking if own is None and template.find(folder) is None else []
-            if bare:
-                named = " and ".join(f"'{id}'" for id in bare)
-                train = "trains" if len(bare) == 1 else "train"
-                what = f"the base '{self.loaded.recipe.model.base}' has no chat template, and {named} {train} on chats"
-                remedy = "write `chat_template: plain` under `model:`, or name a .jinja file there"
-                raise AlignError(what, remedy)
-            lengths = _lengths(self.loaded.recipe.model, folder, own)
-        except AlignError as error:
-            self.add(error, ("model", "base"))
-            return
-        if lengths is not None:
-            for key, fault in ends.check(lengths.tokenizer, model.base, bases.replaced_tokens(model.model_dump())):
-                self.add(fault, ("model", key))
-            self.notes += ends.notes(lengths.tokenizer, folder) if talking else []
-        for plan in self.loaded.stages:
-            if plan.id in rows:
-                rows[plan.id] = self._fitting(plan, replayed.trained_on(rows[plan.id], rows), lengths)
-                if lengths is not None and base.context:
-                    answer = rows_that_fit.answer_length(plan)
-                    seen = rows[plan.id].train if answer else rows[plan.id].all
-                    with self.faults.collect():
-                        checks.within_context(seen, lengths, rows_that_fit.max_length(plan), base.context, answer)
-                    if answer:
-                        self.faults.found.extend(rows_that_fit.whole(rows[plan.id], lengths, base.context))
-                wanted = written.writes(plan)
-                if lengths is not None and wanted is not None:
-                    try:
-                        written.against_model(rows[plan.id].asked, wanted, lengths, base.context)
-                    except AlignError as error:
-                        self.add(error, (*written.place(plan), "self"))
-
-    def tokens(self, base: Base, own: str | None, rows: dict[str, StageRows]) -> None:
-        """Whether the model has a row for every token that it is given."""
-        written = [example.value for found in rows.values() for example in found.all]
-        asked = [probes.identity(one.probe) for one in self.own]
-        assert base.path is not None
-        try:
-            note = tokenizer_facts.check_ids(base, [own or template.find(base.path), asked, *written])
-        except AlignError as error:
-            self.add(error, ("model", "base"))
-            return
-        self.notes.extend([note] if note else [])
-
-    def _fitting(self, plan: StagePlan, rows: StageRows, lengths: Lengths | None) -> StageRows:
-        """The rows that the chat template and max_length leave something to learn of."""
-        found = rows_that_fit.fitting(plan, rows, lengths)
-        self.faults.found.extend(found.faults)
-        self.notes.extend(f"stage {plan.id}: {text}" for text in found.notes)
-        if found.warnings:
-            self.warnings.setdefault(plan.id, []).extend(found.warnings)
-        return found.rows
 
     def against_keys(self, plan: StagePlan, rows: StageRows | None) -> None:
         """What the stage's own keys say against its rows."""
@@ -317,21 +224,6 @@ class _Checking(StageTables):
             self.add(error, ("forgetting", "probes", name))
         self.notes += [text for one in self.own for text in probe_sizes.notes(one, keys)]
         return own_probes.digest(self.own, keys)
-
-
-def _is_chat(example: Example) -> bool:
-    return example.kind == "chat" or isinstance(example.value.get("prompt"), list)
-
-
-def _lengths(model: ModelKeys, folder: Path, own: str | None) -> Lengths | None:
-    try:
-        return Lengths.of(folder, own, bases.replaced_tokens(model.model_dump()))
-    except AlignError:
-        raise
-    except Exception as error:  # tokenizers raises nothing more special
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        what = f"the tokenizer.json of the model '{model.base}' cannot be read: {reason}"
-        raise AlignError(what, "save the tokenizer again, or copy the model again") from None
 
 
 def write_rows(run: RunDir, examples: list[Example]) -> Rows:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from align.data import checks
-from align.data.checks import Lengths, Table
+from align.data import truncation
+from align.data.checks import Table
 from align.data.each_turn import each_turn
 from align.data.encode import Turns
 from align.data.formats import Example
+from align.data.lengths import Lengths
 from align.errors import AlignError, FaultList
 from align.penalties.keys import LONGEST
 from align.recipe import training_arguments
@@ -107,7 +108,7 @@ def _those(
     turns: Turns = "all" if getattr(plan.keys, "turns", "all") == "all" else "last"
     faults, kept = FaultList(), examples
     with faults.collect():
-        kept, notes = checks.fitting(examples, lengths, limit, mode, drop=drop, turns=turns)
+        kept, notes = truncation.fitting(examples, lengths, limit, mode, drop=drop, turns=turns)
         found.notes += notes
     found.faults += faults.found
     count, gone = len(examples), len(examples) - len(kept)
@@ -126,7 +127,7 @@ def whole(rows: StageRows, lengths: Lengths, context: int) -> Iterator[AlignErro
     """
     fisher = rows.fisher if context < LONGEST else []  # of which no more is read
     for called, old in (("replayed row", rows.replayed), ("row of `ewc.data`", fisher)):
-        long = checks.longest(old, lengths, context)
+        long = truncation.longest(old, lengths, context)
         if long is not None:
             what = f"a {called} has {long[1]:,} tokens, more than the model's context of {context:,}"
             yield AlignError(what, "shorten it, or remove it", place=long[0].place)

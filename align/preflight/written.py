@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from align.data import checks, mixing
-from align.data.checks import Lengths, Table
+from align.data import mixing, truncation
+from align.data.checks import Table
 from align.data.formats import Example, prompt_of
+from align.data.lengths import Lengths
 from align.errors import AlignError
 from align.recipe import replays
 from align.recipe.document import Loc
@@ -86,7 +87,7 @@ def against_model(asked: Table | None, wanted: SelfWritten, lengths: Lengths, co
         what = f"answers of {wanted.max_new_tokens:,} tokens exceed the model's context of {context:,}"
         raise AlignError(what, "lower `max_new_tokens`")
     if asked is not None:
-        long = checks.longest(asked.examples, lengths, context - wanted.max_new_tokens)
+        long = truncation.longest(asked.examples, lengths, context - wanted.max_new_tokens)
         if long is not None:
             what = f"a prompt of {long[1]:,} tokens and an answer of {wanted.max_new_tokens:,} (max_new_tokens) exceed "
             what += f"the model's context of {context:,}"

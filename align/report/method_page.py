@@ -23,40 +23,8 @@ VIOLATIONS: Final = {
 
 def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
     if forgetting.matrix:
-        counts = sorted({probe.n for probe in forgetting.probes.values() if probe.n})
-        items = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else "the same"
-        split = f" of the split `{forgetting.split}`" if forgetting.split else ""
-        yield (
-            f"Each capability is asked {items} held-out items{split}, the same before and after, so every change is "
-            f"a paired one."
-            + (" A gate decides on other items, which this page does not show." if forgetting.split == "report" else "")
-        )
-        yield (
-            f"The column `{BASE}` is the base model as it was loaded for training (quantised, if the recipe says so), "
-            f"before anything was trained. Every change is counted from it, unless the table says otherwise."
-        )
-        yield (
-            "Intervals are paired 95 % intervals: of the difference of the means (right or wrong answers: Bonett and "
-            "Price 2012, and p by the exact McNemar test on the answers lost and gained; marks in between: Student's "
-            "t); of a perplexity, of the ratio after / before (jackknife over the texts)."
-        )
-        yield (
-            "FORGOT: the whole interval lies past the limit of its capability, a drop or a perplexity ratio. OK: the "
-            "whole interval lies within it. UNCLEAR: neither; the number of items that would decide it stands beside "
-            "it. What has no verdict has no limit, and no gate looks at it."
-        )
-        action = forgetting.thresholds.get(VIOLATION)
-        if isinstance(action, str) and action in VIOLATIONS:
-            yield f"A limit that a gate finds broken {VIOLATIONS[action]} (`on_violation: {action}`)."
-        elif isinstance(action, list):
-            tried = "; if that does not help, ".join(VIOLATIONS.get(str(one), str(one)) for one in action)
-            yield f"A limit that a gate finds broken {tried} (`on_violation: [{', '.join(map(str, action))}]`)."
-        elif isinstance(action, dict):
-            told = {
-                name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()
-            }
-            named = "; ".join(f"{name}: {one}" for name, one in told.items())
-            yield f"What is done about a limit that a gate finds broken depends on the probe (`on_violation`): {named}."
+        yield from _verdicts(forgetting)
+        yield from _violations(forgetting.thresholds.get(VIOLATION))
     if report.quantization:
         yield (
             "The cost of quantising is the perplexity of the probes' running text under the quantised base, over that "
@@ -70,3 +38,42 @@ def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             "weighted rewards without the KL penalty; its KL the mean over its answers of log pi(y|x) - log ref(y|x), "
             "in nats. An alarm is raised once a run, by the first rollout that meets its condition."
         )
+
+
+def _verdicts(forgetting: Forgetting) -> Iterable[str]:
+    """What a change is of, how sure it is, and what a verdict means."""
+    counts = sorted({probe.n for probe in forgetting.probes.values() if probe.n})
+    items = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else "the same"
+    split = f" of the split `{forgetting.split}`" if forgetting.split else ""
+    yield (
+        f"Each capability is asked {items} held-out items{split}, the same before and after, so every change is "
+        f"a paired one."
+        + (" A gate decides on other items, which this page does not show." if forgetting.split == "report" else "")
+    )
+    yield (
+        f"The column `{BASE}` is the base model as it was loaded for training (quantised, if the recipe says so), "
+        f"before anything was trained. Every change is counted from it, unless the table says otherwise."
+    )
+    yield (
+        "Intervals are paired 95 % intervals: of the difference of the means (right or wrong answers: Bonett and "
+        "Price 2012, and p by the exact McNemar test on the answers lost and gained; marks in between: Student's "
+        "t); of a perplexity, of the ratio after / before (jackknife over the texts)."
+    )
+    yield (
+        "FORGOT: the whole interval lies past the limit of its capability, a drop or a perplexity ratio. OK: the "
+        "whole interval lies within it. UNCLEAR: neither; the number of items that would decide it stands beside "
+        "it. What has no verdict has no limit, and no gate looks at it."
+    )
+
+
+def _violations(action: object) -> Iterable[str]:
+    """What is done about a broken limit."""
+    if isinstance(action, str) and action in VIOLATIONS:
+        yield f"A limit that a gate finds broken {VIOLATIONS[action]} (`on_violation: {action}`)."
+    elif isinstance(action, list):
+        tried = "; if that does not help, ".join(VIOLATIONS.get(str(one), str(one)) for one in action)
+        yield f"A limit that a gate finds broken {tried} (`on_violation: [{', '.join(map(str, action))}]`)."
+    elif isinstance(action, dict):
+        told = {name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()}
+        named = "; ".join(f"{name}: {one}" for name, one in told.items())
+        yield f"What is done about a limit that a gate finds broken depends on the probe (`on_violation`): {named}."

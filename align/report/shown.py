@@ -57,9 +57,6 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
     stands = _stands(stage.decision)
     entry, changed = _of_attempt(written, stands)
     family, declared = _family(outcome.parameterization), _declared(outcome.program)
-    factor = LAB_RATES if mapping(recipe.get("model")).get("base") == LAB else 1
-    default = {**declared.defaults.get("all", {}), **declared.defaults.get(family, {})} if declared else {}
-    rate, beta = default.get("learning_rate"), declared.keys.model_fields.get("beta") if declared else None
     ratio = outcome.data.get("replay_ratio") if outcome.data.get("replay_rows") else 0.0
     accuracy = curves.ends(stage.series("rewards/accuracies"))
     evaluation = curves.finite(curves.eval_loss(stage))
@@ -71,8 +68,8 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
         entry=entry,
         changed=changed,
         acted=_acted(stage, stands),
-        usual_rate=rate * factor if rate else None,
-        default_beta=beta.default if beta and isinstance(beta.default, float) else None,
+        usual_rate=_usual_rate(declared, family, recipe),
+        default_beta=_default_beta(declared),
         replays=bool(declared.replays) if declared else "replay" in entry,
         replayed=float(ratio or 0.0),
         steps=outcome.steps,
@@ -92,6 +89,18 @@ def _stage(stage: StageRecord, report: Report, recipe: Mapping[str, Any]) -> Sta
             else _measured(stage.id, forgetting, entry)
         ),
     )
+
+
+def _usual_rate(declared: Stage | None, family: Family, recipe: Mapping[str, Any]) -> float | None:
+    """The learning rate that a stage has where the recipe names none, and that suits the lab model where it is one."""
+    default = {**declared.defaults.get("all", {}), **declared.defaults.get(family, {})} if declared else {}
+    rate, factor = default.get("learning_rate"), LAB_RATES if mapping(recipe.get("model")).get("base") == LAB else 1
+    return rate * factor if rate else None
+
+
+def _default_beta(declared: Stage | None) -> float | None:
+    beta = declared.keys.model_fields.get("beta") if declared else None
+    return beta.default if beta and isinstance(beta.default, float) else None
 
 
 def _masked(data: Mapping[str, Any]) -> float:

@@ -34,7 +34,7 @@ _URL = re.compile(r"(\w+://)(?:[^\s/@'\"]*@)?([^\s/?#'\"]+)([^\s?#'\"]*)(\?[^\s'
 
 
 class Notification(Record):
-    """The document; docs/recipes.md describes it.
+    """The document; docs/recipes/launch.md describes it.
 
     Attributes:
         stage: the one that the gate, the failure or the interrupt is about.

@@ -140,10 +140,7 @@ def ticket_of(
         train=write_rows(run, rows.train),
         evaluation=write_rows(run, rows.evaluation) if rows.evaluation else None,
         replay=write_rows(run, rows.replayed) if rows.replayed else None,
-        replay_sources=[
-            ReplayPart(name=one.name, weight=one.weight, count=len(one.examples), written=one.written)
-            for one in rows.replay
-        ],
+        replay_sources=_replay_parts(rows),
         replay_ratio=plan.replay.ratio if plan.replay else 0.0,
         fisher=write_rows(run, rows.fisher) if rows.fisher else None,
         writing=_writing(plan, prepared, rows, run),
@@ -161,6 +158,13 @@ def ticket_of(
         trackers=list(settings.trackers),
         run_name=f"{settings.name}-{plan.id}",
     )
+
+
+def _replay_parts(rows: StageRows) -> list[ReplayPart]:
+    return [
+        ReplayPart(name=one.name, weight=one.weight, count=len(one.examples), written=one.written)
+        for one in rows.replay
+    ]
 
 
 def _of_the_lab(plan: StagePlan) -> bool:
@@ -204,15 +208,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     model = ticket.model
     keys = type(plan.keys)  # a key of which an older run knows nothing is in no fingerprint until it is set
     unset = {name for name in keys.later if ticket.keys.get(name) == keys.model_fields[name].default}
-
-    def content(rows: Rows | None) -> str | None:
-        return rows.sha256 if rows else None
-
-    passes = ticket.training.get("steps_per_generation")  # which say how many answers a rollout has
-    rollout = {"rollout": per_device * passes * ticket.processes} if isinstance(passes, int) else {}
-    # measuring leaves no trace in the weights, unless it may end the stage
-    ends = ticket.inside if ticket.inside and ticket.inside.early_stop else None
-    watched = {"early_stop": [ends.every, ends.watch, ends.limits, ticket.probes_sha256]} if ends else {}
+    rollout, watched = _rollout(ticket, per_device), _watched(ticket)
     near = penalties.settings(ticket.keys)
     kept = {"near": [near, content(ticket.fisher)]} if near else {}
     replayed = ticket.replay if ticket.replay_ratio else None  # else they are for an attempt to come
@@ -240,6 +236,23 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             **kept,
         }
     )
+
+
+def content(rows: Rows | None) -> str | None:
+    """What identifies a table of rows."""
+    return rows.sha256 if rows else None
+
+
+def _rollout(ticket: Ticket, per_device: int) -> dict[str, int]:
+    """How many answers a rollout has, of a stage that samples some."""
+    passes = ticket.training.get("steps_per_generation")
+    return {"rollout": per_device * passes * ticket.processes} if isinstance(passes, int) else {}
+
+
+def _watched(ticket: Ticket) -> dict[str, Any]:
+    """Measuring leaves no trace in the weights, unless it may end the stage."""
+    ends = ticket.inside if ticket.inside and ticket.inside.early_stop else None
+    return {"early_stop": [ends.every, ends.watch, ends.limits, ticket.probes_sha256]} if ends else {}
 
 
 def _writing(plan: StagePlan, prepared: Prepared, rows: StageRows, run: RunDir) -> Writing | None:

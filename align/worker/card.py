@@ -8,7 +8,7 @@ from pathlib import Path
 from align.parameterization import chain
 from align.run_folder import files
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import Outcome, Ticket
+from align.run_folder.records import Outcome, Policy, Ticket
 
 
 def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome, notes: Sequence[str] = ()) -> None:
@@ -18,15 +18,25 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome, notes: Se
         folder: with the measurements of the policy beside it.
         notes: what else was done to the policy.
     """
-    base = ticket.policy.base
-    name = base.name if not Path(base.name).is_absolute() else Path(base.name).name
     policy = outcome.policy or outcome.reward
     whole = policy is not None and policy.weights == run.relative(folder)  # rather than an adapter
-    kind = "policy" if outcome.reward is None else "reward model"
-    lines = ["---", "library_name: " + ("transformers" if whole else "peft")]
-    if base.revision:
-        lines.append(f"base_model: {name}")
-    lines += [
+    lines = _head(ticket, "policy" if outcome.reward is None else "reward model", whole)
+    lines += _trained(ticket, outcome)
+    lines += _adapters(policy, whole) if policy else []
+    lines += [f"- {note}" for note in notes]
+    lines += _figures(run, StageDir(folder.parent))
+    lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
+    files.write_text(folder / "README.md", "\n".join(lines) + "\n")
+
+
+def _head(ticket: Ticket, kind: str, whole: bool) -> list[str]:
+    """What the Hub reads, the title, and what the folder holds."""
+    base = ticket.policy.base
+    name = base.name if not Path(base.name).is_absolute() else Path(base.name).name
+    return [
+        "---",
+        "library_name: " + ("transformers" if whole else "peft"),
+        *([f"base_model: {name}"] if base.revision else []),
         "tags: [align, " + ticket.program.removesuffix(".py").rpartition("/")[2] + "]",
         "---",
         "",
@@ -36,10 +46,13 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome, notes: Se
         + (f" at revision `{base.revision}`." if base.revision else f" (content hash `{base.identity[:12]}`)."),
         "",
     ]
-    method = ticket.parameterization["method"]
-    parameters = outcome.parameters
+
+
+def _trained(ticket: Ticket, outcome: Outcome) -> list[str]:
+    """What was trained, on what, how long, and how well it went."""
+    method, parameters = ticket.parameterization["method"], outcome.parameters
     share = parameters["trainable"] / parameters["total"]
-    lines += [
+    lines = [
         f"- parameterization: {method}, {parameters['trainable']:,} of {parameters['total']:,} weights ({share:.2%})",
         f"- data: {outcome.data['rows']:,} rows (sha256 `{ticket.train.sha256[:12]}`), "
         f"{outcome.data['replay_rows']:,} replayed",
@@ -51,20 +64,23 @@ def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome, notes: Se
     accuracy = outcome.metrics.get("pair_accuracy")
     if accuracy is not None:
         lines.append(f"- held-out pairs ranked correctly: {accuracy:.1%}")
-    names = " -> ".join(adapter.name for adapter in policy.adapters) if policy else ""
-    if policy and whole and policy.adapters:
+    return lines
+
+
+def _adapters(policy: Policy, whole: bool) -> list[str]:
+    """What else belongs to a policy than this folder, and what its adapters need."""
+    lines = []
+    names = " -> ".join(adapter.name for adapter in policy.adapters)
+    if whole and policy.adapters:
         lines.append(
             f"- **not complete by itself**: these weights were trained under adapters that stay on them: {names}"
         )
-    elif policy and len(policy.adapters) > 1:
+    elif len(policy.adapters) > 1:
         lines.append(f"- this adapter acts on top of earlier ones, in this order: {names}")
-    made = chain.layers(policy.adapters) if policy else []
+    made = chain.layers(policy.adapters)
     for layer in {layer.keys.method: layer for layer in made if layer.traits.imports}.values():
         lines.append(f"- PEFT can load `{layer.keys.method}` after `import {layer.traits.imports}`")
-    lines += [f"- {note}" for note in notes]
-    lines += _figures(run, StageDir(folder.parent))
-    lines += [f"- {package} {version}" for package, version in outcome.versions.items()]
-    files.write_text(folder / "README.md", "\n".join(lines) + "\n")
+    return lines
 
 
 def _figures(run: RunDir, here: StageDir) -> list[str]:

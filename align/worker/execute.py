@@ -30,7 +30,7 @@ from align.recipe import verdicts
 from align.rl import shared_base
 from align.run_folder import files
 from align.run_folder.paths import RunDir
-from align.run_folder.records import LOADING, Outcome, Ticket
+from align.run_folder.records import LOADING, Outcome, Policy, Ticket
 from align.stage import program as programs
 from align.stage.job import Job
 from align.worker import card, measuring, saving, usage, writing
@@ -188,9 +188,26 @@ def save(
         spent: wall and CPU seconds of building and training.
         measured: what measuring took.
     """
-    ticket, job, here = at.ticket, at.job, at.job.dir
-    policy = saving.save_policy(job, at.run)
-    outcome = Outcome(
+    here = at.job.dir
+    policy = saving.save_policy(at.job, at.run)
+    outcome = _outcome(at, built, metrics, spent, measured, policy)
+    card.write(here.model, at.run, at.ticket, outcome)
+    outcome.artifacts = files.artifacts(here.model, here.root)
+    files.write_json(here.outcome, outcome.model_dump(mode="json"))
+    return outcome
+
+
+def _outcome(
+    at: Loaded,
+    built: Built,
+    metrics: dict[str, Any],
+    spent: tuple[float, float],
+    measured: dict[str, Any] | None,
+    policy: Policy,
+) -> Outcome:
+    """What is told of a stage whose model is saved."""
+    ticket, job = at.ticket, at.job
+    return Outcome(
         stage=ticket.stage,
         program=ticket.program,
         fingerprint=ticket.fingerprint,
@@ -219,12 +236,8 @@ def save(
         resumed_from=ticket.resume_from,
         warnings=job.warnings,
         versions=usage.versions(),
-        artifacts=files.artifacts(here.model, here.root),
+        artifacts=files.artifacts(job.dir.model, job.dir.root),
     )
-    card.write(here.model, at.run, ticket, outcome)
-    outcome.artifacts = files.artifacts(here.model, here.root)
-    files.write_json(here.outcome, outcome.model_dump(mode="json"))
-    return outcome
 
 
 def _free() -> None:

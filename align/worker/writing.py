@@ -24,7 +24,7 @@ from align.forgetting.share import Share
 from align.policy import load as models
 from align.policy import stack
 from align.run_folder.paths import RunDir
-from align.run_folder.records import LOADING
+from align.run_folder.records import LOADING, Writing
 from align.stage.callbacks import Interrupted
 from align.stage.job import Job
 from align.stage.rewrite_keys import ByReward, Rewrite
@@ -158,16 +158,7 @@ def _replayed(
         bench = writer.bench(keys.by, f"{who} writes {keys.rows:,} rows to replay", twice * keys.rows)
         found = drafting.drafts(bench, keys, prompts, job.ticket.seed)
         if writer.first:
-            check = checker.load(writing.check) if writing.check else None
-            sieve = Sieve(
-                min_tokens=keys.min_new_tokens,
-                max_repetition=keys.max_repetition,
-                max_length=writing.max_length,
-                keep_unfinished=keys.unfinished == "keep",
-                probed=probed.asked(probes),
-                check=(lambda one: check({"prompt": one.prompt, "completion": one.answer})) if check else None,
-            )
-            kept, rejected = _sifted(found, sieve)
+            kept, rejected = _sifted(found, _sieve(writing, keys, probes))
             told: dict[str, Any] = {
                 "by": keys.by,
                 "written": len(found),
@@ -182,6 +173,19 @@ def _replayed(
     record = shelf.kept(key)
     assert record is not None
     return shelf.read(), record.figures
+
+
+def _sieve(writing: Writing, keys: SelfWritten, probes: Sequence[Probe]) -> Sieve:
+    """What a row has to pass to be kept."""
+    check = checker.load(writing.check) if writing.check else None
+    return Sieve(
+        min_tokens=keys.min_new_tokens,
+        max_repetition=keys.max_repetition,
+        max_length=writing.max_length,
+        keep_unfinished=keys.unfinished == "keep",
+        probed=probed.asked(probes),
+        check=(lambda one: check({"prompt": one.prompt, "completion": one.answer})) if check else None,
+    )
 
 
 def _sifted(found: Sequence[Draft], sieve: Sieve) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

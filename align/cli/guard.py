@@ -1,0 +1,54 @@
+"""How a command ends: its exit code, what is said of an expected failure, and the signals that end it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from align.cli import printed
+from align.errors import AlignError, Exit, Faults, of_the_machine
+from align.runner.lines import line
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; an expected failure is shown as its sentences, without a traceback."""
+    try:
+        command()
+    except AlignError as error:
+        for fault in error.faults if isinstance(error, Faults) else [error]:
+            printed.errors().print(line(str(fault), "error", "red"), soft_wrap=True)
+        return error.exit
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        sys.stderr.close()
+        return Exit.DONE
+    except OSError as error:
+        expected = of_the_machine(error)
+        if expected is None:
+            raise
+        printed.errors().print(line(str(expected), "error", "red"))
+        return expected.exit
+    except SystemExit as leave:
+        if leave.code == Exit.INTERRUPTED:  # typer takes Ctrl-C itself, and says nothing
+            return _interrupted()
+        return leave.code if isinstance(leave.code, int) else Exit.BAD_INPUT
+    return Exit.DONE
+
+
+def _interrupted() -> int:
+    printed.errors().print("interrupted; run the same command again to resume")
+    return Exit.INTERRUPTED
+
+
+def end_as_by_ctrl_c() -> None:
+    """SIGTERM and SIGHUP, of a scheduler or of a lost connection, end a command as Ctrl-C does: with a checkpoint."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,75 @@
+"""`align run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from align.cli import options as given
+from align.cli import printed
+from align.errors import AlignError, Exit
+from align.runner.lines import line
+
+if TYPE_CHECKING:
+    from align.recipe.plan import Loaded
+    from align.runner.options import Options
+
+
+def run(
+    recipe: given.RecipeIfAny = None,
+    set: given.Set = [],  # noqa: B006 - typer reads the default, nobody changes it
+    run_dir: given.RunDir = None,
+    from_stage: given.FromStage = None,
+    only: given.Only = None,
+    fresh: given.Fresh = False,
+    processes: given.Processes = None,
+    model: given.Model = None,
+    data: given.Data = None,
+    method: given.Method = "lora",
+    stage: given.Stage = "sft",
+) -> None:
+    """Run a recipe, or resume it: the same command again skips what is done and resumes the rest.
+
+    [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
+    [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
+    """
+    from align.recipe import load as recipes
+    from align.runner.options import Options
+
+    options = Options(from_stage, only, fresh)
+    path = _without_recipe(model, data, method, stage, set) if recipe is None else recipes.locate(recipe)
+    if recipe is not None and (model is not None or data is not None):
+        raise AlignError(
+            "--model and --data cannot be combined with a recipe", "use --set model.base=... with a recipe"
+        )
+    loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
+    raise typer.Exit(_executed(loaded, options, run_dir))
+
+
+def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str]) -> Path:
+    from align.recipe import from_flags
+
+    path = from_flags.write(model, data, method=method, stage=stage, overrides=set)
+    printed.errors().print(line(f"wrote {path}; running it"))
+    return path
+
+
+def _executed(loaded: Loaded, options: Options, run_dir: Path | None) -> int:
+    """Run it, print its result, and give its exit code."""
+    from align.api import folder_of
+    from align.runner.loop import Run
+    from align.runner.progress import Watcher
+
+    folder = folder_of(loaded.recipe.name, run_dir)
+    with Watcher(printed.errors()) as watcher:
+        code = Run(loaded, options, folder, watcher).execute()
+    printed.result(folder.root)
+    if code == Exit.GATE:
+        printed.errors().print(
+            "the gate stopped the run: change the recipe (forgetting limits, replay, learning rate) and run "
+            "the same command again",
+            style="yellow",
+        )
+    return code
