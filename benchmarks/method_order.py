@@ -1,6 +1,6 @@
 """Do methods forget in the same order here as in the table that PEFT publishes for Llama-3.2-3B?
 
-    python -m benchmarks.method_order --runs FOLDER              # three seeds; about 45 CPU minutes
+    python -m benchmarks.method_order --runs FOLDER              # three seeds; about 50 CPU minutes
     python -m benchmarks.method_order --runs FOLDER --seeds 7    # one seed, a third of it
     options: --methods NAME..., --target SHARE, --table (only of what is there)
 
@@ -31,7 +31,8 @@ from benchmarks.forgetting_predictors import spearman
 from benchmarks.lab_methods import TASK, Bench, Method
 
 TARGET = 0.5
-STEPS = 120
+STEPS = 240
+GRID = (0.35, 0.6, 1.0)  # of a method's rate, at which these steps teach the task
 SEEDS = (7, 8, 9)
 TEXT = "stories"
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -40,17 +41,21 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
 def _lora(rate: float, **settings: Any) -> Method:
     keys = {"method": "lora", "lora": {"r": 16, "alpha": 32, **settings}}
     title = " ".join(["LoRA", *(name for name in settings)])
-    return Method(title, keys, (rate / 2, rate, 2 * rate))
+    return Method(title, keys, _rates(rate))
+
+
+def _rates(rate: float) -> tuple[float, ...]:
+    return tuple(float(f"{rate * factor:.2g}") for factor in GRID)
 
 
 METHODS = {
-    "full": Method("full", {"method": "full"}, (7e-4, 1.4e-3, 2.8e-3)),
+    "full": Method("full", {"method": "full"}, _rates(7e-4)),
     "lora": _lora(5e-3),
     "rslora": _lora(2.5e-3, use_rslora=True),
     "lora_mlp": _lora(5e-3, target_modules=MLP),
-    "oft": Method("OFT", {"method": "oft", "peft": {"r": 0, "oft_block_size": 32}}, (2e-3, 5e-3, 1e-2)),
-    "shira": Method("SHiRA", {"method": "shira", "peft": {"r": 16}}, (5e-3, 1e-2, 2e-2)),
-    "osf": Method("OSF", {"method": "osf"}, (7e-4, 1.4e-3, 2.8e-3)),
+    "oft": Method("OFT", {"method": "oft", "peft": {"r": 0, "oft_block_size": 32}}, _rates(5e-3)),
+    "shira": Method("SHiRA", {"method": "shira", "peft": {"r": 16}}, _rates(1e-2)),
+    "osf": Method("OSF", {"method": "osf"}, _rates(7e-4)),
 }
 PEFT = {
     "full": (0.472, 0.030),
