@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from align.forgetting import content
 from align.forgetting.battery import answering
 from align.forgetting.battery.answering import Answer
 from align.forgetting.bench import ANSWER_TOKENS, Bench, encode_questions, exact, generate, generate_ids, likelihoods
@@ -219,6 +220,9 @@ def _describe(probes: Sequence[Probe]) -> Record:
             out[probe.name] = {**accuracy, "kind": "skill", "replayed": None, "chance": own_probes.chance(probe)}
         else:
             out[probe.name] = {**accuracy, "kind": probe.kind, "replayed": probe.replayed, "chance": 0.0}
+        asked = content.digest(probe)
+        for name in called(probe):
+            out[name] |= {"sha256": asked}
     return out
 
 
