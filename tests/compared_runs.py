@@ -57,9 +57,7 @@ def write_run(
     return folder
 
 
-def measure(
-    folder: Path, scores: Scores, prefix: str = "item", chance: float | None = None, sha256: str = ""
-) -> None:
+def measure(folder: Path, scores: Scores, prefix: str = "item", chance: float | None = None, sha256: str = "") -> None:
     """Items of which the first so many are right; `stories` are texts, `task ...` figures of a task."""
     probes, counts, lines = {}, dict[str, dict[str, Any]](), []
     for name, score in scores.items():

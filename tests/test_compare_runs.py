@@ -365,13 +365,13 @@ def test_as_many_items_as_auto_chose_are_the_same_items(pair: tuple[Path, Path],
 
 def test_what_was_measured_counts_and_not_how_the_recipes_say_it(tmp_path: Path) -> None:
     """The same items of the same probes: by the hash that each probe's measurement has."""
-    auto, fixed = (
-        made.write_run(
-            tmp_path / name, {"sft": GOOD}, asked=name, sha256="1" * 64,
-            recipe={"forgetting": {"probes": {"general": True, "mine": {"data": "m.jsonl", "metric": "exact"}}, "items": items}},
-        )
-        for name, items in (("auto", "auto"), ("fixed", 60))
-    )  # fmt: skip
+    mine = {"general": True, "mine": {"data": "m.jsonl", "metric": "exact"}}
+
+    def written(name: str, items: object) -> Path:
+        recipe = {"forgetting": {"probes": mine, "items": items}}
+        return made.write_run(tmp_path / name, {"sft": GOOD}, recipe=recipe, asked=name, sha256="1" * 64)
+
+    auto, fixed = written("auto", "auto"), written("fixed", 60)
     assert compare([auto, fixed]).tables[0].rows
     other = made.write_run(tmp_path / "other", {"sft": GOOD}, asked="auto", sha256="2" * 64)
     assert refusal(auto, other) == (

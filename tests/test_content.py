@@ -1,4 +1,4 @@
-"""The hash of what a probe asks: the same however a recipe came to ask it, another for anything that changes a score."""
+"""The hash of what a probe asks: the same however a recipe came to ask it, another where scores may be others."""
 
 from __future__ import annotations
 

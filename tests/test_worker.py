@@ -233,9 +233,7 @@ def tensor_bytes() -> int:
     return sum(storages.values())
 
 
-def test_nothing_of_a_stage_is_held_while_the_next_ones_train(
-    stages: Stages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_of_a_stage_is_held_while_the_next_ones_train(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its model, gradients and optimizer stand in cycles: what is not collected then is there as long as the worker."""
     held: list[int] = []
     free = work._free

@@ -1,4 +1,4 @@
-"""What a probe has asked and how it was scored, as a hash: the same in two runs, however their recipes say it. No torch."""
+"""What a probe asks and how it is scored, as a hash: the same in two runs, however their recipes say it. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.run_folder import files
 
 
 def digest(probe: Probe) -> str:
-    """Hash of the items of a probe and of what scores them; neither of how many the recipe wanted, nor of other probes."""
+    """Hash of the items of a probe and of what scores them; not of how the recipe says it, nor of other probes."""
     return files.digest([probes.VERSION, type(probe).__name__, _asked(probe)])
 
 
