@@ -209,11 +209,30 @@ def test_a_probe_that_is_too_small_is_told_how_many_items_it_needs(tmp_path: Pat
     for metric, drop, expected in (("exact", 0.1, [said]), ("contains", 0.1, [said]), ("exact", 0.2, [])):
         probe, found = probes.own("own", ProbeFile.model_validate({**file, "metric": metric}), tmp_path)
         own_ = OwnProbe("own", probe, metric, found)
-        assert list(probe_sizes.notes(own_, ForgettingKeys(max_drop=drop))) == expected
+        assert list(probe_sizes.notes([own_], ForgettingKeys(max_drop=drop))) == expected
     task = Task("own", "x", "", own=True, group=False, limit=51, field=None, sha256="", version="")
     of_a_task = said.replace("20 items in the gate and 20", "26 items in the gate and 25")
     for one, expected in ((task, [of_a_task]), (replace(task, group=True), [])):
-        assert list(probe_sizes.notes(OwnProbe("own", one, "", {}), ForgettingKeys(max_drop=0.1))) == expected
+        assert list(probe_sizes.notes([OwnProbe("own", one, "", {})], ForgettingKeys(max_drop=0.1))) == expected
+
+
+def test_probes_that_are_too_small_are_told_in_one_sentence() -> None:
+    def task(name: str, limit: int) -> OwnProbe:
+        return OwnProbe(name, Task(name, "x", "", True, False, limit, None, "", ""), "", {})
+
+    few = "too few to show that a drop stays within 0.1: that takes 26 in each half, and a few hundred to detect a drop"
+    same = [task(name, 40) for name in ("law", "style", "sums")]
+    assert list(probe_sizes.notes([*same, task("large", 52)], ForgettingKeys())) == [
+        f"the probes 'law', 'style' and 'sums' each have 20 items in the gate and 20 items in the report, {few}"
+    ]
+    other = task("dates", 7)
+    assert list(probe_sizes.notes([same[0], other], ForgettingKeys())) == [
+        "the probe 'law' has 20 items in the gate and 20 items in the report; the probe 'dates' has 4 items in the "
+        f"gate and 3 items in the report, {few}"
+    ]
+    found = list(probe_sizes.notes(same, ForgettingKeys.model_validate({"max_drop": {"sums": 0.2, "law": 0.05}})))
+    assert [text.split(" has ")[0] for text in found] == ["the probe 'law'", "the probe 'style'"]
+    assert [text.split("that takes ")[1].split()[0] for text in found] == [str(probe_sizes.fewest(0.05)), "26"]
 
 
 def scorer(folder: Path, metric: str, *, offline: bool = True) -> Scorer:
