@@ -70,6 +70,8 @@ def measure(
         "seconds": time.monotonic() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
+    if base is not None and (base / "items.jsonl").is_file():
+        summary["against"] = files.file_sha256(base / "items.jsonl")  # by which answers broke and were mended
     if bench.share.first:
         now_right = mended(probes, before, bench.items) if base is not None and "report" in splits else None
         _write(bench, folder, splits, lost, now_right)
