@@ -6,6 +6,7 @@ from typing import Final
 from align.forgetting.table import Forgetting
 from align.report import curves
 from align.report.findings import BASE
+from align.report.recipe_view import view
 from align.report.schema import Report
 
 VIOLATION: Final = "on_violation"
@@ -45,6 +46,7 @@ def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             "whole interval lies within it. UNCLEAR: neither; the number of items that would decide it stands beside "
             "it. What has no verdict has no limit, and no gate looks at it."
         )
+        yield from _tasks(report.recipe)
         action = forgetting.thresholds.get(VIOLATION)
         if isinstance(action, str) and action in VIOLATIONS:
             yield f"A limit that a gate finds broken {VIOLATIONS[action]} (`on_violation: {action}`)."
@@ -69,4 +71,16 @@ def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
             "A rollout is one batch of sampled answers and the updates made from it. Its score is the mean of the "
             "weighted rewards without the KL penalty; its KL the mean over its answers of log pi(y|x) - log ref(y|x), "
             "in nats. An alarm is raised once a run, by the first rollout that meets its condition."
+        )
+
+
+def _tasks(recipe: str) -> Iterable[str]:
+    """What an item of a task of lm-evaluation-harness is, and what its score."""
+    for name, (task, limit, field) in view(recipe).tasks.items():
+        documents = f"one of the first {limit:,} documents" if limit else "a document"
+        score = f"the metric `{field}`" if field else "the task's first metric"
+        yield (
+            f"`{name}` is the task `{task}` of lm-evaluation-harness, measured by the harness itself. An item is "
+            f"{documents} of it, by its number, and its score is {score}. Documents with even numbers are the gate's, "
+            "the others the report's."
         )

@@ -85,9 +85,9 @@ def _held_by_kl(facts: StageFacts) -> Iterable[Change]:
 def _unclear(forgetting: Forgetting, recipe: RecipeView) -> Iterable[Step]:
     """Apart for what a set, a file and a task of the harness measure: each gets more items in a way of its own."""
     doubtful = {c.name: c for stage in findings.ends(forgetting) for c in findings.unclear(forgetting, stage)}
-    own = {*recipe.own_files, *recipe.own_tasks}
+    own = {*recipe.own_files, *recipe.tasks}
     yield from _undecided([c for name, c in doubtful.items() if name not in own], recipe, _more_of_the_set)
-    for names, more in ((recipe.own_files, _more_rows), (recipe.own_tasks, _more_of_the_task)):
+    for names, more in ((recipe.own_files, _more_rows), (recipe.tasks, _more_of_the_task)):
         yield from _undecided([c for name, c in doubtful.items() if name in names], recipe, more)
 
 
