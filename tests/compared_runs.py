@@ -32,6 +32,7 @@ def write_run(
     asked: str = "1",
     prefix: str = "item",
     chance: float | None = None,
+    sha256: str = "",
 ) -> Path:
     """A run whose stages were trained one on the other and measured.
 
@@ -40,6 +41,7 @@ def write_run(
         asked: stands for the content of the probes.
         prefix: of the items' ids.
         chance: of every skill.
+        sha256: of every probe; empty as an older align left it.
     """
     run = RunDir(folder)
     entries = {id: StageEntry(stage="sft", inputs={"policy": "base"}, status="done") for id in stages}
@@ -48,14 +50,14 @@ def write_run(
     limits = {"forgetting": {"probes": "lab", "max_drop": 0.1}, "name": folder.name, "seed": 1}
     with run.recipe.open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump({**limits, **(recipe or {})}, file)
-    measure(run.base_measurements, base or dict.fromkeys(next(iter(stages.values()), {}), N), prefix, chance)
+    measure(run.base_measurements, base or dict.fromkeys(next(iter(stages.values()), {}), N), prefix, chance, sha256)
     for id, scores in stages.items():
         finish(run, id, model, asked)
-        measure(run.stage(id).measurements, scores, prefix, chance)
+        measure(run.stage(id).measurements, scores, prefix, chance, sha256)
     return folder
 
 
-def measure(folder: Path, scores: Scores, prefix: str = "item", chance: float | None = None) -> None:
+def measure(folder: Path, scores: Scores, prefix: str = "item", chance: float | None = None, sha256: str = "") -> None:
     """Items of which the first so many are right; `stories` are texts, `task ...` figures of a task."""
     probes, counts, lines = {}, dict[str, dict[str, Any]](), []
     for name, score in scores.items():
@@ -65,6 +67,7 @@ def measure(folder: Path, scores: Scores, prefix: str = "item", chance: float | 
             "higher_is_better": not text,
             "kind": "text" if text else kind,
             "chance": chance,
+            "sha256": sha256,
         }
         for split in ("gate", "report"):
             counts.setdefault(split, {})[name] = {"n": TEXTS if text else N}

@@ -233,7 +233,6 @@ def forgetting(real: Forgetting, stages: tuple[str, ...] = STAGES) -> Forgetting
         backward_transfer={stage: transfer[stage] for stage in stages},
         average_forgetting={stage: {"base": nothing, "sft": 0.065, "dpo": 0.1375}[stage] for stage in stages},
         thresholds={**real.thresholds, "max_drop": 0.2, "max_mean_drop": 0.1, "max_perplexity_ratio": None},
-        advice=("add fell by 0.325: try `--set stages.dpo.training.learning_rate=1e-4`",) if stages[1:] else (),
     )
 
 

@@ -638,6 +638,66 @@ def test_the_report_says_the_first_change(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("entry", "done", "what", "lines"),
+    [
+        (
+            {},
+            {},
+            "Hold sft closer to the policy that it starts from, by `kl_coef`.",
+            ("stages:", "  sft:", "    kl_coef: 0.1"),
+        ),
+        (
+            {"kl_coef": 0.3},
+            {},
+            "Hold sft closer to the policy that it starts from, by twice `kl_coef`.",
+            ("stages:", "  sft:", "    kl_coef: 0.6  # was 0.3"),
+        ),
+        (
+            {"beta": 0.1},
+            {"program": "dpo"},
+            "Hold sft closer to the policy that it starts from: twice `beta`.",
+            ("stages:", "  sft:", "    beta: 0.2  # was 0.1"),
+        ),
+        (
+            {"training": {"learning_rate": 1e-4}},
+            {"program": "./mine.py"},
+            "Train sft at half of its learning rate.",
+            ("stages:", "  sft:", "    training:", "      learning_rate: 5.0e-5  # was 1.0e-4"),
+        ),
+        ({}, {"program": "./mine.py", "steps": 1}, "", ()),
+    ],
+)
+def test_a_limit_on_the_kl_that_is_broken_has_a_next_step(
+    entry: dict[str, Any], done: dict[str, Any], what: str, lines: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Of the first stage past it, where no cause is told of the same stage already."""
+    home = tmp_path / "mine"
+    stages = {id: {"stage": "sft", "policy": "base", **entry} for id in ("sft", "more")}
+    recipe = {"model": {"base": "lab"}, "stages": stages}
+    made.write_run(home, {id: {"copy": 99} for id in stages}, recipe=recipe)
+    for id in stages:
+        made.finish(RunDir(home), id, **done)
+    estimate = KlEstimate(kl=0.62, ci95=(0.5, 0.7), n=32)
+
+    def said(limit: float) -> list[tuple[str, str, tuple[str, ...]]]:
+        kl = TaskKl(own_answers=estimate).against(limit)
+        table = Forgetting(
+            stages=("base", *stages),
+            parent={"sft": "base", "more": "sft"},
+            probes={"copy": ProbeEntry(limit=0.1, n=100)},
+            matrix={id: {"copy": Score(score=0.99, n=100, verdict="OK")} for id in ("base", *stages)},
+            task_kl=dict.fromkeys(stages, kl),
+        )
+        files.write_json(RunDir(home).forgetting, table.written())
+        return [(step.why, step.what, step.lines) for step in steps(records.load(home)) if "max_kl" in step.why]
+
+    why = "sft went further from the base than `max_kl` allows: 0.62 nats per token, limit 0.3."
+    mean = "If no probe fell, the limit may be lower than you mean."
+    assert said(0.3) == [(why, f"{what} {mean}".strip(), lines)]
+    assert said(0.6) == [], "the interval reaches below it"
+
+
 def test_it_reads_without_torch(tmp_path: Path) -> None:
     home = folder(tmp_path / "mine", sources=[], replayed=0.0)
     code = (

@@ -363,6 +363,25 @@ def test_as_many_items_as_auto_chose_are_the_same_items(pair: tuple[Path, Path],
     assert "but of other content" in refusal(written("g", 60, fixed), other)
 
 
+def test_what_was_measured_counts_and_not_how_the_recipes_say_it(tmp_path: Path) -> None:
+    """The same items of the same probes: by the hash that each probe's measurement has."""
+    mine = {"general": True, "mine": {"data": "m.jsonl", "metric": "exact"}}
+
+    def written(name: str, items: object) -> Path:
+        recipe = {"forgetting": {"probes": mine, "items": items}}
+        return made.write_run(tmp_path / name, {"sft": GOOD}, recipe=recipe, asked=name, sha256="1" * 64)
+
+    auto, fixed = written("auto", "auto"), written("fixed", 60)
+    assert compare([auto, fixed]).tables[0].rows
+    other = made.write_run(tmp_path / "other", {"sft": GOOD}, asked="auto", sha256="2" * 64)
+    assert refusal(auto, other) == (
+        f"'{other}' has a probe '{next(iter(GOOD))}' of other content than '{auto}'\n  -> {REMEASURE}"
+    )
+    older = made.write_run(tmp_path / "older", {"sft": GOOD}, asked="fixed")
+    assert compare([fixed, older]).tables[0].rows, "what its recipe had asked is all that is known"
+    assert "but of other content" in refusal(auto, older)
+
+
 def test_a_damaged_recipe_is_named(pair: tuple[Path, Path]) -> None:
     (pair[1] / "recipe.yaml").write_text("a: [", encoding="utf-8")
     assert refusal(*pair) == (

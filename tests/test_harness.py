@@ -81,8 +81,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return models.lab_tokenizer()
 
 
-def load(folder: Path, keys: dict[str, Any]) -> Task:
-    (found,) = probes.load(ForgettingKeys.model_validate({"probes": {"own": keys}}, strict=True), folder)
+def load(folder: Path, keys: dict[str, Any], name: str = "own") -> Task:
+    (found,) = probes.load(ForgettingKeys.model_validate({"probes": {name: keys}}, strict=True), folder)
     assert isinstance(found, Task)
     measuring.prepare([found])
     return found
@@ -91,9 +91,14 @@ def load(folder: Path, keys: dict[str, Any]) -> Task:
 def scores(task: Task, tokenizer: PreTrainedTokenizerBase, out: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
     """By id, as items.jsonl has them."""
     measure(Bench(models.tiny_llama(seed), tokenizer, autocast=False), [task], out, base=None)
-    lines = [json.loads(line) for line in (out / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read(out)
     assert all(line["probe"] == "own" for line in lines)
     return {line["id"]: line for line in lines}
+
+
+def read(folder: Path, name: str = "items") -> list[dict[str, Any]]:
+    """The lines of a file of a measurement."""
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +186,45 @@ def test_a_group_is_one_probe_over_its_tasks(
     assert [found[f"own-lab_one-{n}"]["score"] for n in range(LIMIT)] == of_one
     assert [found[f"own-lab_two-{n}"]["score"] for n in range(LIMIT)] == of_one
     assert len(found) == 2 * LIMIT
+
+
+def test_answers_that_broke_and_were_mended_are_shown(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, itself: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of choices and of written answers, with what is asked, what is right, and what both models say."""
+    tasks = [load(folder, {"task": f"./{name}", "limit": LIMIT}, name) for name in ("choice", "written")]
+    for out, seed, base in (("base", 0, None), ("after", 1, tmp_path / "base"), ("back", 0, tmp_path / "after")):
+        bench = Bench(models.tiny_llama(seed), tokenizer, autocast=False)
+        measure(bench, tasks, tmp_path / out, base=base)
+    docs = [json.loads(line) for line in (folder / "docs.jsonl").read_text(encoding="utf-8").splitlines()]
+    base, after = ({(line["probe"], line["id"]): line for line in read(tmp_path / out)} for out in ("base", "after"))
+    broken = {(line["probe"], line["id"]): line for line in read(tmp_path / "after", "broken")}
+    mended = {(line["probe"], line["id"]): line for line in read(tmp_path / "after", "mended")}
+    for of, found in ((1, broken), (0, mended)):
+        keys = [
+            key
+            for key in after
+            if base[key]["split"] == "report" and (base[key]["score"], after[key]["score"]) == (of, 1 - of)
+        ]
+        assert set(found) == set(keys) and len(keys) <= 8
+    assert {probe for probe, _ in broken | mended} >= {"choice"}
+    for key, line in (broken | mended).items():
+        doc = docs[int(line["id"].split("-")[1])]
+        assert line["prompt"] == doc["q"].strip()
+        assert (line["before"], line["after"]) == (base[key]["said"], after[key]["said"])
+        right = doc["answer"]
+        assert ((line["before"], line["after"]).index(right), line.get("answer", right)) == (key in mended, right)
+        assert line["before"] != line["after"]
+    back = read(tmp_path / "back", "mended")
+    assert [(line["probe"], line["id"]) for line in back] == list(broken), "what broke is mended by the base's weights"
+    logged = itself["samples"]["lab_facts"]
+    for sample in logged:
+        likelihoods = torch.tensor([one[0] for one in sample["filtered_resps"]], dtype=torch.float64)
+        line = base["choice", f"choice-{sample['doc_id']}"]
+        assert line["p"] == pytest.approx(likelihoods.softmax(0)[docs[sample["doc_id"]]["label"]].item(), abs=1e-5)
+        assert line["said"] == docs[sample["doc_id"]]["choices"][int(likelihoods.argmax())]
+    for sample in itself["samples"]["lab_words"]:
+        assert base["written", f"written-{sample['doc_id']}"]["said"] == sample["resps"][0][0].strip()
 
 
 def test_an_unknown_metric_is_refused_before_any_weights_are_loaded(folder: Path) -> None:

@@ -10,15 +10,16 @@ from ruamel.yaml import YAML
 import report_fixture as made
 import runs
 from align.forgetting.distances import KlEstimate, TaskKl
-from align.forgetting.table import Forgetting
+from align.forgetting.table import Cell, Forgetting
 from align.recipe import load as recipes
-from align.report import balance
+from align.report import balance, method_page
 from align.report.chart import Curve, Dots
 from align.report.coverage import buffers, coverage
 from align.report.headline import Headline, headline
 from align.report.next_step import Step, steps
 from align.report.recipe_view import RecipeView, StageRecipe, view
 from align.report.records import load
+from align.report.schema import Report
 from align.report.sentence import verdict_line
 from align.run_folder import files, reading
 from align.run_folder.run_record import RunRecord
@@ -390,7 +391,7 @@ def test_the_recipe_as_the_report_reads_it() -> None:
     assert view("stages: [") == view("- a") == view("") == RecipeView()
     text = "stages: {sft: {data: [/home/me/my.jsonl, lab/helpdesk], replay: null, training: {learning_rate: high}}}"
     mixed = "forgetting: {probes: {lab: true, general: true, law: {data: a.jsonl}, hella: {task: hellaswag}}}"
-    assert view(mixed) == RecipeView(probes="general", own_files=("law",), own_tasks=("hella",))
+    assert view(mixed) == RecipeView(probes="general", own_files=("law",), tasks={"hella": ("hellaswag", None, None)})
     assert view("forgetting: {probes: {law: {data: a.jsonl}}}") == RecipeView(own_files=("law",))
     assert view(text).stages["sft"] == StageRecipe(sources=("my.jsonl", "lab/helpdesk"), replays=True)
 
@@ -407,4 +408,17 @@ def test_each_source_of_a_replay_is_told_with_its_rows(run_dir: Path) -> None:
         ("lab/general", "75.0%", "360 an epoch, of 2,000 rows", "the skills of the lab but reverse and larger"),
         ("stage base_sft", "25.0%", "120 an epoch, of 80 rows, each 1.5 times", "the task of base_sft"),
         ("old.jsonl", "0.0%", "0 an epoch, of 10 rows", "not known: what its rows show, and nothing else"),
+    ]
+
+
+def test_the_page_says_what_an_item_of_the_harness_is() -> None:
+    text = "forgetting: {probes: {few: {task: hellaswag, limit: 4000, field: acc_norm}, own: {task: ./mine}}}"
+    report = Report(run=RunRecord(name="x"), recipe=text)
+    shown = Forgetting(matrix={"base": {"few": Cell(score=0.5)}}, split="report")
+    halves = "Documents with even numbers are the gate's, the others the report's."
+    assert [said for said in method_page.measured(shown, report) if "harness" in said] == [
+        "`few` is the task `hellaswag` of lm-evaluation-harness, measured by the harness itself. An item is one of the "
+        f"first 4,000 documents of it, by its number, and its score is the metric `acc_norm`. {halves}",
+        "`own` is the task `./mine` of lm-evaluation-harness, measured by the harness itself. An item is a document of "
+        f"it, by its number, and its score is the task's first metric. {halves}",
     ]

@@ -125,12 +125,12 @@ class Child:
         if not ticket.measure_only:
             files.write_text(here.model / "weights", self.runs.content)
         if ticket.measure_base:
-            measured(self.dir.base_measurements, 90)
+            measured(self.dir.base_measurements, self.runs.right.get("base", 90))
         if ticket.measure_base or ticket.ask_base:
             answered(self.dir.base_answers, ticket.prompts, "nothing")
         if ticket.probes != "none" and not ticket.ask_only:
             right = self.runs.right.get(f"{stage} {ticket.attempt}", self.runs.right.get(stage, 90))
-            measured(here.measurements, right)
+            measured(here.measurements, right, self.dir.base_measurements)
             if self.runs.kl is not None:
                 found = KlEstimate(kl=self.runs.kl, ci95=(self.runs.kl - 0.01, self.runs.kl + 0.01), n=64, tokens=900)
                 files.write_json(here.task_kl, TaskKl(prompts="64 prompts", own_answers=found).written())
@@ -203,8 +203,8 @@ class Child:
         pass
 
 
-def measured(folder: Path, right: int) -> None:
-    """A measurement of 100 questions in each half, of which so many are answered."""
+def measured(folder: Path, right: int, base: Path | None = None) -> None:
+    """A measurement of 100 questions in each half, of which so many are answered; against that of the base."""
     probes = {"sums": {"metric": "accuracy", "higher_is_better": True, "kind": "skill", "replayed": None}}
     scores = {split: {"sums": {"n": 100, "score": right / 100}} for split in ("gate", "report")}
     lines = [
@@ -213,7 +213,8 @@ def measured(folder: Path, right: int) -> None:
         for i in range(100)
     ]
     files.write_text(folder / "items.jsonl", "\n".join(lines) + "\n")
-    files.write_json(folder / "summary.json", {"probes": probes, "scores": scores})
+    against = {"against": files.file_sha256(base / "items.jsonl")} if base else {}
+    files.write_json(folder / "summary.json", {"probes": probes, "scores": scores, **against})
 
 
 def answered(path: Path, prompts: list[Prompt], answer: str) -> None:
@@ -464,6 +465,31 @@ def test_other_questions_and_another_base_are_another_base_row(runs: Runs, probe
     assert runs.run(*quantised, "model.dtype=float32") == ["sft, and the base", "dpo", "finish"]
     (runs.folder / "sums.jsonl").write_text(SUMS.replace("Sort", "Order"), encoding="utf-8")
     assert runs.run(*quantised, "model.dtype=float32") == ["sft measured, and the base", "dpo measured", "finish"]
+
+
+def test_a_branch_from_the_base_is_held_against_the_base_as_it_is_measured_now(runs: Runs, probes: str) -> None:
+    """The answers that broke are those of the base before, which the first stage loaded in another way."""
+    apart = (probes, "stages.dpo.policy=base")
+    assert runs.run(*apart) == ["sft, and the base", "dpo", "finish"]
+    runs.right["base"] = 80
+    other = (*apart, "stages.sft.parameterization={method: qlora}", "stages.dpo.parameterization={method: lora}")
+    same = (*apart, "stages.dpo.parameterization={method: lora}")
+    assert runs.run(*same) == ["finish"]
+    assert runs.run(*other) == ["sft, and the base", "dpo measured", "finish"]
+    assert files.read_json(runs.dir.forgetting)["matrix"]["dpo"]["sums"]["delta"] == 0.1
+    assert runs.run(*other) == ["finish"]
+    summary = runs.dir.stage("dpo").measurements / "summary.json"
+    files.write_json(summary, {**files.read_json(summary), "against": None})
+    assert runs.run(*other) == ["finish"], "an older run does not say"
+
+
+def test_the_base_is_measured_again_where_only_a_branch_has_measured_it_in_its_way(runs: Runs, probes: str) -> None:
+    apart = (probes, "stages.dpo.policy=base", "stages.dpo.parameterization={method: qlora}")
+    assert runs.run(*apart, only="dpo") == ["dpo, and the base", "finish"]
+    assert runs.run(*apart, only="dpo") == ["dpo", "finish"], "it has measured the base in its way"
+    assert runs.run(*apart) == ["sft, and the base", "finish"]
+    assert runs.superseded() == ["dpo", "measurements"]
+    assert runs.run(*apart, only="dpo") == ["dpo", "finish"] and runs.run(*apart) == ["finish"]
 
 
 def test_other_prompts_are_asked_without_training_or_measuring(runs: Runs, probes: str) -> None:

@@ -209,11 +209,30 @@ def test_a_probe_that_is_too_small_is_told_how_many_items_it_needs(tmp_path: Pat
     for metric, drop, expected in (("exact", 0.1, [said]), ("contains", 0.1, [said]), ("exact", 0.2, [])):
         probe, found = probes.own("own", ProbeFile.model_validate({**file, "metric": metric}), tmp_path)
         own_ = OwnProbe("own", probe, metric, found)
-        assert list(probe_sizes.notes(own_, ForgettingKeys(max_drop=drop))) == expected
+        assert list(probe_sizes.notes([own_], ForgettingKeys(max_drop=drop))) == expected
     task = Task("own", "x", "", own=True, group=False, limit=51, field=None, sha256="", version="")
     of_a_task = said.replace("20 items in the gate and 20", "26 items in the gate and 25")
     for one, expected in ((task, [of_a_task]), (replace(task, group=True), [])):
-        assert list(probe_sizes.notes(OwnProbe("own", one, "", {}), ForgettingKeys(max_drop=0.1))) == expected
+        assert list(probe_sizes.notes([OwnProbe("own", one, "", {})], ForgettingKeys(max_drop=0.1))) == expected
+
+
+def test_probes_that_are_too_small_are_told_in_one_sentence() -> None:
+    def task(name: str, limit: int) -> OwnProbe:
+        return OwnProbe(name, Task(name, "x", "", True, False, limit, None, "", ""), "", {})
+
+    few = "too few to show that a drop stays within 0.1: that takes 26 in each half, and a few hundred to detect a drop"
+    same = [task(name, 40) for name in ("law", "style", "sums")]
+    assert list(probe_sizes.notes([*same, task("large", 52)], ForgettingKeys())) == [
+        f"the probes 'law', 'style' and 'sums' each have 20 items in the gate and 20 items in the report, {few}"
+    ]
+    other = task("dates", 7)
+    assert list(probe_sizes.notes([same[0], other], ForgettingKeys())) == [
+        "the probe 'law' has 20 items in the gate and 20 items in the report; the probe 'dates' has 4 items in the "
+        f"gate and 3 items in the report, {few}"
+    ]
+    found = list(probe_sizes.notes(same, ForgettingKeys.model_validate({"max_drop": {"sums": 0.2, "law": 0.05}})))
+    assert [text.split(" has ")[0] for text in found] == ["the probe 'law'", "the probe 'style'"]
+    assert [text.split("that takes ")[1].split()[0] for text in found] == [str(probe_sizes.fewest(0.05)), "26"]
 
 
 def scorer(folder: Path, metric: str, *, offline: bool = True) -> Scorer:
@@ -238,10 +257,62 @@ def test_a_metric_is_taken_from_the_cache_of_evaluate(cache: Path, tmp_path: Pat
     with pytest.raises(AlignError) as raised:
         scorer(tmp_path, "evaluate:same")
     assert str(raised.value) == (
-        "the metric 'same' needs the package 'nowhere_to_be_found', which is not installed\n"
+        "the metric 'same' needs the package 'nowhere_to_be_found' (line 2 of same.py), which is not installed\n"
         "  -> pip install nowhere-to-be-found"
     )
     assert raised.value.exit == 4
+
+
+IN_A_FUNCTION = """\
+import evaluate
+
+class Mine(evaluate.Metric):
+    def _compute(self, predictions, references):
+        import json, yaml_of_nobody.scores
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "needs"),
+    [
+        ({"mine": IN_A_FUNCTION}, ("yaml_of_nobody", 5, "mine")),
+        ({"mine": "from .helper import f\n", "helper": "x = 1\nimport not_there.at_all\n"}, ("not_there", 2, "helper")),
+        ({"mine": "import helper\n", "helper": "import mine, json\n"}, None),
+        (
+            {"mine": "from . import helper\n", "helper": "with open('x') as f:\n    import gone\n"},
+            ("gone", 2, "helper"),
+        ),
+        ({"mine": "try:\n    import fast_one\nexcept ImportError:\n    import json\n"}, None),
+        ({"mine": "try:\n    import fast_one\nexcept (OSError, ImportError):\n    fast_one = None\n"}, None),
+        ({"mine": "try:\n    import fast_one\nexcept OSError:\n    raise\n"}, ("fast_one", 2, "mine")),
+        ({"mine": "try:\n    import fast_one\nfinally:\n    pass\n"}, ("fast_one", 2, "mine")),
+        ({"mine": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import stubs_alone\n"}, None),
+        ({"mine": "import torch, datasets.features, os.path\n"}, None),
+    ],
+)
+def test_a_package_that_a_metric_of_ones_own_needs_is_missed_before_training(
+    files: dict[str, str], needs: tuple[str, int, str] | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / f"{name}.py").write_text(text, encoding="utf-8")
+    if needs is None:
+        assert scorer(tmp_path, "evaluate:./mine").name == "mine"
+        return
+    with pytest.raises(AlignError) as raised:
+        scorer(tmp_path, "evaluate:./mine")
+    package, line, file = needs
+    what = f"the metric './mine' needs the package '{package}' (line {line} of {file}.py), which is not installed"
+    assert (raised.value.what, raised.value.exit) == (what, 4)
+    assert raised.value.remedy == f"pip install {package.replace('_', '-')}"
+
+
+def test_a_package_is_installed_by_the_name_that_pip_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def f():\n    from sklearn.metrics import f1_score\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AlignError) as raised:
+        scorer(tmp_path, "evaluate:./mine.py")
+    assert raised.value.remedy == "pip install scikit-learn"
 
 
 @pytest.mark.parametrize(

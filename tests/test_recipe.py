@@ -209,6 +209,23 @@ def test_notes_on_a_policy_over_a_base_in_another_precision(tmp_path: Path) -> N
     assert noted(quantised, own % "lora") == [f"stage dpo: {what}, so its starting policy is slightly different"]
 
 
+def test_a_note_on_a_branch_from_the_base_in_another_precision_than_the_base_row(tmp_path: Path) -> None:
+    """The base is measured once, as the first stage loads it."""
+
+    def noted(*overrides: str) -> list[str]:
+        apart = ("stages.dpo.policy=base", "forgetting.probes=lab", *overrides)
+        return [text for text in load(RECIPE, tmp_path, *apart).warnings if "is measured as" in text]
+
+    quantised, plain = "parameterization={method: qlora}", "stages.dpo.parameterization={method: lora}"
+    said = (
+        "stage dpo: the base is measured as 'sft' loads it, with different quantisation (4 or 8 bits, or none), so "
+        "what quantising costs is part of the changes"
+    )
+    assert noted(quantised, plain) == noted(quantised, plain.replace("lora", "full")) == [said]
+    assert noted(quantised, plain.replace("lora", "qlora")) == noted("parameterization={method: full}", plain) == []
+    assert noted(quantised, plain, "stages.dpo.policy=sft") == noted(quantised, plain, "forgetting.probes=none") == []
+
+
 @pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_every_shipped_recipe_is_right(name: str) -> None:
     found = prepare(recipes.load(recipes.locate(name)), offline=True)

@@ -263,7 +263,7 @@ def test_every_shipped_stage_is_described_by_its_own_file(run_dir: Path) -> None
         assert f"ppo pending {text}" in page and "the stage program" not in page
 
 
-def test_decision_failure_and_advice_are_told(page: str) -> None:
+def test_decision_and_failure_are_told(page: str) -> None:
     text = words(page)
     assert "add: 0.38 -> 0.06 (-0.320, 95 % interval -0.390 to -0.250, 200 items) is beyond the limit" in text
     assert "Failed stage 'reward' ran out of memory; halve its batch" in text

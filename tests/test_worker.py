@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -219,6 +220,40 @@ def test_an_expected_failure_keeps_its_sentence(
         "rank": 0,
     }
     assert "Traceback" not in capsys.readouterr().err
+
+
+def tensor_bytes() -> int:
+    """Of all tensors that are there, each storage once; of those that are never looked through for garbage too."""
+    gc.unfreeze()
+    storages = {
+        one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
+        for one in gc.get_objects()
+        if type(one) in (torch.Tensor, torch.nn.Parameter)
+    }
+    return sum(storages.values())
+
+
+def test_nothing_of_a_stage_is_held_while_the_next_ones_train(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model, gradients and optimizer stand in cycles: what is not collected then is there as long as the worker."""
+    held: list[int] = []
+    free = work._free
+
+    def counted() -> None:
+        free()
+        held.append(tensor_bytes())
+
+    monkeypatch.setattr(worker, "redirect", lambda here: here.root.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(work, "_free", counted)
+    for id in ("first", "second"):
+        ticket = stages.ticket(id, "sft", BASE, models.FULL, max_steps=2, keys={"kl_coef": 0.1})
+        assert worker.execute_ticket(stages.run, ticket) == Exit.DONE
+    monkeypatch.setattr(work, "build", lambda _: expected())
+    assert worker.execute_ticket(stages.run, stages.ticket("third", "sft", BASE, models.FULL)) == Exit.BAD_INPUT
+    before, trained, second, trained_again, third = held
+    model = sum(file.stat().st_size for file in Path(BASE.base.path).glob("*.safetensors"))
+    assert trained - before > 0.9 * model, "the policy is still measured and saved"
+    assert abs(trained_again - trained) < 0.01 * model
+    assert second - before < 0.01 * model and third - before < 0.01 * model
 
 
 def stopped() -> None:

@@ -175,6 +175,10 @@ def _check(first: Side, other: Side) -> None:
         for split in ("gate", "report"):
             if mine.items.get((split, name), {}).keys() != theirs.items.get((split, name), {}).keys():
                 raise AlignError(what, SAME_NUMBER if first.asked == other.asked else remedy)
-    if first.answered != other.answered:
+        if info.sha256 and theirs.probes[name].sha256 not in ("", info.sha256):
+            what = f"'{other.folder}' has a probe '{name}' of other content than '{first.folder}'"
+            raise AlignError(what, remedy)
+    known = all(one.sha256 for side in (mine, theirs) for one in side.probes.values())
+    if not known and first.answered != other.answered:  # measured by an older align
         what = f"'{other.folder}' has probes of the same names as '{first.folder}', but of other content"
         raise AlignError(what, remedy)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.forgetting.battery.skill import Item
 from align.forgetting.bench import ANSWER_TOKENS, Bench, generate
 from align.forgetting.measurements import Split
-from align.forgetting.own.items import OwnItem
-from align.forgetting.own.kinds import Answered, Chosen
-from align.forgetting.probes import Battery, Exact, Probe
+from align.forgetting.probes import Exact, Probe
+from align.forgetting.quoted import Quotable, quoted
 from align.forgetting.records import BrokenAnswer
 
 SHOWN = 4  # of a probe
@@ -30,7 +28,7 @@ def broken(bench: Bench, probes: Sequence[Probe], base: Sequence[Record]) -> lis
     now = {(r["probe"], r["split"], r["id"]): r for r in bench.items}
     out: list[BrokenAnswer] = []
     for probe in probes:
-        if isinstance(probe, Exact | Battery | Answered | Chosen):
+        if isinstance(probe, Quotable):
             here = [key for key in now if key[:2] == (probe.name, "report")]
             lost = [key for key in here if before.get(key, {}).get("score") and not now[key]["score"]][:SHOWN]
             shown = _exact_answers(bench, probe, lost) if isinstance(probe, Exact) else _said(probe, lost, before, now)
@@ -53,20 +51,19 @@ def _exact_answers(bench: Bench, probe: Exact, lost: Sequence[Key]) -> list[Brok
 
 
 def _said(
-    probe: Battery | Answered | Chosen, lost: Sequence[Key], before: Mapping[Key, Record], now: Mapping[Key, Record]
+    probe: Quotable, lost: Sequence[Key], before: Mapping[Key, Record], now: Mapping[Key, Record]
 ) -> list[BrokenAnswer]:
     """What both said, as measured."""
     found = []
     for key in lost:
-        item: Item | OwnItem = probe.items["report"][key[2]]
-        prompt = "\n".join(message["content"] for message in item.messages)
+        prompt, answer = quoted(probe, key[2])
         found.append(
             BrokenAnswer(
                 probe=probe.name,
                 id=key[2],
                 split="report",
                 prompt=prompt,
-                answer=item.answer,
+                answer=answer,
                 before=before[key].get("said", ""),
                 after=now[key].get("said", ""),
             )

@@ -6,14 +6,24 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, TypeGuard
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
 
 from align.errors import AlignError
 from align.forgetting import action_keys
 from align.forgetting.action_keys import Interpolate, OnViolation, Retry
 from align.forgetting.budget_keys import Budgets
 from align.forgetting.measurements import ProbeInfo
-from align.forgetting.own.keys import OwnProbe, check_names
+from align.forgetting.own.keys import OwnProbe, check_form, check_names
 
 DEFAULT_DROP = 0.10
 FEWEST_ITEMS, MOST_ITEMS = 10, 200  # of a skill of the general battery
@@ -69,6 +79,7 @@ class ForgettingKeys(BaseModel):
         Annotated[str, AfterValidator(_probe_set), Tag("for all")]
         | Annotated[dict[str, OwnProbe], AfterValidator(_own_probes), Tag("by name")],
         Discriminator(_shape),
+        BeforeValidator(check_form),
     ] = Field(
         default="auto",
         description="auto (chosen for the base model), general (a battery of skills that ships with align), lab (the "

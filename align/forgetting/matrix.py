@@ -77,7 +77,6 @@ def build(
         family=families,
         **_distances(distances or {}, keys),
         thresholds=keys.thresholds(),
-        advice=tuple(_advice(history, matrix, mean, measurements, keys)),
     )
 
 
@@ -204,64 +203,6 @@ def _mean(base: Measurement, after: Measurement, split: Split, skills: list[str]
         verdict=finding.verdict if finding else None,
         retention=details.kept(base, after, split, skills),
     )
-
-
-def _advice(
-    history: Mapping[str, Sequence[str]],
-    matrix: Mapping[str, Mapping[str, Cell]],
-    mean: Mapping[str, Mapping[str, Cell]],
-    measurements: Mapping[str, Measurement],
-    keys: ForgettingKeys,
-) -> list[str]:
-    """What to do about what was lost, addressed to the first stage after which it was lost."""
-    advice: list[str] = []
-    for stage, line in history.items():
-        before = line[:-1]
-        known = {probe for step in before for probe, cell in matrix[step].items() if _forgot(cell)}
-        lost = [probe for probe, cell in matrix[stage].items() if _forgot(cell) and probe not in known]
-        means = [mean[step][ALL] for step in line if ALL in mean[step]]
-        if lost or (means and _forgot(means[-1]) and not any(map(_forgot, means[:-1])) and not known):
-            advice += _advice_for(stage, {probe: measurements[stage].probes[probe].replayed for probe in lost})
-    if advice:
-        advice.append(
-            "Where a stage trains all weights, `parameterization: {method: lora}` is another lever; it may learn less "
-            "as well, so compare the two runs."
-        )
-        if keys.on_violation == "warn":
-            advice.append("`forgetting: {on_violation: stop}` ends the next run at the first stage that forgets.")
-    return advice
-
-
-def _advice_for(stage: str, lost: Mapping[str, bool | None]) -> list[str]:
-    """The remedies of one stage, by whether replay covers each probe that was lost."""
-
-    def names(state: bool | None) -> str:
-        return ", ".join(probe for probe, replayed in lost.items() if replayed is state)
-
-    found = []
-    if not lost:
-        found.append(f"After {stage} no single probe is beyond its limit for certain, but the mean of the skills is.")
-    if names(False):
-        found.append(
-            f"{stage} forgot {names(False)}, which no replay covers, and replay protects only what it covers: add rows "
-            "of that kind to the replay data, `replay: {data: FILE, ratio: 0.1}`."
-        )
-    if names(True):
-        found.append(f"{stage} forgot {names(True)} although replay covers it: raise `replay.ratio`.")
-    if names(None):
-        found.append(
-            f"{stage} forgot {names(None)}: see that the replay data hold rows of that kind, "
-            "`replay: {data: FILE, ratio: 0.1}`."
-        )
-    found.append(
-        f"Or make {stage} a smaller step: lower `stages.{stage}.training.learning_rate` or "
-        f"`stages.{stage}.training.max_steps`, as far as its own task allows."
-    )
-    return found
-
-
-def _forgot(cell: Cell) -> bool:
-    return cell.verdict == "FORGOT"
 
 
 def _value(measure: float | Undefined) -> Figure:

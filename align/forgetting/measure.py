@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from align.forgetting import content
 from align.forgetting.battery import answering
 from align.forgetting.battery.answering import Answer
 from align.forgetting.bench import ANSWER_TOKENS, Bench, encode_questions, exact, generate, generate_ids, likelihoods
@@ -65,6 +66,8 @@ def measure(
         bench.model.train(was_training)
     summary: Record = {"probes": _describe(probes), "scores": _scores(bench.items)}
     summary |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    if base is not None and (base / "items.jsonl").is_file():
+        summary["against"] = files.file_sha256(base / "items.jsonl")  # by which answers broke and were mended
     if bench.share.first:
         _write(bench, folder, splits, lost, None if before is None else mended(probes, before, bench.items))
         files.write_json(folder / "summary.json", summary)  # last: where it is, the others are whole
@@ -214,6 +217,9 @@ def _describe(probes: Sequence[Probe]) -> Record:
             out[probe.name] = {**accuracy, "kind": "skill", "replayed": None, "chance": own_probes.chance(probe)}
         else:
             out[probe.name] = {**accuracy, "kind": probe.kind, "replayed": probe.replayed, "chance": 0.0}
+        asked = content.digest(probe)
+        for name in called(probe):
+            out[name] |= {"sha256": asked}
     return out
 
 

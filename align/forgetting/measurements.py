@@ -31,6 +31,7 @@ class ProbeInfo:
             the base's own answers.
         replayed: whether the replay data cover it; None where that is not known.
         chance: the accuracy of guessing; None where nothing can be guessed.
+        sha256: of what was asked and how it was scored; empty in runs of an older align.
     """
 
     metric: Metric
@@ -38,6 +39,7 @@ class ProbeInfo:
     kind: Kind
     replayed: bool | None = None
     chance: float | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.forgetting.battery.skill import Item
-from align.forgetting.own.items import OwnItem
-from align.forgetting.own.kinds import Answered, Chosen
-from align.forgetting.probes import Battery, Exact, Probe
+from align.forgetting.probes import Exact, Probe
+from align.forgetting.quoted import Quotable, quoted
 from align.forgetting.records import MendedAnswer
 
 MENDED_KEPT = 4  # a probe
@@ -27,25 +25,18 @@ def mended(
     }
     found = []
     for probe in probes:
-        if isinstance(probe, Exact | Battery | Answered | Chosen):
+        if isinstance(probe, Quotable):
             here = [line for line in now if line["probe"] == probe.name and line["split"] == "report" and line["score"]]
             here = [line for line in here if (probe.name, line["id"]) in wrong][:MENDED_KEPT]
             found += [_answer(probe, line, wrong[probe.name, line["id"]]) for line in here]
     return found
 
 
-def _answer(
-    probe: Exact | Battery | Answered | Chosen, line: Mapping[str, Any], before: Mapping[str, Any]
-) -> MendedAnswer:
+def _answer(probe: Quotable, line: Mapping[str, Any], before: Mapping[str, Any]) -> MendedAnswer:
     """What was said then and is said now, as far as it was written: exact answers are judged without being generated,
     so that only the right one is known."""
-    if not isinstance(probe, Exact):
-        item: Item | OwnItem = probe.items["report"][line["id"]]
-        prompt, answer = "\n".join(message["content"] for message in item.messages), item.answer
-    else:
-        question = next(question for question in probe.items["report"] if question.id == line["id"])
-        prompt, answer = question.prompt, question.answer
-    said = line.get("said", answer)
+    prompt, answer = quoted(probe, line["id"])
+    said = line.get("said", answer if isinstance(probe, Exact) else "")
     return MendedAnswer(
         probe=probe.name, id=line["id"], split="report", prompt=prompt, before=before.get("said", ""), after=said
     )

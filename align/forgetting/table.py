@@ -148,6 +148,5 @@ class Forgetting(Record):
     task_kl: Mapping[str, TaskKl] = {}
     drift: Mapping[str, Drift] = {}
     thresholds: Mapping[str, JsonValue] = {}
-    advice: tuple[str, ...] = ()
     rolled_back: tuple[str, ...] = ()
     interpolated: Mapping[str, float] = {}

@@ -222,7 +222,7 @@ class _Checking(ModelChecks):
         self.own, faults = own_probes.read(keys, self.loaded.root, offline=self.offline)
         for name, error in faults:
             self.add(error, ("forgetting", "probes", name))
-        self.notes += [text for one in self.own for text in probe_sizes.notes(one, keys)]
+        self.notes += probe_sizes.notes(self.own, keys)
         return own_probes.digest(self.own, keys)
 
 

@@ -91,6 +91,21 @@ def of_precision(plans: Sequence[StagePlan]) -> list[str]:
     return notes
 
 
+def of_base_row(plans: Sequence[StagePlan], keys: ForgettingKeys) -> list[str]:
+    """Notes on stages that start from the base in another precision than the one that it is measured in: once for the
+    run, as its first stage loads it."""
+    first, *others = plans
+    measured = first.method.quantization(first.method_keys)
+    return [
+        f"stage {plan.id}: the base is measured as '{first.id}' loads it, with different quantisation (4 or 8 bits, or "
+        "none), so what quantising costs is part of the changes"
+        for plan in others
+        if keys.probes != "none"
+        and (plan.policy, plan.program.stage.gives) == (pipeline.BASE, "policy")
+        and plan.method.quantization(plan.method_keys) != measured
+    ]
+
+
 def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) -> list[AlignError]:
     """What of a stage does not go with its parameterization, or with what comes in."""
     stage, method, traits = plan.program.stage, plan.method_keys.method, plan.layer.traits

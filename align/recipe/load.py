@@ -102,7 +102,8 @@ def check(read: Document, root: Path) -> Loaded:
     faults.found += replays.faults(read, plans)
     faults.found += gate_actions.faults(read, recipe.forgetting, plans, layers)
     warnings += gate_actions.notes(recipe.forgetting, plans, layers)
-    warnings += contradictions.of_precision(plans) + contradictions.of_idle_keys(recipe.forgetting)
+    warnings += contradictions.of_precision(plans) + contradictions.of_base_row(plans, recipe.forgetting)
+    warnings += contradictions.of_idle_keys(recipe.forgetting)
     faults.raise_any()
     trouble = recipe.notify.trouble(root) if recipe.notify else None
     warnings += [trouble] if trouble else []

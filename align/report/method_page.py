@@ -6,6 +6,7 @@ from typing import Final
 from align.forgetting.table import Forgetting
 from align.report import curves
 from align.report.findings import BASE
+from align.report.recipe_view import view
 from align.report.schema import Report
 
 VIOLATION: Final = "on_violation"
@@ -24,6 +25,7 @@ VIOLATIONS: Final = {
 def measured(forgetting: Forgetting, report: Report) -> Iterable[str]:
     if forgetting.matrix:
         yield from _verdicts(forgetting)
+        yield from _tasks(report.recipe)
         yield from _violations(forgetting.thresholds.get(VIOLATION))
     if report.quantization:
         yield (
@@ -77,3 +79,15 @@ def _violations(action: object) -> Iterable[str]:
         told = {name: ", then ".join(map(str, one)) if isinstance(one, list) else one for name, one in action.items()}
         named = "; ".join(f"{name}: {one}" for name, one in told.items())
         yield f"What is done about a limit that a gate finds broken depends on the probe (`on_violation`): {named}."
+
+
+def _tasks(recipe: str) -> Iterable[str]:
+    """What an item of a task of lm-evaluation-harness is, and what its score."""
+    for name, (task, limit, field) in view(recipe).tasks.items():
+        documents = f"one of the first {limit:,} documents" if limit else "a document"
+        score = f"the metric `{field}`" if field else "the task's first metric"
+        yield (
+            f"`{name}` is the task `{task}` of lm-evaluation-harness, measured by the harness itself. An item is "
+            f"{documents} of it, by its number, and its score is {score}. Documents with even numbers are the gate's, "
+            "the others the report's."
+        )

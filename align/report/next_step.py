@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from align.advice.advise import advise
+from align.advice.changes import Change, make
+from align.advice.facts import RunFacts, StageFacts
 from align.advice.lines import block
+from align.advice.lines import stage as line
 from align.forgetting.keys import MOST_ITEMS
 from align.forgetting.table import Forgetting
 from align.report import findings
-from align.report.findings import Change
 from align.report.recipe_view import RecipeView, view
 from align.report.schema import Report, StageRecord
 from align.report.sentence import join
 from align.report.shown import facts
+
+FIRST_KL_COEF: Final = 0.1
+"""What docs/recipes.md begins with."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,16 @@ def steps(report: Report) -> Iterable[Step]:
     for stage in report.stages:
         if stage.entry.status in ("failed", "interrupted", "running"):
             yield _unfinished(stage)
-    advice = advise(facts(report))
+    run = facts(report)
+    advice = advise(run)
     for cause in advice.causes:
         change = advice.first(cause)
         if change is None:
             yield Step(cause.sentence, "No change of the recipe is known to mend this.")
         else:
             yield Step(cause.sentence, change.what, block(change.lines))
+    if report.forgetting is not None:
+        yield from _too_far(report.forgetting, run)
     if report.forgetting is not None:
         yield from _unclear(report.forgetting, view(report.recipe))
 
@@ -49,17 +58,41 @@ def _unfinished(stage: StageRecord) -> Step:
     return Step(f"{stage.id} {verb}.", f"{what[0].upper()}{what[1:]}.")
 
 
+def _too_far(forgetting: Forgetting, run: RunFacts) -> Iterable[Step]:
+    """Where a stage was the first to break `max_kl`, and forgot nothing else, of which the cause is told already."""
+    for stage in run.stages:
+        kl, before = (forgetting.task_kl.get(id) for id in (stage.id, forgetting.parent.get(stage.id, findings.BASE)))
+        if kl is None or kl.verdict != "FORGOT" or stage.forgot or (before is not None and before.verdict == "FORGOT"):
+            continue
+        figures = f"{kl.figure} nats per token, limit {kl.limit:.3g}"
+        why = f"{stage.id} went further from the base than `max_kl` allows: {figures}."
+        mean = "If no probe fell, the limit may be lower than you mean."
+        change = next(iter([*_held_by_kl(stage), *make(("closer", "rate_half", "half_steps"), stage, run)]), None)
+        if change is None:
+            yield Step(why, mean)
+        else:
+            yield Step(why, f"{change.what} {mean}", block(change.lines))
+
+
+def _held_by_kl(facts: StageFacts) -> Iterable[Change]:
+    """The KL term of supervised fine-tuning: begun with, or twice as strong."""
+    if facts.program == "sft":
+        old = facts.number("kl_coef")
+        what = f"Hold {facts.id} closer to the policy that it starts from, by {'twice ' if old else ''}`kl_coef`."
+        yield Change("kl", what, (line(facts.id, "kl_coef", old=old, new=2 * old if old else FIRST_KL_COEF),))
+
+
 def _unclear(forgetting: Forgetting, recipe: RecipeView) -> Iterable[Step]:
     """Apart for what a set, a file and a task of the harness measure: each gets more items in a way of its own."""
     doubtful = {c.name: c for stage in findings.ends(forgetting) for c in findings.unclear(forgetting, stage)}
-    own = {*recipe.own_files, *recipe.own_tasks}
+    own = {*recipe.own_files, *recipe.tasks}
     yield from _undecided([c for name, c in doubtful.items() if name not in own], recipe, _more_of_the_set)
-    for names, more in ((recipe.own_files, _more_rows), (recipe.own_tasks, _more_of_the_task)):
+    for names, more in ((recipe.own_files, _more_rows), (recipe.tasks, _more_of_the_task)):
         yield from _undecided([c for name, c in doubtful.items() if name in names], recipe, more)
 
 
 def _undecided(
-    doubtful: Sequence[Change], recipe: RecipeView, more: Callable[[str, int, int, RecipeView], Step]
+    doubtful: Sequence[findings.Change], recipe: RecipeView, more: Callable[[str, int, int, RecipeView], Step]
 ) -> Iterable[Step]:
     if not doubtful:
         return

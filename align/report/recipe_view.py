@@ -31,13 +31,15 @@ class RecipeView(Record):
 
     Attributes:
         probes: the shipped set, alone or among one's own; None without one.
-        own_files, own_tasks: names of one's own probes, with items of a file and of a task of the harness.
+        own_files: names of one's own probes with items of a file.
+        tasks: of those of the harness by name: the task, how many documents of it, and the metric; None where all, or
+            the first.
     """
 
     stages: Mapping[str, StageRecipe] = {}
     probes: str | None = None
     own_files: tuple[str, ...] = ()
-    own_tasks: tuple[str, ...] = ()
+    tasks: Mapping[str, tuple[str, int | None, str | None]] = {}
     items: int | None = None
     on_violation: str | None = None
 
@@ -65,10 +67,15 @@ def view(text: str) -> RecipeView:
         stages={str(id): _stage(_mapping(entry)) for id, entry in stages.items()},
         probes=_shipped(probes),
         own_files=tuple(name for name, one in own.items() if "task" not in one),
-        own_tasks=tuple(name for name, one in own.items() if "task" in one),
+        tasks={name: _task(one) for name, one in own.items() if "task" in one},
         items=items if isinstance(items, int) else None,
         on_violation=action if isinstance(action, str) else None,
     )
+
+
+def _task(one: Mapping[str, Any]) -> tuple[str, int | None, str | None]:
+    limit, field = one.get("limit"), one.get("field")
+    return str(one["task"]), limit if isinstance(limit, int) else None, field if isinstance(field, str) else None
 
 
 def _stage(entry: Mapping[str, Any]) -> StageRecipe:

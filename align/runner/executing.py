@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from align.errors import AlignError
 from align.recipe import replays
@@ -188,7 +189,14 @@ class Executor:
             return False
         untimed = self.tickets[plan.id].latency and not here.latency.is_file()
         unlimited = keys.max_kl is not None and not here.task_kl.is_file()  # as an older run leaves it
-        return untimed or unlimited or not (here.measurements / "summary.json").is_file()
+        summary = files.read_json(here.measurements / "summary.json")
+        return untimed or unlimited or summary is None or self._base_is_another(summary)
+
+    def _base_is_another(self, summary: dict[str, Any]) -> bool:
+        """Whether the base was measured anew after a policy that was held against it: loaded in another way, as its
+        first stage now does. What an older align measured does not say against what."""
+        items, against = self.dir.base_measurements / "items.jsonl", summary.get("against")
+        return against is not None and items.is_file() and files.file_sha256(items) != against
 
     def _base_is_missing(self) -> bool:
         asked = self.loaded.recipe.forgetting.probes != "none"

@@ -105,15 +105,23 @@ class Run:
         resolved.write(self.dir.recipe, self.loaded)
 
     def _check_base(self, prepared: Prepared) -> None:
-        """The base row of the matrix belongs to one base, loaded in one way and asked one set of questions."""
-        first, model, plan = next(iter(self.tickets.values())), self.loaded.recipe.model, self.loaded.stages[0]
+        """The base row of the matrix belongs to one base, loaded in one way and asked one set of questions: the first
+        stage's way, and with --only that of its stage, if that is the one that measures it."""
+        only = [plan for plan in self.loaded.stages if plan.id == self.options.only]
+        ways = [self._way_of_base(prepared, plan) for plan in (self.loaded.stages[0], *only)]
+        kept = (self.dir.base_measurements / "summary.json").is_file()
+        if self.record.base is not None and self.record.base not in ways:
+            self.dir.supersede(self.dir.base_measurements)
+            kept = False
+        self._set(base=self.record.base if kept and self.record.base else ways[-1])
+
+    def _way_of_base(self, prepared: Prepared, plan: StagePlan) -> str:
+        """Hash of the base as a stage loads it, and of what it is asked."""
+        first, model = next(iter(self.tickets.values())), self.loaded.recipe.model
         precision = ["trained" if plan.trains_base else "frozen"] if model.dtype == "auto" else [model.dtype]
         quantization = plan.method.quantization(plan.method_keys)
         asked = [first.probes_sha256, prepared.chat_template, first.replays]
-        known = files.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])
-        if self.record.base not in (None, known):
-            self.dir.supersede(self.dir.base_measurements)
-        self._set(base=known)
+        return files.digest([first.policy.base.identity, precision, model.attn_implementation, quantization, asked])
 
     def _supersede(self) -> None:
         """Move away what a changed recipe, or the command line, replaces; descendants too."""

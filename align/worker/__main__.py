@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -95,12 +96,9 @@ def execute_ticket(run: RunDir, ticket: Ticket, *, interpolated: bool = False) -
     here = run.stage(ticket.stage)
     redirect(here)
     try:
-        gc.disable()  # hundreds of thousands of objects come up, and all of them stay
+        _import_stack()
         from align.stage.callbacks import Interrupted
-        from align.worker import execute, interpolate  # torch from here on
-
-        gc.freeze()
-        gc.enable()
+        from align.worker import execute, interpolate
     except ImportError as error:
         return _failed(
             here,
@@ -122,6 +120,20 @@ def execute_ticket(run: RunDir, ticket: Ticket, *, interpolated: bool = False) -
             return _failed(here, _out_of_memory(ticket))
         return _failed(here, _unexpected(error, ticket), traceback.format_exc())
     return Exit.DONE
+
+
+@cache
+def _import_stack() -> None:
+    """Import torch and what stands on it: hundreds of thousands of objects that all stay, and that need not be gone
+    through for cycles. Before the first ticket alone: of those after it, the model before is still held by cycles, and
+    would stay as well."""
+    gc.disable()
+    try:
+        from align.worker import execute, interpolate  # noqa: F401
+
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -14,6 +14,8 @@ import numpy
 import torch
 
 from align.errors import AlignError, Exit
+from align.forgetting.own import documents
+from align.forgetting.own.documents import Document
 from align.forgetting.own.items import SPLITS
 from align.forgetting.own.kinds import Task
 from align.forgetting.own.scoring import fraction
@@ -86,8 +88,28 @@ def _of(task: Task, leaf: str, samples: Sequence[Mapping[str, Any]]) -> Iterator
         if score is None:
             what = f"the metric '{metric}' of the task '{leaf}' is not a number from 0 to 1 for each item"
             raise AlignError(what, f"name another as `field`: {', '.join(metrics)}", exit=Exit.STAGE_FAILED)
-        id = f"{task.name}-{number}" if leaf == task.task else f"{task.name}-{leaf}-{number}"
-        yield {"probe": task.name, "split": SPLITS[number % 2], "id": id, "score": score}
+        line = {"probe": task.name, "split": SPLITS[number % 2], "id": _id(task, leaf, number), "score": score}
+        yield line | documents.answered(_tasks(task)[leaf], metric, sample)
+
+
+def _id(task: Task, leaf: str, number: int) -> str:
+    return f"{task.name}-{number}" if leaf == task.task else f"{task.name}-{leaf}-{number}"
+
+
+def document(task: Task, id: str) -> Document:
+    """What an item asks, and its right answer."""
+    number = int(id.rpartition("-")[2])
+    leaf, found = next((name, one) for name, one in _tasks(task).items() if _id(task, name, number) == id)
+    try:
+        return documents.document(found, _docs(task, leaf)[number])
+    except Exception as error:
+        raise _failed(task, error) from error
+
+
+@lru_cache
+def _docs(task: Task, leaf: str) -> Any:
+    """The documents of one task; asking it for them may process them all."""
+    return _tasks(task)[leaf].eval_docs
 
 
 def _no_metric(leaf: str, metric: str, metrics: Sequence[str]) -> AlignError:

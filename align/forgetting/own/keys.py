@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from align.errors import did_you_mean
+from align.errors import did_you_mean, shown
 from align.functions.declared import NAMED
 
 EVALUATE = "evaluate:"
@@ -131,6 +131,24 @@ OwnProbe = Annotated[
     | Annotated[ProbeTask, Tag("a task of the harness")],
     Discriminator(_shape),
 ]
+
+
+def check_form(value: Any) -> Any:
+    """Refuse what is neither a set's name nor a mapping of names.
+
+    Raises:
+        ValueError: in the words of a validator.
+    """
+    if isinstance(value, str | Mapping):
+        return value
+    words = value if isinstance(value, list) else []
+    if len(words) == 1 and words[0] in ("auto", "none", *SETS):
+        way = str(words[0])
+    elif words and all(word in SETS for word in words):
+        way = f"{{{', '.join(f'{word}: true' for word in dict.fromkeys(words))}}}"
+    else:
+        way = "auto`, or name your own, as in `probes: {medicine: {data: medicine.jsonl, metric: exact}}"
+    raise ValueError(f"probes are one set or a mapping from names to probes, not {shown(value)}: write `probes: {way}`")
 
 
 def check_names(value: Mapping[str, Any]) -> None:

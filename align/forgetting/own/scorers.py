@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from align import user_paths
-from align.errors import AlignError, Exit, Place
+from align.errors import AlignError, Exit
 from align.forgetting.own.items import OwnItem
 from align.forgetting.own.keys import EVALUATE, ProbeFile
 from align.forgetting.own.kinds import Scorer
-from align.functions import declared
+from align.functions import declared, imports
 from align.run_folder import files
 
 PURPOSE = "scorer"
@@ -102,17 +100,10 @@ def _of_hub(name: str, offline: bool) -> Path:
 
 
 def _check_imports(name: str, script: Path) -> None:
-    """Refuse a metric whose packages are missing; `evaluate` would say so only with the model loaded."""
-    try:
-        tree = ast.parse(script.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        what = f"the script of the metric '{name}' is not valid Python: {error.msg}"
-        raise AlignError(what, "correct it there", place=Place(str(script), error.lineno, error.offset)) from None
-    wanted = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
-    wanted += [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    for module in dict.fromkeys(one.partition(".")[0] for one in wanted):
-        beside = script.with_name(f"{module}.py").is_file() or script.with_name(module).is_dir()
-        if not beside and importlib.util.find_spec(module) is None:
-            distribution = {"sklearn": "scikit-learn"}.get(module, module.replace("_", "-"))
-            what = f"the metric '{name}' needs the package '{module}', which is not installed"
-            raise AlignError(what, f"pip install {distribution}", exit=Exit.MACHINE)
+    """Refuse a metric whose packages are missing: of one that a function imports, `evaluate` itself would say so only
+    once the first answer is scored."""
+    found = imports.missing(script)
+    if found is not None:
+        where = f"line {found.line} of {found.file.name}"
+        what = f"the metric '{name}' needs the package '{found.module}' ({where}), which is not installed"
+        raise AlignError(what, found.install, exit=Exit.MACHINE)
