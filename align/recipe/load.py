@@ -12,7 +12,6 @@ from typing import Any
 
 from align import errors, shipped
 from align.errors import AlignError, FaultList
-from align.forgetting import action_keys
 from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
@@ -226,9 +225,7 @@ def _plan(
     training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
     sources, _ = scoring(keys)
     rewards = tuple(dict.fromkeys(one.source for one in sources if one.source in recipe.stages))
-    retry = recipe.forgetting.retry if "retry" in action_keys.used(recipe.forgetting.on_violation) else None
-    raised = retry is not None and retry.replay > 1 and stage.gives == "policy"
-    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training, raised)
+    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training)
 
 
 # Where the engine departs from TRL's defaults, for every stage.

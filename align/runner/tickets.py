@@ -215,8 +215,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     watched = {"early_stop": [ends.every, ends.watch, ends.limits, ticket.probes_sha256]} if ends else {}
     near = penalties.settings(ticket.keys)
     kept = {"near": [near, content(ticket.fisher)]} if near else {}
-    replayed = ticket.replay if ticket.replay_ratio else None  # else they are for an attempt to come
-    parts = [[one.weight, one.count] for one in ticket.replay_sources if ticket.replay_ratio]  # rows: in the table
+    parts = [[one.weight, one.count] for one in ticket.replay_sources]  # their rows are in the table
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return files.digest(
         {
@@ -230,7 +229,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             "model": [model["dtype"], model["attn_implementation"], ticket.chat_template, replaced_tokens(model)],
             "base": ticket.policy.base.identity,
             "seed": ticket.seed,
-            "data": [content(ticket.train), content(ticket.evaluation), content(replayed), ticket.replay_ratio],
+            "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
             "above": above,
             **({"rewards": scored} if scored else {}),
             **_written(ticket),
@@ -262,7 +261,7 @@ def _written(ticket: Ticket) -> dict[str, Any]:
         return [one.name, one.sha256] if one else None
 
     found: dict[str, Any] = {}
-    if ticket.writing is not None and ticket.replay_ratio:
+    if ticket.writing is not None:
         own = {name: value for name, value in ticket.writing.keys.items() if name not in ("prompts", "check")}
         asked = ticket.writing.prompts
         found["self"] = [own, asked.sha256 if asked else None, function(ticket.writing.check)]
