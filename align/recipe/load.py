@@ -15,6 +15,7 @@ from align.errors import AlignError, FaultList
 from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
+from align.penalties import keys as penalties
 from align.policy.base import LAB
 from align.recipe import (
     contradictions,
@@ -30,6 +31,7 @@ from align.recipe.document import Document, dotted
 from align.recipe.keys import Recipe
 from align.recipe.plan import Loaded, StagePlan
 from align.recipe.validation import validate
+from align.stage.declaration import Stage
 from align.stage.keys import StageKeys
 from align.stage.rewrite_keys import scoring
 
@@ -157,7 +159,7 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
         entry = {**entry, "reward": node.reward}
     keys = method = None
     with faults.collect():
-        keys = validate(read, stage.keys, _without_arguments(read, node, entry, faults), at)
+        keys = validate(read, stage.keys, _without_arguments(read, node, entry, faults), at, _closed(stage))
     own = entry.get("parameterization")
     if isinstance(own, dict):
         with faults.collect():
@@ -197,6 +199,17 @@ def _without_arguments(read: Document, node: pipeline.Node, entry: dict[str, Any
         what = f"'{name}' is a training argument, not a key of the stage"
         faults.found.append(read.fault(("stages", node.id, name), what, "write it under `training:`"))
     return {name: value for name, value in entry.items() if name not in misplaced}
+
+
+def _closed(stage: Stage) -> frozenset[str]:
+    """The keys of every stage that this one refuses, whatever their value."""
+    refused = {
+        "replay": not stage.replays,
+        "eval_data": not stage.evaluates,
+        penalties.EWC: stage.gives != "policy",
+        penalties.L2_SP: stage.gives != "policy",
+    }
+    return frozenset(name for name, no in refused.items() if no)
 
 
 def _recipe_keys(keys: type[StageKeys]) -> frozenset[str]:
