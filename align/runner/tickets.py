@@ -216,6 +216,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     near = penalties.settings(ticket.keys)
     kept = {"near": [near, content(ticket.fisher)]} if near else {}
     parts = [[one.weight, one.count] for one in ticket.replay_sources]  # their rows are in the table
+    beside = {"beside": "updates"} if plan.mixes and plan.replays and plan.program.stage.samples else {}
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return files.digest(
         {
@@ -234,6 +235,7 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             **({"rewards": scored} if scored else {}),
             **_written(ticket),
             **({"replay": parts} if len(parts) > 1 else {}),
+            **beside,
             **rollout,
             **watched,
             **kept,
