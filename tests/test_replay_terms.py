@@ -1,4 +1,4 @@
-"""Replay as a term in the loss of DPO, KTO, PPO, RLOO and GRPO: its gradient and rows, the same however shared."""
+"""Replay as a term in the loss of DPO, KTO, PPO, RLOO, GRPO and SDFT: its gradient, the same however shared."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from align.run_folder.records import ReplayPart, Reward, Ticket
 from align.worker import execute
 from models import BASE, FULL, Stages, lab_tokenizer
 
-PROGRAMS = ("dpo", "kto", "ppo", "rloo", "grpo")
+PROGRAMS = ("dpo", "kto", "ppo", "rloo", "grpo", "sdft")
 OLD = data.rows("lab/general", n=24)
 PARTS = [ReplayPart(name="chats", weight=3.0, count=16), ReplayPart(name="texts", weight=1.0, count=8)]
 COEF, RATIO, BATCH = 0.7, 0.25, 16
@@ -38,12 +38,13 @@ REWARD = Reward(name="short", kind="function", weight=1.0, path=FILE, function="
 def ticket(folder: Path, program: str, *, replay: bool = True, **training: Any) -> Ticket:
     """A stage of which an epoch has 16 rows; where it replays, from two sources."""
     stages = Stages(RunDir(folder))
-    online = program in ("ppo", "rloo", "grpo")
-    answers = {"max_completion_length": 8, "num_generations": 1 if program == "ppo" else 2, "num_iterations": 1}
+    online, alone = program in ("ppo", "rloo", "grpo", "sdft"), program in ("ppo", "sdft")
+    answers = {"max_completion_length": 8, "num_generations": 1 if alone else 2, "num_iterations": 1}
     rows = data.rows("lab/helpdesk" if online else "lab/helpdesk_preferences", n=16)
+    rewards = [REWARD] if online and program != "sdft" else ()
     found = stages.ticket(
         program, program, BASE, FULL, rows=rows, dtype="float32", replay=OLD if replay else None,
-        keys={"ptx_coef": COEF}, rewards=[REWARD] if online else (), **(answers if online else {}), **training,
+        keys={"ptx_coef": COEF}, rewards=rewards, **(answers if online else {}), **training,
     )  # fmt: skip
     if online:
         passes = {"steps_per_generation": found.training["gradient_accumulation_steps"]}
@@ -89,7 +90,7 @@ def beside_the_first_update(program: str) -> list[dict[str, Any]]:
     if program == "ppo":
         sources = [Source("chats", 3.0, OLD[:16]), Source("texts", 1.0, OLD[16:])]
         return draw(sources, BESIDE, seed=3)[0]
-    updates = 1 if program == "dpo" else 2  # of an epoch: 16 pairs, or two answers to each of 16 prompts
+    updates = 1 if program in ("dpo", "sdft") else 2  # of an epoch: 16 pairs, or two answers to each of 16 prompts
     chosen = Beside([16, 8], [3.0, 1.0], BESIDE, updates, seed=3).rows(0)
     return [OLD[row + (0, 16)[source]] for source, row in chosen]
 

@@ -1,4 +1,4 @@
-"""Replayed rows as a term in the loss of DPO, KTO, PPO, RLOO and GRPO: their text is learnt beside the stage's own rows
+"""Replayed rows as a term of a loss (DPO, KTO, PPO, RLOO, GRPO, SDFT): their text is learnt beside the stage's own rows
 (PPO-ptx; Ouyang et al. 2022, arXiv 2203.02155, eq. 2).
 
 The rows beside an update, and the number of tokens that their loss is a mean over, follow from the number of the update
@@ -20,7 +20,7 @@ from align.data.tokenizer import TextTokenizer
 from align.rl import scoring
 from align.rl.ptx import IGNORE, Learnt, learnt, padded, rows_of_update
 from align.trainers.base import BaseTrainer
-from align.trainers.online import Online
+from align.trainers.rollout_record import RolloutRecord
 from align.trainers.terms import Term
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def add(job: Job, trainer: BaseTrainer, weight: float) -> None:
 
 def _updates(trainer: BaseTrainer) -> int:
     """Of an epoch of the task's rows."""
-    if isinstance(trainer, Online):
+    if isinstance(trainer, RolloutRecord):
         passes = trainer.prompt_order().rollouts * trainer.passes_per_rollout
         accumulation: int = trainer.args.gradient_accumulation_steps
         return -(-passes // accumulation)
