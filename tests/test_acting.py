@@ -193,6 +193,19 @@ def test_the_largest_share_goes_on(runs: Runs, probes: str) -> None:
     assert runs.run(*shared, "forgetting.max_drop=0.12") == ["sft interpolated", "finish"], "the file was damaged"
 
 
+def test_a_limit_that_only_warns_rejects_no_share(runs: Runs, probes: str) -> None:
+    """A share at which nothing but such a limit is still broken goes on, with the warning."""
+    runs.right["sft"], runs.shares = 30, {0.3: 80}
+    found_at = (probes, "forgetting.max_drop=0.2", "forgetting.max_mean_drop=0.01")
+    runs.run(*found_at, *on_violation("{sums: interpolate, mean: warn}"))
+    found = decision(runs, "sft")
+    assert (found.action, found.policy, found.share) == ("continue", "interpolated", 0.3)
+    assert [one.probe for one in found.violations] == ["mean of the skills"]
+    assert "the run continues anyway, because on_violation is warn" in found.reasons
+    runs.run(*found_at, *on_violation("{sums: interpolate, mean: stop}"))
+    assert (runs.code, decision(runs, "sft").policy) == (Exit.GATE, "as_trained")
+
+
 def test_a_decision_on_a_share_says_which_chain_was_taken(runs: Runs, probes: str) -> None:
     runs.right["sft"], runs.shares = 30, {0.3: 88}
     runs.run(probes, *on_violation("{sums: interpolate, default: warn}"))

@@ -169,7 +169,7 @@ class Acting:
         shared.share, shared.shape = result.share, result.shape
         changed = retries.changed(walk.plan, self._keys.retry, found.attempt)
         walk.seen.append(deciding.attempt(self._run, here.decided, self._keys, shared, changed))
-        if shared.violations:
+        if gate.acts(self._keys, shared):
             walk.done.append(f"interpolate: at a share of {result.share:g} a limit is still surely broken")
             return None
         first = len(shared.violations) + len(shared.budgets)

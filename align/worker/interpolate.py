@@ -211,7 +211,7 @@ def _write(
         kept: the result that it is there by.
     """
     request, here = found.request, found.here
-    told = {"key": request.key, "tried": tuple(tried), "sentence": search.sentence(tried, request.shape)}
+    told = {"key": request.key, "tried": tuple(tried), "sentence": search.sentence(tried, request.shape, found.keys)}
     if kept is not None:
         result = kept.but(**told)
     else:
