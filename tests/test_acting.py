@@ -10,6 +10,7 @@ import pytest
 
 from align.compare import sides
 from align.errors import AlignError, Exit
+from align.interpolation.shares import GRID
 from align.recipe.plan import StagePlan
 from align.report import facts, records
 from align.results import find
@@ -191,6 +192,31 @@ def test_the_largest_share_goes_on(runs: Runs, probes: str) -> None:
     assert runs.run(*shared, "forgetting.max_drop=0.12") == ["sft interpolated", "dpo", "finish"]
     files.write_text(here.decided.model / "weights", "x")
     assert runs.run(*shared, "forgetting.max_drop=0.12") == ["sft interpolated", "finish"], "the file was damaged"
+
+
+def test_another_limit_is_decided_on_from_the_shares_that_are_stored(runs: Runs, probes: str) -> None:
+    """Nothing is asked of the training process where each share is measured and the policy is there."""
+    runs.right["sft"], runs.keeps_shares = 30, True
+    runs.shares = {share: {0.4: 75, 0.3: 88, 0.2: 87}.get(share, 0) for share in GRID}
+    shared = (probes, *on_violation("interpolate"), "forgetting.max_mean_drop=0.9")
+    here = runs.dir.stage("sft")
+    assert runs.run(*shared, "forgetting.max_drop=0.1") == ["sft, and the base", "sft interpolated", "dpo", "finish"]
+    assert runs.run(*shared, "forgetting.max_drop=0.11") == ["finish"]
+    found = decision(runs, "sft")
+    assert (found.share, found.thresholds["max_drop"]) == (0.3, 0.11)
+    sentence = (
+        "a share of 0.3 of the update (flat) keeps every probe within its limit; 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4 do "
+        "not: at 0.4 the drop of sums is 0.15, where 0.11 is tolerated"
+    )
+    assert sentence in found.actions[0]
+    assert runs.run(*shared, "forgetting.max_drop=0.16") == ["sft interpolated", "finish"], "0.4 has no policy yet"
+    assert runs.run(*shared, "forgetting.max_drop=0.1") == ["finish"]
+    assert runs.run(*shared, "forgetting.max_drop=0.01") == ["dpo", "finish"], "no share keeps that"
+    assert decision(runs, "sft").policy == "rolled_back" and not here.decided.root.exists()
+    assert ticket(runs, "dpo").policy.weights is None
+    assert runs.run(*shared, "forgetting.max_drop=0.005") == ["finish"]
+    (here.of_share("flat", 0.2) / "summary.json").unlink()
+    assert runs.run(*shared, "forgetting.max_drop=0.01") == ["sft interpolated", "dpo", "finish"], "it is damaged"
 
 
 def test_a_limit_that_only_warns_rejects_no_share(runs: Runs, probes: str) -> None:
