@@ -207,6 +207,8 @@ class Executor:
         ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
         here.error.unlink(missing_ok=True)
         here.progress.unlink(missing_ok=True)
+        if not ticket.measure_only:
+            attempts.inherit(here)
         files.write_json(here.ticket, ticket.model_dump(mode="json"))
         resumed = checkpoint.name if checkpoint else None
         self.note(plan, status="running", started=_now(), resumed_from=resumed)

@@ -93,7 +93,12 @@ def attempt(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run:
         return own
     found = retries.changed(plan, loaded.recipe.forgetting.retry, number)
     ratio = found["replay"][1] if "replay" in found else own.replay_ratio
-    trained = {"attempt": number, "training": retries.training(plan, found), "replay_ratio": ratio}
+    trained = {
+        "attempt": number,
+        "first": own.fingerprint,
+        "training": retries.training(plan, found),
+        "replay_ratio": ratio,
+    }
     ticket = own.model_copy(update={**BEGUN, **trained})
     ticket.fingerprint = fingerprint(plan, ticket, _above(plan, loaded, tickets, run))
     return ticket
