@@ -8,7 +8,7 @@ from pydantic import Field
 
 from align.recipe import verdicts
 from align.rl import defaults
-from align.stage import Setting, Stage, StageKeys
+from align.stage import ReplayingKeys, Setting, Stage
 
 if TYPE_CHECKING:
     from align.stage import Job
@@ -20,7 +20,7 @@ TEMPLATE = (
 )
 
 
-class Keys(StageKeys):
+class Keys(ReplayingKeys):
     """Recipe keys of an `sdft` stage."""
 
     teacher: Literal["incoming", "base", "ema"] = Field(
@@ -30,17 +30,17 @@ class Keys(StageKeys):
     )
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
-        """What TRL would refuse once the model is loaded."""
-        given = self.training
+        """What TRL would refuse once the model is loaded, and a weight of nothing."""
+        found, given = super().contradictions(setting), self.training
         template = given.get("teacher_prompt_template")
         if isinstance(template, str) and not all(part in template for part in ("{prompt}", "{privileged_context}")):
             what = "`teacher_prompt_template` must contain {prompt} and {privileged_context}, the place of the answer"
-            return [("training", what, "add what is missing")]
+            return [*found, ("training", what, "add what is missing")]
         mode, alpha = given.get("distillation_mode"), given.get("distillation_alpha", 0.5)
         if mode == "sampled_token" and alpha != 1:
             what = "`distillation_mode: sampled_token` knows the reverse KL alone"
-            return [("training", what, "write `distillation_alpha: 1.0` next to it")]
-        return []
+            return [*found, ("training", what, "write `distillation_alpha: 1.0` next to it")]
+        return found
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def train(job: Job) -> dict[str, Any]:
 
     from align.data import demonstrations
     from align.rl import recorder
+    from align.trainers import replay_term
     from align.trainers.sdft import SdftTrainer
 
     assert isinstance(job.keys, Keys)
@@ -65,6 +66,7 @@ def train(job: Job) -> dict[str, Any]:
         processing_class=job.tokenizer,
         train_dataset=job.dataset(columns),
     )
+    replay_term.add(job, trainer, job.keys.ptx_coef)
     with trainer.learning():
         metrics: dict[str, Any] = dict(job.fit(trainer))
     return metrics | recorder.figures(trainer.finish())
@@ -83,6 +85,7 @@ STAGE = Stage(
         "full": {"learning_rate": 1e-5, "warmup_steps": 0.05},
         "adapter": {"learning_rate": 1e-4, "warmup_steps": 0.05},
     },
+    replays="term",
     evaluates=False,
     reserved=verdicts.DISTILLED,
     preload=defaults.preload,

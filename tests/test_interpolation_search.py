@@ -106,23 +106,41 @@ def test_the_mean_and_the_kl_have_limits_too() -> None:
     assert judged(0.5, 1.0, 1.0, 2.0, KEYS, distance=far).within, "without a limit"
 
 
+WARNED = KEYS.model_copy(update={"on_violation": {"copy": "interpolate", "kl": ["interpolate", "warn"]}})
+
+
+def test_a_limit_that_only_warns_is_not_looked_at() -> None:
+    """Whether by its own action or by the default; one that warns after something else is."""
+    found = judged(0.5, 0.9, 0.2, 9.0, WARNED)
+    assert (found.worst, found.figure, found.within) == ("copy", pytest.approx(0.1), True)
+    assert not judged(0.5, 0.6, 1.0, 2.0, WARNED).within
+    strict = WARNED.model_copy(update={"on_violation": {"copy": "warn", "mean": "warn", "default": "stop"}})
+    assert judged(0.5, 0.2, 0.95, 2.0, strict).worst == "sort" and judged(0.5, 0.2, 0.95, 2.0, strict).within
+    far = TaskKl(own_answers=KlEstimate(kl=0.6, ci95=(0.3, 0.9), n=9, tokens=90), prompts="9 prompts")
+    assert judged(0.5, 1.0, 1.0, 2.0, WARNED.model_copy(update={"max_kl": 0.5}), distance=far).worst == "KL to the base"
+    for all_count in ("interpolate", {"default": "interpolate", "copy": "stop"}):
+        keys = KEYS.model_copy(update={"on_violation": all_count})
+        assert "on_violation" not in keys.limits() and not judged(0.5, 0.2, 1.0, 2.0, keys).within
+    assert ForgettingKeys.model_validate(WARNED.limits()).on_violation == WARNED.on_violation
+
+
 def test_what_was_found_in_words() -> None:
     tried = [
         judged(share, *at) for share, at in {0.9: (0.5, 1.0, 2.0), 0.8: (0.9, 1.0, 4.0), 0.7: (0.8, 1.0, 2.0)}.items()
     ]
-    assert search.sentence(tried, "lines") == (
+    assert search.sentence(tried, "lines", KEYS) == (
         "a share of 0.7 of the update (lines) keeps every probe within its limit; 0.9 and 0.8 do not: at 0.8 the "
         "perplexity of stories is x2, where x1.5 is tolerated"
     )
-    assert (
-        search.sentence(tried[2:], "flat") == "a share of 0.7 of the update (flat) keeps every probe within its limit"
-    )
+    kept = "a share of 0.7 of the update (flat) keeps every probe within its limit"
+    assert search.sentence(tried[2:], "flat", KEYS) == kept
+    assert search.sentence(tried[2:], "flat", WARNED) == f"{kept}, but for those that only warn"
     mean = judged(0.9, 0.7, 0.85, 2.0, KEYS.model_copy(update={"max_drop": 0.5}))
-    assert search.sentence([mean, tried[2]], "flat") == (
+    assert search.sentence([mean, tried[2]], "flat", KEYS) == (
         "a share of 0.7 of the update (flat) keeps every probe within its limit; 0.9 does not: at 0.9 the drop of the "
         "mean of the skills is 0.225, where 0.2 is tolerated"
     )
-    assert search.sentence(tried[:1] * 2, "flat") == (
+    assert search.sentence(tried[:1] * 2, "flat", KEYS) == (
         "no share of the update (flat) from 0.9 down to 0.9 keeps every probe within its limit: at 0.9 the drop of "
         "copy is 0.5, where 0.3 is tolerated"
     )

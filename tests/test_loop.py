@@ -16,6 +16,7 @@ from align.errors import AlignError, Exit
 from align.forgetting.distances import KlEstimate, TaskKl
 from align.forgetting.prompts import shown
 from align.forgetting.records import Answer
+from align.interpolation import stored
 from align.preflight import check
 from align.preflight.check import Prepared
 from align.recipe.load import load
@@ -67,6 +68,7 @@ class Runs:
     alarms: list[str] = field(default_factory=list)
     right: dict[str, int] = field(default_factory=dict)
     shares: dict[float, int] = field(default_factory=dict)
+    keeps_shares: bool = False
     kl: float | None = None  # that the child measures of every stage
     content: str = "weights"
     compares: bool = True
@@ -169,6 +171,13 @@ class Child:
         if f"{request.stage} interpolated" in self.runs.raising:
             raise self.runs.raising.pop(f"{request.stage} interpolated")
         found = next((share for share in request.shares if self.runs.shares.get(share, 0) >= 80), None)
+        if self.runs.keeps_shares:
+            of = stored.identity(reading.read(here.ticket, Ticket), reading.read(here.outcome, Outcome))
+            for share in request.shares:
+                folder = here.of_share(request.shape, share)
+                measured(folder, self.runs.shares.get(share, 0))
+                key = stored.key_of(of, request.shape, share)
+                files.write_json(folder / stored.MEASURED_OF, stored.Of(key=key).written())
         policy = None
         if found is not None:
             trained = reading.outcome(here)
@@ -181,8 +190,9 @@ class Child:
             files.write_json(here.decided.outcome, decided.model_dump(mode="json"))
         said = "no share" if found is None else f"a share of {found:g}"
         result = InterpolationResult(
-            key=request.key, shape=request.shape, share=found, policy=policy, sentence=f"{said} of the update keeps it"
-        )
+            key=request.key, shape=request.shape, share=found, policy=policy, sentence=f"{said} of the update keeps it",
+            made_of=request.made_of if self.runs.keeps_shares else "",
+        )  # fmt: skip
         files.write_json(here.interpolation_result, result.written())
         return result
 

@@ -29,10 +29,7 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
     ),
     "_step": (
         "trl.trainer.rloo_trainer",
-        {
-            *("trainers/minibatches.py", "trainers/ppo.py", "trainers/rollout_checkpoints.py"),
-            "trainers/rollout_record.py",
-        },
+        {"trainers/minibatches.py", "trainers/rollout_checkpoints.py", "trainers/rollout_record.py"},
     ),
     "_get_completion_ids_list": ("trl.experimental.sdft.sdft_trainer:SDFTTrainer", {"trainers/sdft.py"}),
     "_signature_columns": ("transformers.trainer", {"trainers/kept_reference.py"}),

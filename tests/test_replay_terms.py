@@ -1,4 +1,4 @@
-"""Replay as a term in the loss of DPO, KTO, RLOO and GRPO: its gradient, its rows, the same however they are shared."""
+"""Replay as a term in the loss of DPO, KTO, PPO, RLOO, GRPO and SDFT: its gradient, the same however shared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 import gradient_sums
 import runs
 from align.data import tokens
-from align.data.replay import Beside
+from align.data.replay import Beside, Source, draw
 from align.lab import data
 from align.rl import parts
 from align.run_folder.paths import RunDir
@@ -26,7 +26,7 @@ from align.run_folder.records import ReplayPart, Reward, Ticket
 from align.worker import execute
 from models import BASE, FULL, Stages, lab_tokenizer
 
-PROGRAMS = ("dpo", "kto", "rloo", "grpo")
+PROGRAMS = ("dpo", "kto", "ppo", "rloo", "grpo", "sdft")
 OLD = data.rows("lab/general", n=24)
 PARTS = [ReplayPart(name="chats", weight=3.0, count=16), ReplayPart(name="texts", weight=1.0, count=8)]
 COEF, RATIO, BATCH = 0.7, 0.25, 16
@@ -38,12 +38,13 @@ REWARD = Reward(name="short", kind="function", weight=1.0, path=FILE, function="
 def ticket(folder: Path, program: str, *, replay: bool = True, **training: Any) -> Ticket:
     """A stage of which an epoch has 16 rows; where it replays, from two sources."""
     stages = Stages(RunDir(folder))
-    online = program in ("rloo", "grpo")
-    answers = {"max_completion_length": 8, "num_generations": 2, "num_iterations": 1}
+    online, alone = program in ("ppo", "rloo", "grpo", "sdft"), program in ("ppo", "sdft")
+    answers = {"max_completion_length": 8, "num_generations": 1 if alone else 2, "num_iterations": 1}
     rows = data.rows("lab/helpdesk" if online else "lab/helpdesk_preferences", n=16)
+    rewards = [REWARD] if online and program != "sdft" else ()
     found = stages.ticket(
         program, program, BASE, FULL, rows=rows, dtype="float32", replay=OLD if replay else None,
-        keys={"ptx_coef": COEF}, rewards=[REWARD] if online else (), **(answers if online else {}), **training,
+        keys={"ptx_coef": COEF}, rewards=rewards, **(answers if online else {}), **training,
     )  # fmt: skip
     if online:
         passes = {"steps_per_generation": found.training["gradient_accumulation_steps"]}
@@ -84,13 +85,21 @@ class _Whole:
         return {}
 
 
+def beside_the_first_update(program: str) -> list[dict[str, Any]]:
+    """The rows; of PPO those that are drawn for an epoch of as many answers."""
+    if program == "ppo":
+        sources = [Source("chats", 3.0, OLD[:16]), Source("texts", 1.0, OLD[16:])]
+        return draw(sources, BESIDE, seed=3)[0]
+    updates = 1 if program in ("dpo", "sdft") else 2  # of an epoch: 16 pairs, or two answers to each of 16 prompts
+    chosen = Beside([16, 8], [3.0, 1.0], BESIDE, updates, seed=3).rows(0)
+    return [OLD[row + (0, 16)[source]] for source, row in chosen]
+
+
 def alone(folder: Path, program: str) -> gradient_sums.Gradients:
     """The gradient of the mean over all tokens that the rows of the first update are to teach, by hand."""
     at = execute.load(RunDir(folder), ticket(folder, program), lambda: False)
     execute.build(at)
-    updates = 1 if program == "dpo" else 2  # of an epoch: 16 pairs, or two answers to each of 16 prompts
-    chosen = Beside([16, 8], [3.0, 1.0], BESIDE, updates, seed=3).rows(0)
-    rows = [OLD[row + (0, 16)[source]] for source, row in chosen]
+    rows = beside_the_first_update(program)
     args = type("Args", (), {"packing": False, "max_length": None, "truncation_mode": "keep_start"})
     columns = tokens.together(tokens.language_modeling(rows, None, lab_tokenizer(), args, completion_only=True))
 
@@ -102,14 +111,20 @@ def alone(folder: Path, program: str) -> gradient_sums.Gradients:
     return gradient_sums.of_loss(at.job.model, loss)
 
 
+def of_all(text: gradient_sums.Gradients, whole: gradient_sums.Gradients) -> gradient_sums.Gradients:
+    """With nothing for the critic, of which the text knows nothing."""
+    return {name: text[name] if name in text else torch.zeros_like(found) for name, found in whole.items()}
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_gradient_is_the_stages_own_and_that_of_the_replayed_text(tmp_path: Path, program: str) -> None:
     by_itself = alone(tmp_path, program)
     for accumulation in (1, 4):
         whole = gradient_sums.of_update(trainer(str(tmp_path), program, accumulation, 1, replay=True))
         plain = gradient_sums.of_update(trainer(str(tmp_path), program, accumulation, 1, replay=False))
-        assert gradient_sums.difference(whole, plain, [(COEF, by_itself)]) < 1e-6, accumulation
-        assert gradient_sums.size(by_itself) > 1e-2 and gradient_sums.size(plain) > 1e-4
+        text = of_all(by_itself, whole)
+        assert gradient_sums.difference(whole, plain, [(COEF, text)]) < 1e-6, accumulation
+        assert gradient_sums.size(by_itself) > 1e-3 and gradient_sums.size(plain) > 1e-4
 
 
 @pytest.mark.slow
@@ -123,7 +138,7 @@ def test_two_processes_share_the_replayed_rows(tmp_path: Path, program: str) -> 
     found = gradient_sums.in_processes("test_replay_terms:trainer", tmp_path, cases)
     by_itself = alone(tmp_path, program)
     for whole, plain in (found[:2], found[2:]):
-        assert gradient_sums.difference(whole, plain, [(COEF, by_itself)]) < 1e-6
+        assert gradient_sums.difference(whole, plain, [(COEF, of_all(by_itself, whole))]) < 1e-6
 
 
 def test_ppo_takes_the_rows_of_every_source() -> None:
@@ -131,8 +146,9 @@ def test_ppo_takes_the_rows_of_every_source() -> None:
     job: Any = SimpleNamespace(
         rows=rows, groups=[0, 1, 2, 1], tokenizer=lab_tokenizer(), ticket=SimpleNamespace(replay_ratio=0.5)
     )
-    stream = parts.replay(job, SimpleNamespace(per_device_train_batch_size=3))
-    assert stream is not None and (len(stream.ids), stream.size) == (3, 3)
+    split = SimpleNamespace(per_device_train_batch_size=3, gradient_accumulation_steps=2, world_size=2)
+    stream = parts.replay(job, split)
+    assert stream is not None and (len(stream.learnt), stream.size) == (3, 12), "beside the answers of a whole update"
 
 
 # ---- whole runs -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from align.policy.switchboard import Switchboard, checkpointing
 from align.rl import critic as critics
 from align.rl.critic import Critic, Passes
 from align.rl.prompt_order import PromptOrder
-from align.rl.ptx import Stream, rows_of_update
+from align.rl.ptx import Stream, padded, rows_of_update
 from models import tiny_llama
 
 IDS = torch.randint(5, 800, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -191,11 +191,12 @@ def test_the_order_of_prompts_is_that_of_trl_and_its_own_in_every_epoch() -> Non
 
 
 def test_replayed_rows_come_by_their_number() -> None:
-    stream = Stream([[1, 2, 3], [4], [5, 6]], [[-100, 2, 3], [4], [5, 6]], size=2, pad=0)
-    batch = stream.batch(1, torch.device("cpu"))
+    stream = Stream([([1, 2, 3], [-100, 2, 3]), ([4], [-100]), ([5, 6], [-100, 6])], size=2)
+    ids, labels = zip(*stream.rows(1), strict=True)
+    batch = padded(ids, labels, 0, torch.device("cpu"))
     assert batch["input_ids"].tolist() == [[5, 6, 0], [1, 2, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch["labels"].tolist() == [[5, 6, -100], [-100, 2, 3]]
+    assert batch["labels"].tolist() == [[-100, 6, -100], [-100, 2, 3]]
     assert rows_of_update(0.2, 16) == 4 and rows_of_update(0.01, 4) == 1
 
 

@@ -35,8 +35,8 @@ from align.adapters.lora_sum import Combination
 from align.adapters.merged_weights import Written
 from align.adapters.placement import Member, Place, built, link, refuse_bypass, refuse_overlaps
 from align.errors import AlignError
+from align.policy import adapter_config, stack
 from align.policy import load as models
-from align.policy import stack
 from align.run_folder.records import Adapter
 
 
@@ -180,7 +180,9 @@ class Adapted:
             raise AlignError(f"the folder '{folder}' is not empty", "give another")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._alone(name), tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            self._members[name].host.save_pretrained(beside, selected_adapters=[_peft_name(name)])
+            host = self._members[name].host
+            host.save_pretrained(beside, selected_adapters=[_peft_name(name)])
+            adapter_config.put_in_order(Path(beside) / _peft_name(name), host.peft_config[_peft_name(name)])
             (Path(beside) / _peft_name(name)).replace(folder)
 
     def switch(self, *chosen: str) -> None:

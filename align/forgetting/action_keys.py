@@ -117,6 +117,20 @@ def of(written: Written, violated: Iterable[str]) -> dict[str, Chain]:
     return {name: known.get(NAMES.get(name, name), known[DEFAULT]) for name in violated}
 
 
+def only_warns(written: Written, limit: str) -> bool:
+    """Whether nothing but a warning follows where this limit is violated, and more where others are.
+
+    Args:
+        limit: by the name that the gate has for it.
+    """
+    return isinstance(written, dict) and of(written, [limit])[limit] == ("warn",)
+
+
+def some_only_warn(written: Written) -> bool:
+    """Whether there are such limits."""
+    return isinstance(written, dict) and ("warn",) in chains(written).values()
+
+
 def strictest(found: Iterable[Chain]) -> Chain:
     """Of several chains the one whose first action is strictest; of those with the same first, by the next one."""
     return max(found, key=lambda chain: [STRICTNESS.index(action) for action in chain])

@@ -99,6 +99,11 @@ def chain(keys: ForgettingKeys, decision: Decision) -> Chain:
     return action_keys.strictest(chains.values()) if chains else ()
 
 
+def acts(keys: ForgettingKeys, decision: Decision) -> bool:
+    """Whether a limit is violated of which more than a warning follows."""
+    return chain(keys, decision) not in ((), ("warn",))
+
+
 def choice(keys: ForgettingKeys, decision: Decision) -> list[str]:
     """The sentence on which of several chains is taken where a stage violates limits; none where they are the same."""
     chains = action_keys.of(keys.on_violation, [violation.probe for violation in decision.violations])

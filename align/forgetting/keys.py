@@ -237,8 +237,11 @@ class ForgettingKeys(BaseModel):
         }
 
     def limits(self) -> dict[str, JsonValue]:
-        """The keys that are limits: what a figure is held against, without what then happens."""
-        return {**self.model_dump(mode="json", include={"max_drop", "max_mean_drop", "max_perplexity_ratio", "max_kl"})}
+        """The keys that are limits: what a figure is held against. What then happens only where some limits warn and
+        others do more, since a share of an update is to keep those alone."""
+        names = {"max_drop", "max_mean_drop", "max_perplexity_ratio", "max_kl"}
+        acts = {"on_violation"} if action_keys.some_only_warn(self.on_violation) else set()
+        return {**self.model_dump(mode="json", include=names | acts)}
 
     def unlimited(self, probes: Iterable[str]) -> str | None:
         """What is wrong with the names in limits and budgets, of a recipe with these probes; None where nothing is."""

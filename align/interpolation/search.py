@@ -1,5 +1,7 @@
 """The largest share of an update that keeps every probe within its limit, on a descending grid. No torch.
 
+A limit that is only warned of is not looked at: where it is broken, the recipe wants the policy as it is.
+
 Drops need not be monotone in the share, so no bisection: the shares are tried from the top, and the first that passes
 is the largest of the grid that does. They are judged by the figures themselves. A gate asks whether a limit is surely
 broken; here a policy is looked for, and one that is over a limit by its own figures is none to go on with.
@@ -11,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from align.errors import one_of
+from align.forgetting import action_keys
 from align.forgetting.distances import KL, TaskKl
 from align.forgetting.gate import finite
 from align.forgetting.judgement import MEAN, judge
@@ -35,7 +38,7 @@ def largest(shares: Iterable[float], judged: Callable[[float], Tried]) -> list[T
 def judged(
     share: float, base: Measurement, after: Measurement, keys: ForgettingKeys, distance: TaskKl | None = None
 ) -> Tried:
-    """What was measured at a share held against every limit, on the gate's items.
+    """What was measured at a share held against every limit of which more than a warning follows, on the gate's items.
 
     Args:
         distance: the KL to the base, where it has a limit.
@@ -46,14 +49,17 @@ def judged(
     found: list[tuple[float, Tried]] = []
     for name, finding in judge(base, after, "gate", keys).items():
         change, limit = finding.change, finding.limit
+        if action_keys.only_warns(keys.on_violation, name):
+            continue
         if isinstance(change, PerplexityChange):
             used = _used(change.ratio - 1, limit - 1)
             found.append((used, _tried(share, name, "perplexity", change.ratio, limit)))
         else:
             found.append((_used(-change.delta, limit), _tried(share, name, "accuracy", 0.0 - change.delta, limit)))
-    if keys.max_kl is not None and distance is not None and distance.judged is not None:
+    max_kl = None if action_keys.only_warns(keys.on_violation, KL) else keys.max_kl
+    if max_kl is not None and distance is not None and distance.judged is not None:
         kl = math.inf if distance.judged.kl is None else distance.judged.kl
-        found.append((_used(kl, keys.max_kl), _tried(share, KL, "kl", kl, keys.max_kl)))
+        found.append((_used(kl, max_kl), _tried(share, KL, "kl", kl, max_kl)))
     if not found:
         return Tried(share=share, within=True)
     worst = max(found, key=lambda one: one[0])[1]
@@ -88,17 +94,18 @@ def gains(base: Measurement, trained: Measurement, decided: Measurement) -> tupl
     return tuple(found)
 
 
-def sentence(tried: list[Tried], shape: Shape) -> str:
+def sentence(tried: list[Tried], shape: Shape, keys: ForgettingKeys) -> str:
     """What was found, for the decision and the report."""
+    but = ", but for those that only warn" if action_keys.some_only_warn(keys.on_violation) else ""
     beyond = [one for one in tried if not one.within]
     over = f"{_shares(beyond)} {'does' if len(beyond) == 1 else 'do'} not" if beyond else ""
     if tried and tried[-1].within:
         last = tried[-1]
-        words = f"a share of {last.share:g} of the update ({shape}) keeps every probe within its limit"
+        words = f"a share of {last.share:g} of the update ({shape}) keeps every probe within its limit{but}"
         nearest = f"; {over}: at {beyond[-1].share:g} {_worst(beyond[-1])}" if beyond else ""
         return words + nearest
     words = f"no share of the update ({shape}) from {tried[0].share:g} down to {tried[-1].share:g} keeps every probe "
-    return words + f"within its limit: at {tried[-1].share:g} {_worst(tried[-1])}"
+    return words + f"within its limit{but}: at {tried[-1].share:g} {_worst(tried[-1])}"
 
 
 def _shares(tried: list[Tried]) -> str:

@@ -68,7 +68,7 @@ def _record(here: StageDir, ticket: Ticket) -> Fisher | None:
         found = Fisher.model_validate(files.read_json(here.fisher_record))
     except ValidationError:
         return None
-    whole = found.made_for == ticket.fingerprint and here.fisher.is_file()
+    whole = found.made_for == ticket.made_from and here.fisher.is_file()
     return found if whole and files.file_sha256(here.fisher) == found.sha256 else None
 
 
@@ -85,7 +85,7 @@ def _measure(
     save_file({name: tensor.contiguous().cpu() for name, tensor in found.items()}, part)
     part.replace(here.fisher)
     record = Fisher(
-        made_for=ticket.fingerprint,
+        made_for=ticket.made_from,
         sha256=files.file_sha256(here.fisher),
         kind=kind,
         rows=len(rows),

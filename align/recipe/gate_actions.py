@@ -69,9 +69,10 @@ def _retry(read: Document, keys: ForgettingKeys, plans: Sequence[StagePlan]) -> 
     elif not any(retries.changed(plan, retry, 2) for plan in judged):
         what = "a retry would train the same again: `forgetting.retry` changes nothing in any stage"
         remedy = "write `learning_rate: 0.5` or `max_steps: 0.5` there"
-        if retry.replay != 1 and not any(plan.replay for plan in judged):
+        if retry.replay != 1 and not any(plan.replay and plan.replay.ratio for plan in judged):
             what += ", because none of them replays rows"
-            remedy += ", or give the recipe a `replay`"
+            zero = any(plan.replay for plan in judged)
+            remedy += ", or a `replay.ratio` above 0" if zero else ", or give the recipe a `replay`"
         elif retry.replay != 1:
             what += f", because it raises no `replay.ratio` above {retries.MOST_REPLAY:g}"
         yield read.fault(("forgetting", "retry"), what, remedy)
@@ -85,10 +86,6 @@ def notes(keys: ForgettingKeys, plans: Sequence[StagePlan], layers: Layers) -> l
     if "retry" in used and keys.retry is not None:
         same = [plan.id for plan in _judged(plans) if not retries.changed(plan, keys.retry, 2)]
         found += [f"stage {id}: it is not tried again, because `forgetting.retry` changes nothing in it" for id in same]
-        raised = [plan for plan in _judged(plans) if "replay" in retries.changed(plan, keys.retry, 2)]
-        low = [plan.id for plan in raised if plan.replay is not None and not plan.replay.ratio]
-        begins = f"its `replay.ratio` is 0, so a retry begins from {retries.FIRST_REPLAY:g} times the factor"
-        found += [f"stage {id}: {begins}" for id in low]
     if "interpolate" in used:
         refused = [(plan.id, shares.refusal(layers[plan.policy], plan.layer)) for plan in _judged(plans)]
         found += [f"stage {id}: `interpolate` is passed over: {why}" for id, why in refused if why]

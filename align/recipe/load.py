@@ -12,10 +12,10 @@ from typing import Any
 
 from align import errors, shipped
 from align.errors import AlignError, FaultList
-from align.forgetting import action_keys
 from align.parameterization import method as methods
 from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
+from align.penalties import keys as penalties
 from align.policy.base import LAB
 from align.recipe import (
     contradictions,
@@ -31,6 +31,7 @@ from align.recipe.document import Document, dotted
 from align.recipe.keys import Recipe
 from align.recipe.plan import Loaded, StagePlan
 from align.recipe.validation import validate
+from align.stage.declaration import Stage
 from align.stage.keys import StageKeys
 from align.stage.rewrite_keys import scoring
 
@@ -159,7 +160,7 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
         entry = {**entry, "reward": node.reward}
     keys = method = None
     with faults.collect():
-        keys = validate(read, stage.keys, _without_arguments(read, node, entry, faults), at)
+        keys = validate(read, stage.keys, _without_arguments(read, node, entry, faults), at, _closed(stage))
     own = entry.get("parameterization")
     if isinstance(own, dict):
         with faults.collect():
@@ -201,6 +202,17 @@ def _without_arguments(read: Document, node: pipeline.Node, entry: dict[str, Any
     return {name: value for name, value in entry.items() if name not in misplaced}
 
 
+def _closed(stage: Stage) -> frozenset[str]:
+    """The keys of every stage that this one refuses, whatever their value."""
+    refused = {
+        "replay": not stage.replays,
+        "eval_data": not stage.evaluates,
+        penalties.EWC: stage.gives != "policy",
+        penalties.L2_SP: stage.gives != "policy",
+    }
+    return frozenset(name for name, no in refused.items() if no)
+
+
 def _recipe_keys(keys: type[StageKeys]) -> frozenset[str]:
     return frozenset(keys.model_fields) - {"training"}
 
@@ -227,9 +239,7 @@ def _plan(
     training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
     sources, _ = scoring(keys)
     rewards = tuple(dict.fromkeys(one.source for one in sources if one.source in recipe.stages))
-    retry = recipe.forgetting.retry if "retry" in action_keys.used(recipe.forgetting.on_violation) else None
-    raised = retry is not None and retry.replay > 1 and stage.gives == "policy"
-    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training, raised)
+    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training)
 
 
 # Where the engine departs from TRL's defaults, for every stage.

@@ -29,7 +29,6 @@ class StagePlan:
     method_keys: ParameterizationKeys
     replay: Replay | None
     training: dict[str, Any]
-    raised: bool = False  # whether `forgetting.retry` raises the share of replayed rows
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -38,8 +37,8 @@ class StagePlan:
 
     @property
     def replays(self) -> bool:
-        """Whether it needs rows to replay, now or in an attempt to come."""
-        return self.replay is not None and (self.replay.ratio > 0 or self.raised)
+        """Whether it needs rows to replay."""
+        return self.replay is not None and self.replay.ratio > 0
 
     @property
     def mixes(self) -> bool:

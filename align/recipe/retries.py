@@ -10,9 +10,6 @@ from align.recipe.plan import StagePlan
 
 MOST_REPLAY: Final = 0.9
 """More replayed rows than nine in ten leave too little of the task to learn."""
-FIRST_REPLAY: Final = 0.05
-"""What a stage whose recipe names replay data with `ratio: 0` is taken to replay before the factor."""
-
 Changed = dict[str, tuple[float, float]]
 """By the name of a value: what the recipe has, and what the attempt has."""
 
@@ -43,10 +40,11 @@ def sentence(found: Changed) -> str:
 
 
 def _replay(plan: StagePlan, factor: float) -> Changed:
+    """None of a stage that replays nothing: a factor of nothing is nothing."""
     if plan.replay is None or factor == 1:
         return {}
     ratio = plan.replay.ratio
-    return {"replay": (ratio, max(ratio, min(MOST_REPLAY, round((ratio or FIRST_REPLAY) * factor, 6))))}
+    return {"replay": (ratio, max(ratio, min(MOST_REPLAY, round(ratio * factor, 6))))}
 
 
 def _rate(plan: StagePlan, factor: float) -> Changed:

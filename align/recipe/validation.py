@@ -69,10 +69,13 @@ class _Error:
         return self.detail["type"] == "literal_error" and not isinstance(self.detail["input"], str)
 
 
-def validate(document: Document, model: type[M], data: Any, at: Loc = ()) -> M:
+def validate(document: Document, model: type[M], data: Any, at: Loc = (), closed: Collection[str] = frozenset()) -> M:
     """Check `data`, which stands at `at` in the document, against a typed model.
 
     Values are taken as YAML says them: `"7"` is no number and `true` is no 1.
+
+    Args:
+        closed: keys of the model that are refused here elsewhere, so that none of them is suggested.
 
     Raises:
         AlignError, Faults: every fault with its place; an unknown key names the nearest known one.
@@ -85,7 +88,7 @@ def validate(document: Document, model: type[M], data: Any, at: Loc = ()) -> M:
         misspelt = {_meant(model, group[0]) for group in groups if group[0].detail["type"] == "extra_forbidden"}
         for group in groups:
             if not (group[0].detail["type"] == "missing" and group[0].loc in misspelt):
-                faults.found.append(_fault(document, model, at, group))
+                faults.found.append(_fault(document, model, at, group, closed))
         faults.raise_any()
         raise AssertionError("a ValidationError without errors") from error
 
@@ -133,15 +136,17 @@ def _settled(errors: list[_Error]) -> Iterator[list[_Error]]:
             yield [e for e in of_union if len(e.loc) == depth]
 
 
-def _fault(document: Document, model: type[BaseModel], at: Loc, group: list[_Error]) -> AlignError:
+def _fault(
+    document: Document, model: type[BaseModel], at: Loc, group: list[_Error], closed: Collection[str]
+) -> AlignError:
     loc, detail = group[0].loc, group[0].detail
-    what, remedy = _words(model, at, group)
+    what, remedy = _words(model, at, group, closed)
     if not remedy:
         remedy = _meaning(model, loc) if detail["type"] != "value_error" else ""
     return document.fault((*at, *loc), what, remedy)
 
 
-def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, str]:
+def _words(model: type[BaseModel], at: Loc, group: list[_Error], closed: Collection[str]) -> tuple[str, str]:
     """What is wrong, and the way out where the error itself knows one."""
     loc, detail = group[0].loc, group[0].detail
     path, kind, value = dotted((*at, *loc)), detail["type"], detail["input"]
@@ -154,7 +159,7 @@ def _words(model: type[BaseModel], at: Loc, group: list[_Error]) -> tuple[str, s
         what = f"'{path}' must be {one_of(kinds)}, not {shown(value)}"
         return what, _as_mapping(model, loc, value) if kinds == ["a mapping"] else ""
     if kind == "extra_forbidden":
-        return f"unknown key '{path}'", _known_keys(model, at, loc)
+        return f"unknown key '{path}'", _known_keys(model, at, loc, closed if len(loc) == 1 else ())
     if kind == "missing":
         return f"the key '{path}' is missing", ""
     if kind == "literal_error":
@@ -194,10 +199,10 @@ def _as_mapping(model: type[BaseModel], loc: Loc, value: Any) -> str:
     return f"known there: {', '.join(inner.model_fields)}"
 
 
-def _known_keys(model: type[BaseModel], at: Loc, loc: Loc) -> str:
+def _known_keys(model: type[BaseModel], at: Loc, loc: Loc, closed: Collection[str]) -> str:
     """The nearest known key; or the place elsewhere where the key belongs; or all that are known."""
     here = list(_models(_annotation(model, loc[:-1])))
-    known = {name: info for found in here for name, info in found.model_fields.items()}
+    known = {name: info for found in here for name, info in found.model_fields.items() if name not in closed}
     word = str(loc[-1])
     for name, info in known.items():
         if any(word in found.model_fields for found in _models(info.annotation)):

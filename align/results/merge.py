@@ -205,6 +205,7 @@ def _write_adapter(plan: Plan, folder: Path) -> Combination:
     from safetensors.torch import save_file
 
     from align.adapters import lora_sum
+    from align.policy import adapter_config
 
     terms = [(weight, adapter.factors()) for adapter, weight in zip(plan.adapters, plan.weights, strict=True)]
     found, made = lora_sum.combine(terms, plan.rank)
@@ -219,6 +220,7 @@ def _write_adapter(plan: Plan, folder: Path) -> Combination:
         for matrix, tensor in zip("BA", pair, strict=True)
     }
     config.save_pretrained(str(folder))
+    adapter_config.put_in_order(folder, config)
     save_file(tensors, folder / lora_files.WEIGHTS, metadata={"format": "pt"})
     return made
 

@@ -21,7 +21,7 @@ from align.policy.unwrapped import unwrapped
 from align.rl import critic as critics
 from align.rl import scoring, shared_base
 from align.rl.critic import Critic
-from align.rl.ptx import Stream, rows_of_update
+from align.rl.ptx import Stream, learnt, rows_of_update
 from align.run_folder.records import Policy, Reward, Ticket
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ def prompts(job: Job) -> Dataset:
 
 
 def replay(job: Job, args: Any) -> Stream | None:
-    """The replayed rows as a stream of batches; None where there are none."""
+    """The replayed rows, by the update that they stand beside; None where there are none."""
     rows = [row for row, group in zip(job.rows, job.groups, strict=True) if group]
     if not rows:
         return None
-    encoded = list(encode.encoded(rows, TextTokenizer.of(job.tokenizer)))
-    ids, labels = [row.ids for row in encoded], [row.labels for row in encoded]
-    size = rows_of_update(job.ticket.replay_ratio, args.per_device_train_batch_size)
-    return Stream(ids, labels, size, scoring.padding(job.tokenizer))
+    answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    encoded = encode.encoded(rows, TextTokenizer.of(job.tokenizer))
+    own = [learnt(row.ids, row.labels) for row in encoded]
+    return Stream(own, rows_of_update(job.ticket.replay_ratio, answers))
 
 
 def critic(job: Job, lm: PreTrainedModel, kind: Literal["adapter", "head", "model"]) -> Critic:

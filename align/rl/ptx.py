@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 IGNORE = -100
 
 
+Learnt: TypeAlias = tuple[list[int], list[int]]
+"""Token ids of a row, and those that are learnt, -100 elsewhere."""
+
+
 @dataclass(frozen=True)
 class Stream:
-    """Batches of rows, the same for the same number whatever went before.
+    """The rows beside each update, in turn through all; the same for the same update whatever went before.
 
     Args:
-        ids, labels: token ids of each row, and those that count, -100 elsewhere.
-        size: rows of a batch.
-        pad: the token that fills rows up.
+        learnt: the rows.
+        size: rows beside one update.
     """
 
-    ids: Sequence[Sequence[int]]
-    labels: Sequence[Sequence[int]]
+    learnt: Sequence[Learnt]
     size: int
-    pad: int
 
-    def batch(self, number: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """The batch of that number, in turn through all rows: `input_ids`, `attention_mask`, `labels`, each
-        (size, tokens)."""
-        chosen = [(number * self.size + k) % len(self.ids) for k in range(self.size)]
-        return padded([self.ids[i] for i in chosen], [self.labels[i] for i in chosen], self.pad, device)
+    def rows(self, update: int) -> list[Learnt]:
+        """Those beside the update of that number, counted from 0."""
+        return [self.learnt[(update * self.size + k) % len(self.learnt)] for k in range(self.size)]
+
+
+def learnt(ids: Sequence[int], labels: Sequence[int]) -> Learnt:
+    """A row whose first token is not learnt: nothing stands before it from which it could be told."""
+    return list(ids), [IGNORE, *labels[1:]]
 
 
 def padded(

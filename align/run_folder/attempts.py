@@ -66,6 +66,22 @@ def supersede(run: RunDir, stage: StageDir) -> None:
     run.supersede(stage.attempts / name)
 
 
+def inherit(stage: StageDir) -> None:
+    """Give the attempt in the stage's folder what another has made before it trained and it has not: what its policy
+    wrote, and the Fisher information. Each file comes before the record that vouches for it by hash, and who reads it
+    looks at both."""
+    others = sorted(stage.attempts.glob("[0-9]*")) if stage.attempts.is_dir() else []
+    for other in map(StageDir, others):
+        records = [*sorted(other.written.glob("*.json")), other.fisher_record]
+        for record in (path for path in records if path.is_file()):
+            target = stage.root / record.relative_to(other.root)
+            if target.is_file():
+                continue
+            beside = {*record.parent.glob(f"{record.stem}[._]*")} - {record, record.with_suffix(".part")}
+            for file in (*sorted(beside), record):
+                files.link(file, stage.root / file.relative_to(other.root))
+
+
 def finish(stage: StageDir) -> None:
     """Finish what a killed run was moving."""
     found = files.read_json(stage.moving)

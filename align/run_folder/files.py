@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield made
         path.parent.mkdir(parents=True, exist_ok=True)
         made.replace(path)
+
+
+def link(source: Path, target: Path) -> None:
+    """Have a file stand in another place too, whole or not at all: by a hard link, where there are such, else a copy.
+    Files of a run are replaced, never written into, so that neither place changes with the other."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        shutil.copyfile(source, part)
+    part.replace(target)
 
 
 def write_json(path: Path, value: Any) -> None:

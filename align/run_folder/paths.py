@@ -179,6 +179,11 @@ class StageDir:
         return self.root / "critic"
 
     @property
+    def aside(self) -> Path:
+        """Says of a stage in `superseded/` that it comes back when what it was trained from does."""
+        return self.root / "aside.json"
+
+    @property
     def interpolation(self) -> Path:
         """What was measured of shares of the stage's update."""
         return self.root / "interpolation"
@@ -289,12 +294,17 @@ class RunDir:
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
+    @property
+    def superseded(self) -> Path:
+        """What was replaced, under names that say when."""
+        return self.root / "superseded"
+
     def supersede(self, path: Path) -> None:
         """Move a part of the run to `superseded/`, under a name that says when; nothing is overwritten."""
         if not path.exists():
             return
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        target = self.root / "superseded" / f"{stamp}-{path.name}"
+        target = self.superseded / f"{stamp}-{path.name}"
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
 

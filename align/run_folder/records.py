@@ -209,6 +209,7 @@ class Ticket(BaseModel):
     warnings: list[str] = []  # of checking the rows; they stand in the outcome too
     probes_sha256: str = _FORMERLY_MEASURED  # of the probes' content: with others it is measured again, not trained
     attempt: int = 1  # the first trains as the recipe says, later ones as `forgetting.retry` changes it
+    first: str = ""  # fingerprint of the first attempt, in a later one
     measure_base: bool
     measure_only: bool = False
     inside: Inside | None = None
@@ -219,6 +220,12 @@ class Ticket(BaseModel):
     trackers: list[str]
     run_name: str
     resume_from: str | None = None
+
+    @property
+    def made_from(self) -> str:
+        """What identifies all that is made before training: the policy that came in, its base, data, prompts and seed.
+        No attempt changes these, so it is the first attempt's fingerprint."""
+        return self.first or self.fingerprint
 
 
 class Insight(BaseModel):
@@ -245,7 +252,7 @@ class Fisher(BaseModel):
     """The Fisher information that a stage's `ewc` weighs by; `fisher.json`, beside the file with its diagonal.
 
     Attributes:
-        made_for: fingerprint of the stage.
+        made_for: fingerprint of the stage, of its first attempt.
         sha256: of the file.
         kind: `empirical` or `sampled`.
         rows, tokens: examples, and the learnt tokens in them.

@@ -13,7 +13,7 @@ from typing import Final
 from align.forgetting import gate
 from align.forgetting.action_keys import Action, Chain, Interpolate
 from align.forgetting.keys import ForgettingKeys
-from align.interpolation import shares
+from align.interpolation import shares, stored
 from align.parameterization import chain
 from align.recipe import retries
 from align.recipe.plan import StagePlan
@@ -169,7 +169,7 @@ class Acting:
         shared.share, shared.shape = result.share, result.shape
         changed = retries.changed(walk.plan, self._keys.retry, found.attempt)
         walk.seen.append(deciding.attempt(self._run, here.decided, self._keys, shared, changed))
-        if shared.violations:
+        if gate.acts(self._keys, shared):
             walk.done.append(f"interpolate: at a share of {result.share:g} a limit is still surely broken")
             return None
         first = len(shared.violations) + len(shared.budgets)
@@ -180,7 +180,8 @@ class Acting:
         return self._told(walk, shared, shared.action)
 
     def _result(self, walk: Walk, here: StageDir, found: Decision) -> InterpolationResult:
-        """What share of the update keeps the limits, found by the child where it has not been yet."""
+        """What share of the update keeps the limits: as it was found, or from what is stored; else the child finds
+        it."""
         outcome, shape = reading.outcome(here), (self._keys.interpolate or Interpolate()).shape
         assert outcome is not None
         ticket, limits = self.executor.tickets[walk.plan.id], self._keys.limits()
@@ -193,6 +194,11 @@ class Acting:
         known = reading.whole(here.interpolation_result, InterpolationResult)
         if known is not None and known.key == request.key and interpolation.is_whole(here, known):
             return known
+        told = stored.again(self._run, here, ticket, request)
+        if told is not None:
+            here.decision.unlink(missing_ok=True)  # it speaks of the share that was decided on before
+            stored.write(here, told)
+            return told
         self._say(walk, found)
         return self.executor.interpolate(walk.plan, request)
 

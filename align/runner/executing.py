@@ -14,7 +14,7 @@ from align.recipe import replays
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.report import masked
-from align.run_folder import attempts, checkpoints, files, handed_on, reading
+from align.run_folder import aside, attempts, checkpoints, files, handed_on, reading
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Ticket
@@ -47,12 +47,25 @@ class Executor:
 
     def open(self, plan: StagePlan) -> bool:
         """Begin with a stage: what goes on from its inputs has been decided now, and may be another policy than that
-        which the stage was trained from, or is being trained from. Whether the stage was moved away for that."""
+        which the stage was trained from, or is being trained from. Whether the stage was moved away for that; one that
+        was moved away before comes back where its inputs do."""
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
         opened = ticket.fingerprint
         attempts.finish(here)
         tickets.seal(plan, self.loaded, self.tickets, self.dir)
-        return ticket.fingerprint not in (opened, attempts.fingerprint(here)) and self._supersede(plan)
+        moved = ticket.fingerprint not in (opened, attempts.fingerprint(here)) and self._supersede(plan)
+        if not here.root.exists() and aside.bring_back(self.dir, plan.id, ticket.fingerprint):
+            self._tell_back(plan)
+        return moved
+
+    def _tell_back(self, plan: StagePlan) -> None:
+        """Say that a stage came back, also to run.json."""
+        outcome = reading.outcome(self.dir.stage(plan.id))
+        assert outcome is not None
+        self.changed = True
+        self.note(plan, seconds=round(outcome.seconds + outcome.measure_seconds, 1), resumed_from=outcome.resumed_from)
+        why = "it starts from what it was trained from before"
+        self.watcher.say(f"{plan.id}: {why}; that result is taken back from superseded/")
 
     def follow(self, decided: StagePlan) -> None:
         """Once it is decided what goes on from a stage, move away all that was trained from another policy of it, and
@@ -70,7 +83,7 @@ class Executor:
         there = self.dir.stage(plan.id).root.exists()
         if there:
             self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
-            self.dir.supersede(self.dir.stage(plan.id).root)
+            aside.put(self.dir, plan.id)
         return there
 
     def stand(self, plan: StagePlan, number: int) -> StageDir:
@@ -215,6 +228,8 @@ class Executor:
         ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
         here.error.unlink(missing_ok=True)
         here.progress.unlink(missing_ok=True)
+        if not ticket.measure_only:
+            attempts.inherit(here)
         files.write_json(here.ticket, ticket.model_dump(mode="json"))
         resumed = checkpoint.name if checkpoint else None
         self.note(plan, status="running", started=_now(), resumed_from=resumed)

@@ -12,7 +12,7 @@ from align.errors import AlignError, Exit
 from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.plan import Loaded, StagePlan
-from align.run_folder import attempts, files, handed_on, reading
+from align.run_folder import aside, attempts, files, handed_on, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.paths import RunDir
 from align.run_folder.records import FORMAT, Ticket
@@ -90,6 +90,8 @@ class Run:
         if self.options.fresh and self.redo:
             for part in ("recipe.yaml", "run.json", "base", "stages", "forgetting.json", "report.html", "report.md"):
                 self.dir.supersede(self.dir.root / part)
+            for plan in self.loaded.stages:
+                aside.leave(self.dir, plan.id)
             old = None
         self.record = old or RunRecord(format=FORMAT, name=name, created=_now(), stages={})
         self._set(
@@ -136,6 +138,7 @@ class Run:
                 self._refuse_changed_ancestors(plan, changed)
             if asked or again & set(plan.inputs):
                 again.add(plan.id)
+                aside.leave(self.dir, plan.id)
             if plan.id in changed | again and self.dir.stage(plan.id).root.exists():
                 self.dir.supersede(self.dir.stage(plan.id).root)
                 why = "its recipe changed" if plan.id in changed else "it is to run again"

@@ -93,7 +93,12 @@ def attempt(plan: StagePlan, loaded: Loaded, tickets: Mapping[str, Ticket], run:
         return own
     found = retries.changed(plan, loaded.recipe.forgetting.retry, number)
     ratio = found["replay"][1] if "replay" in found else own.replay_ratio
-    trained = {"attempt": number, "training": retries.training(plan, found), "replay_ratio": ratio}
+    trained = {
+        "attempt": number,
+        "first": own.fingerprint,
+        "training": retries.training(plan, found),
+        "replay_ratio": ratio,
+    }
     ticket = own.model_copy(update={**BEGUN, **trained})
     ticket.fingerprint = fingerprint(plan, ticket, _above(plan, loaded, tickets, run))
     return ticket
@@ -211,8 +216,8 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     rollout, watched = _rollout(ticket, per_device), _watched(ticket)
     near = penalties.settings(ticket.keys)
     kept = {"near": [near, content(ticket.fisher)]} if near else {}
-    replayed = ticket.replay if ticket.replay_ratio else None  # else they are for an attempt to come
-    parts = [[one.weight, one.count] for one in ticket.replay_sources if ticket.replay_ratio]  # rows: in the table
+    parts = [[one.weight, one.count] for one in ticket.replay_sources]  # their rows are in the table
+    beside = {"beside": "updates"} if plan.mixes and plan.replays and plan.program.stage.samples else {}
     scored = [[reward.kind, reward.identity, reward.function, reward.weight] for reward in ticket.rewards]
     return files.digest(
         {
@@ -226,11 +231,12 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
             "model": [model["dtype"], model["attn_implementation"], ticket.chat_template, replaced_tokens(model)],
             "base": ticket.policy.base.identity,
             "seed": ticket.seed,
-            "data": [content(ticket.train), content(ticket.evaluation), content(replayed), ticket.replay_ratio],
+            "data": [content(ticket.train), content(ticket.evaluation), content(ticket.replay), ticket.replay_ratio],
             "above": above,
             **({"rewards": scored} if scored else {}),
             **_written(ticket),
             **({"replay": parts} if len(parts) > 1 else {}),
+            **beside,
             **rollout,
             **watched,
             **kept,
@@ -275,7 +281,7 @@ def _written(ticket: Ticket) -> dict[str, Any]:
         return [one.name, one.sha256] if one else None
 
     found: dict[str, Any] = {}
-    if ticket.writing is not None and ticket.replay_ratio:
+    if ticket.writing is not None:
         own = {name: value for name, value in ticket.writing.keys.items() if name not in ("prompts", "check")}
         asked = ticket.writing.prompts
         found["self"] = [own, asked.sha256 if asked else None, function(ticket.writing.check)]

@@ -15,6 +15,8 @@ TRAINS_AS: dict[str, str] = {
     "58ddad6d99a754ad": "82035132c792f46e43721c7aaa534637e09b7e65430bc78d8789b3ccd3e25d26",
     # rloo.py
     "669acf6caa7cd50e": "5f0a7420c7b911e8e210a537b7d6d305ad2084fcbfd6e603b6c521dd2d414e5a",
+    # sdft.py
+    "715d41cd3cd76319": "28bdf26660c2545b5bf5a8690f8a40eb0d482544b20e2d846b65b7c7255d7860",
     # sft.py
     "f73fb2cc0ee88996": "085c26fbfa47c7aabf5c8a216e0f235807c32e551dd144ede5cb38545bc56a03",
 }

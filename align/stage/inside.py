@@ -8,7 +8,6 @@ put back.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from align.forgetting import inside, measurements, pace
 from align.forgetting.inside import Judge, Measured
 from align.forgetting.pace import Pace, Schedule
-from align.run_folder import messages
+from align.run_folder import files, messages
 from align.run_folder.messages import Told
 from align.run_folder.paths import StageDir
 from align.run_folder.records import Inside, Insight
@@ -107,7 +106,7 @@ class Watching(TrainerCallback):
                 shutil.rmtree(folder)
         if self.settings.early_stop:
             if self.checkpoint:
-                _link(self.checkpoint / KEPT / self.dir.kept.name, self.dir.kept)
+                files.link(self.checkpoint / KEPT / self.dir.kept.name, self.dir.kept)
             else:
                 keep(self.model, self.dir.kept, step)
         return self.judge.stored(step, "before", self.told.incoming) if step == 0 and not self.lines else None
@@ -136,7 +135,9 @@ class Watching(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.settings.early_stop and state.is_world_process_zero and args.output_dir:
-            _link(self.dir.kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / KEPT / self.dir.kept.name)
+            files.link(
+                self.dir.kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / KEPT / self.dir.kept.name
+            )
 
     # ---- a measurement --------------------------------------------------------------------------------------------
 
@@ -229,18 +230,6 @@ def restore(model: torch.nn.Module, path: Path) -> int:
         for name, parameter in own.items():
             parameter.copy_(stored.get_tensor(name))
         return int(stored.metadata()["step"])
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file at another place too; a copy where the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source, part)
-    except OSError:
-        shutil.copyfile(source, part)
-    part.replace(target)
 
 
 def _number(every: object) -> int | None:

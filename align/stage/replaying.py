@@ -12,7 +12,7 @@ PTX_COEF = 1.0
 
 
 class ReplayingKeys(StageKeys):
-    """The recipe keys of `dpo`, `kto`, `rloo` and `grpo` as far as they replay; `ppo` has them of its own."""
+    """The recipe keys of `dpo`, `kto`, `rloo`, `grpo` and `sdft` as far as they replay; `ppo` has them of its own."""
 
     later: ClassVar[frozenset[str]] = frozenset({"ptx_coef"})
     ptx_coef: float = Field(

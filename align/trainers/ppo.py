@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import RLOOConfig, RLOOTrainer
 
 from align.rl import critic as critics
-from align.rl import estimates, losses, recorder, rollouts
+from align.rl import estimates, losses, recorder, rollouts, scoring
 from align.rl.controller import Controller, auto_horizon
 from align.rl.critic import Critic
 from align.rl.health import Health
@@ -28,6 +28,7 @@ from align.rl.ptx import Stream
 from align.rl.recorder import Recorder
 from align.rl.rollouts import Rollout
 from align.trainers.online import Online, changed
+from align.trainers.replay_term import NAME, ReplayTerm
 from align.trainers.rollout_checkpoints import OWN
 from align.trainers.terms import Term
 
@@ -60,9 +61,10 @@ class PpoTrainer(Online, RLOOTrainer):
 
     def __init__(self, *, keys: PpoKeys, kind: str, replay: Stream | None = None, **arguments: Any) -> None:
         super().__init__(value=kind == "adapter", **arguments)
-        self.keys, self.kind, self.replay = keys, kind, replay
+        self.keys, self.kind = keys, kind
         if replay is not None:
-            self.terms = [Term("ptx", self._of_text, lambda: 0.0 if self.warming else keys.ptx_coef)]
+            self.text = ReplayTerm(replay.rows, scoring.padding(self.processing_class), self)
+            self.terms = [Term(NAME, self._of_text, lambda: 0.0 if self.warming else keys.ptx_coef)]
         self.critic: Critic | None = None
         self.stopped = False
         self.controller = self._controller()
@@ -179,11 +181,9 @@ class PpoTrainer(Online, RLOOTrainer):
 
     def _of_text(self, model: nn.Module) -> torch.Tensor | None:
         """The language-model loss of the replayed rows of this micro-step; of an update that is left out, none."""
-        if self.replay is None or (self.stopped and self.accelerator.num_processes == 1):
+        if self.stopped and self.accelerator.num_processes == 1:
             return None
-        number = self._step * self.accelerator.num_processes + self.accelerator.process_index
-        found: torch.Tensor = model(**self.replay.batch(number, self.args.device), use_cache=False).loss
-        return found
+        return self.text.loss(model)
 
     def _measure(
         self,

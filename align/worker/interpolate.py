@@ -13,10 +13,9 @@ from transformers import set_seed
 
 from align.errors import AlignError, Exit
 from align.forgetting import measurements
-from align.forgetting.distances import TaskKl
 from align.forgetting.keys import ForgettingKeys
 from align.forgetting.measurements import Measurement
-from align.interpolation import search, shares, weights
+from align.interpolation import search, shares, stored, weights
 from align.interpolation.weights import Update
 from align.parameterization import chain
 from align.policy import generation
@@ -24,20 +23,13 @@ from align.policy import load as models
 from align.run_folder import files, interpolation, reading
 from align.run_folder.interpolation import Gain, InterpolationRequest, InterpolationResult, Tried
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.records import Outcome, Policy, Record, Ticket
+from align.run_folder.records import Outcome, Policy, Ticket
 from align.stage.callbacks import Interrupted
 from align.worker import card, execute, measuring, saving
 from align.worker.execute import Loaded
 from align.worker.rows import recall
 
 T = TypeVar("T")
-MEASURED_OF, TASK_KL = "of.json", "task_kl.json"  # beside the measurement of a share
-
-
-class Of(Record):
-    """What a share was measured of, so that another one is not taken for it."""
-
-    key: str
 
 
 @dataclass
@@ -87,36 +79,21 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Interpol
         update=updated(at, outcome.policy),
         base=measurements.load(run.base_measurements),
         keys=ForgettingKeys.model_validate(request.limits),
-        of=_identity(ticket, outcome),
+        of=stored.identity(ticket, outcome),
     )
     tried = search.largest(request.shares, lambda share: _tried(found, share))
     share = tried[-1].share if tried[-1].within else None
-    kept = agreed(at, _kept(found, share) if share is not None and at.world.is_main_process else None)
+    kept = agreed(at, stored.kept(at.job.dir, request, share) if share and at.world.is_main_process else None)
     measured = _measured(found, share) if share is not None and kept is None else None
     result = _write(found, tried, measured, kept) if at.world.is_main_process else None
     at.world.wait_for_everyone()
     return result
 
 
-def _identity(ticket: Ticket, outcome: Outcome) -> str:
-    """Hash of what the figures of a share depend on; the card of the trained policy is not part of it."""
-    trained = {name: record for name, record in outcome.artifacts.items() if not name.endswith("README.md")}
-    return files.digest([trained, ticket.probes_sha256, ticket.training.get("bf16")])
-
-
 def done(here: StageDir, request: InterpolationRequest) -> InterpolationResult | None:
     """The result of a request that has been carried out, its files as they were written; None else."""
     known = reading.whole(here.interpolation_result, InterpolationResult)
     return known if known and known.key == request.key and interpolation.is_whole(here, known) else None
-
-
-def _kept(found: Search, share: float) -> InterpolationResult | None:
-    """The result of a request with other limits that came to the same share, its files as they were written; None else.
-    Of the first process."""
-    known, request = reading.whole(found.here.interpolation_result, InterpolationResult), found.request
-    if known is None or (known.made_of, known.shape, known.share) != (request.made_of, request.shape, share):
-        return None
-    return known if known.made_of and interpolation.is_whole(found.here, known) else None
 
 
 def updated(at: Loaded, policy: Policy) -> Update:
@@ -150,29 +127,11 @@ def _tried(found: Search, share: float) -> Tried:
     at, folder = found.at, found.here.of_share(found.request.shape, share)
     if agreed(at, at.job.interrupted()):
         raise Interrupted
-    key = files.digest([found.of, found.request.shape, share])
-    if not agreed(at, _is_stored(found, folder, key)):
+    key = stored.key_of(found.of, found.request.shape, share)
+    if not agreed(at, stored.is_stored(folder, key, found.base, found.keys)):
         _measure(found, share, folder, key)
     at.world.wait_for_everyone()  # the first process writes it
-    return agreed(at, _judged(found, share, folder))
-
-
-def _judged(found: Search, share: float, folder: Path) -> Tried:
-    kl = reading.optional(folder / TASK_KL, TaskKl)
-    return search.judged(share, found.base, measurements.load(folder), found.keys, kl)
-
-
-def _is_stored(found: Search, folder: Path, key: str) -> bool:
-    """Whether a share's measurement is whole, of these weights, and of the items that the base was measured on."""
-    known = reading.whole(folder / MEASURED_OF, Of)
-    if known is None or known.key != key or (found.keys.max_kl is not None and not (folder / TASK_KL).is_file()):
-        return False
-    try:
-        stored = measurements.load(folder)
-    except AlignError:
-        return False
-    wanted = {probe: items.keys() for (split, probe), items in found.base.items.items() if split == "gate"}
-    return all(stored.items.get(("gate", probe), {}).keys() == ids for probe, ids in wanted.items())
+    return agreed(at, stored.judged(share, folder, found.base, found.keys))
 
 
 def _measure(found: Search, share: float, folder: Path, key: str) -> None:
@@ -185,8 +144,8 @@ def _measure(found: Search, share: float, folder: Path, key: str) -> None:
     measuring.measure_gate(at.job, at.run, at.probes, folder, at.world)
     if first:
         if found.keys.max_kl is not None:
-            files.write_json(folder / TASK_KL, measuring.measure_kl(at.job, at.builder).written())
-        files.write_json(folder / MEASURED_OF, Of(key=key).written())  # last: where it is, the others are whole
+            files.write_json(folder / stored.TASK_KL, measuring.measure_kl(at.job, at.builder).written())
+        files.write_json(folder / stored.MEASURED_OF, stored.Of(key=key).written())
 
 
 def _measured(found: Search, share: float) -> dict[str, float]:
@@ -210,20 +169,12 @@ def _write(
         measured: what measuring it whole took; None where nothing is within the limits, or the policy is there already.
         kept: the result that it is there by.
     """
-    request, here = found.request, found.here
-    told = {"key": request.key, "tried": tuple(tried), "sentence": search.sentence(tried, request.shape)}
-    if kept is not None:
-        result = kept.but(**told)
-    else:
-        made: dict[str, Any] = {"share": None, "policy": None, "rank": None, "gains": ()}
-        if measured is not None:
-            policy = _save(found, tried[-1].share, measured)
-            made = {"share": tried[-1].share, "policy": policy, "rank": found.update.rank, "gains": _gains(found)}
-        else:
-            here.interpolation_result.unlink(missing_ok=True)
-            shutil.rmtree(here.decided.root, ignore_errors=True)
-        result = InterpolationResult(made_of=request.made_of, shape=request.shape, **told, **made)
-    files.write_json(here.interpolation_result, result.written())
+    result = stored.told(found.request, tried, found.keys, kept)
+    if measured is not None:
+        share = tried[-1].share
+        policy = _save(found, share, measured)
+        result = result.but(share=share, policy=policy, rank=found.update.rank, gains=_gains(found))
+    stored.write(found.here, result)
     return result
 
 

@@ -76,15 +76,16 @@ def recall(job: Job) -> None:
     what is measured on the prompts of the task is then measured on the same ones."""
     rewrite, own = getattr(job.keys, REWRITE, None), job.groups.count(0)
     shelf, key = shelf_of(job, REWRITE)
-    if not isinstance(rewrite, Rewrite) or shelf.kept(key) is None:
+    own_key = files.digest([job.ticket.fingerprint, REWRITE])  # as an older align has it of a later attempt
+    if not isinstance(rewrite, Rewrite) or not (shelf.kept(key) or shelf.kept(own_key)):
         return
     task = rewriting.apply(job.rows[:own], shelf.read(), drop=rewrite.otherwise == "drop")
     job.rows, job.groups = [*task, *job.rows[own:]], [0] * len(task) + job.groups[own:]
 
 
 def shelf_of(job: Job, name: str) -> tuple[Shelf, str]:
-    """Where a stage keeps what its policy writes, and the key that it is kept under."""
-    return Shelf(job.dir.written, name), files.digest([job.ticket.fingerprint, name])
+    """Where a stage keeps what its policy writes, and the key that it is kept under, in all attempts at the stage."""
+    return Shelf(job.dir.written, name), files.digest([job.ticket.made_from, name])
 
 
 def _sources(run: RunDir, ticket: Ticket, written: Sequence[Row]) -> list[replay.Source]:

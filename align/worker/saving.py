@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 
+from pydantic import JsonValue
+
 from align.parameterization import chain
 from align.parameterization import method as methods
-from align.policy import stack
-from align.run_folder import files
+from align.policy import adapter_config, stack
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Adapter, Policy
 from align.stage.job import Job
@@ -27,10 +28,10 @@ def save_policy(job: Job, run: RunDir) -> Policy:
         policy = Policy(base=came_in.base, weights=run.relative(folder), adapters=adapters_kept)
     else:
         job.model.save_pretrained(folder, selected_adapters=[stack.TRAINED])
+        from_hub: dict[str, JsonValue] = {}
         if came_in.base.revision and came_in.weights is None:  # loads anywhere, not only where the cache has it
-            config = files.read_json(folder / "adapter_config.json")
-            config |= {"base_model_name_or_path": came_in.base.name, "revision": came_in.base.revision}
-            files.write_json(folder / "adapter_config.json", config)
+            from_hub = {"base_model_name_or_path": came_in.base.name, "revision": came_in.base.revision}
+        adapter_config.put_in_order(folder, job.model.peft_config[stack.TRAINED], **from_hub)
         own = Adapter(
             name=ticket.stage,
             path=run.relative(folder),
