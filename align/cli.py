@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,6 +59,12 @@ def run(
     data: Annotated[str | None, typer.Option(help="Without a recipe: the training data.")] = None,
     method: Annotated[str, typer.Option(help="Without a recipe: the parameterization.")] = "lora",
     stage: Annotated[str, typer.Option(help="Without a recipe: the stage.")] = "sft",
+    print_sbatch: Annotated[
+        bool, typer.Option("--print-sbatch", help="Check it, print a SLURM script that runs it, and start nothing.")
+    ] = False,
+    sbatch: Annotated[
+        list[str], typer.Option(metavar="OPTION=VALUE", help="Of that script: an option of sbatch, time=08:00:00")
+    ] = [],  # noqa: B006 - as above
 ) -> None:
     """Run a recipe, or resume it: the same command again skips what is done and resumes the rest.
 
@@ -72,13 +78,23 @@ def run(
     from align.runner.progress import Watcher
 
     options = Options(from_stage, only, fresh)
-    path = _without_recipe(model, data, method, stage, set) if recipe is None else recipes.locate(recipe)
+    if sbatch and not print_sbatch:
+        raise AlignError("--sbatch says what the script of --print-sbatch asks for", "add --print-sbatch")
+    path = recipes.locate(recipe) if recipe else _without_recipe(model, data, method, stage, set, run=not print_sbatch)
     if recipe is not None and (model is not None or data is not None):
         raise AlignError(
             "--model and --data cannot be combined with a recipe", "use --set model.base=... with a recipe"
         )
     loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
     folder = folder_of(loaded.recipe.name, run_dir)
+    if print_sbatch:
+        from align.runner import slurm
+
+        words = slurm.command(recipe or str(path), set, run_dir, options, processes)
+        found = slurm.of_recipe(loaded, options, folder, words, sbatch)
+        _tell(found.notes, found.warnings)
+        print(found.script, end="")
+        return
     with Watcher(_errors()) as watcher:
         code = Run(loaded, options, folder, watcher).execute()
     _show(folder.root)
@@ -91,11 +107,11 @@ def run(
     raise typer.Exit(code)
 
 
-def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str]) -> Path:
+def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str], *, run: bool) -> Path:
     from align.recipe import from_flags
 
     path = from_flags.write(model, data, method=method, stage=stage, overrides=set)
-    _errors().print(line(f"wrote {path}; running it"))
+    _errors().print(line(f"wrote {path}; running it" if run else f"wrote {path}"))
     return path
 
 
@@ -112,14 +128,19 @@ def check(
 
     gc.disable()  # many small rows and no cycles: looking for some is a twentieth of the time
     found = api.check(recipe, set, offline=offline)
-    for note in found.notes:
-        _errors().print(line(note, "note"))
-    for id, texts in found.warnings.items():
-        for text in texts:
-            _errors().print(line(f"{id}: {text}", "warning"))
+    _tell(found.notes, found.warnings)
     for stage in found.stages:
         print(stage)
     print(f"{recipe}: ok")
+
+
+def _tell(notes: Iterable[str], warnings: Mapping[str, Iterable[str]]) -> None:
+    """What a check found that is no error."""
+    for note in notes:
+        _errors().print(line(note, "note"))
+    for id, texts in warnings.items():
+        for text in texts:
+            _errors().print(line(f"{id}: {text}", "warning"))
 
 
 @data_app.command("show")
