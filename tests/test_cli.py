@@ -43,6 +43,8 @@ OPTIONS = {
         "--data",
         "--method",
         "--stage",
+        "--print-sbatch",
+        "--sbatch",
     ],
     "check": ["recipe", "--set", "--offline"],
     "status": ["run_dir"],

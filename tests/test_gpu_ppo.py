@@ -137,7 +137,7 @@ def test_a_line_has_memory_only_where_a_gpu_was() -> None:
     assert ppo.line(row | {"dry": True}) == "| QLoRA r16, nf4, 7B, critic `head` | 0.1 of 0 M |  |  | 11.0 | 61 |"
 
 
-def test_one_call_runs_both_parts_into_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_call_runs_all_parts_into_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -154,9 +154,9 @@ def test_one_call_runs_both_parts_into_one_file(tmp_path: Path, monkeypatch: pyt
     assert [file.name for file in tmp_path.iterdir() if "memory" in file.name] == ["all.memory.json"], "it is kept"
     fails = ""
     everything.main()
-    assert [command[0] for command in asked[2:]] == ["benchmarks.gpu.memory", "benchmarks.gpu.ppo"]
+    assert [command[0] for command in asked[2:]] == [f"benchmarks.gpu.{part}" for part in everything.PARTS]
     assert all(command[-1] == "--dry" for command in asked)
     assert [file.name for file in tmp_path.iterdir()] == ["all.json"]
     written = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
-    assert written == {"memory": {"cases": ["memory"]}, "ppo": {"cases": ["ppo"]}}
+    assert written == {part: {"cases": [part]} for part in ("memory", "ppo", "engines")}
     assert set(memory.CASES).isdisjoint(ppo.CASES)

@@ -28,11 +28,7 @@ def check(
 
     gc.disable()  # many small rows and no cycles: looking for some is a twentieth of the time
     found = api.check(recipe, set, offline=offline)
-    for note in found.notes:
-        printed.errors().print(line(note, "note"))
-    for id, texts in found.warnings.items():
-        for text in texts:
-            printed.errors().print(line(f"{id}: {text}", "warning"))
+    printed.found(found.notes, found.warnings)
     for stage in found.stages:
         print(stage)
     print(f"{recipe}: ok")

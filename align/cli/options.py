@@ -26,3 +26,9 @@ Model = Annotated[str | None, typer.Option(help="Without a recipe: the base mode
 Data = Annotated[str | None, typer.Option(help="Without a recipe: the training data.")]
 Method = Annotated[str, typer.Option(help="Without a recipe: the parameterization.")]
 Stage = Annotated[str, typer.Option(help="Without a recipe: the stage.")]
+PrintSbatch = Annotated[
+    bool, typer.Option("--print-sbatch", help="Check it, print a SLURM script that runs it, and start nothing.")
+]
+Sbatch = Annotated[
+    list[str], typer.Option(metavar="OPTION=VALUE", help="Of that script: an option of sbatch, time=08:00:00")
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -15,15 +16,24 @@ def errors() -> Console:
     return Console(stderr=True)
 
 
+def found(notes: Iterable[str], warnings: Mapping[str, Iterable[str]]) -> None:
+    """What a check found that is no error."""
+    for note in notes:
+        errors().print(line(note, "note"))
+    for id, texts in warnings.items():
+        for text in texts:
+            errors().print(line(f"{id}: {text}", "warning"))
+
+
 def result(run_dir: Path) -> None:
     """The matrix, the verdict and where the report is."""
     from align.report import records, terminal
 
     console = Console()
-    found = records.load(run_dir)
-    if found.forgetting is not None:
-        console.print(terminal.matrix_table(found))
-        console.print(line(terminal.verdict_line(found)))
+    report = records.load(run_dir)
+    if report.forgetting is not None:
+        console.print(terminal.matrix_table(report))
+        console.print(line(terminal.verdict_line(report)))
     print(f"report: {near(run_dir / 'report.html')}")
 
 

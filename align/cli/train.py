@@ -29,30 +29,43 @@ def run(
     data: given.Data = None,
     method: given.Method = "lora",
     stage: given.Stage = "sft",
+    print_sbatch: given.PrintSbatch = False,
+    sbatch: given.Sbatch = [],  # noqa: B006 - as above
 ) -> None:
     """Run a recipe, or resume it: the same command again skips what is done and resumes the rest.
 
     [dim]align run recipes/dpo_qlora.yaml --set stages.dpo.beta=0.2[/dim]
     [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
     """
+    from align.api import folder_of
     from align.recipe import load as recipes
     from align.runner.options import Options
 
     options = Options(from_stage, only, fresh)
-    path = _without_recipe(model, data, method, stage, set) if recipe is None else recipes.locate(recipe)
+    if sbatch and not print_sbatch:
+        raise AlignError("--sbatch says what the script of --print-sbatch asks for", "add --print-sbatch")
+    path = recipes.locate(recipe) if recipe else _without_recipe(model, data, method, stage, set, run=not print_sbatch)
     if recipe is not None and (model is not None or data is not None):
         raise AlignError(
             "--model and --data cannot be combined with a recipe", "use --set model.base=... with a recipe"
         )
     loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
+    if print_sbatch:
+        from align.runner import slurm
+
+        words = slurm.command(recipe or str(path), set, run_dir, options, processes)
+        found = slurm.of_recipe(loaded, options, folder_of(loaded.recipe.name, run_dir), words, sbatch)
+        printed.found(found.notes, found.warnings)
+        print(found.script, end="")
+        return
     raise typer.Exit(_executed(loaded, options, run_dir))
 
 
-def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str]) -> Path:
+def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str], *, run: bool) -> Path:
     from align.recipe import from_flags
 
     path = from_flags.write(model, data, method=method, stage=stage, overrides=set)
-    printed.errors().print(line(f"wrote {path}; running it"))
+    printed.errors().print(line(f"wrote {path}; running it" if run else f"wrote {path}"))
     return path
 
 

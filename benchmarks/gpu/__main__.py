@@ -1,6 +1,6 @@
 """All that is measured on a GPU, in one call and one file.
 
-    python -m benchmarks.gpu --out gpu.json   # memory, then ppo
+    python -m benchmarks.gpu --out gpu.json   # memory, ppo, then engines
     python -m benchmarks.gpu --dry            # the same code with tiny shapes on the CPU
 
 Each part prints its own tables and writes a file of its own beside `--out`, which stays where the call is cut short;
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.gpu.memory import ROOT
 
-PARTS = ("memory", "ppo")
+PARTS = ("memory", "ppo", "engines")
 
 
 def main() -> None:

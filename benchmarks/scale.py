@@ -1,0 +1,107 @@
+"""What fits on which GPU, computed from a model's shape; the table of docs/scale.md. Nothing is run.
+
+    python -m benchmarks.scale            # print the table
+    python -m benchmarks.scale --write    # and put it into docs/scale.md
+
+A GPU holds weights, gradients and AdamW's two moments, as align holds them: what is trained in float32, a frozen base
+in bfloat16 or NF4. DDP has all of it in every process. ZeRO-2 shares gradients and moments out among N processes
+(Rajbhandari et al. 2020, arXiv 1910.02054, P_os+g). NF4 with double quantization takes 4.127 bits a weight (Dettmers et
+al. 2023, arXiv 2305.14314). Beside that the activations of one row of 2,048 tokens with checkpointing in 16 bits: the
+input of each layer and one layer at work, 2 s b h L + 34 s b h bytes (Korthikanti et al. 2022, arXiv 2205.05198,
+without the attention map, which fused attention does not keep). A fifth of the memory is left for CUDA, buffers and
+fragments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from benchmarks.gpu.memory import ROOT, Shape
+from benchmarks.gpu.ppo import GRADIENT_AND_ADAM, NF4, RANK, lora, weights
+
+PAGE = ROOT / "docs" / "scale.md"
+MARK = "<!-- table: scale -->"
+SHAPES = {  # TinyLlama, OpenLLaMA 3B, Llama 2 7B and 13B, LLaMA 33B, Llama 2 70B
+    "1.1B": Shape(2048, 22, 5632, 32, 4),
+    "3.4B": Shape(3200, 26, 8640, 32, 32),
+    "7B": Shape(4096, 32, 11008, 32, 32),
+    "13B": Shape(5120, 40, 13824, 40, 40),
+    "33B": Shape(6656, 60, 17920, 52, 52),
+    "70B": Shape(8192, 80, 28672, 64, 8),
+}
+GPUS = (24, 48, 80, 141)  # GB
+SHARED = (2, 4, 8)  # processes of ZeRO-2 on one machine
+USED = 0.8
+TOKENS = 2048
+
+
+def state(shape: Shape, method: str, sharing: int = 1) -> float:
+    """Bytes of weights, gradients and moments in each process.
+
+    Args:
+        method: `full`, `lora` or `qlora`; the last two of rank 16 on all linear layers.
+        sharing: processes that share gradients and moments out; 1 with DDP, however many there are.
+    """
+    matrices, rest, head = weights(shape)
+    whole, adapter = matrices + rest + head, lora(shape)
+    frozen = {"full": 0.0, "lora": 2.0 * whole, "qlora": NF4 * matrices + 2 * (rest + head)}[method]
+    trained = whole if method == "full" else adapter
+    return frozen + (4 + GRADIENT_AND_ADAM / sharing) * trained
+
+
+def activations(shape: Shape, tokens: int = TOKENS) -> int:
+    """Bytes for one row of so many tokens."""
+    return (2 * shape.num_hidden_layers + 34) * tokens * shape.hidden_size
+
+
+def choice(shape: Shape, gigabytes: float) -> str:
+    """What trains most of the weights there: on one GPU or, with DDP, on several; and what sharing allows."""
+
+    def fits(method: str, sharing: int = 1) -> bool:
+        return state(shape, method, sharing) + activations(shape) <= USED * gigabytes * 1e9
+
+    method = next((method for method in ("full", "lora", "qlora") if fits(method)), None)
+    if method == "full":
+        return "`full`"
+    several = next((number for number in SHARED if fits("full", number)), None)
+    found = [f"`{method}`"] if method else []
+    found += [f"`full` with ZeRO-2 on {several}"] if several else []
+    return "; ".join(found) or "none"
+
+
+def table() -> str:
+    """The Markdown table."""
+    columns = [f"{gigabytes} GB" for gigabytes in GPUS]
+    lines = [f"| model | full GB | LoRA r{RANK} GB | QLoRA r{RANK} GB | a row GB | {' | '.join(columns)} |"]
+    lines.append("|---" * (5 + len(GPUS)) + "|")
+    for name, shape in SHAPES.items():
+        held = [f"{state(shape, method) / 1e9:.1f}" for method in ("full", "lora", "qlora")]
+        cells = [*held, f"{activations(shape) / 1e9:.1f}", *(choice(shape, gigabytes) for gigabytes in GPUS)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def filled(page: str) -> str:
+    """The page with its table made new.
+
+    Raises:
+        ValueError: it has no mark.
+    """
+    if MARK not in page:
+        raise ValueError(f"docs/scale.md has no mark {MARK}")
+    return re.sub(rf"{MARK}\n(\|.*\n)*", lambda _: f"{MARK}\n{table()}\n", page)
+
+
+def main() -> None:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put it into docs/scale.md")
+    asked = parser.parse_args()
+    print(table())
+    if asked.write:
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
