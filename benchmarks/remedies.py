@@ -240,13 +240,18 @@ def front(cells: Sequence[Cell]) -> list[str]:
 
 
 def picture(cells: Sequence[tuple[Remedy, Cell]], base: float, method: str) -> str:
-    """What the task gained against what the skills lost, a point for each remedy; those on the front have names."""
-    marks: list[Mark] = []
-    named = {"none", *front([cell for _, cell in cells])}
-    for remedy, cell in cells:
-        colour = COLOURS.get(remedy.family, "muted")
-        label = (remedy.name,) if remedy.name in named else ()
-        marks.append(Dots(((base - cell.skills, cell.task),), colour, (4.5,), name=remedy.name, labels=label))
+    """What the task gained against what the skills lost, a point for each remedy; those on the front that learn half of
+    the task or more have names."""
+    places = {cell.name: (base - cell.skills, cell.task) for _, cell in cells}
+    marks: list[Mark] = [
+        Dots((places[cell.name],), COLOURS.get(remedy.family, "muted"), (4.5,), name=remedy.name)
+        for remedy, cell in cells
+    ]
+    ahead = ("none", *front([cell for _, cell in cells]))
+    named = tuple(
+        name for name in ahead if name in places and places[name][1] >= max(y for _, y in places.values()) / 2
+    )
+    marks.append(Dots(tuple(places[name] for name in named), "ink", (7.0,) * len(named), shape="ring", labels=named))
     chart = Chart(
         f"Task against forgetting after SFT and DPO, {method}",
         tuple((name, colour) for name, colour in COLOURS.items()),
