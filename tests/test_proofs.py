@@ -24,15 +24,18 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 import models
 import runs
 from align.errors import AlignError, Exit
-from align.proofs import start
-from align.proofs.start import Batch, Start
+from align.proofs import one_pass, start
+from align.proofs.one_pass import Batch
+from align.proofs.start import Start
+from align.report import proofs as told
 from align.run_folder import files, proofs
 from align.run_folder.paths import RunDir, StageDir
-from align.run_folder.proofs import Proofs
-from align.run_folder.records import Outcome
+from align.run_folder.proofs import FirstLoss, Proofs, RanksAgree, Saved, StartKl
+from align.run_folder.records import Adapter, Outcome
 from align.stage.callbacks import Interrupted
 from align.trainers.kept_reference import KeptReference
 from align.worker import execute as work
+from align.worker.proofs import begins
 from models import BASE, FULL, LORA, QLORA, Stages, preferences
 from test_ppo import function, ppo
 
@@ -100,14 +103,14 @@ def test_dpo_begins_at_its_reference(stages: Stages, method: Any, precision: str
 def test_kto_begins_at_its_reference(stages: Stages) -> None:
     """Its answers, and those to other prompts that its KL is estimated from; without a further pass for the KL."""
     asked: list[Any] = []
-    own = start._Again.__call__
+    own = one_pass._Again.__call__
 
     def looked(again: Any, **inputs: Any) -> Any:
         with mock.patch.object(again, "model", side_effect=AssertionError("a pass that was made already")):
             asked.append(inputs["input_ids"])
             return own(again, **inputs)
 
-    with mock.patch.object(start._Again, "__call__", looked):
+    with mock.patch.object(one_pass._Again, "__call__", looked):
         stages.execute(stages.ticket("kto", "kto", BASE, LORA, **PAIRS))
     one = found(stages, "kto")
     assert one.start_kl is not None and one.start_kl.value == 0.0 and len(asked) == 2
@@ -415,9 +418,72 @@ def test_two_processes_that_train_apart_fail(tmp_path: Path, wrapped: bool) -> N
         assert "in this launch, but one process alone computes " in failure["what"]
     else:
         assert failure["what"] == (
-            "training ended with different weights in different processes: 1 of 84 trained tensors differ between "
-            "processes, first '*' in process 1 from that in process 0"
+            "training ended with different weights in different processes: 1 of 56 trained tensors differ between "
+            "processes, first 'base_model.model.model.layers.3.mlp.down_proj.lora_B.default.weight' in process 1 from "
+            "that in process 0"
         )
     assert failure["what"] in done.stderr
     assert not (tmp_path / "run/stages/sft/outcome.json").exists()
     assert (tmp_path / "run/stages/sft/metrics.jsonl").exists() != wrapped, "it failed before its first step"
+
+
+# ---- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_proved_is_told_in_words() -> None:
+    given = {"precision": "bfloat16", "rows": 4, "batch": "", "setting": "", "limit": 0.01}
+    whole = Proofs(
+        first_loss=FirstLoss(value=0.5, single=0.5001, **given),
+        start_kl=StartKl(value=0.0, limit=0.001, precision="bfloat16", of="batch"),
+        saved=Saved(trained=1234, tensors=1234, numbers=1, bytes=1, sha256=""),
+        ranks_agree=RanksAgree(processes=2, tensors=1234, sha256=""),
+    )
+    assert list(told.facts(whole)) == [
+        ("Loss before the first step", "0.5 on 4 rows, and 0.5001 in one process alone (at most 0.01 of it apart)"),
+        (
+            "Policy and reference at the start",
+            "0 nats per token apart in the first batch (at most 0.001 in bfloat16)",
+        ),
+        ("Saved weights", "1,234 trained tensors, read again: their names, shapes and bytes are in the files"),
+        ("Weights of the processes", "the same 1,234 tensors in all 2"),
+    ]
+    alone = Proofs(
+        first_loss=FirstLoss(value=0.5, single=None, **given),
+        start_kl=StartKl(value=0.25, limit=None, precision="bfloat16", of="rollout"),
+        absent={"ranks_agree": ONE},
+    )
+    assert list(told.facts(alone)) == [
+        ("Loss before the first step", "0.5 on 4 rows, kept for later launches of the stage"),
+        (
+            "Policy and reference at the start",
+            "0.25 nats per token apart in the first rollout (not held against a limit, as a new adapter of this method "
+            "may begin as a change)",
+        ),
+        ("Weights of the processes", "not proved: there is one process"),
+    ]
+    again = Proofs(first_loss=FirstLoss(value=0.5, single=0.5, kept=True, **given))
+    assert [text for _, text in told.facts(again)] == [
+        "0.5 on 4 rows, and 0.5 in an earlier launch (at most 0.01 of it apart)"
+    ]
+    assert list(told.facts(Proofs())) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "policy", "at_first"),
+    [
+        (FULL, BASE, "equal"),
+        (LORA, BASE, "equal"),
+        (models.settings("lora", lora={"r": 8, "init_lora_weights": False}), BASE, "changed"),
+        (models.settings("lora", lora={"r": 8, "use_dora": True}), BASE, "rounded"),
+        (models.settings("prompt_tuning", peft={}), BASE, "changed"),
+        (models.settings("adapter"), BASE, "equal"),
+    ],
+)
+def test_what_a_new_adapter_is_at_first(stages: Stages, method: Any, policy: Any, at_first: str) -> None:
+    assert begins(stages.ticket("rloo", "rloo", policy, method, rewards=[function("varied")])) == at_first
+
+
+def test_an_adapter_that_is_trained_further_begins_as_it_came_in(stages: Stages) -> None:
+    changed = models.settings("lora", lora={"r": 8, "init_lora_weights": False})
+    came_in = BASE.model_copy(update={"adapters": [Adapter(name="sft", path="", method="lora", settings=changed)]})
+    assert begins(stages.ticket("rloo", "rloo", came_in, changed, rewards=[function("varied")])) == "equal"

@@ -12,26 +12,21 @@ no trace in the model, the trainer or its figures.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.errors import AlignError, Exit
+from align.proofs.one_pass import Batch, apart, batch_of, is_whole, loss, precision_of
 from align.proofs.weights import every
 from align.run_folder import proofs
 from align.run_folder.proofs import FirstLoss, Name, Proofs, StartKl
-from align.stage.random_state import unmoved
-from align.trainers.base import autocast
-from align.trainers.held_out import HeldOut, by_itself
+from align.trainers.held_out import HeldOut
 from align.trainers.kept_reference import KeptReference
-from align.trainers.step_rows import StepRows
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -49,7 +44,6 @@ policy pass through the same kernels. In coarse precisions the third is the limi
 rounds the weights that it shares once more, and of a new DoRA, which divides by a norm and multiplies by it."""
 
 Begins = Literal["equal", "rounded", "changed"]
-_ALONE = ("NO", "MULTI_CPU", "MULTI_GPU")  # each process holds the whole model
 
 _SAMPLES: Final = "the stage learns from answers that it samples, and has no loss of fixed rows"
 _OWN: Final = "the trainer of this stage has no loss of held-out rows"
@@ -58,14 +52,6 @@ _NO_NUMBER: Final = "no token of the first batch is trained on"
 _NO_REFERENCE: Final = "the stage has no reference"
 _OLD: Final = "the stage was begun by an align that made no proofs"
 _OF_ROLLOUTS: Final = "no rollout was made"
-
-
-class Batch(NamedTuple):
-    """A collated micro-batch, on the device."""
-
-    inputs: dict[str, Any]
-    rows: int
-    sha256: str
 
 
 class Start:
@@ -118,7 +104,7 @@ class Start:
         """
         batch, seen = batch_of(trainer), list[tuple[Any, Any]]()
         own = loss(trainer, trainer.model_wrapped, batch, seen)
-        kl = _apart(trainer, batch, seen) if isinstance(trainer, KeptReference) else None
+        kl = apart(trainer, batch, seen) if isinstance(trainer, KeptReference) else None
         each = every((own, alone, kl), self.world)
         values, precision = [value for value, _, _ in each], precision_of(trainer)
         if all(map(math.isfinite, values)):
@@ -129,7 +115,7 @@ class Start:
             self._keep(absent={"start_kl": _NO_REFERENCE})
         else:
             furthest = max(found for _, _, found in each if found is not None)
-            self._keep(start_kl=near_reference(furthest, precision, "batch", _kl_limit(precision, _is_whole(trainer))))
+            self._keep(start_kl=near_reference(furthest, precision, "batch", _kl_limit(precision, is_whole(trainer))))
 
     def _compared(self, values: Sequence[float], single: float | None, batch: Batch, precision: str) -> FirstLoss:
         """The record of it, where it is within its limit."""
@@ -203,105 +189,6 @@ def _unfit(trainer: Any) -> str | None:
     if not isinstance(trainer, HeldOut):
         return _SAMPLES if getattr(trainer, "record", None) is not None else _OWN
     return _COMPILED if trainer.args.torch_compile else None
-
-
-# ---- one pass -------------------------------------------------------------------------------------------------------
-
-
-def batch_of(trainer: Any) -> Batch:
-    """The first micro-batch of the first process: the very one whose reference was computed as a whole."""
-    rows, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-    places = range(min(size, len(rows))) if isinstance(rows, StepRows) else trainer.row_order().rows(0)[:size]
-    inputs = trainer._prepare_inputs(trainer.data_collator([rows[place] for place in places]))
-    hashed = hashlib.sha256()
-    for name in sorted(inputs):
-        tensor = inputs[name]
-        if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point():
-            hashed.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return Batch(inputs, len(places), hashed.hexdigest())
-
-
-def loss(trainer: Any, model: Any, batch: Batch, seen: list[tuple[Any, Any]]) -> float:
-    """The trainer's own loss of a batch under a model, in this process alone, without dropout.
-
-    Args:
-        seen: gets the token ids and the outputs of each pass of the model.
-    """
-
-    def watched(**inputs: Any) -> Any:
-        outputs = model(**inputs)
-        seen.append((inputs["input_ids"], outputs))
-        return outputs
-
-    with _untouched(trainer, model):
-        return float(trainer.compute_loss(watched, batch.inputs).detach())
-
-
-@contextmanager
-def _untouched(trainer: Any, model: Any) -> Iterator[None]:
-    """Within, the model is in evaluation and computes as in a step; afterwards nothing tells that it was.
-
-    Where a process holds the whole model gradients are on, since 4-bit products take another way without them; but
-    what is set aside for a backward pass is let go at once, so that no more memory is needed than without them.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    with ExitStack() as entered:
-        entered.enter_context(unmoved())
-        entered.enter_context(trainer.unrecorded())
-        entered.enter_context(by_itself(trainer.accelerator))
-        entered.enter_context(autocast(trainer))
-        entered.enter_context(torch.set_grad_enabled(_is_whole(trainer)))
-        entered.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
-        if isinstance(model, DistributedDataParallel):
-            entered.enter_context(model.no_sync())
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
-def _is_whole(trainer: Any) -> bool:
-    """Whether each process holds the whole model."""
-    return str(trainer.accelerator.distributed_type.value) in _ALONE
-
-
-class _Again:
-    """Stands for a model in a pass that it has made, and gives what it gave."""
-
-    def __init__(self, model: Any, seen: Sequence[tuple[Any, Any]]) -> None:
-        self.model, self.seen, self.parameters = model, seen, model.parameters
-
-    def __call__(self, **inputs: Any) -> Any:
-        ids = inputs["input_ids"]
-        known = (outputs for past, outputs in self.seen if torch.equal(past, ids))
-        found = next(known, None)
-        return self.model(**inputs) if found is None else found
-
-
-def _apart(trainer: Any, batch: Batch, seen: Sequence[tuple[Any, Any]]) -> float:
-    """How far the kept reference is from the policy in a batch: mean absolute difference of an answer's
-    log-probabilities, in nats per token. Nothing is computed that `seen` has."""
-    inputs = batch.inputs
-    with torch.no_grad():
-        now = trainer.reference_log_probs(_Again(trainer.model, seen), inputs)
-    then = torch.stack([inputs[column] for column in trainer.reference_columns]).to(now.device)
-    masks = [inputs[name] for name in ("completion_mask", "KL_completion_mask") if name in inputs]
-    tokens = sum(int(mask[:, 1:].sum()) for mask in masks[: 2 if len(now) > 1 else 1])
-    return float((now.double() - then.double()).abs().sum()) / max(tokens, 1)
-
-
-def precision_of(trainer: Any) -> str:
-    """The coarsest that the model computes in."""
-    config = getattr(trainer.model.config, "quantization_config", None)
-    bits = getattr(trainer.model, "is_loaded_in_4bit", False), getattr(trainer.model, "is_loaded_in_8bit", False)
-    if config is not None or any(bits):
-        return "8-bit" if bits[1] else "4-bit"
-    if trainer.args.fp16 or trainer.args.bf16:
-        return "float16" if trainer.args.fp16 else "bfloat16"
-    kinds = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if p.is_floating_point()}
-    return next((kind for kind in ("float16", "bfloat16") if kind in kinds), "float32")
 
 
 # ---- what is said where a proof fails -------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def digest(tensor: torch.Tensor) -> Digest:
     """Of one tensor, wherever it is."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Digest(tuple(tensor.shape), dtype, hashlib.sha256(flat.numpy()).hexdigest())
+    return Digest(tuple(tensor.shape), dtype, hashlib.sha256(flat.numpy().data).hexdigest())
 
 
 def trained(model: torch.nn.Module) -> dict[str, Digest]:
