@@ -28,10 +28,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import models
 from align.errors import AlignError, Exit
-from align.policy import stack
+from align.lab import MODEL_DIR
+from align.parameterization import method as methods
+from align.policy import load, stack
 from align.proofs import saved, weights
 from align.proofs.weights import Digest, digest
 from align.run_folder.proofs import RanksAgree
+from test_methods import NAMES, keys
 
 NO_FILE = "there is no file of weights"
 REMEDY = (
@@ -301,3 +304,22 @@ def test_a_process_with_other_weights_fails(third: dict[str, Digest], how: str) 
     more = "" if how == OTHER_NAMES else " from that in process 0"
     assert failure.value.what == f"training ended with different weights in different processes: {how}{more}"
     assert (failure.value.remedy, failure.value.exit) == (APART, Exit.STAGE_FAILED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_is_saved_as_it_was_trained(name: str, tmp_path: Path) -> None:
+    """As a stage makes and saves it, with weights that are all their own."""
+    method = methods.load(name.partition("-")[0])
+    settings = method.Keys.model_validate(models.settings(name.partition("-")[0], **keys(name)))
+    quantization, trains_base = method.quantization(settings), method.traits(settings).trains_base
+    model = load.load_weights(str(MODEL_DIR), {}, torch.float32, quantization)
+    model = method.apply(model, settings, stack.TRAINED, tmp_path)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) / 100
+    model.save_pretrained(tmp_path / "model", **({} if trains_base else {"selected_adapters": [stack.TRAINED]}))
+    digests = weights.trained(model)
+    assert saved.prove(tmp_path / "model", model, digests).trained > 0
+    changed = [parameter for parameter in model.parameters() if parameter.requires_grad][0]
+    changed.data += 1
+    refused(tmp_path / "model", model, weights.trained(model))
