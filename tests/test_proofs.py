@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainerCallback
+from trl import SFTTrainer
 
 import models
 import runs
@@ -33,7 +34,11 @@ from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.proofs import FirstLoss, Proofs, RanksAgree, Saved, StartKl
 from align.run_folder.records import Adapter, Outcome
 from align.stage.callbacks import Interrupted
+from align.trainers.dpo import DpoTrainer
 from align.trainers.kept_reference import KeptReference
+from align.trainers.ppo import PpoTrainer
+from align.trainers.sdft import SdftTrainer
+from align.trainers.sft import SftTrainer
 from align.worker import execute as work
 from align.worker.proofs import begins
 from models import BASE, FULL, LORA, QLORA, Stages, preferences
@@ -43,6 +48,7 @@ DROPPING = models.settings("lora", lora={"r": 8, "alpha": 16, "dropout": 0.1})
 EXACT = {"dtype": "float32", "bf16": False}
 PAIRS = {"rows": preferences(14), **EXACT}
 ONE = "there is one process"
+COMPILED = "the model is compiled, and a pass outside of training would compile it once more"
 NO_REFERENCE = "the stage has no reference"
 SAMPLES = "the stage learns from answers that it samples, and has no loss of fixed rows"
 
@@ -136,6 +142,31 @@ def test_rloo_and_grpo_begin_at_their_reference(stages: Stages, program: str, be
         assert one.start_kl is not None and one.start_kl.value == 0.0 and one.start_kl.of == "rollout"
     else:
         assert one.start_kl is None and one.absent["start_kl"] == NO_REFERENCE
+
+
+def bare(kind: type, **args: Any) -> Any:
+    made = kind.__new__(kind)
+    made.args = SimpleNamespace(**{"torch_compile": False, **args})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("trainer", "loss", "kl"),
+    [
+        (bare(PpoTrainer), SAMPLES, "no rollout was made"),
+        (bare(SdftTrainer), SAMPLES, "the teacher reads more than the policy does, and differs from it from the start"),
+        (bare(DpoTrainer, torch_compile=True), COMPILED, COMPILED),
+        (bare(SftTrainer, torch_compile=True), COMPILED, NO_REFERENCE),
+        (bare(SFTTrainer), "the trainer of this stage has no loss of held-out rows", NO_REFERENCE),
+    ],
+    ids=["ppo", "sdft", "dpo", "sft", "of_trl"],
+)
+def test_why_there_is_no_proof(trainer: Any, loss: str, kl: str, tmp_path: Path) -> None:
+    made = Start(tmp_path / "proofs.json", "id", SimpleNamespace(num_processes=1, is_main_process=True), resumed=False)
+    assert type(made.callback(trainer)) is TrainerCallback, "which does nothing"
+    assert made.made.absent == {"first_loss": loss, "start_kl": kl}
+    kept = proofs.read(tmp_path / "proofs.json", "id")
+    assert kept == made.made
 
 
 # ---- without a trace ------------------------------------------------------------------------------------------------
@@ -456,8 +487,7 @@ def test_what_was_proved_is_told_in_words() -> None:
         ("Loss before the first step", "0.5 on 4 rows, kept for later launches of the stage"),
         (
             "Policy and reference at the start",
-            "0.25 nats per token apart in the first rollout (not held against a limit, as a new adapter of this method "
-            "may begin as a change)",
+            "0.25 nats per token apart in the first rollout (no limit: with this method it need not be 0)",
         ),
         ("Weights of the processes", "not proved: there is one process"),
     ]
@@ -477,6 +507,7 @@ def test_what_was_proved_is_told_in_words() -> None:
         (models.settings("lora", lora={"r": 8, "use_dora": True}), BASE, "rounded"),
         (models.settings("prompt_tuning", peft={}), BASE, "changed"),
         (models.settings("adapter"), BASE, "equal"),
+        (models.settings("pvera", peft={}), BASE, "drawn"),
     ],
 )
 def test_what_a_new_adapter_is_at_first(stages: Stages, method: Any, policy: Any, at_first: str) -> None:

@@ -320,6 +320,6 @@ def test_every_method_is_saved_as_it_was_trained(name: str, tmp_path: Path) -> N
     model.save_pretrained(tmp_path / "model", **({} if trains_base else {"selected_adapters": [stack.TRAINED]}))
     digests = weights.trained(model)
     assert saved.prove(tmp_path / "model", model, digests).trained > 0
-    changed = [parameter for parameter in model.parameters() if parameter.requires_grad][0]
+    changed = next(parameter for parameter in model.parameters() if parameter.requires_grad)
     changed.data += 1
     refused(tmp_path / "model", model, weights.trained(model))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from align.errors import AlignError, Exit
+from align.policy import adalora
 from align.policy.stack import TRAINED
 from align.proofs.weights import Digest, digest
 from align.run_folder import files
@@ -37,11 +38,11 @@ def prove(folder: Path, model: Any, trained: Mapping[str, Digest]) -> Saved:
     Raises:
         AlignError: something is missing or is not as it was trained.
     """
-    stored = dict(_read(folder))
-    empty = [name for name, one in stored.items() if 0 in one.shape]
+    stored, made = dict(_read(folder)), _made(model)
+    empty = [name for name, one in stored.items() if 0 in one.shape and (made is None or made.get(name) != one)]
     if empty:
         raise _wrong(f"'{empty[0]}' was saved without a number in it", folder)
-    _hold(folder, stored, trained, model)
+    _hold(folder, stored, trained if made is None else made, None if made is not None else model)
     sizes = [file.stat().st_size for file in _files(folder)]
     content = {name: [one.shape, one.dtype, one.sha256] for name, one in stored.items()}
     return Saved(
@@ -56,9 +57,6 @@ def prove(folder: Path, model: Any, trained: Mapping[str, Digest]) -> Saved:
 def _hold(folder: Path, stored: Stored, trained: Mapping[str, Digest], model: Any) -> None:
     """That every trained tensor is in the files: under its name, or, where a library writes it under another, by its
     content; experts that are one tensor in memory and many in the file, by their parts."""
-    if _learns_a_prompt(model):  # what is saved is what the trained weights make
-        made = {_PROMPT: digest(model.get_prompt_embedding_to_save(adapter_name=TRAINED))}
-        return _hold(folder, stored, made, None)
     contents = set(stored.values())
     missing = []
     for name, one in trained.items():
@@ -71,11 +69,20 @@ def _hold(folder: Path, stored: Stored, trained: Mapping[str, Digest], model: An
         held = f"the files hold {len(stored):,} tensors"
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise _wrong(f"'{missing[0]}'{more} of {len(trained):,} trained tensors are not there; {held}", folder)
+
+
+def _made(model: Any) -> dict[str, Digest] | None:
+    """What a method saves that makes something of its trained weights: a prompt, which an encoder may make; of AdaLoRA
+    the ranks that were not pruned, which may be none of a matrix. None where the trained weights themselves are saved.
+    """
+    if not isinstance(model, PeftModel):
+        return None
+    if model.peft_config[TRAINED].is_prompt_learning:
+        return {_PROMPT: digest(model.get_prompt_embedding_to_save(adapter_name=TRAINED))}
+    if adalora.is_allocated(model):
+        kept = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
+        return {name: digest(tensor) for name, tensor in kept.items()}
     return None
-
-
-def _learns_a_prompt(model: Any) -> bool:
-    return isinstance(model, PeftModel) and bool(model.peft_config[TRAINED].is_prompt_learning)
 
 
 def _names(name: str) -> Iterator[str]:

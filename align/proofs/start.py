@@ -27,6 +27,8 @@ from align.run_folder import proofs
 from align.run_folder.proofs import FirstLoss, Name, Proofs, StartKl
 from align.trainers.held_out import HeldOut
 from align.trainers.kept_reference import KeptReference
+from align.trainers.online import Online
+from align.trainers.rollout_record import RolloutRecord
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -43,7 +45,7 @@ START_KL_OTHERWISE: Final = 1e-2
 policy pass through the same kernels. In coarse precisions the third is the limit where they do not: of an engine that
 rounds the weights that it shares once more, and of a new DoRA, which divides by a norm and multiplies by it."""
 
-Begins = Literal["equal", "rounded", "changed"]
+Begins = Literal["equal", "rounded", "changed", "drawn"]
 
 _SAMPLES: Final = "the stage learns from answers that it samples, and has no loss of fixed rows"
 _OWN: Final = "the trainer of this stage has no loss of held-out rows"
@@ -51,6 +53,7 @@ _COMPILED: Final = "the model is compiled, and a pass outside of training would 
 _NO_NUMBER: Final = "no token of the first batch is trained on"
 _NO_REFERENCE: Final = "the stage has no reference"
 _OLD: Final = "the stage was begun by an align that made no proofs"
+_TEACHER: Final = "the teacher reads more than the policy does, and differs from it from the start"
 _OF_ROLLOUTS: Final = "no rollout was made"
 
 
@@ -61,7 +64,7 @@ class Start:
         path: proofs.json of the stage.
         resumed: whether training goes on from a checkpoint. Then the proofs are those that were made at its start.
         begins: what the policy is beside the one that came in, before it is trained: the same to the last bit, the same
-            but for rounding, or another, as with a new prompt.
+            but for rounding, another, as with a new prompt, or one that draws its update anew in each pass.
         world: accelerate's state of the processes.
     """
 
@@ -80,9 +83,7 @@ class Start:
         why = None if self.resumed else _unfit(trainer)
         if self.resumed or why:
             if why:
-                samples = getattr(trainer, "record", None) is not None
-                kl = _OF_ROLLOUTS if samples else _NO_REFERENCE
-                self._keep(absent={"first_loss": why, "start_kl": kl})
+                self._keep(absent={"first_loss": why, "start_kl": _why_not_near(trainer)})
             return TrainerCallback()
         alone = None
         if self.world.num_processes > 1:
@@ -115,7 +116,8 @@ class Start:
             self._keep(absent={"start_kl": _NO_REFERENCE})
         else:
             furthest = max(found for _, _, found in each if found is not None)
-            self._keep(start_kl=near_reference(furthest, precision, "batch", _kl_limit(precision, is_whole(trainer))))
+            limit = None if self.begins == "drawn" else _kl_limit(precision, is_whole(trainer))
+            self._keep(start_kl=near_reference(furthest, precision, "batch", limit))
 
     def _compared(self, values: Sequence[float], single: float | None, batch: Batch, precision: str) -> FirstLoss:
         """The record of it, where it is within its limit."""
@@ -162,9 +164,9 @@ class Start:
             self._keep(absent={"start_kl": _NO_REFERENCE})
             return
         each = every((float(kl.detach().abs().double().sum()), int(lengths.sum())), self.world)
-        value = sum(apart for apart, _ in each) / max(sum(tokens for _, tokens in each), 1)
+        value = sum(nats for nats, _ in each) / max(sum(tokens for _, tokens in each), 1)
         precision = precision_of(trainer)
-        limit = None if self.begins == "changed" else _kl_limit(precision, self.begins == "equal")
+        limit = None if self.begins in ("changed", "drawn") else _kl_limit(precision, self.begins == "equal")
         self._keep(start_kl=near_reference(value, precision, "rollout", limit))
 
     def _keep(self, absent: dict[Name, str] | None = None, **made: FirstLoss | StartKl) -> None:
@@ -187,8 +189,17 @@ class _Before(TrainerCallback):
 def _unfit(trainer: Any) -> str | None:
     """Why a trainer has no loss of fixed rows that could be computed once more."""
     if not isinstance(trainer, HeldOut):
-        return _SAMPLES if getattr(trainer, "record", None) is not None else _OWN
+        return _SAMPLES if isinstance(trainer, RolloutRecord) else _OWN
     return _COMPILED if trainer.args.torch_compile else None
+
+
+def _why_not_near(trainer: Any) -> str:
+    """Why such a trainer's policy is not held against its reference, or not before it has made a rollout."""
+    if isinstance(trainer, Online):
+        return _OF_ROLLOUTS
+    if isinstance(trainer, KeptReference):
+        return _COMPILED
+    return _TEACHER if isinstance(trainer, RolloutRecord) else _NO_REFERENCE
 
 
 # ---- what is said where a proof fails -------------------------------------------------------------------------------

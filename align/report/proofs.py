@@ -36,8 +36,11 @@ def _start_kl(proofs: Proofs) -> str:
     one = proofs.start_kl
     if one is None:
         return ""
-    least = "not held against a limit, as a new adapter of this method may begin as a change"
-    limit = least if one.limit is None else f"at most {one.limit:g} in {one.precision}"
+    limit = (
+        "no limit: with this method it need not be 0"
+        if one.limit is None
+        else f"at most {one.limit:g} in {one.precision}"
+    )
     return f"{one.value:.3g} nats per token apart in the first {one.of} ({limit})"
 
 

@@ -45,7 +45,7 @@ class StartKl(_Proof):
 
     Attributes:
         value: mean absolute difference of an answer's log-probabilities under the two, in nats per token.
-        limit: None where a new adapter need not begin as no change, and the figure is told alone.
+        limit: None where a method need not begin at 0, and the figure is told alone.
         of: the first batch of pairs or answers, or the first rollout.
     """
 

@@ -14,6 +14,7 @@ from align.run_folder.paths import StageDir
 from align.run_folder.records import Ticket
 from align.stage.job import Job
 
+_DRAWN = ("pvera",)
 _AS_NO_CHANGE = ("full", "spectrum", "lora", "qlora", "adapter", "ia3")
 ONE_PROCESS = "there is one process"
 
@@ -59,6 +60,8 @@ def begins(ticket: Ticket) -> Begins:
     some of PEFT's initialisations."""
     settings = ticket.parameterization
     own = chain.Layer.of(settings, ticket.stage)
+    if settings["method"] in _DRAWN:
+        return "drawn"
     if own.traits.trains_base or chain.continues(chain.layers(ticket.policy.adapters), own):
         return "equal"
     lora = settings.get("lora") or {}
