@@ -20,12 +20,13 @@ from align.errors import AlignError
 from align.forgetting.records import BrokenAnswer, Sample
 from align.forgetting.table import Forgetting
 from align.lab import MODEL_DIR
-from align.report import curves, findings, numbers, plots, svg
+from align.report import as_json, curves, findings, numbers, plots, svg
 from align.report.facts import described
 from align.report.records import load
 from align.report.terminal import matrix_table, verdict_line
 from align.run_folder import files, reading
 from align.run_folder.decisions import Decision
+from align.run_folder.proofs import Proofs, StartKl
 from align.run_folder.records import BaseModelIdentity, Outcome, Policy
 from align.run_folder.run_record import RunRecord
 from align.spectrum.choose import Record
@@ -250,6 +251,21 @@ def test_a_stage_says_what_it_did(page: str) -> None:
 def test_processes_are_told_in_words(run_dir: Path, world: int, kind: str, told: str) -> None:
     made.change_outcome(run_dir, "sft", world_size=world, distributed_type=kind)
     assert told in words(report.write(run_dir)[0].read_text(encoding="utf-8"))
+
+
+def test_the_proofs_of_a_launch_are_shown_and_are_figures_as_json(run_dir: Path) -> None:
+    start = StartKl(value=0.0, limit=0.001, precision="4-bit", of="batch")
+    proofs = Proofs(start_kl=start, absent={"ranks_agree": "there is one process"})
+    made.change_outcome(run_dir, "dpo", proofs=proofs)
+    made.change_outcome(run_dir, "sft", proofs=Proofs())
+    one = proofs.model_dump(mode="json")
+    stages = {stage["id"]: stage for stage in json.loads(as_json.render(load(run_dir)))["stages"]}
+    assert stages["dpo"]["proofs"] == one
+    assert stages["sft"]["proofs"] == Proofs().model_dump(mode="json"), "as of an older align"
+    text = "0 nats per token apart in the first batch (at most 0.001 in 4-bit)"
+    assert {"label": "Policy and reference at the start", "value": text} in stages["dpo"]["facts"]
+    for page in report.write(run_dir):
+        assert text in words(page.read_text(encoding="utf-8"))
 
 
 def test_every_shipped_stage_is_described_by_its_own_file(run_dir: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from align.forgetting.table import Forgetting
-from align.report import curves, findings, masked, near, numbers
+from align.report import curves, findings, masked, near, numbers, proofs
 from align.report.change_line import Line, line
 from align.report.curves import Judgement
 from align.report.inside_page import InsidePage, inside_page
@@ -15,6 +15,7 @@ from align.report.reward_page import CALIBRATION, HISTOGRAM, INTERVAL, RewardPag
 from align.report.rollout_page import RolloutsPage, rollouts_page
 from align.report.schema import StageRecord
 from align.report.written_page import WrittenPage, written_page
+from align.run_folder.proofs import Proofs
 from align.run_folder.records import Outcome
 
 DEVICES: Final = {"MULTI_CPU": " on CPUs", "MULTI_GPU": " on GPUs"}
@@ -35,7 +36,7 @@ class Fact:
 class StagePage:
     """The section of one stage. `settings` and `metrics` are long and go behind a fold; `alone` is what this stage
     surely changed against the policy that it was given; `rollouts`, `reward`,
-    `inside` and `written` are None where it has none."""
+    `inside` and `written` are None where it has none; `proofs` has the figures behind those among the facts."""
 
     id: str
     program: str
@@ -53,6 +54,7 @@ class StagePage:
     reward: RewardPage | None
     inside: InsidePage | None
     written: WrittenPage | None
+    proofs: Proofs | None
     log_tail: tuple[str, ...]
 
 
@@ -81,6 +83,7 @@ def stage_page(stage: StageRecord, forgetting: Forgetting | None) -> StagePage:
         reward=reward_page(stage),
         inside=inside_page(stage),
         written=written_page(stage),
+        proofs=outcome.proofs if outcome else None,
         log_tail=stage.log_tail,
     )
 
@@ -143,6 +146,7 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
         yield Fact("Measuring time", _time(outcome.measure_seconds, outcome.measure_cpu_seconds))
     if outcome.peak_memory_bytes is not None:
         yield Fact("Peak memory", numbers.memory(outcome.peak_memory_bytes))
+    yield from (Fact(label, value) for label, value in proofs.facts(outcome.proofs))
 
 
 def _named(source: str | list[str]) -> str:

@@ -150,6 +150,11 @@ class StageDir:
         return self.root / "precision.json"
 
     @property
+    def proofs(self) -> Path:
+        """What the launch proved before its first step."""
+        return self.root / "proofs.json"
+
+    @property
     def reference(self) -> Path:
         return self.root / "reference.safetensors"
 

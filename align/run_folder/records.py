@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from align.run_folder.proofs import Proofs
+
 LOADING = "loading"  # what a stage is at until it says otherwise
 Gives = Literal["policy", "reward"]
 FORMAT = 1  # of a run's files, as this align writes and reads them
@@ -301,6 +303,7 @@ class Outcome(BaseModel):
     penalties: dict[str, float] = {}  # the weight of each that kept the policy near its start: ewc, l2_sp, kl
     fisher: Fisher | None = None
     inside: Insight | None = None
+    proofs: Proofs = Proofs()  # that what was trained and saved is what was asked for
     peak_memory_bytes: int | None = None
     resumed_from: str | None = None
     warnings: list[str] = []

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from align.penalties.quadratic import Penalty
     from align.stage.inside import Measuring
+    from align.stage.proving import Proving
 
 Record = dict[str, Any]
 ENCODING_SECONDS = 2.0  # between two lines on how far the encoding of rows is
@@ -49,6 +50,7 @@ class Job:
         penalties: what keeps the weights near where they started.
         weights: of all that keeps the policy near, by name, for the record.
         fisher: what `ewc` weighs by.
+        proving: what proves before the first update that the launch trains what it should.
         replay: what a stage with `replays="term"` is to replay beside its rows, by source.
     """
 
@@ -71,6 +73,7 @@ class Job:
     weights: dict[str, float] = field(default_factory=dict)
     fisher: Fisher | None = None
     replay: Sequence[Source] = ()
+    proving: Proving | None = None
 
     def arguments(self, config: type[TrainingArguments], **fixed: Any) -> Any:
         """A TRL config from the recipe's `training`, with what the engine owns filled in.
@@ -172,8 +175,9 @@ class Job:
         if adalora.is_allocated(self.model):
             trainer.add_callback(adalora.Allocate(self.model, checkpoint))
         watch = Watch(self.dir.metrics, resumed=checkpoint is not None)
+        proving = [self.proving.callback(trainer)] if self.proving else []
         watching = [inside.Watching(self.inside, self.model, watch, checkpoint)] if self.inside else []
-        for callback in (watch, *watching, Seal(), stop):
+        for callback in (*proving, watch, *watching, Seal(), stop):
             trainer.add_callback(callback)
         self._penalise(trainer)
         args = trainer.args

@@ -55,9 +55,11 @@ class KeptReference(BaseTrainer, ABC):
 
     Attributes:
         more_columns: of the rows, that the collator takes beside TRL's.
+        reference_columns: what `reference_log_probs` gives, as columns of the rows.
     """
 
     more_columns: ClassVar[Sequence[str]] = ()
+    reference_columns: Sequence[str] = ()
 
     def __init__(self, *, model: nn.Module, reference_file: Path, **arguments: Any) -> None:
         super().__init__(model=model, ref_model=_NoReference(model.config), **arguments)
@@ -108,6 +110,7 @@ class KeptReference(BaseTrainer, ABC):
         Args:
             columns: names for what `reference_log_probs` returns.
         """
+        self.reference_columns = columns
         size, used = self.args.per_device_train_batch_size, min(self.steps() * rows.order.batch, len(rows.places))
         batches = [list(range(start, start + size)) for start in range(0, used, size)]
         with self._as_in_a_step():

@@ -8,7 +8,8 @@ a mean over.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -120,6 +121,19 @@ class Means(Trainer):
         if mode == "train" and self.accelerator.num_processes > 1:
             numbers = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum")
         return dict(zip(counts, numbers.tolist(), strict=True))
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Within, a loss leaves no figure behind."""
+        counted, tally, kept = self.counted, self.tallies.pop("eval", None), self._metrics["eval"]
+        self._metrics["eval"] = defaultdict(list)
+        try:
+            yield
+        finally:
+            self.counted, self._metrics["eval"] = counted, kept
+            self.tallies.pop("eval", None)
+            if tally is not None:
+                self.tallies["eval"] = tally
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's, which takes the mean of what is here: one value a figure."""

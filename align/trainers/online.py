@@ -248,6 +248,8 @@ class Online(RolloutRecord, Minibatches, BaseTrainer):
         sums = [(scores * scored).sum(), (apart * scored).sum(), (lengths * scored).sum(), (cut * scored).sum()]
         score, mean_kl, length, missing = (self.summed(torch.stack([x.float() for x in sums])) / count).tolist()
         spread = self.summed((((scores - score) ** 2) * scored).sum()) / count
+        if self.job.proving is not None:
+            self.job.proving.rollout(self, kl, lengths)
         every, each = self.gathered(self.seen.completion_ids), self.seen.rewards[0]
         return self.record.begin(
             step=self.state.global_step,

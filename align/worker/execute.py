@@ -35,6 +35,7 @@ from align.stage import program as programs
 from align.stage.job import Job
 from align.worker import card, measuring, saving, usage, writing
 from align.worker.handover import Builder
+from align.worker.proofs import Proving
 from align.worker.rows import learnt, read_rows, recall
 from align.worker.usage import Clock
 
@@ -49,6 +50,7 @@ class Loaded:
         job: what the stage's program gets; its model comes with `build`.
         builder: makes the model.
         probes: what is measured.
+        proofs: what the launch proves of itself.
     """
 
     run: RunDir
@@ -58,6 +60,7 @@ class Loaded:
     job: Job
     builder: Builder
     probes: list[Probe]
+    proofs: Proving
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def do(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Outcome 
         metrics = train(at)
         spent = clock.seconds()
         measured = measure(at)
+        at.proofs.ended(at.job.model)
         outcome = save(at, built, metrics, spent, measured) if at.world.is_main_process else None
     at.world.wait_for_everyone()
     return outcome
@@ -119,7 +123,7 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     battery = [probe for probe in found if isinstance(probe, Battery)]
     trained = [*job.rows, *(row for source in job.replay for row in source.rows)]
     job.warnings += [] if ticket.measure_only else leaks.warnings(battery, trained)
-    return Loaded(run, ticket, world, program, job, builder, found)
+    return Loaded(run, ticket, world, program, job, builder, found, Proving(job.dir, ticket, world))
 
 
 def build(at: Loaded) -> Built:
@@ -144,6 +148,7 @@ def build(at: Loaded) -> Built:
 def train(at: Loaded) -> dict[str, Any]:
     """Train the job's model in place; its final metrics."""
     keep_near(at.job)
+    at.proofs.begin(at.job)
     metrics = at.program.stage.train(at.job)
     shutil.rmtree(at.job.dir.tokens, ignore_errors=True)
     _free()  # the trainer, its optimizer and what stood beside the policy are held by cycles
@@ -190,6 +195,7 @@ def save(
     """
     here = at.job.dir
     policy = saving.save_policy(at.job, at.run)
+    at.proofs.saved(here.model, at.job.model)
     outcome = _outcome(at, built, metrics, spent, measured, policy)
     card.write(here.model, at.run, at.ticket, outcome)
     outcome.artifacts = files.artifacts(here.model, here.root)
@@ -232,6 +238,7 @@ def _outcome(
         penalties=job.weights,
         fisher=job.fisher,
         inside=job.inside.insight(job.steps) if job.inside else None,
+        proofs=at.proofs.made,
         peak_memory_bytes=usage.peak_memory(),
         resumed_from=ticket.resume_from,
         warnings=job.warnings,
