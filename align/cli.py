@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from align.errors import AlignError, Exit, Faults, of_the_machine
+from align.runner import signals
 from align.runner.lines import line
 
 if TYPE_CHECKING:
@@ -461,12 +460,7 @@ def _interrupted() -> int:
     return Exit.INTERRUPTED
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """The console script."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler, a lost connection: as Ctrl-C, with a checkpoint
-        signal.signal(number, _end)
+    signals.listen()  # of a scheduler, a lost connection: as Ctrl-C, with a checkpoint
     sys.exit(guarded(app))
