@@ -5,13 +5,7 @@ import signal
 import sys
 import time
 
-from transformers import TrainerCallback
-from trl import SFTConfig
-
-from align.data import tokens
-from align.forgetting.share import Share
 from align.stage import Stage
-from align.trainers.sft import SftTrainer
 
 PHASE, RANK, KIND = os.environ.get("FAULT", "none:0:none").split(":")
 STEP = 6  # the last one that is made before a fault in a step
@@ -42,24 +36,33 @@ def fault(phase, here):
         time.sleep(4)
 
 
-class Faults(TrainerCallback):
-    def __init__(self, here):
-        self.here = here
+def faults(here):
+    """A trainer's callback that goes wrong."""
+    from transformers import TrainerCallback
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step < STEP:
-            time.sleep(0.3)  # it takes a second to learn what is usual
-        if state.global_step == STEP:
-            fault("step", self.here)
+    class Faults(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step < STEP:
+                time.sleep(0.3)  # it takes a second to learn what is usual
+            if state.global_step == STEP:
+                fault("step", here)
 
-    def on_save(self, args, state, control, **kwargs):
-        fault("saving", self.here)
+        def on_save(self, args, state, control, **kwargs):
+            fault("saving", here)
 
-    def on_prediction_step(self, args, state, control, **kwargs):
-        fault("evaluation", self.here)
+        def on_prediction_step(self, args, state, control, **kwargs):
+            fault("evaluation", here)
+
+    return Faults()
 
 
 def train(job):
+    from trl import SFTConfig
+
+    from align.data import tokens
+    from align.forgetting.share import Share
+    from align.trainers.sft import SftTrainer
+
     here = job.run.root.parent
     (here / f"pid.{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
     fault("start-up", here)
@@ -83,7 +86,7 @@ def train(job):
         processing_class=job.tokenizer,
         train_dataset=table("train", job.rows, job.groups),
         eval_dataset=table("eval", job.evaluation, None) if job.evaluation else None,
-        callbacks=[Faults(here)],
+        callbacks=[faults(here)],
     )
     found = job.fit(trainer)
     Share.mine = mine

@@ -183,7 +183,7 @@ class Child:
         if cause is not None and cause.failure is not None:
             return self._told(here, cause.failure)
         step = self.watcher.state.get("step")
-        at = at or (cause.at if cause is not None and self.processes > 1 else "")
+        at = at or (cause.at if cause is not None and cause.world > 1 else "")
         at = at or (f"at step {step} of stage '{stage}'" if step else f"at the start of stage '{stage}'")
         return self._ended(here, stage, cause, at)
 
@@ -191,8 +191,8 @@ class Child:
         """What is said of a process that said nothing itself."""
         assert self.process is not None
         code, who, rank = self.process.returncode, "the training process", 0
-        if self.processes > 1 and cause is not None:
-            who, rank = f"rank {cause.rank} of {self.processes}", cause.rank
+        if cause is not None and cause.world > 1:
+            who, rank = f"rank {cause.rank} of {cause.world}", cause.rank
             code = code if cause.code is None else cause.code
         log = here.log_of(rank) if here.log_of(rank).is_file() else self.dir.child_log
         if cause is not None and cause.words:

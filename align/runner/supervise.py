@@ -41,6 +41,7 @@ class Cause:
     """What went wrong first.
 
     Attributes:
+        world: how many processes there are, on all machines.
         at: where it was, if that is known better than by the last step that was logged.
         failure: what the process itself said.
         code: that it ended with, as subprocess has it; None where that is not known.
@@ -48,6 +49,7 @@ class Cause:
     """
 
     rank: int
+    world: int
     at: str
     failure: Failure | None = None
     code: int | None = None
@@ -132,7 +134,7 @@ class Supervisor:
         else:
             found = self._said(here)
             if found is not None and found.failure is None and not found.interrupted:
-                known = found.code is not None or len(self.beats) <= 1
+                known = found.code is not None or found.world == 1
                 found = found if known else replace(found, code=self._code(found.rank))
         self.end()
         return found
@@ -144,7 +146,7 @@ class Supervisor:
             self.beats = heartbeats.read(self.run) or self.beats
             found = self._failed(here)
             firsthand = found is not None and found.failure is not None and not found.failure.secondhand
-            alone = len(self.beats) <= 1  # whatever it had to say is written
+            alone = all(beat.world == 1 for beat in self.beats.values())  # whatever it had to say is written
             patience = REASONS / 3 if self._dead() else REASONS  # its end may be told already
             known = alone or firsthand or (found is not None and found.interrupted)
             if known or time.monotonic() - began > patience:
@@ -158,18 +160,18 @@ class Supervisor:
 
     def _failed(self, here: StageDir) -> Cause | None:
         if any(beat.left == Exit.INTERRUPTED for beat in self.beats.values()):
-            return Cause(0, "", interrupted=True)
+            return Cause(0, 1, "", interrupted=True)
         said = [(path.stat().st_mtime_ns, one) for path in here.errors if (one := reading.whole(path, Failure))]
         failures = [one for _, one in sorted(said, key=lambda pair: pair[0])]
         first = next((one for one in failures if not one.secondhand), None)
         if first is None and (dead := self._dead()):
             beat = min(dead, key=lambda beat: beat.rank)
-            return Cause(beat.rank, "" if beat.phase == "step" else _at(beat))
+            return Cause(beat.rank, beat.world, "" if beat.phase == "step" else _at(beat))
         first = first or next(iter(failures), None)
         if first is not None:
-            return Cause(first.rank, "", failure=first)
+            return Cause(first.rank, len(self.beats), "", failure=first)
         left = [beat for beat in self.beats.values() if beat.left]
-        return Cause(left[0].rank, "", code=left[0].left) if left else None
+        return Cause(left[0].rank, left[0].world, "", code=left[0].left) if left else None
 
     def _code(self, rank: int) -> int | None:
         """What a process ended with, which only the launcher knows. It tells of the first that failed once the others
@@ -206,7 +208,7 @@ class Supervisor:
             words += "; it waits for a disk or a device"
         elif frame is not None:
             words += f"; it is at {frame}"
-        return Cause(beat.rank, _at(beat), words=words)
+        return Cause(beat.rank, beat.world, _at(beat), words=words)
 
 
 def blamed(silence: Silence, states: dict[int, str], found: dict[int, list[stacks.Frame]]) -> Beat:
