@@ -108,6 +108,8 @@ of a recipe are reported at once and before anything heavy is loaded: `align che
 | 4 | the machine lacks something: a package, a GPU, disk space |
 | 130 | interrupted; run the same command again to resume |
 
+Signals, and processes that die or hang, are described in [running.md](running.md).
+
 Each entry below shows an input and the answer to it; if no command is shown, it was `align check recipe.yaml`. The page
 is generated from the cases in `tests/bad_inputs/`, which are tests of the command.
 """

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from align.cli import data, guard, lab, look, spectrum, train, use
+from align.runner import signals
 
 app = typer.Typer(
     name="align",
@@ -44,5 +45,5 @@ app.add_typer(data_app, name="data", rich_help_panel="Look")
 
 def main() -> None:
     """The console script."""
-    guard.end_as_by_ctrl_c()
+    signals.listen()  # of a scheduler, a lost connection: as Ctrl-C, with a checkpoint
     sys.exit(guard.guarded(app))

@@ -1,11 +1,9 @@
-"""How a command ends: its exit code, what is said of an expected failure, and the signals that end it."""
+"""How a command ends: its exit code, and what is said of an expected failure."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from align.cli import printed
@@ -42,13 +40,3 @@ def guarded(command: Callable[[], Any]) -> int:
 def _interrupted() -> int:
     printed.errors().print("interrupted; run the same command again to resume")
     return Exit.INTERRUPTED
-
-
-def end_as_by_ctrl_c() -> None:
-    """SIGTERM and SIGHUP, of a scheduler or of a lost connection, end a command as Ctrl-C does: with a checkpoint."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from align.forgetting.own import measuring as own_probes
 from align.forgetting.own.kinds import Own, Task
 from align.forgetting.probes import SPLITS, Battery, Exact, Graded, Probe, Texts, called, part
 from align.forgetting.records import BrokenAnswer, MendedAnswer, Sample
-from align.run_folder import files
+from align.run_folder import files, heartbeats
 
 SAMPLES_SHOWN = 8
 
@@ -59,7 +59,7 @@ def measure(
     was_training = bench.model.training
     bench.model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), heartbeats.during("measuring"):
             _run_all(bench, probes, splits)
             lost = broken(bench, probes, before or [])
     finally:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
+from align.run_folder import heartbeats
+
 T = TypeVar("T")
 B = TypeVar("B", bound=Sized)
 
@@ -35,6 +37,7 @@ class Share:
         """Every `world`-th batch with its number; they come in the order of their size, so that shares are alike."""
         for number in range(self.rank, len(batches), self.world):
             yield number, batches[number]
+            heartbeats.beat()
             self.passed(len(batches[number]) * self.world)
 
     def together(self, found: Mapping[int, T]) -> dict[int, T]:

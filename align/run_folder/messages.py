@@ -75,10 +75,10 @@ def tell(path: Path, told: Told) -> None:
 
 def send(run: RunDir, number: int, message: Execute | Compare | Interpolate | Finish) -> None:
     """Put the message with this number into the queue."""
-    files.write_json(run.queue / f"{number}.json", message.model_dump(mode="json"))
+    files.write_json(run.asked(number), message.model_dump(mode="json"))
 
 
 def receive(run: RunDir, number: int) -> Execute | Compare | Interpolate | Finish | None:
     """The message with this number; None as long as it has not been sent."""
-    raw = files.read_json(run.queue / f"{number}.json")
+    raw = files.read_json(run.asked(number))
     return None if raw is None else _ANY.validate_python(raw)

@@ -69,6 +69,19 @@ class StageDir:
     def log(self) -> Path:
         return self.root / "log.txt"
 
+    def log_of(self, rank: int) -> Path:
+        """What one of several processes prints."""
+        return self.log if rank == 0 else self.root / f"log.rank{rank}.txt"
+
+    def error_of(self, rank: int) -> Path:
+        """Why one of several processes failed."""
+        return self.error if rank == 0 else self.root / f"error.rank{rank}.json"
+
+    @property
+    def errors(self) -> list[Path]:
+        """What the processes of the stage have failed of."""
+        return [path for path in (self.error, *sorted(self.root.glob("error.rank*.json"))) if path.is_file()]
+
     @property
     def progress(self) -> Path:
         """What a stage is at before it trains, and its warnings as they come up."""
@@ -279,10 +292,22 @@ class RunDir:
     def queue(self) -> Path:
         return self.root / ".queue"
 
+    def asked(self, number: int) -> Path:
+        """What the parent asks of the child, one file each."""
+        return self.queue / f"{number}.json"
+
     @property
     def stop(self) -> Path:
         """A file whose presence asks every process of the child to save and end."""
         return self.queue / "stop"
+
+    @property
+    def heartbeats(self) -> Path:
+        """A sign of life of each process of the child."""
+        return self.queue / "heartbeats"
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.heartbeats / f"{rank}.json"
 
     @property
     def child_log(self) -> Path:
@@ -312,6 +337,10 @@ class RunDir:
         target = self.superseded / f"{stamp}-{path.name}"
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
+
+    def is_there(self) -> bool:
+        """Whether the folder is the one that was locked: not one that was deleted since, or made anew."""
+        return (self.root / ".lock").is_file()
 
     def is_held(self) -> bool:
         """Whether a process is at work on this run."""

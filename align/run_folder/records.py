@@ -318,6 +318,7 @@ class Failure(Record):
         exit: the code that the command ends with.
         traceback: of what nobody expected.
         rank: the process that failed first.
+        secondhand: all that went wrong is that another process was gone.
     """
 
     what: str
@@ -325,3 +326,4 @@ class Failure(Record):
     exit: int = 1
     traceback: str | None = None
     rank: int = 0
+    secondhand: bool = False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from align.errors import AlignError, Exit
 from align.parameterization import chain
@@ -17,10 +17,13 @@ from align.run_folder.interpolation import InterpolationRequest, InterpolationRe
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Failure
-from align.runner import launch
+from align.runner import launch, signals, supervise
+from align.runner.hung import Silence
 from align.runner.progress import Watcher
+from align.runner.supervise import Cause, Supervisor
 
 POLL_SECONDS = 0.1
+TEARDOWN = 60.0  # seconds for processes that have nothing more to do
 
 
 class Child:
@@ -30,23 +33,18 @@ class Child:
         """`meanwhile` is called again and again while a stage is at work."""
         self.dir, self.processes, self.watcher, self.meanwhile = run, processes, watcher, meanwhile
         self.process: subprocess.Popen[bytes] | None = None
-        self.sent = 0
+        self.supervisor: Supervisor | None = None
+        self.sent, self.stage = 0, ""
 
     def execute(self, stage: str) -> None:
         """Hand a stage's ticket over and wait for its outcome.
 
         Raises:
-            AlignError: the stage failed, or the child died.
+            AlignError: the stage failed, the child died or hung, or the run folder is gone.
         """
-        here, process = self.dir.stage(stage), self._started()
-        self._send(Execute(stage=stage))
-        while files.read_json(here.outcome) is None:
-            self.watcher.refresh()
-            self.meanwhile()
-            if process.poll() is not None:
-                self.watcher.end()
-                raise self._failure(stage, here, process.returncode)
-            time.sleep(POLL_SECONDS)
+        here = self.dir.stage(stage)
+        self._hand_over(here, Execute(stage=stage))
+        self._until(lambda: files.read_json(here.outcome) is not None, stage)
         self.watcher.refresh()
         self.watcher.end()
 
@@ -54,55 +52,93 @@ class Child:
         """Have a share of a stage's update found, as the request in the stage's folder says, and wait for the result.
 
         Raises:
-            AlignError: the method has none, or the child died.
+            AlignError: the method has none, the child died or hung, or the run folder is gone.
         """
-        here, process = self.dir.stage(request.stage), self._started()
-        self._send(Interpolate(stage=request.stage))
-        while (
-            done := reading.whole(here.interpolation_result, InterpolationResult)
-        ) is None or done.key != request.key:
-            self.watcher.refresh()
-            self.meanwhile()
-            if process.poll() is not None:
-                self.watcher.end()
-                at = f"while it measured shares of the update of stage '{request.stage}'"
-                raise self._failure(request.stage, here, process.returncode, at)
-            time.sleep(POLL_SECONDS)
+        here = self.dir.stage(request.stage)
+        done: list[InterpolationResult] = []
+
+        def is_done() -> bool:
+            found = reading.whole(here.interpolation_result, InterpolationResult)
+            done.extend([found] if found is not None and found.key == request.key else [])
+            return bool(done)
+
+        self._hand_over(here, Interpolate(stage=request.stage))
+        self._until(is_done, request.stage, f"while it measured shares of the update of stage '{request.stage}'")
         self.watcher.end()
-        return done
+        return done[-1]
 
     def compare(self, request: ComparisonRequest) -> bool:
         """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
-        process = self._started()
+        process, supervisor = self._started()
         self._send(Compare(branches=request))
+        supervisor.begin()
         while (done := reading.whole(self.dir.comparison, ComparisonResult)) is None or done.key != request.key:
-            if process.poll() is not None:
+            if process.poll() is not None or supervisor.trouble():
+                supervisor.end()
                 return False
             time.sleep(POLL_SECONDS)
         return True
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self.process is None:
+    def _hand_over(self, here: StageDir, message: Execute | Interpolate) -> None:
+        self.stage = message.stage
+        for old in here.errors:  # whoever began the stage has taken away its own
+            if old != here.error:
+                old.unlink()
+        _, supervisor = self._started()
+        self._send(message)
+        supervisor.begin()
+
+    def _until(self, done: Callable[[], bool], stage: str, at: str = "") -> None:
+        """Wait, and see whether the processes are well."""
+        process, supervisor = self._started()
+        while not done():
+            self.watcher.refresh()
+            self.meanwhile()
+            gone = process.poll() is not None
+            trouble = supervisor.trouble()
+            if gone or trouble:
+                self.watcher.end()
+                raise self._failure(stage, trouble, at)
+            if not self.dir.asked(self.sent).is_file():
+                self.watcher.end()
+                raise self._deleted(supervisor)
+            time.sleep(POLL_SECONDS)
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], Supervisor]:
+        if self.process is None or self.supervisor is None:
             shutil.rmtree(self.dir.queue, ignore_errors=True)
-            self.process = launch.start(self.dir.root, self.processes, self.dir.child_log)
-        return self.process
+            with signals.held():
+                self.process = launch.start(self.dir.root, self.processes, self.dir.child_log)
+                self.supervisor = Supervisor(self.dir, self.process)
+        return self.process, self.supervisor
 
     def finish(self) -> None:
         """No more tickets."""
         if self.process is not None:
             self._send(Finish())
-            self.process.wait()
+            try:
+                self.process.wait(timeout=TEARDOWN)
+            except subprocess.TimeoutExpired:  # all that they did is written
+                self._end_all()
 
     def interrupt(self) -> None:
         """Ask for a checkpoint and an end; a second Ctrl-C does not wait."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or self.supervisor is None or self.process.poll() is not None:
             return
         self.watcher.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
-        self.dir.stop.touch()  # a signal would go to the launcher of several processes, which kills them after 30 s
         try:
-            self.process.wait()
-        except KeyboardInterrupt:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.dir.stop.touch()  # a signal would go to the launcher of several processes
+            trouble: Silence | bool = False
+            while self.process.poll() is None and not (trouble := self.supervisor.trouble()):
+                time.sleep(POLL_SECONDS)
+            for path in self.dir.stage(self.stage).errors if self.stage else ():
+                if (failure := reading.whole(path, Failure)) is not None and not failure.secondhand:
+                    self.watcher.say(f"{self.stage}: no checkpoint was saved: {failure.what}", "warning")
+            if isinstance(trouble, Silence):
+                self.watcher.say(f"{self.stage}: no checkpoint was saved: a process hangs", "warning")
+        except (KeyboardInterrupt, OSError):
+            pass
+        self._end_all()
 
     def end(self) -> None:
         """Leave no process behind."""
@@ -111,39 +147,78 @@ class Child:
         if self.process.stdin is not None:
             self.process.stdin.close()
         if self.process.poll() is None:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        self._end_all()
         shutil.rmtree(self.dir.queue, ignore_errors=True)
+
+    def _end_all(self) -> None:
+        if self.supervisor is not None:
+            self.supervisor.end()
 
     def _send(self, message: Execute | Compare | Interpolate | Finish) -> None:
         self.sent += 1
         messages.send(self.dir, self.sent, message)
 
-    def _failure(self, stage: str, here: StageDir, code: int, at: str = "") -> AlignError:
-        error = reading.whole(here.error, Failure)
-        if error is not None:
-            remedy = error.remedy
-            if error.traceback:
-                remedy = f"the traceback is in {here.log}; fix the cause and run the same command again"
-            return AlignError(error.what, remedy, exit=Exit(error.exit))
-        if code == Exit.INTERRUPTED:
+    # ---- what is said ---------------------------------------------------------------------------------------------
+
+    def _deleted(self, supervisor: Supervisor) -> AlignError:
+        """Somebody took the folder away: the child would wait for ever for what it is to do next."""
+        supervisor.end()
+        gone = self.dir.queue if self.dir.is_there() else self.dir.root
+        what = f"'{gone}' was deleted while the run was under way"
+        return AlignError(what, "run the same command again; it goes on from what is left", exit=Exit.STAGE_FAILED)
+
+    def _failure(self, stage: str, trouble: Silence | bool, at: str) -> AlignError:
+        """Why there is no outcome, once all processes are ended.
+
+        Raises:
+            KeyboardInterrupt: they left because they were asked to.
+        """
+        process, supervisor = self._started()
+        here = self.dir.stage(stage)
+        cause = supervisor.cause(here, trouble)
+        if process.returncode == Exit.INTERRUPTED or (cause is not None and cause.interrupted):
             raise KeyboardInterrupt
+        if cause is not None and cause.failure is not None:
+            return self._told(here, cause.failure)
         step = self.watcher.state.get("step")
+        at = at or (cause.at if cause is not None and cause.world > 1 else "")
         at = at or (f"at step {step} of stage '{stage}'" if step else f"at the start of stage '{stage}'")
-        memory = ""
-        if code < 0:
-            name = signal.Signals(-code).name
-            cause = " (out of memory, most often)" if name == "SIGKILL" else ""
-            what = f"the training process was ended by the system with {name}{cause}, {at}"
-            if cause:
-                known = files.read_json(here.ticket, {}).get("parameterization")
-                other = "" if known and chain.Layer.of(known, stage).quantized else " or use qlora"
-                memory = f"; to need less memory lower per_device_train_batch_size{other}"
+        return self._ended(here, stage, cause, at)
+
+    def _ended(self, here: StageDir, stage: str, cause: Cause | None, at: str) -> AlignError:
+        """What is said of a process that said nothing itself."""
+        assert self.process is not None
+        code, who, rank = self.process.returncode, "the training process", 0
+        if cause is not None and cause.world > 1:
+            who, rank = f"rank {cause.rank} of {cause.world}", cause.rank
+            code = code if cause.code is None else cause.code
+        log = here.log_of(rank) if here.log_of(rank).is_file() else self.dir.child_log
+        if cause is not None and cause.words:
+            what = f"{who} hangs {cause.at}: {cause.words}"
+            remedy = f"run the same command again and it resumes; what each process was doing is in its log, {log}"
         else:
-            what = f"the training process ended with code {code}, {at}"
-        log = here.log if here.log.is_file() else self.dir.child_log
-        remedy = f"run the same command again and it resumes{memory}; the log is {log}"
+            what = f"{who} {supervise.ended(code)}, {at}"
+            remedy = f"run the same command again and it resumes{self._memory(here, stage, code)}; the log is {log}"
+        if who != "the training process":
+            failure = Failure(what=what, remedy=remedy, exit=int(Exit.STAGE_FAILED), rank=rank)
+            files.write_json(here.error, failure.written())
         return AlignError(what, remedy, exit=Exit.STAGE_FAILED)
+
+    def _told(self, here: StageDir, failure: Failure) -> AlignError:
+        """What a process said of itself."""
+        remedy = failure.remedy
+        if failure.traceback:
+            remedy = f"the traceback is in {here.log_of(failure.rank)}; fix the cause and run the same command again"
+        if failure.rank:
+            files.write_json(here.error, failure.written())
+        return AlignError(failure.what, remedy, exit=Exit(failure.exit))
+
+    def _memory(self, here: StageDir, stage: str, code: int) -> str:
+        """What lets a process that was killed do with less memory."""
+        if code != -signal.SIGKILL:
+            return ""
+        known = files.read_json(here.ticket, {}).get("parameterization")
+        other = "" if known and chain.Layer.of(known, stage).quantized else " or use qlora"
+        return f"; to need less memory lower per_device_train_batch_size{other}"

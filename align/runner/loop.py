@@ -218,6 +218,8 @@ class Run:
 
     def _summarize(self) -> None:
         """forgetting.json and the report, when anything is new."""
+        if not self.dir.is_there():
+            return
         self._save()
         measured = (self.dir.base_measurements / "summary.json").is_file()
         lost = measured and files.read_json(self.dir.forgetting) is None
@@ -252,6 +254,8 @@ class Run:
 
     def _save(self) -> None:
         written = self.record.written()
+        if not self.dir.is_there():  # deleted, as the error that ends the run says
+            return
         if files.read_json(self.dir.record) != written:
             files.write_json(self.dir.record, written)
             self.changed = True

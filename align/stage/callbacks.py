@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.run_folder import checkpoints, files
+from align.run_folder import checkpoints, files, heartbeats
 
 
 class Interrupted(Exception):
@@ -115,3 +115,33 @@ class Stop(TrainerCallback):
         flag = torch.tensor(int(self.asked()), device=args.device)
         torch.distributed.all_reduce(flag)
         return bool(flag.item())
+
+
+class Alive(TrainerCallback):
+    """Tells of life at the boundaries of steps and of batches. Stands last, where all know what comes after a step."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        heartbeats.beat("step", step=state.global_step)
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        heartbeats.beat("step", step=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        next_phase: heartbeats.Phase = "saving" if control.should_save else "step"
+        heartbeats.beat("evaluation" if control.should_evaluate else next_phase, step=state.global_step)
+
+    on_epoch_end = on_step_end
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        heartbeats.beat("evaluation", step=state.global_step)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        heartbeats.beat("saving" if control.should_save else "step", step=state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        heartbeats.beat("step", step=state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        heartbeats.beat("closing", step=state.global_step)

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArgument
 
 from align.data.replay import Source
 from align.errors import AlignError, Exit
-from align.run_folder import files, messages
+from align.run_folder import files, heartbeats, messages
 from align.run_folder.messages import Told
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Fisher, Ticket
-from align.stage.callbacks import Interrupted, Seal, Stop, Watch, figures
+from align.stage.callbacks import Alive, Interrupted, Seal, Stop, Watch, figures
 from align.stage.keys import StageKeys
 
 if TYPE_CHECKING:
@@ -177,12 +177,14 @@ class Job:
         watch = Watch(self.dir.metrics, resumed=checkpoint is not None)
         proving = [self.proving.callback(trainer)] if self.proving else []
         watching = [inside.Watching(self.inside, self.model, watch, checkpoint)] if self.inside else []
-        for callback in (*proving, watch, *watching, Seal(), stop):
+        for callback in (*proving, watch, *watching, Seal(), stop, Alive()):
             trainer.add_callback(callback)
         self._penalise(trainer)
         args = trainer.args
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._warm_up_if_it_can(trainer)
+        if self.interrupted():  # nothing is to be saved yet
+            raise Interrupted
         if checkpoint is None or not self._trained_whole(trainer, checkpoint):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -223,6 +225,7 @@ class Job:
 
     def at(self, doing: str, done: int | None = None, of: int | None = None) -> None:
         """Tell what the stage is at while it does not train, and how much of it is done. Of the first process."""
+        heartbeats.beat()
         messages.tell(self.dir.progress, Told(time=time.time(), at=doing, done=done, of=of))
 
     def say(self, text: str) -> None:

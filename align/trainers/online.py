@@ -26,6 +26,7 @@ from align.rl.health import Health
 from align.rl.recorder import WITHOUT_A_CRITIC, Recorder
 from align.rl.rollouts import Rollout, Sampled
 from align.rl.scoring import Question
+from align.run_folder import heartbeats
 from align.trainers.base import BaseTrainer
 from align.trainers.minibatches import Minibatches
 from align.trainers.rollout_record import RolloutRecord
@@ -197,7 +198,8 @@ class Online(RolloutRecord, Minibatches, BaseTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         self.seen = Seen()
-        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        with heartbeats.during("rollout"):
+            found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if len(self.seen.rewards) != 1 or len(self.seen.completion_ids) != len(inputs):
             raise changed("one call for rewards and one for answers in a rollout")
         return found

@@ -21,6 +21,7 @@ from align.rl import critic, reference, rollouts, scoring, shared_base
 from align.rl.health import Health
 from align.rl.recorder import Recorder
 from align.rl.rollouts import Sampled
+from align.run_folder import heartbeats
 from align.run_folder.records import Policy
 from align.trainers.base import BaseTrainer, autocast
 from align.trainers.rollout_checkpoints import OWN
@@ -147,7 +148,8 @@ class SdftTrainer(RolloutRecord, BaseTrainer, SDFTTrainer):
         return torch.cat(found)
 
     def _prepare_training_batch(self, inputs: list[dict[str, Any]]) -> Any:
-        batch = super()._prepare_training_batch(inputs)
+        with heartbeats.during("rollout"):
+            batch = super()._prepare_training_batch(inputs)
         self._begin(inputs, self._get_completion_ids_list(batch))
         return batch
 

@@ -7,10 +7,10 @@ The parent keeps the other end of standard input; when it is gone, so is the rea
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -18,27 +18,26 @@ import traceback
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import FrameType
 
 from align import report
-from align.errors import AlignError, Exit
+from align.errors import AlignError, Exit, of_the_machine
 from align.parameterization import chain
-from align.run_folder import files, messages
+from align.run_folder import files, heartbeats, messages
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Failure, Ticket
+from align.worker import signals
 
 POLL_SECONDS = 0.05
-_asked = threading.Event()
 
 
 def main() -> None:
     """Execute the tickets of a run's queue until it says that it is done."""
     run = RunDir(Path(sys.argv[1]))
     threading.Thread(target=_end_with_parent, args=(run,), daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    heartbeats.begin(run, _rank(), _world())
+    signals.listen()
     code = Exit.DONE
     for message in _messages(run):
         if isinstance(message, Compare):
@@ -60,25 +59,21 @@ def _end_with_parent(run: RunDir) -> None:
     os._exit(Exit.STAGE_FAILED)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    if _asked.is_set():  # asked twice: now
-        os._exit(Exit.INTERRUPTED)
-    _asked.set()
-
-
 def _messages(run: RunDir) -> Iterator[Execute | Compare | Interpolate]:
     """What the parent asks for, in order, until it says that there is nothing more."""
     number = 1
     while True:
         message = messages.receive(run, number)
         if message is None:
-            if _asked.is_set() or run.stop.is_file():
+            if signals.asked(run):
                 _leave(Exit.INTERRUPTED)
             time.sleep(POLL_SECONDS)
             continue
         if isinstance(message, Finish):
             return
+        heartbeats.beat("start-up", step=0, stage="" if isinstance(message, Compare) else message.stage)
         yield message
+        heartbeats.beat("waiting")
         number += 1
 
 
@@ -108,17 +103,26 @@ def execute_ticket(run: RunDir, ticket: Ticket, *, interpolated: bool = False) -
                 exit=Exit.MACHINE,
             ),
         )
+    if signals.asked(run):
+        return Exit.INTERRUPTED
     try:
-        (interpolate if interpolated else execute).do(run, ticket, lambda: _asked.is_set() or run.stop.is_file())
+        (interpolate if interpolated else execute).do(run, ticket, lambda: signals.asked(run))
     except Interrupted:
         return Exit.INTERRUPTED
     except AlignError as error:
         return _failed(here, error)
+    except SystemExit as error:
+        traceback.print_exc()
+        return _failed(here, _left(error, ticket), traceback.format_exc())
     except Exception as error:
         traceback.print_exc()
         if _is_out_of_memory(error):
             return _failed(here, _out_of_memory(ticket))
-        return _failed(here, _unexpected(error, ticket), traceback.format_exc())
+        if full := _of_the_disk(error):
+            return _failed(here, full)
+        if signals.asked(run) and _is_secondhand(error):
+            return Exit.INTERRUPTED
+        return _failed(here, _unexpected(error, ticket), traceback.format_exc(), secondhand=_is_secondhand(error))
     return Exit.DONE
 
 
@@ -134,6 +138,22 @@ def _import_stack() -> None:
         gc.freeze()
     finally:
         gc.enable()
+
+
+def _of_the_disk(error: Exception) -> AlignError | None:
+    """A disk that is full, or cannot be written; libraries in other languages say it in words."""
+    if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error):
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return of_the_machine(error) if isinstance(error, OSError) else None
+
+
+def _is_secondhand(error: Exception) -> bool:
+    """Whether another process is gone, one of those that train or one that loads rows; and this one only tells so."""
+    import torch
+
+    text = str(error)
+    of_peers = isinstance(error, torch.distributed.DistError) or "/gloo/" in text
+    return of_peers or (text.startswith("DataLoader worker") and "is killed by signal" in text)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -155,21 +175,33 @@ def _out_of_memory(ticket: Ticket) -> AlignError:
 
 def _unexpected(error: Exception, ticket: Ticket) -> AlignError:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    what = f"stage '{ticket.stage}' failed: {type(error).__name__}: {text}".rstrip(": ")
+    where = f" in rank {_rank()}" if _world() > 1 else ""
+    what = f"stage '{ticket.stage}' failed{where}: {type(error).__name__}: {text}".rstrip(": ")
     return AlignError(what, "the traceback is in the log of the stage", exit=Exit.STAGE_FAILED)
 
 
-def _failed(here: StageDir, error: AlignError, trace: str | None = None) -> Exit:
-    if not here.error.is_file():  # of several processes, the first that failed knows why
-        failure = Failure(what=error.what, remedy=error.remedy, exit=int(error.exit), traceback=trace, rank=_rank())
-        files.write_json(here.error, failure.written())
+def _left(error: SystemExit, ticket: Ticket) -> AlignError:
+    """A library or the program of a stage asks for the end of the process."""
+    who = f"rank {_rank()} of {_world()}" if _world() > 1 else "its process"
+    what = f"stage '{ticket.stage}' failed: {who} was ended with sys.exit({error.code!r}) before the stage was done"
+    return AlignError(what, "the traceback is in the log of the stage", exit=Exit.STAGE_FAILED)
+
+
+def _failed(here: StageDir, error: AlignError, trace: str | None = None, *, secondhand: bool = False) -> Exit:
+    """Tell the parent why; of several processes, it knows which failed first."""
+    told = {"secondhand": True} if secondhand else {}
+    failure = Failure(what=error.what, remedy=error.remedy, exit=int(error.exit), traceback=trace, rank=_rank(), **told)
+    try:
+        files.write_json(here.error_of(_rank()), failure.written())
+    except OSError:  # the disk is full: the exit code says so, and the log if it can
+        print(error, file=sys.stderr)
     return error.exit
 
 
 def redirect(here: StageDir) -> None:
     """What libraries print goes into the log of the stage."""
     here.root.mkdir(parents=True, exist_ok=True)
-    log = here.log if _rank() == 0 else here.log.with_name(f"log.rank{_rank()}.txt")
+    log = here.log_of(_rank())
     sys.stdout.flush()
     sys.stderr.flush()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -182,9 +214,14 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _leave(code: Exit) -> None:
     """End at once: an orderly teardown of the stack costs two CPU seconds and changes nothing that is written."""
-    if "torch" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    heartbeats.leave(code)
+    if code == Exit.DONE and _world() > 1 and "torch" in sys.modules:
         import torch.distributed as dist
 
         if dist.is_initialized():

@@ -28,9 +28,10 @@ from align.forgetting.share import Share
 from align.forgetting.table import BASE
 from align.policy import load as models
 from align.policy import stack
-from align.run_folder import files, handed_on, reading
+from align.run_folder import checkpoints, files, handed_on, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Ticket
+from align.stage.callbacks import Interrupted
 from align.stage.inside import Measuring
 from align.stage.job import Job
 from align.worker import battery_size, card, distance
@@ -96,7 +97,7 @@ def measure_base(
     count = len(bench_probes)
     doing = f"measuring the base on {count} probe{'s' if count > 1 else ''}, before anything is trained"
     first, share = world.is_main_process, Share(world.process_index, world.num_processes)
-    tell = Telling(job, doing) if first else None
+    tell = Telling(job, doing, first=first)
     if first and builder.quantization and texts and quantization.has_room(Path(ticket.policy.base.path)):
         whole = models.load_weights(ticket.policy.base.path, ticket.model, builder.dtype, None)
         own = quantization.measured(_bench(whole, job), texts)
@@ -126,17 +127,31 @@ def ask_base(run: RunDir, job: Job, builder: Builder) -> None:
 
 
 class Telling:
-    """Tells that measuring begins, and now and then how much has been measured."""
+    """Tells that measuring begins, and now and then how much has been measured; where the run is to stop, leaves.
 
-    def __init__(self, job: Job, doing: str) -> None:
-        self.job, self.doing, self.time = job, doing, time.monotonic()
-        job.at(doing)
+    Args:
+        first: whether this is the process that tells.
+        leaves: whether nothing is lost by it but what has been measured so far.
+    """
+
+    def __init__(self, job: Job, doing: str, *, first: bool = True, leaves: bool = True) -> None:
+        self.job, self.doing, self.first, self.leaves, self.time = job, doing, first, leaves, time.monotonic()
+        if first:
+            job.at(doing)
 
     def __call__(self, done: int, of: int) -> None:
+        if self.leaves and self.job.interrupted():  # each process by itself: there is no step to agree on
+            raise Interrupted
         now = time.monotonic()
-        if now - self.time >= TOLD_SECONDS:
+        if self.first and now - self.time >= TOLD_SECONDS:
             self.time = now
             self.job.at(self.doing, done, of)
+
+
+def _is_kept(job: Job) -> bool:
+    """Whether the policy that is measured can be measured another time: it is trained already, or its last step is in a
+    checkpoint."""
+    return job.ticket.measure_only or (job.dir.checkpoints / f"checkpoint-{job.steps}" / checkpoints.COMPLETE).is_file()
 
 
 def inside(job: Job, run: RunDir, bench_probes: list[probes.Probe], world: PartialState) -> Measuring | None:
@@ -178,7 +193,7 @@ def measure_policy(
     wall, cpu = time.monotonic(), time.process_time()
     base = run.base_measurements if (run.base_measurements / "items.jsonl").is_file() else None
     first, share = world.is_main_process, Share(world.process_index, world.num_processes)
-    tell = Telling(job, "measuring the policy") if first else None
+    tell = Telling(job, "measuring the policy", first=first, leaves=_is_kept(job))
     measure(_bench(job.model, job, share), bench_probes, job.dir.measurements, base=base, tell=tell)
     if first:
         alone = _bench(job.model, job)

@@ -16,6 +16,7 @@ from align.forgetting.bench import Bench, generate_ids
 from align.forgetting.own import scoring
 from align.forgetting.own.items import OwnItem
 from align.forgetting.own.kinds import Answered, Chosen, Greedy, Own, Task
+from align.run_folder import heartbeats
 
 Line = dict[str, Any]  # of items.jsonl
 
@@ -51,8 +52,9 @@ def lines(bench: Bench, probes: Sequence[Own]) -> dict[str, list[Line]]:
         if isinstance(probe, Task):
             from align.forgetting.own import harness
 
-            made = {0: harness.lines(bench.model, bench.tokenizer, probe, autocast=bench.autocast)} if first else {}
-            found[probe.name] = bench.share.together(made)[0]
+            with heartbeats.during("harness"):
+                made = {0: harness.lines(bench.model, bench.tokenizer, probe, autocast=bench.autocast)} if first else {}
+                found[probe.name] = bench.share.together(made)[0]
     return found
 
 
