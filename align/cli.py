@@ -55,6 +55,9 @@ def run(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Train with this many processes (accelerate launch).")
     ] = None,
+    print_launch: Annotated[
+        bool, typer.Option("--print-launch", help="Check the recipe, show how its stages would be started, and end.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Without a recipe: the base model.")] = None,
     data: Annotated[str | None, typer.Option(help="Without a recipe: the training data.")] = None,
     method: Annotated[str, typer.Option(help="Without a recipe: the parameterization.")] = "lora",
@@ -66,7 +69,9 @@ def run(
     [dim]align run --model ./my-model --data ./my.jsonl --method qlora[/dim]
     """
     from align.api import folder_of
+    from align.preflight.check import prepare
     from align.recipe import load as recipes
+    from align.runner import print_launch as print_launches
     from align.runner.loop import Run
     from align.runner.options import Options
     from align.runner.progress import Watcher
@@ -79,6 +84,10 @@ def run(
         )
     loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
     folder = folder_of(loaded.recipe.name, run_dir)
+    if print_launch:
+        prepare(loaded, weights=False)
+        print(print_launches.shown(loaded, folder))
+        return
     with Watcher(_errors()) as watcher:
         code = Run(loaded, options, folder, watcher).execute()
     _show(folder.root)

@@ -91,7 +91,7 @@ def of_precision(plans: Sequence[StagePlan]) -> list[str]:
     return notes
 
 
-def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) -> list[AlignError]:
+def of_stage(read: Document, plan: StagePlan, layers: Layers) -> list[AlignError]:
     """What of a stage does not go with its parameterization, or with what comes in."""
     stage, method, traits = plan.program.stage, plan.method_keys.method, plan.layer.traits
     setting = Setting(
@@ -110,7 +110,7 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) ->
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
     if stage.samples:
-        found += _rollouts(plan, processes)
+        found += _rollouts(plan, plan.launch.processes)
     if stage.samples and not traits.switches:
         what = f"stage '{plan.id}' cannot train biases of the base, because they would change the reference too"
         found.append(("parameterization", what, "write `bias: none`"))

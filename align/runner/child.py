@@ -14,6 +14,7 @@ from align.parameterization import chain
 from align.run_folder import files, messages, reading
 from align.run_folder.comparison import ComparisonRequest, ComparisonResult
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
+from align.run_folder.launch import Launch
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Failure
@@ -24,21 +25,23 @@ POLL_SECONDS = 0.1
 
 
 class Child:
-    """Executes tickets; started with the first one and reused for all that follow: the stack is imported once."""
+    """Executes tickets; started with the first one and reused for all that follow with the same launch: the stack is
+    imported once for them."""
 
-    def __init__(self, run: RunDir, processes: int, watcher: Watcher, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, run: RunDir, watcher: Watcher, meanwhile: Callable[[], None]) -> None:
         """`meanwhile` is called again and again while a stage is at work."""
-        self.dir, self.processes, self.watcher, self.meanwhile = run, processes, watcher, meanwhile
+        self.dir, self.watcher, self.meanwhile = run, watcher, meanwhile
         self.process: subprocess.Popen[bytes] | None = None
+        self.launch = Launch()  # of the process
         self.sent = 0
 
-    def execute(self, stage: str) -> None:
+    def execute(self, stage: str, launched: Launch) -> None:
         """Hand a stage's ticket over and wait for its outcome.
 
         Raises:
             AlignError: the stage failed, or the child died.
         """
-        here, process = self.dir.stage(stage), self._started()
+        here, process = self.dir.stage(stage), self._started(launched)
         self._send(Execute(stage=stage))
         while files.read_json(here.outcome) is None:
             self.watcher.refresh()
@@ -50,13 +53,13 @@ class Child:
         self.watcher.refresh()
         self.watcher.end()
 
-    def interpolate(self, request: InterpolationRequest) -> InterpolationResult:
+    def interpolate(self, request: InterpolationRequest, launched: Launch) -> InterpolationResult:
         """Have a share of a stage's update found, as the request in the stage's folder says, and wait for the result.
 
         Raises:
             AlignError: the method has none, or the child died.
         """
-        here, process = self.dir.stage(request.stage), self._started()
+        here, process = self.dir.stage(request.stage), self._started(launched)
         self._send(Interpolate(stage=request.stage))
         while (
             done := reading.whole(here.interpolation_result, InterpolationResult)
@@ -73,7 +76,7 @@ class Child:
 
     def compare(self, request: ComparisonRequest) -> bool:
         """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
-        process = self._started()
+        process = self._started(self.launch)  # the first of its processes compares, whatever their number
         self._send(Compare(branches=request))
         while (done := reading.whole(self.dir.comparison, ComparisonResult)) is None or done.key != request.key:
             if process.poll() is not None:
@@ -81,10 +84,15 @@ class Child:
             time.sleep(POLL_SECONDS)
         return True
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self, launched: Launch) -> subprocess.Popen[bytes]:
+        """The process; another one where it was started with another launch than is wanted now."""
+        if self.process is not None and launched != self.launch:
+            self.finish()
+            self.end()
+            self.process, self.sent = None, 0
         if self.process is None:
             shutil.rmtree(self.dir.queue, ignore_errors=True)
-            self.process = launch.start(self.dir.root, self.processes, self.dir.child_log)
+            self.process, self.launch = launch.start(self.dir.root, launched, self.dir.child_log), launched
         return self.process
 
     def finish(self) -> None:

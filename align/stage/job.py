@@ -15,12 +15,13 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from align.data.replay import Source
+from align.engines import choose
 from align.errors import AlignError, Exit
 from align.run_folder import files, messages
 from align.run_folder.messages import Told
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Fisher, Ticket
-from align.stage.callbacks import Interrupted, Seal, Stop, Watch, figures
+from align.stage.callbacks import Interrupted, Ready, Seal, Stop, Watch, figures
 from align.stage.keys import StageKeys
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Job:
         rows, evaluation: canonical rows (align.data.formats), replayed ones included and counted in `groups`.
         groups: 0 for a row of the task, for a replayed one the number of its source from 1.
         penalties: what keeps the weights near where they started.
+        distributed_type: how accelerate has trained it, once it has.
         weights: of all that keeps the policy near, by name, for the record.
         fisher: what `ewc` weighs by.
         replay: what a stage with `replays="term"` is to replay beside its rows, by source.
@@ -65,6 +67,7 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     steps: int = 0
     global_batch: int = 0
+    distributed_type: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     inside: Measuring | None = None
     penalties: list[Penalty] = field(default_factory=list)
@@ -106,12 +109,14 @@ class Job:
             "dataloader_pin_memory": cuda,
         }
         try:
-            return config(**{**given, **owned, **fixed})
+            made = config(**{**given, **owned, **fixed})
         except (ValueError, TypeError, ImportError) as error:
             raise AlignError(
                 f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
                 f"fix `stages.{ticket.stage}.training`",
             ) from error
+        choose.of(ticket.launch).arguments(made)
+        return made
 
     def _bf16(self) -> bool:
         """Whether to compute in bfloat16: where it is faster here; a stage begun on another machine stays with its
@@ -173,7 +178,9 @@ class Job:
             trainer.add_callback(adalora.Allocate(self.model, checkpoint))
         watch = Watch(self.dir.metrics, resumed=checkpoint is not None)
         watching = [inside.Watching(self.inside, self.model, watch, checkpoint)] if self.inside else []
-        for callback in (watch, *watching, Seal(), stop):
+        engine = choose.of(self.ticket.launch)
+        proof = Ready(lambda: engine.prove(trainer, self.ticket.launch))
+        for callback in (watch, *watching, Seal(), stop, proof):
             trainer.add_callback(callback)
         self._penalise(trainer)
         args = trainer.args
@@ -188,7 +195,8 @@ class Job:
         if stop.stopped:
             raise Interrupted
         # off with what was put around the model for training, so that it is measured and saved as itself
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        engine.whole(trainer)
+        self.distributed_type = str(trainer.accelerator.distributed_type.value)
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
         if self.inside is not None:
