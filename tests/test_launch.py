@@ -188,6 +188,53 @@ def test_a_trainer_that_exchanges_no_gradients_is_refused(processes: int, kind: 
     assert (error.value.what, error.value.exit) == (what, Exit.MACHINE)
 
 
+class DeepSpeedEngine:
+    """What DeepSpeed puts around a model, as far as it is looked at."""
+
+    def __init__(self, stage: int, among: int) -> None:
+        self.stage, self.dp_world_size = stage, among
+
+    def zero_optimization_stage(self) -> int:
+        return self.stage
+
+
+@pytest.mark.parametrize(
+    ("processes", "kind", "stage", "among", "what"),
+    [
+        (1, "DEEPSPEED", 2, 1, "2 processes were requested, but 1 started"),
+        (2, "MULTI_CPU", 2, 2, "{asked}, but the trainer is of the type MULTI_CPU and trains a DeepSpeedEngine"),
+        (2, "DEEPSPEED", 0, 2, "ZeRO-2 among 2 processes was requested, but DeepSpeed runs ZeRO-0 among 2"),
+        (2, "DEEPSPEED", 2, 1, "ZeRO-2 among 2 processes was requested, but DeepSpeed runs ZeRO-2 among 1"),
+    ],
+)
+def test_another_deepspeed_than_was_asked_for_is_refused(
+    processes: int, kind: str, stage: int, among: int, what: str
+) -> None:
+    two = Launch(engine="deepspeed", processes=2, zero_stage=2)
+    stand: Any = Stand(processes, kind, DeepSpeedEngine(stage, among))
+    with pytest.raises(AlignError) as error:
+        choose.of(two).prove(stand, two)
+    assert error.value.what == what.format(asked="DeepSpeed was requested")
+    choose.of(two).prove(Stand(2, "DEEPSPEED", DeepSpeedEngine(2, 2)), two)  # type: ignore[arg-type]
+
+
+def test_a_launch_that_does_not_ask_for_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
+    two = Launch(engine="deepspeed", processes=2, zero_stage=2)
+    with pytest.raises(AlignError, match="DeepSpeed was requested, but the launch does not ask accelerate for it"):
+        choose.of(two).begin(two)
+
+
+def test_the_configuration_of_deepspeed_is_one_that_accelerate_reads(tmp_path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    line = launch.line(tmp_path, Launch(engine="deepspeed", processes=2, zero_stage=2))
+    line.write()
+    read = load_config_from_file(str(tmp_path / "launch/deepspeed-2.yaml"))
+    assert (read.distributed_type.value, read.num_processes, read.mixed_precision) == ("DEEPSPEED", 2, "no")
+    assert read.deepspeed_config["zero_stage"] == 2
+
+
 @pytest.mark.slow
 def test_stages_with_the_same_launch_share_a_child_and_a_change_starts_another(tmp_path: Path) -> None:
     """And the script that the run keeps executes a ticket by hand, to the same weights."""

@@ -10,7 +10,7 @@ from align.run_folder.launch import Launch
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
 
 class Engine(Protocol):
@@ -33,8 +33,8 @@ class Engine(Protocol):
         """
 
     @staticmethod
-    def arguments(arguments: TrainingArguments) -> None:
-        """Bring a trainer's arguments into agreement with the engine, once they are checked."""
+    def prepare(trainer: Trainer) -> None:
+        """Bring a trainer into agreement with the engine, before it puts anything around its model."""
 
     @staticmethod
     def prove(trainer: Trainer, launch: Launch) -> None:

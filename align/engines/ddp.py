@@ -12,7 +12,7 @@ from align.run_folder.launch import Launch
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
 
 def missing(launch: Launch) -> tuple[str, str] | None:
@@ -34,8 +34,8 @@ def begin(launch: Launch) -> PartialState:
     return world.meet(launch)
 
 
-def arguments(arguments: TrainingArguments) -> None:
-    """They need nothing more."""
+def prepare(trainer: Trainer) -> None:
+    """It needs nothing more."""
 
 
 def prove(trainer: Trainer, launch: Launch) -> None:

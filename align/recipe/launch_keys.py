@@ -24,8 +24,6 @@ class LaunchKeys(BaseModel):
     @field_validator("engine", mode="before")
     @classmethod
     def _engine(cls, value: Any) -> Any:
-        if value == "deepspeed":
-            raise ValueError("deepspeed is not supported yet; write ddp")
         if value == "fsdp":
             raise ValueError(
                 "fsdp is not supported yet: on a CPU accelerate silently trains with DDP; write ddp or deepspeed"

@@ -21,6 +21,7 @@ from align.recipe import (
     contradictions,
     document,
     gate_actions,
+    launch_refusals,
     other_tools,
     pipeline,
     replays,
@@ -104,6 +105,7 @@ def check(read: Document, root: Path) -> Loaded:
     faults.found += contradictions.of_probes(read, recipe.forgetting, plans)
     faults.found += replays.faults(read, plans)
     faults.found += gate_actions.faults(read, recipe.forgetting, plans, layers)
+    faults.found += launch_refusals.faults(read, plans, recipe.forgetting)
     warnings += gate_actions.notes(recipe.forgetting, plans, layers)
     warnings += contradictions.of_precision(plans) + contradictions.of_idle_keys(recipe.forgetting)
     faults.raise_any()

@@ -109,14 +109,12 @@ class Job:
             "dataloader_pin_memory": cuda,
         }
         try:
-            made = config(**{**given, **owned, **fixed})
+            return config(**{**given, **owned, **fixed})
         except (ValueError, TypeError, ImportError) as error:
             raise AlignError(
                 f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
                 f"fix `stages.{ticket.stage}.training`",
             ) from error
-        choose.of(ticket.launch).arguments(made)
-        return made
 
     def _bf16(self) -> bool:
         """Whether to compute in bfloat16: where it is faster here; a stage begun on another machine stays with its
@@ -179,6 +177,7 @@ class Job:
         watch = Watch(self.dir.metrics, resumed=checkpoint is not None)
         watching = [inside.Watching(self.inside, self.model, watch, checkpoint)] if self.inside else []
         engine = choose.of(self.ticket.launch)
+        engine.prepare(trainer)
         proof = Ready(lambda: engine.prove(trainer, self.ticket.launch))
         for callback in (watch, *watching, Seal(), stop, proof):
             trainer.add_callback(callback)
