@@ -130,6 +130,10 @@ def no_bitsandbytes() -> contextlib.AbstractContextManager[Any]:
     return without("bitsandbytes")
 
 
+def no_deepspeed() -> contextlib.AbstractContextManager[Any]:
+    return without("deepspeed")
+
+
 def no_harness() -> contextlib.AbstractContextManager[Any]:
     return without("lm-eval", "lm_eval")
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from align.errors import AlignError, Exit
 from align.run_folder import files
+from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
 from align.runner import child, launch
 from align.runner.progress import Watcher
@@ -29,10 +30,12 @@ class Ends:
         self.here = self.dir.stage("sft")
         self.here.root.mkdir(parents=True)
         monkeypatch.setattr(launch, "start", self.start)
+        self.launched: list[Launch] = []
         self.watcher = Watcher(Console(file=io.StringIO(), width=300))
-        self.child = child.Child(self.dir, 1, self.watcher, lambda: None)
+        self.child = child.Child(self.dir, self.watcher, lambda: None)
 
-    def start(self, run: Path, processes: int, log: Path) -> subprocess.Popen[bytes]:
+    def start(self, run: Path, launched: Launch, log: Path) -> subprocess.Popen[bytes]:
+        self.launched.append(launched)
         command = ["sh", "-c", self.shell]
         return subprocess.Popen(command, stdin=subprocess.PIPE, cwd=run, start_new_session=True)
 
@@ -40,7 +43,7 @@ class Ends:
         self.shell = shell
         self.watcher.begin("sft", self.here.metrics, self.here.progress)
         with pytest.raises(AlignError) as error:
-            self.child.execute("sft")
+            self.child.execute("sft", Launch())
         self.child.end()
         return error.value
 
@@ -101,14 +104,14 @@ def test_what_a_stage_says_of_itself_goes_first(traceback: str, remedy: str, end
 def test_a_child_that_was_stopped_is_no_failure(ends: Ends) -> None:
     ends.shell = f"exit {Exit.INTERRUPTED.value}"
     with pytest.raises(KeyboardInterrupt):
-        ends.child.execute("sft")
+        ends.child.execute("sft", Launch())
     ends.child.end()
 
 
 def test_an_outcome_that_was_written_counts_whatever_became_of_the_child(ends: Ends) -> None:
     files.write_json(ends.here.outcome, {"status": "done"})
     ends.shell = "kill -KILL $$"
-    ends.child.execute("sft")
+    ends.child.execute("sft", Launch())
     ends.child.end()
 
 
@@ -128,12 +131,31 @@ def test_one_child_executes_all_stages_and_no_process_is_left(ends: Ends) -> Non
     """
     ends.dir.stage("dpo").root.mkdir()
     for stage in ("sft", "dpo"):
-        ends.child.execute(stage)
+        ends.child.execute(stage, Launch())
     first, second = (files.read_json(ends.dir.stage(stage).outcome)["pid"] for stage in ("sft", "dpo"))
     assert first == second
     ends.child.end()  # the end of its pipe tells it that the parent is gone
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
+
+
+def test_another_launch_gets_another_child_and_the_first_ends_in_order(ends: Ends) -> None:
+    ends.shell = """
+    until test -e .queue/1.json; do sleep 0.02; done; stage=sft; test -e stages/sft/outcome.json && stage=dpo
+    echo '{"pid": '$$'}' > stages/$stage/outcome.json
+    until test -e .queue/2.json; do sleep 0.02; done; cp .queue/2.json $stage.end
+    """
+    ends.dir.stage("dpo").root.mkdir()
+    ends.child.execute("sft", Launch())
+    ends.child.execute("dpo", Launch(processes=2))
+    first, second = (files.read_json(ends.dir.stage(stage).outcome)["pid"] for stage in ("sft", "dpo"))
+    assert first != second
+    assert files.read_json(ends.dir.root / "sft.end") == {"do": "finish"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    ends.child.finish()
+    assert ends.launched == [Launch(), Launch(processes=2)]
+    ends.child.end()
 
 
 def test_to_be_stopped_a_child_must_be_there(ends: Ends) -> None:

@@ -26,6 +26,7 @@ from align.lab import data, probes
 from align.policy import stack
 from align.run_folder import files, messages, reading
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult, Shape
+from align.run_folder.launch import Launch
 from align.run_folder.messages import Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Adapter, Policy, Ticket
@@ -357,9 +358,10 @@ def test_asked_to_stop_it_keeps_what_it_has_measured(stages: Stages) -> None:
 def in_a_child(stages: Stages, id: str, processes: int, until: Callable[[], bool]) -> None:
     """Ask a training process of its own, and kill it with all its processes once something is true."""
     file = stages.run.stage(id).ticket
-    files.write_json(file, files.read_json(file) | {"processes": processes})
+    launched = Launch(processes=processes)
+    files.write_json(file, files.read_json(file) | {"processes": processes, "launch": launched.model_dump()})
     shutil.rmtree(stages.run.queue, ignore_errors=True)
-    process = launch.start(stages.run.root, processes, stages.run.child_log)
+    process = launch.start(stages.run.root, launched, stages.run.child_log)
     try:
         messages.send(stages.run, 1, Interpolate(stage=id))
         end = time.monotonic() + 400
@@ -376,7 +378,7 @@ def in_a_child(stages: Stages, id: str, processes: int, until: Callable[[], bool
             process.wait()
         assert process.stdin is not None
         process.stdin.close()
-        files.write_json(file, files.read_json(file) | {"processes": 1})
+        files.write_json(file, files.read_json(file) | {"processes": 1, "launch": Launch().model_dump()})
 
 
 def test_two_processes_and_one_that_was_killed_decide_the_same(stages: Stages) -> None:

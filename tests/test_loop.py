@@ -109,10 +109,10 @@ class Child:
 
     runs: Runs
 
-    def __init__(self, run: RunDir, processes: int, watcher: Watcher, meanwhile: object = None) -> None:
+    def __init__(self, run: RunDir, watcher: Watcher, meanwhile: object = None) -> None:
         self.dir = run
 
-    def execute(self, stage: str) -> None:
+    def execute(self, stage: str, launched: object) -> None:
         here = self.dir.stage(stage)
         ticket = Ticket.model_validate(files.read_json(here.ticket))
         again = " asked" if ticket.ask_only else " measured" if ticket.measure_only else ""
@@ -164,7 +164,7 @@ class Child:
             **costs,
         )
 
-    def interpolate(self, request: InterpolationRequest) -> InterpolationResult:
+    def interpolate(self, request: InterpolationRequest, launched: object) -> InterpolationResult:
         """Every share that was not measured yet is, until one has lost no more than ten questions."""
         here = self.dir.stage(request.stage)
         self.runs.asked.append(f"{request.stage} interpolated")

@@ -159,7 +159,7 @@ def prepared(text: str, *overrides: str) -> tuple[Loaded, Prepared]:
 
 
 def made(text: str, *overrides: str) -> dict[str, Ticket]:
-    return tickets.build(*prepared(text, *overrides), RunDir(Path("run")), 1)
+    return tickets.build(*prepared(text, *overrides), RunDir(Path("run")))
 
 
 @pytest.mark.usefixtures("folder")
@@ -168,7 +168,7 @@ def test_a_stage_is_a_source_without_the_rows_that_it_replayed() -> None:
     assert [one.name for one in found.rows["dpo"].replay] == ["lab/general", "stage sft"]
     assert [one.weight for one in found.rows["dpo"].replay] == [3.0, 1.0]
     assert [str(row.place) for row in found.rows["dpo"].replay[1].examples] == [f"chats.jsonl:{n}" for n in (1, 2, 3)]
-    ticket = tickets.build(chain, found, RunDir(Path("run")), 1)["dpo"]
+    ticket = tickets.build(chain, found, RunDir(Path("run")))["dpo"]
     assert ticket.replay is not None and ticket.replay.count == 2003
     assert [(part.name, part.count) for part in ticket.replay_sources] == [("lab/general", 2000), ("stage sft", 3)]
 
@@ -291,7 +291,7 @@ def test_a_ratio_of_0_is_no_replay_however_often_a_stage_is_tried(source: str) -
     again = "forgetting: {probes: lab, on_violation: [retry, warn], retry: {replay: 4, learning_rate: 0.5}}"
     chain, found = prepared(off.replace("forgetting: {probes: none}", again))
     run = RunDir(Path("run"))
-    asked = tickets.build(chain, found, run, 1)
+    asked = tickets.build(chain, found, run)
     first, second = asked["sft"], tickets.attempt(chain.stages[0], chain, asked, run, 2)
     none = RECIPE.replace(", replay: {data: old.jsonl, ratio: 0.5}", "")
     assert first.fingerprint == made(off)["sft"].fingerprint == made(none)["sft"].fingerprint

@@ -58,10 +58,10 @@ def written(folder: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def made(folder: Path, *overrides: str, processes: int = 1, text: str = RECIPE) -> dict[str, Ticket]:
+def made(folder: Path, *overrides: str, text: str = RECIPE) -> dict[str, Ticket]:
     """The tickets of the recipe with `--set` overrides."""
     loaded = load(written(folder, text), overrides)
-    return tickets.build(loaded, prepare(loaded), RunDir(folder / "run"), processes)
+    return tickets.build(loaded, prepare(loaded), RunDir(folder / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_key_that_came_later_counts_where_it_is_not_at_its_default(tmp_path: P
 def test_a_stage_goes_on_from_what_was_decided(tmp_path: Path, plain: dict[str, str]) -> None:
     """Its fingerprint is taken again when its turn comes: by then the stage before it has been decided on."""
     run, loaded = RunDir(tmp_path / "run"), load(written(tmp_path), ())
-    found = tickets.build(loaded, prepare(loaded), run, 1)
+    found = tickets.build(loaded, prepare(loaded), run)
     files.write_json(run.stage("sft").decision, {"policy": "as_trained"})
     for plan in loaded.stages:
         tickets.seal(plan, loaded, found, run)
@@ -179,7 +179,7 @@ def test_everything_that_ewc_is_made_of_counts(key: str, tmp_path: Path) -> None
 
 def test_two_processes_with_half_the_batch_are_the_same_training(tmp_path: Path, plain: dict[str, str]) -> None:
     halves = (f"stages.{stage}.training.per_device_train_batch_size={size}" for stage, size in (("sft", 4), ("dpo", 2)))
-    two = made(tmp_path, *halves, processes=2)
+    two = made(tmp_path, *halves, "launch.processes=2")
     assert {stage: ticket.fingerprint for stage, ticket in two.items()} == plain
 
 
@@ -264,7 +264,7 @@ def test_another_function_under_the_same_name_counts(tmp_path: Path) -> None:
     plain = made(tmp_path, text=REWARDED)
     loaded = load(written(tmp_path, REWARDED), ())
     (tmp_path / "own.py").write_text(OWN.replace("0.0", "1.0"), encoding="utf-8")
-    other = tickets.build(loaded, prepare(loaded), RunDir(tmp_path / "run"), 1)
+    other = tickets.build(loaded, prepare(loaded), RunDir(tmp_path / "run"))
     assert [id for id, ticket in other.items() if ticket.fingerprint != plain[id].fingerprint] == ["ppo"]
 
 

@@ -34,6 +34,7 @@ from align.trainers.kept_reference import KeptReference
 from align.trainers.means import Means
 from align.trainers.near import NearIncoming
 from align.trainers.sft import SftTrainer
+from align.trainers.zero import ZeroCheckpoints
 
 SHARED = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
@@ -43,6 +44,12 @@ SHARED = {
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "_send_telemetry": ["self"],
+}
+OF_ZERO = {
+    "save_model": ["self", "output_dir", "_internal_call"],
+    "create_optimizer": ["self", "model"],
+    "_save_optimizer_and_scheduler": ["self", "output_dir"],
+    "_prepare_for_training": ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"],
 }
 OF_DPO = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
@@ -62,7 +69,7 @@ OF_HELD_OUT = {
     ],
 }
 OVERRIDDEN = [
-    *((SFTTrainer, name, parameters) for name, parameters in SHARED.items()),
+    *((SFTTrainer, name, parameters) for name, parameters in {**SHARED, **OF_ZERO}.items()),
     *((DPOTrainer, name, parameters) for name, parameters in {**SHARED, **OF_DPO}.items()),
     *(
         (trainer, name, parameters)
@@ -86,6 +93,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     """A method of ours whose name TRL comes to use would be called by it."""
     meant = {
         BaseTrainer: set(SHARED),
+        ZeroCheckpoints: set(OF_ZERO),
         SftTrainer: set(),
         NearIncoming: {"compute_loss"},
         KeptReference: set(OF_DPO),
@@ -98,6 +106,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
         (reward.RewardTrainer, RewardTrainer),
         (BaseTrainer, SFTTrainer),
         (BaseTrainer, DPOTrainer),
+        (ZeroCheckpoints, SFTTrainer),
         (SftTrainer, SFTTrainer),
         (NearIncoming, SFTTrainer),
         (KeptReference, DPOTrainer),

@@ -52,7 +52,7 @@ def made(folder: Path, *overrides: str, checks: str = CHECKS, prompts: str = PRO
     for name, text in (("small.yaml", RECIPE), ("check.py", checks), ("asked.jsonl", prompts)):
         (folder / name).write_text(text, encoding="utf-8")
     loaded = load(folder / "small.yaml", overrides)
-    return tickets.build(loaded, prepare(loaded), RunDir(folder / "run"), 1)
+    return tickets.build(loaded, prepare(loaded), RunDir(folder / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_the_recipe_that_a_run_writes_out_is_the_same(plain: dict[str, Ticket], 
     path.parent.mkdir()
     resolved.write(path, load(tmp_path / "run" / "small.yaml"))
     loaded = load(path)
-    assert changed(plain, tickets.build(loaded, prepare(loaded), RunDir(tmp_path / "again"), 1)) == []
+    assert changed(plain, tickets.build(loaded, prepare(loaded), RunDir(tmp_path / "again"))) == []
     assert [plan.rewards for plan in loaded.stages] == [(), (), ("judge",), ()]
 
 

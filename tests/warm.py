@@ -123,11 +123,11 @@ def command(*arguments: str, stdin: str = "", cwd: Path | None = None) -> subpro
     return _started["command"].run("align", arguments, stdin, cwd, **training)
 
 
-def start(run: Path, processes: int, log: Path) -> Forked:
+def start(run: Path, launched: Any, log: Path) -> Forked:
     """In place of `launch.start`: one training process, forked instead of started."""
     from align.runner import launch
 
-    assert processes == 1, "several are started, with cold=True"
+    assert str(launched) == "ddp, 1 process", "others are started, with cold=True"
     read, write = os.pipe()
     with log.open("ab") as out:
         environment = launch._QUIET | dict(os.environ) | {"PYTHONSAFEPATH": "1"}

@@ -22,6 +22,9 @@ FromStage = Annotated[
 Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Redo only this stage.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old results are kept in superseded/.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Train with this many processes (accelerate launch).")]
+PrintLaunch = Annotated[
+    bool, typer.Option("--print-launch", help="Check the recipe, show how its stages would be started, and end.")
+]
 Model = Annotated[str | None, typer.Option(help="Without a recipe: the base model.")]
 Data = Annotated[str | None, typer.Option(help="Without a recipe: the training data.")]
 Method = Annotated[str, typer.Option(help="Without a recipe: the parameterization.")]

@@ -25,6 +25,7 @@ def run(
     only: given.Only = None,
     fresh: given.Fresh = False,
     processes: given.Processes = None,
+    print_launch: given.PrintLaunch = False,
     model: given.Model = None,
     data: given.Data = None,
     method: given.Method = "lora",
@@ -44,12 +45,20 @@ def run(
     options = Options(from_stage, only, fresh)
     if sbatch and not print_sbatch:
         raise AlignError("--sbatch says what the script of --print-sbatch asks for", "add --print-sbatch")
-    path = recipes.locate(recipe) if recipe else _without_recipe(model, data, method, stage, set, run=not print_sbatch)
+    runs = not (print_sbatch or print_launch)
+    path = recipes.locate(recipe) if recipe else _without_recipe(model, data, method, stage, set, run=runs)
     if recipe is not None and (model is not None or data is not None):
         raise AlignError(
             "--model and --data cannot be combined with a recipe", "use --set model.base=... with a recipe"
         )
     loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
+    if print_launch:
+        from align.preflight.check import prepare
+        from align.runner import print_launch as print_launches
+
+        prepare(loaded, weights=False)
+        print(print_launches.shown(loaded, folder_of(loaded.recipe.name, run_dir)))
+        return
     if print_sbatch:
         from align.runner import slurm
 

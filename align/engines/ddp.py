@@ -5,67 +5,54 @@ The first process holds whole weights and saves them; nothing has to be gathered
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-from collections.abc import Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from align.errors import AlignError, Exit
+from align.engines import command, world
+from align.run_folder.launch import Launch
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-
-WAIT = timedelta(hours=24)  # for the first process, which measures and saves: NCCL gives up after ten minutes
-
-
-def command(module: str, arguments: Sequence[str], processes: int) -> list[str]:
-    """The command line that runs a module in this many processes.
-
-    `-P` keeps the current folder off its path: a user's folder may hold a `datasets.py`.
-    """
-    python = [sys.executable, "-P", "-m"]
-    if processes == 1:
-        return [*python, module, *arguments]
-    options = {
-        "num_processes": processes,
-        "num_machines": 1,
-        "mixed_precision": "no",  # the trainer's own arguments decide
-        "dynamo_backend": "no",
-        "main_process_port": _free_port(),
-    }
-    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [*python, "accelerate.commands.launch", "--multi_gpu", *given, "--module", module, *arguments]
+    from transformers import Trainer
 
 
-def environment(processes: int) -> dict[str, str]:
-    """What the processes find in their environment where the user has set nothing."""
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
+def missing(launch: Launch) -> tuple[str, str] | None:
+    """Nothing: it comes with torch."""
+    return None
 
 
-def begin(processes: int) -> PartialState:
-    """Meet the other processes. Some launches start one process and say nothing.
+def configuration(launch: Launch) -> dict[str, Any] | None:
+    """Of accelerate, for several processes. On a CPU, too, it is MULTI_GPU: MULTI_CPU starts one and says nothing."""
+    return command.configured("MULTI_GPU", launch) if launch.processes > 1 else None
+
+
+def begin(launch: Launch) -> PartialState:
+    """Meet the other processes.
 
     Raises:
         AlignError: another number came up than was asked for; then the batch is not what the recipe says.
     """
-    import torch
-    from accelerate import InitProcessGroupKwargs, PartialState
+    return world.meet(launch)
 
-    patience = InitProcessGroupKwargs(timeout=WAIT).to_kwargs() if processes > 1 else {}
-    state = PartialState(cpu=not torch.cuda.is_available(), **patience)
-    if state.num_processes != processes:
-        raise AlignError(
-            f"{processes} processes were requested, but {state.num_processes} started",
-            "see child.log in the run folder",
-            exit=Exit.MACHINE,
+
+def prepare(trainer: Trainer) -> None:
+    """It needs nothing more."""
+
+
+def prove(trainer: Trainer, launch: Launch) -> None:
+    """Raises AlignError where gradients would not be exchanged among all processes."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    accelerator = trainer.accelerator
+    world.assert_number(launch, accelerator.num_processes)
+    if launch.processes == 1:
+        return
+    kind, wrapped = accelerator.distributed_type.value, trainer.model_wrapped
+    if not kind.startswith("MULTI_") or not isinstance(wrapped, DistributedDataParallel):
+        raise world.another(
+            f"DDP was requested, but the trainer is of the type {kind} and trains a {type(wrapped).__name__}"
         )
-    return state
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def whole(trainer: Trainer) -> None:
+    """Take DDP's wrapper off, and autocast's."""
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)

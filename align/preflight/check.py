@@ -166,7 +166,7 @@ class _Checking(ModelChecks):
         self.notes.extend(f"stage {plan.id}: none of its {mixed:,} replayed rows is from {name}" for name in idle)
         count = len(rows.train) + mixed
         per_device, accumulation = plan.global_batch
-        batch = per_device * accumulation * self.loaded.recipe.launch.processes
+        batch = per_device * accumulation * plan.launch.processes
         if 0 < 2 * count <= batch:
             self.notes.append(
                 f"stage {plan.id}: a batch of {batch} contains each of {count} rows more than once: "
@@ -181,7 +181,7 @@ class _Checking(ModelChecks):
         count = sum(answers if example.kind == "preference" else 1 for example in rows.train)
         if plan.replay and plan.mixes and "prompt" not in plan.program.stage.rows:
             count += mixing.replay_rows(count, plan.replay.ratio)
-        found = run_length.notes(plan, count, len(rows.evaluation), self.loaded.recipe.launch.processes)
+        found = run_length.notes(plan, count, len(rows.evaluation), plan.launch.processes)
         self.notes.extend(f"stage {plan.id}: {text}" for text in found)
 
     def leaks(self, plan: StagePlan, rows: StageRows) -> None:

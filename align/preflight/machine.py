@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from align.engines import choose
 from align.errors import AlignError, Exit, FaultList
 from align.forgetting import action_keys
 from align.policy.base import Base
@@ -53,6 +54,7 @@ def check_packages(loaded: Loaded) -> None:
     eight_bit = any(str(plan.training.get("optim")).startswith(_OF_BITSANDBYTES) for plan in loaded.stages)
     faults.found.extend(_unmet(skip=() if quantized or eight_bit else ("bitsandbytes",)))
     faults.found.extend(fault for plan in loaded.stages for fault in _of_training(loaded, plan))
+    faults.found.extend(_engines(loaded))
     kernel = _ATTENTION.get(loaded.recipe.model.attn_implementation or "")
     if kernel and not _importable(kernel[0]) and not _importable("kernels"):  # which fetches them from the Hub
         faults.found.append(_absent(loaded, ("model", "attn_implementation"), kernel[1]))
@@ -66,6 +68,16 @@ def check_packages(loaded: Loaded) -> None:
         fault.exit = Exit.MACHINE
         faults.found.append(fault)
     faults.raise_any()
+
+
+def _engines(loaded: Loaded) -> Iterator[AlignError]:
+    """What the engines lack that start the stages, once for each place that names one."""
+    places = {("stages", plan.id, "launch") if plan.keys.launch else ("launch",): plan.launch for plan in loaded.stages}
+    for at, launch in places.items():
+        if (lacks := choose.of(launch).missing(launch)) is not None:
+            fault = loaded.document.fault((*at, "engine"), *lacks)
+            fault.exit = Exit.MACHINE
+            yield fault
 
 
 def _of_training(loaded: Loaded, plan: StagePlan) -> Iterator[AlignError]:

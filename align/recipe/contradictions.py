@@ -106,7 +106,7 @@ def of_base_row(plans: Sequence[StagePlan], keys: ForgettingKeys) -> list[str]:
     ]
 
 
-def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) -> list[AlignError]:
+def of_stage(read: Document, plan: StagePlan, layers: Layers) -> list[AlignError]:
     """What of a stage does not go with its parameterization, or with what comes in."""
     stage, method, traits = plan.program.stage, plan.method_keys.method, plan.layer.traits
     setting = Setting(
@@ -125,7 +125,7 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers, processes: int) ->
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
     if stage.samples:
-        found += _rollouts(plan, processes)
+        found += _rollouts(plan, plan.launch.processes)
     if stage.samples and not traits.switches:
         what = f"stage '{plan.id}' cannot train biases of the base, because they would change the reference too"
         found.append(("parameterization", what, "write `bias: none`"))

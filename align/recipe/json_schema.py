@@ -32,6 +32,8 @@ def recipe_schema() -> Json:
     entry = _stage_keys(definitions)
     own = entry["parameterization"]
     entry["parameterization"] = {"anyOf": [methods, {"type": "null"}], "description": own["description"]}
+    alone = entry["launch"]
+    entry["launch"] = {"anyOf": [{"$ref": "#/$defs/LaunchKeys"}, {"type": "null"}], "description": alone["description"]}
     shared = schema["properties"]["parameterization"]
     schema["properties"]["parameterization"] = methods | {"description": shared["description"]}
     schema["properties"]["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}

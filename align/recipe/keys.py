@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from align import errors
 from align.forgetting.keys import ForgettingKeys
+from align.recipe.launch_keys import LaunchKeys
 from align.recipe.notify_keys import Notify
 from align.stage.replay_keys import Replay
 
@@ -46,12 +47,6 @@ class ModelKeys(_Keys):
         return value
 
 
-class LaunchKeys(_Keys):
-    """`launch:` how many processes train."""
-
-    processes: int = Field(1, ge=1, le=1024, description="number of training processes (DDP), usually one per GPU")
-
-
 class Recipe(_Keys):
     """A recipe. One level below `stages`, each entry is checked against its stage's own keys."""
 
@@ -70,7 +65,9 @@ class Recipe(_Keys):
     forgetting: ForgettingKeys = Field(
         default=ForgettingKeys(), description="what is measured after every stage, and how much of it may be lost"
     )
-    launch: LaunchKeys = Field(default=LaunchKeys(), description="how many processes train")
+    launch: LaunchKeys = Field(
+        default=LaunchKeys(), description="how many processes train, and how they share the model"
+    )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         default=[], description="trackers that also receive the metrics, as in `[tensorboard]`"
     )

@@ -21,6 +21,7 @@ from align.recipe import (
     contradictions,
     document,
     gate_actions,
+    launch_refusals,
     other_tools,
     pipeline,
     replays,
@@ -29,8 +30,10 @@ from align.recipe import (
 )
 from align.recipe.document import Document, dotted
 from align.recipe.keys import Recipe
+from align.recipe.launch_keys import LaunchKeys
 from align.recipe.plan import Loaded, StagePlan
 from align.recipe.validation import validate
+from align.run_folder.launch import Launch
 from align.stage.declaration import Stage
 from align.stage.keys import StageKeys
 from align.stage.rewrite_keys import scoring
@@ -92,16 +95,18 @@ def check(read: Document, root: Path) -> Loaded:
     for node in nodes:
         entry = entries[node.id]
         assert entry is not None
-        plan = _plan(recipe, node, entry.keys, entry.method or default)
+        launch = (entry.launch or recipe.launch).launch
+        plan = _plan(recipe, node, entry.keys, entry.method or default, launch)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
         warnings += contradictions.notes(plan)
     layers = contradictions.of_chain(read, plans, faults)
     for plan in plans:
-        faults.found += contradictions.of_stage(read, plan, layers, recipe.launch.processes)
+        faults.found += contradictions.of_stage(read, plan, layers)
     faults.found += contradictions.of_probes(read, recipe.forgetting, plans)
     faults.found += replays.faults(read, plans)
     faults.found += gate_actions.faults(read, recipe.forgetting, plans, layers)
+    faults.found += launch_refusals.faults(read, plans, recipe.forgetting)
     warnings += gate_actions.notes(recipe.forgetting, plans, layers)
     warnings += contradictions.of_precision(plans) + contradictions.of_base_row(plans, recipe.forgetting)
     warnings += contradictions.of_idle_keys(recipe.forgetting)
@@ -143,10 +148,11 @@ def _of_a_stage(name: str, nodes: list[pipeline.Node]) -> tuple[str, str] | None
 
 @dataclass(frozen=True)
 class _Entry:
-    """The checked entry of a stage; `method` where it has a parameterization of its own."""
+    """The checked entry of a stage; `method` where it has a parameterization of its own, `launch` likewise."""
 
     keys: StageKeys
     method: tuple[Method, ParameterizationKeys] | None
+    launch: LaunchKeys | None
 
 
 def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | None:
@@ -158,13 +164,16 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
         return None
     if node.reward is not None and "reward" in stage.keys.model_fields and entry.get("reward") is None:
         entry = {**entry, "reward": node.reward}
-    keys = method = None
+    keys = method = launch = None
     with faults.collect():
         keys = validate(read, stage.keys, _without_arguments(read, node, entry, faults), at, _closed(stage))
     own = entry.get("parameterization")
     if isinstance(own, dict):
         with faults.collect():
             method = _method(read, own, (*at, "parameterization"))
+    if isinstance(entry.get("launch"), dict):
+        with faults.collect():
+            launch = validate(read, LaunchKeys, entry["launch"], (*at, "launch"))
     given = entry.get("training")
     if isinstance(given, dict) and stage.arguments:
         for name, what, remedy in training_arguments.check(
@@ -187,7 +196,7 @@ def _entry(read: Document, node: pipeline.Node, faults: FaultList) -> _Entry | N
         if stage.gives == "reward":
             what = f"the stage '{node.program.name}' cannot replay: a reward model has no language-model head"
         faults.found.append(read.fault((*at, "replay"), what, "remove `replay` here"))
-    return None if keys is None else _Entry(keys, method)
+    return None if keys is None else _Entry(keys, method, launch)
 
 
 def _without_arguments(read: Document, node: pipeline.Node, entry: dict[str, Any], faults: FaultList) -> dict[str, Any]:
@@ -231,7 +240,7 @@ def _method(read: Document, data: dict[str, Any], at: tuple[str, ...]) -> tuple[
 
 
 def _plan(
-    recipe: Recipe, node: pipeline.Node, keys: StageKeys, method: tuple[Method, ParameterizationKeys]
+    recipe: Recipe, node: pipeline.Node, keys: StageKeys, method: tuple[Method, ParameterizationKeys], launch: Launch
 ) -> StagePlan:
     stage = node.program.stage
     shared = recipe.replay if stage.replays is True else None
@@ -239,7 +248,7 @@ def _plan(
     training = _training(stage.defaults, method[0].traits(method[1]).trains_base, keys.training)
     sources, _ = scoring(keys)
     rewards = tuple(dict.fromkeys(one.source for one in sources if one.source in recipe.stages))
-    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training)
+    return StagePlan(node.id, node.program, node.policy, rewards, keys, *method, replay, training, launch)
 
 
 # Where the engine departs from TRL's defaults, for every stage.

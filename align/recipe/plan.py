@@ -11,6 +11,7 @@ from align.parameterization.method import Method
 from align.parameterization.traits import ParameterizationKeys
 from align.recipe.document import Document
 from align.recipe.keys import Recipe
+from align.run_folder.launch import Launch
 from align.stage.keys import StageKeys
 from align.stage.program import Program
 from align.stage.replay_keys import Replay
@@ -29,6 +30,7 @@ class StagePlan:
     method_keys: ParameterizationKeys
     replay: Replay | None
     training: dict[str, Any]
+    launch: Launch
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
             "policy": plan.policy,
             "parameterization": plan.method_keys.model_dump(mode="json"),
             "training": plan.training,
+            "launch": plan.launch.model_dump(mode="json") if plan.keys.launch is not None else None,
         }
         if plan.program.stage.replays:
             stages[plan.id]["replay"] = plan.replay.model_dump(mode="json") if plan.replay else None

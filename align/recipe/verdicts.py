@@ -225,7 +225,7 @@ ENGINE: Final = {
     "trust_remote_code": "use the recipe's `model.trust_remote_code`",
     "model_init_kwargs": "use the keys under the recipe's `model`",
     "cast_lm_head_to_fp32": "use the recipe's `model.dtype`",
-    "deepspeed": _PROCESSES,
+    "deepspeed": "use the recipe's `launch: {engine: deepspeed}`",
     "fsdp": _PROCESSES,
     "fsdp_config": _PROCESSES,
     "accelerator_config": _PROCESSES,

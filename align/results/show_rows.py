@@ -20,6 +20,7 @@ from align.errors import AlignError
 from align.preflight.check import Prepared, prepare
 from align.recipe import training_arguments
 from align.recipe.plan import Loaded, StagePlan
+from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity
 from align.runner import launch, tickets
@@ -157,8 +158,9 @@ def _views(
         run = RunDir(Path(folder))
         identity = BaseModelIdentity(name=prepared.base.name, path=str(prepared.base.path), identity="")
         known = training_arguments.known(str(plan.program.stage.arguments))
-        alone = replace(plan, training=plan.training | {name: value for name, value in _ALONE.items() if name in known})
-        ticket = tickets.ticket_of(loaded, replace(prepared, rows={plan.id: few}), alone, run, identity, 1)
+        training = plan.training | {name: value for name, value in _ALONE.items() if name in known}
+        alone = replace(plan, training=training, launch=Launch())
+        ticket = tickets.ticket_of(loaded, replace(prepared, rows={plan.id: few}), alone, run, identity)
         values = [one.value for one in examples]
         job = Shown(
             ticket=ticket,

@@ -297,6 +297,11 @@ class RunDir:
         return self.queue / f"{number}.json"
 
     @property
+    def launch(self) -> Path:
+        """How each child was started: accelerate's configuration, and the line as a script."""
+        return self.root / "launch"
+
+    @property
     def stop(self) -> Path:
         """A file whose presence asks every process of the child to save and end."""
         return self.queue / "stop"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from align.run_folder.launch import Launch
 from align.run_folder.proofs import Proofs
 
 LOADING = "loading"  # what a stage is at until it says otherwise
@@ -219,9 +220,18 @@ class Ticket(BaseModel):
     ask_base: bool = False  # these alone, where the probes of the base are measured already
     ask_only: bool = False  # the same of a stage that is trained; with `measure_only`
     processes: int
+    launch: Launch = Launch()
     trackers: list[str]
     run_name: str
     resume_from: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _launched(cls, data: Any) -> Any:
+        """A ticket of an older align says no more than how many processes there are."""
+        if isinstance(data, dict) and "launch" not in data and "processes" in data:
+            return {**data, "launch": {"processes": data["processes"]}}
+        return data
 
     @property
     def made_from(self) -> str:

@@ -14,6 +14,7 @@ from align.parameterization import chain
 from align.run_folder import files, messages, reading
 from align.run_folder.comparison import ComparisonRequest, ComparisonResult
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
+from align.run_folder.launch import Launch
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Failure
@@ -27,28 +28,30 @@ TEARDOWN = 60.0  # seconds for processes that have nothing more to do
 
 
 class Child:
-    """Executes tickets; started with the first one and reused for all that follow: the stack is imported once."""
+    """Executes tickets; started with the first one and reused for all that follow with the same launch: the stack is
+    imported once for them."""
 
-    def __init__(self, run: RunDir, processes: int, watcher: Watcher, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, run: RunDir, watcher: Watcher, meanwhile: Callable[[], None]) -> None:
         """`meanwhile` is called again and again while a stage is at work."""
-        self.dir, self.processes, self.watcher, self.meanwhile = run, processes, watcher, meanwhile
+        self.dir, self.watcher, self.meanwhile = run, watcher, meanwhile
         self.process: subprocess.Popen[bytes] | None = None
         self.supervisor: Supervisor | None = None
         self.sent, self.stage = 0, ""
+        self.launch = Launch()  # of the process
 
-    def execute(self, stage: str) -> None:
+    def execute(self, stage: str, launched: Launch) -> None:
         """Hand a stage's ticket over and wait for its outcome.
 
         Raises:
             AlignError: the stage failed, the child died or hung, or the run folder is gone.
         """
         here = self.dir.stage(stage)
-        self._hand_over(here, Execute(stage=stage))
+        self._hand_over(here, Execute(stage=stage), launched)
         self._until(lambda: files.read_json(here.outcome) is not None, stage)
         self.watcher.refresh()
         self.watcher.end()
 
-    def interpolate(self, request: InterpolationRequest) -> InterpolationResult:
+    def interpolate(self, request: InterpolationRequest, launched: Launch) -> InterpolationResult:
         """Have a share of a stage's update found, as the request in the stage's folder says, and wait for the result.
 
         Raises:
@@ -62,14 +65,14 @@ class Child:
             done.extend([found] if found is not None and found.key == request.key else [])
             return bool(done)
 
-        self._hand_over(here, Interpolate(stage=request.stage))
+        self._hand_over(here, Interpolate(stage=request.stage), launched)
         self._until(is_done, request.stage, f"while it measured shares of the update of stage '{request.stage}'")
         self.watcher.end()
         return done[-1]
 
     def compare(self, request: ComparisonRequest) -> bool:
         """Have branches compared; returns whether that came to an end. The run's results do not depend on it."""
-        process, supervisor = self._started()
+        process, supervisor = self._started(self.launch)  # the first process compares, whatever their number
         self._send(Compare(branches=request))
         supervisor.begin()
         while (done := reading.whole(self.dir.comparison, ComparisonResult)) is None or done.key != request.key:
@@ -79,18 +82,18 @@ class Child:
             time.sleep(POLL_SECONDS)
         return True
 
-    def _hand_over(self, here: StageDir, message: Execute | Interpolate) -> None:
+    def _hand_over(self, here: StageDir, message: Execute | Interpolate, launched: Launch) -> None:
         self.stage = message.stage
         for old in here.errors:  # whoever began the stage has taken away its own
             if old != here.error:
                 old.unlink()
-        _, supervisor = self._started()
+        _, supervisor = self._started(launched)
         self._send(message)
         supervisor.begin()
 
     def _until(self, done: Callable[[], bool], stage: str, at: str = "") -> None:
         """Wait, and see whether the processes are well."""
-        process, supervisor = self._started()
+        process, supervisor = self._started(self.launch)
         while not done():
             self.watcher.refresh()
             self.meanwhile()
@@ -104,11 +107,17 @@ class Child:
                 raise self._deleted(supervisor)
             time.sleep(POLL_SECONDS)
 
-    def _started(self) -> tuple[subprocess.Popen[bytes], Supervisor]:
+    def _started(self, launched: Launch) -> tuple[subprocess.Popen[bytes], Supervisor]:
+        """The process; another one where it was started with another launch than is wanted now."""
+        if self.process is not None and launched != self.launch:
+            self.finish()
+            self.end()
+            self.process, self.supervisor, self.sent = None, None, 0
         if self.process is None or self.supervisor is None:
             shutil.rmtree(self.dir.queue, ignore_errors=True)
             with signals.held():
-                self.process = launch.start(self.dir.root, self.processes, self.dir.child_log)
+                self.process = launch.start(self.dir.root, launched, self.dir.child_log)
+                self.launch = launched
                 self.supervisor = Supervisor(self.dir, self.process)
         return self.process, self.supervisor
 
@@ -175,7 +184,7 @@ class Child:
         Raises:
             KeyboardInterrupt: they left because they were asked to.
         """
-        process, supervisor = self._started()
+        process, supervisor = self._started(self.launch)
         here = self.dir.stage(stage)
         cause = supervisor.cause(here, trouble)
         if process.returncode == Exit.INTERRUPTED or (cause is not None and cause.interrupted):

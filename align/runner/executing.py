@@ -120,7 +120,7 @@ class Executor:
         self.watcher.say(f"{plan.id}: looking for the largest share of its update that keeps the limits")
         self.watcher.begin(plan.id, here.metrics, here.progress)
         try:
-            return self.child.interpolate(request)
+            return self.child.interpolate(request, plan.launch)
         except AlignError:
             self.note(plan, status="failed")
             raise
@@ -239,7 +239,7 @@ class Executor:
         self.watcher.begin(plan.id, here.metrics, here.progress)
         self.page.write(measured=True)
         try:
-            self.child.execute(plan.id)
+            self.child.execute(plan.id, ticket.launch)
         except AlignError:
             self.note(plan, status="failed")
             raise

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from align.engines import ddp
+from align.engines import choose, command
+from align.run_folder import files
+from align.run_folder.launch import Launch
+from align.run_folder.paths import RunDir
 
 # Set for the child unless the user has set them.
 _QUIET = {
@@ -37,20 +44,75 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
 
 
-def start(run: Path, processes: int, log: Path) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Line:
+    """How a child is started.
+
+    Attributes:
+        command: the command line.
+        environment: what it finds in its environment where the user has set nothing else.
+        configuration: accelerate's, as YAML, and the file it is written into; None: accelerate starts nothing.
+        script: the file that holds the line, for whoever wants to start the child by hand.
+    """
+
+    command: list[str]
+    environment: dict[str, str]
+    configuration: tuple[Path, str] | None
+    script: Path
+
+    def write(self) -> None:
+        """Keep both files in the run folder."""
+        for path, text in ((self.script, self.shell()), *([self.configuration] if self.configuration else [])):
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                files.write_text(path, text)
+
+    def shell(self) -> str:
+        """A script that starts the same child. It gets its environment, and the stages whose tickets it executes."""
+        exports = "".join(f'export {key}="${{{key}-{value}}}"\n' for key, value in self.environment.items())
+        return f'{_SCRIPT}cd {shlex.quote(str(Path.cwd()))}\n{exports}exec {shlex.join(self.command)} "$@"\n'
+
+
+_SCRIPT = """\
+# written by align: how it started the processes of a stage. Without arguments they wait for what align asks of them;
+# with the names of stages they execute the tickets in the folders of these stages, and end.
+"""
+
+
+def line(run: Path, launch: Launch) -> Line:
+    """How the child of a launch is started.
+
+    Args:
+        run: the run folder.
+        launch: more than one process, or an engine other than ddp, goes through `accelerate launch`.
+    """
+    folder = RunDir(run).launch
+    found = choose.of(launch).configuration(launch)
+    configuration = (folder / f"{launch.name}.yaml", _yaml(found)) if found is not None else None
+    started = command.line(launch, configuration[0] if configuration else None, [str(run)])
+    environment = _QUIET | command.environment(launch) | {"PYTHONSAFEPATH": "1"}
+    return Line(started, environment, configuration, folder / f"{launch.name}.sh")
+
+
+def _yaml(configuration: dict[str, Any]) -> str:
+    """Values as in JSON, which every YAML reads alike: PyYAML, which accelerate uses, takes a bare `no` for false."""
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration.items())
+
+
+def start(run: Path, launch: Launch, log: Path) -> subprocess.Popen[bytes]:
     """Start the child; it reads the run's queue.
 
     Args:
         run: the run folder.
-        processes: how many; more than one goes through `accelerate launch` (gloo without a GPU).
+        launch: how many processes, and by which engine (gloo without a GPU).
         log: where the child prints before it knows its stage.
 
     The child gets a session of its own, so that Ctrl-C reaches only the parent, and a pipe whose end tells it that
     the parent is gone.
     """
-    environment = _QUIET | ddp.environment(processes) | os.environ | {"PYTHONSAFEPATH": "1"}
-    command = ddp.command("align.worker", [str(run)], processes)
+    how = line(run, launch)
+    how.write()
+    environment = how.environment | os.environ | {"PYTHONSAFEPATH": "1"}
     with log.open("ab") as out:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True
+            how.command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True
         )

@@ -103,7 +103,7 @@ class Run:
         )
         if prepared.base.revision:  # a run stays with one commit of a model that goes on changing
             self._set(hub=Pinned(base=(hub.base, hub.revision), commit=prepared.base.revision))
-        self.tickets = tickets.build(self.loaded, prepared, self.dir, self.loaded.recipe.launch.processes)
+        self.tickets = tickets.build(self.loaded, prepared, self.dir)
         resolved.write(self.dir.recipe, self.loaded)
 
     def _check_base(self, prepared: Prepared) -> None:
@@ -166,7 +166,7 @@ class Run:
 
     def _stages(self) -> Exit:
         self.page = LivePage(self.dir, self._tabulate, self.watcher.say)
-        child = Child(self.dir, self.loaded.recipe.launch.processes, self.watcher, self.page.tick)
+        child = Child(self.dir, self.watcher, self.page.tick)
         executor = Executor(self.loaded, self.dir, self.tickets, self.watcher, child, self.page, self._note)
         acting = Acting(executor, self.notifier)
         todo = [p for p in self.loaded.stages if self.options.only in (None, p.id)]

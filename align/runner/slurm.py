@@ -105,7 +105,7 @@ def of_recipe(
         AlignError, Faults: all faults of the recipe at once, or one of `asked`.
     """
     options.check([plan.id for plan in loaded.stages])
-    recipe, processes = loaded.recipe, loaded.recipe.launch.processes
+    recipe, processes = loaded.recipe, max(plan.launch.processes for plan in loaded.stages)
     gpus = 0 if recipe.model.base == "lab" else processes
     text = script(Job(recipe.name, run.root, Path.cwd(), processes, gpus, command), asked)
     found = prepare(loaded, weights=False)

@@ -53,12 +53,12 @@ _COSMETIC = (
 # Keys of a stage that stand in the fingerprint by content, not by name.
 _BY_CONTENT = (
     *("data", "eval_data", "replay", "reward", "rewrite"),
-    *("parameterization", "training", "stage", "policy", "too_long", "on_alarm"),
+    *("parameterization", "training", "launch", "stage", "policy", "too_long", "on_alarm"),
     *("ewc", "l2_sp", "kl_coef"),
 )
 
 
-def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> dict[str, Ticket]:
+def build(loaded: Loaded, prepared: Prepared, run: RunDir) -> dict[str, Ticket]:
     """Every stage's ticket, in order; what only its turn can tell (the policy, a checkpoint) is filled in then.
 
     Writes the checked rows into the run folder.
@@ -71,7 +71,7 @@ def build(loaded: Loaded, prepared: Prepared, run: RunDir, processes: int) -> di
     tickets: dict[str, Ticket] = {}
     prompts = answers.asked(loaded, prepared)
     for plan in loaded.stages:
-        tickets[plan.id] = ticket_of(loaded, prepared, plan, run, identity, processes)
+        tickets[plan.id] = ticket_of(loaded, prepared, plan, run, identity)
         tickets[plan.id].prompts = prompts
         seal(plan, loaded, tickets, run)
     return tickets
@@ -120,9 +120,7 @@ def _handed_on(stage: str, loaded: Loaded, tickets: Mapping[str, Ticket], run: R
     return [attempt(plan, loaded, tickets, run, reading.attempt(run.stage(stage))).fingerprint, decided]
 
 
-def ticket_of(
-    loaded: Loaded, prepared: Prepared, plan: StagePlan, run: RunDir, base: BaseModelIdentity, processes: int
-) -> Ticket:
+def ticket_of(loaded: Loaded, prepared: Prepared, plan: StagePlan, run: RunDir, base: BaseModelIdentity) -> Ticket:
     """A stage's ticket without a fingerprint."""
     rows, settings = prepared.rows[plan.id], loaded.recipe
     probes = _absolute_probes(settings.forgetting.model_dump(mode="json")["probes"], loaded.root)
@@ -154,12 +152,13 @@ def ticket_of(
         latency=plan.program.stage.gives == "policy" and wants_latency(settings.forgetting),
         probe_items=settings.forgetting.items,
         probe_budget=settings.forgetting.budget,
-        planned_rows=_planned(plan, rows, processes),
+        planned_rows=_planned(plan, rows),
         warnings=prepared.warnings.get(plan.id, []),
         probes_sha256=prepared.probes,
         measure_base=False,
         inside=_inside(plan, settings.forgetting),
-        processes=processes,
+        processes=plan.launch.processes,
+        launch=plan.launch,
         trackers=list(settings.trackers),
         run_name=f"{settings.name}-{plan.id}",
     )
@@ -180,9 +179,10 @@ def _of_the_lab(plan: StagePlan) -> bool:
     return any(one is not None and one.source == COVERING for data in listed for one in data)
 
 
-def _planned(plan: StagePlan, rows: StageRows, processes: int) -> int:
+def _planned(plan: StagePlan, rows: StageRows) -> int:
     """Rows that pass through the model in training: of as many steps as are foreseen, or else once."""
     per_device, accumulation = plan.global_batch
+    processes = plan.launch.processes
     made = run_length.steps(plan, len(rows.train), processes)
     return len(rows.train) if made is None else made * per_device * accumulation * processes
 
@@ -207,7 +207,8 @@ def fingerprint(plan: StagePlan, ticket: Ticket, above: list[str]) -> str:
     Args:
         above: the fingerprints of the stages whose policy and rewards come in, and what was decided on the policy.
 
-    The number of processes is not in it, the global batch is; nor is where the run goes or how often it logs.
+    The engine and the number of processes are not in it, the global batch is; nor is where the run goes or how often it
+    logs.
     """
     per_device, accumulation = plan.global_batch
     model = ticket.model

@@ -98,6 +98,16 @@ class Seal(TrainerCallback):
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
+class Ready(TrainerCallback):
+    """Looks at the trainer when all is ready for the first step."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self.look = look
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.look()
+
+
 class Stop(TrainerCallback):
     """Ends training after the step at which the run was asked to stop, with a checkpoint."""
 

@@ -15,12 +15,13 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from align.data.replay import Source
+from align.engines import choose
 from align.errors import AlignError, Exit
 from align.run_folder import files, heartbeats, messages
 from align.run_folder.messages import Told
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Fisher, Ticket
-from align.stage.callbacks import Alive, Interrupted, Seal, Stop, Watch, figures
+from align.stage.callbacks import Alive, Interrupted, Ready, Seal, Stop, Watch, figures
 from align.stage.keys import StageKeys
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Job:
         rows, evaluation: canonical rows (align.data.formats), replayed ones included and counted in `groups`.
         groups: 0 for a row of the task, for a replayed one the number of its source from 1.
         penalties: what keeps the weights near where they started.
+        distributed_type: how accelerate has trained it, once it has.
         weights: of all that keeps the policy near, by name, for the record.
         fisher: what `ewc` weighs by.
         proving: what proves before the first update that the launch trains what it should.
@@ -67,6 +69,7 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     steps: int = 0
     global_batch: int = 0
+    distributed_type: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     inside: Measuring | None = None
     penalties: list[Penalty] = field(default_factory=list)
@@ -177,7 +180,10 @@ class Job:
         watch = Watch(self.dir.metrics, resumed=checkpoint is not None)
         proving = [self.proving.callback(trainer)] if self.proving else []
         watching = [inside.Watching(self.inside, self.model, watch, checkpoint)] if self.inside else []
-        for callback in (*proving, watch, *watching, Seal(), stop, Alive()):
+        engine = choose.of(self.ticket.launch)
+        engine.prepare(trainer)
+        proof = Ready(lambda: engine.prove(trainer, self.ticket.launch))
+        for callback in (*proving, watch, *watching, Seal(), stop, Alive(), proof):
             trainer.add_callback(callback)
         self._penalise(trainer)
         args = trainer.args
@@ -194,7 +200,8 @@ class Job:
         if stop.stopped:
             raise Interrupted
         # off with what was put around the model for training, so that it is measured and saved as itself
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        engine.whole(trainer)
+        self.distributed_type = str(trainer.accelerator.distributed_type.value)
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
         if self.inside is not None:

@@ -61,6 +61,10 @@ class StageKeys(BaseModel):
     parameterization: dict[str, Any] | None = Field(
         None, description="which weights this stage trains, as in `{method: qlora}`; replaces the recipe's entirely"
     )
+    launch: dict[str, Any] | None = Field(
+        None,
+        description="how this stage's processes are started, as in `{processes: 2}`; replaces the recipe's entirely",
+    )
     replay: Replay | None = Field(None, description="replaces the recipe's; `null` turns replay off for this stage")
     ewc: Ewc | None = Field(
         None, description="keeps weights near where they were, those most that given rows need most (EWC)"

@@ -20,6 +20,7 @@ from align.penalties.ratio import ratios
 from align.policy.base import heads
 from align.policy.stack import TRAINED
 from align.trainers.terms import Term
+from align.trainers.zero import ZeroCheckpoints
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -27,7 +28,7 @@ else:
     Trainer = object
 
 
-class BaseTrainer(Trainer):
+class BaseTrainer(ZeroCheckpoints, Trainer):
     """Mixed in before a TRL trainer. The overridden methods are held by tests/test_trl_surface.py.
 
     Attributes:

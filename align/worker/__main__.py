@@ -3,6 +3,8 @@
 `python -m align.worker RUN_DIR`, started by align/runner/launch.py. Each ticket ends with an outcome, written last,
 or an error.
 The parent keeps the other end of standard input; when it is gone, so is the reason to go on.
+
+`python -m align.worker RUN_DIR STAGE ...` executes the tickets of these stages and ends, without a parent.
 """
 
 from __future__ import annotations
@@ -34,12 +36,13 @@ POLL_SECONDS = 0.05
 
 def main() -> None:
     """Execute the tickets of a run's queue until it says that it is done."""
-    run = RunDir(Path(sys.argv[1]))
-    threading.Thread(target=_end_with_parent, args=(run,), daemon=True).start()
+    run, stages = RunDir(Path(sys.argv[1])), sys.argv[2:]
+    if not stages:
+        threading.Thread(target=_end_with_parent, args=(run,), daemon=True).start()
     heartbeats.begin(run, _rank(), _world())
     signals.listen()
     code = Exit.DONE
-    for message in _messages(run):
+    for message in map(_by_hand, stages) if stages else _messages(run):
         if isinstance(message, Compare):
             _compare(run, message.branches)
             continue
@@ -75,6 +78,11 @@ def _messages(run: RunDir) -> Iterator[Execute | Compare | Interpolate]:
         yield message
         heartbeats.beat("waiting")
         number += 1
+
+
+def _by_hand(stage: str) -> Execute | Compare | Interpolate:
+    """What somebody asks for who started the worker without a parent."""
+    return Execute(stage=stage)
 
 
 def _compare(run: RunDir, branches: ComparisonRequest) -> None:
@@ -232,7 +240,7 @@ def _leave(code: Exit) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        print(json.dumps({"usage": "python -m align.worker RUN_DIR"}), file=sys.stderr)
+    if len(sys.argv) < 2:
+        print(json.dumps({"usage": "python -m align.worker RUN_DIR [STAGE ...]"}), file=sys.stderr)
         sys.exit(Exit.BAD_INPUT)
     main()

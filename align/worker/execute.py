@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from align.engines import ddp
+from align.engines import choose
 from align.errors import AlignError, Exit
 from align.forgetting.battery import leaks
 from align.forgetting.probes import Battery, Probe
@@ -108,7 +108,7 @@ def load(run: RunDir, ticket: Ticket, interrupted: Callable[[], bool]) -> Loaded
     Raises:
         AlignError: another number of processes came up, the program was changed, an argument needs a GPU.
     """
-    world = ddp.begin(ticket.processes)
+    world = choose.of(ticket.launch).begin(ticket.launch)
     limit_threads(ticket)
     _free()  # the model of the stage before is held by cycles
     if torch.cuda.is_available():
@@ -223,7 +223,7 @@ def _outcome(
         measure_cpu_seconds=measured["cpu_seconds"] if measured else 0.0,
         probes_sha256=ticket.probes_sha256,
         world_size=at.world.num_processes,
-        distributed_type=str(at.world.distributed_type.value),
+        distributed_type=job.distributed_type or str(at.world.distributed_type.value),
         global_batch_size=job.global_batch,
         steps=job.steps,
         parameters=built.parameters,

@@ -1,0 +1,51 @@
+"""The keys of `launch`: how many processes train, and how they share the model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from align.run_folder.launch import Launch
+
+
+class LaunchKeys(BaseModel):
+    """`launch:` how the training processes are started and share the model."""
+
+    model_config = ConfigDict(extra="forbid")
+    engine: Literal["ddp", "deepspeed"] = Field(
+        "ddp", description="how they share the model: `ddp`, each has all of it; `deepspeed`, which shares it out"
+    )
+    processes: int = Field(1, ge=1, le=1024, description="number of training processes, usually one per GPU")
+    zero_stage: Literal[2] | None = Field(
+        None, description="of `deepspeed`: 2, its default, shares out the optimizer's state and the gradients"
+    )
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _engine(cls, value: Any) -> Any:
+        if value == "fsdp":
+            raise ValueError(
+                "fsdp is not supported yet: on a CPU accelerate silently trains with DDP; write ddp or deepspeed"
+            )
+        return value
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _zero_stage(cls, value: Any) -> Any:
+        if value == 3 and not isinstance(value, bool):
+            raise ValueError("ZeRO-3, which shares out the weights too, is not supported yet; write 2")
+        return value
+
+    @model_validator(mode="after")
+    def _of_deepspeed(self) -> Self:
+        if self.engine == "deepspeed":
+            self.zero_stage = 2
+        elif self.zero_stage is not None:
+            raise ValueError(f"`zero_stage` does nothing with the engine {self.engine}; write `engine: deepspeed`")
+        return self
+
+    @property
+    def launch(self) -> Launch:
+        """As a ticket holds it."""
+        return Launch(engine=self.engine, processes=self.processes, zero_stage=self.zero_stage)

@@ -1,0 +1,28 @@
+"""How the stages of a recipe would be started, for `--print-launch`. Starts and writes nothing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from itertools import groupby
+
+from align.recipe.plan import Loaded
+from align.run_folder.paths import RunDir
+from align.runner import launch
+
+
+def shown(loaded: Loaded, run: RunDir) -> str:
+    """For each group of stages that share a child: who is in it, its environment and command line, and the
+    configuration of accelerate."""
+    return "\n".join(_groups(loaded, run))
+
+
+def _groups(loaded: Loaded, run: RunDir) -> Iterator[str]:
+    for how, plans in groupby(loaded.stages, key=lambda plan: plan.launch):
+        line = launch.line(run.root, how)
+        given = " ".join(f"{key}={shlex.quote(value)}" for key, value in line.environment.items())
+        yield f"# {', '.join(plan.id for plan in plans)}: {how}"
+        yield f"env {given} {shlex.join(line.command)}\n"
+        if line.configuration is not None:
+            path, text = line.configuration
+            yield f"# {path}\n{text}"

@@ -1,0 +1,124 @@
+"""What ZeRO-2 shares out is put together as torch's optimizer has it, and shared out again; without DeepSpeed.
+
+Its optimizer is rebuilt here as far as it is touched: flat groups of weights, cut into a part for each process.
+The tests of test_deepspeed.py do the same with the real one.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from align.trainers import zero
+
+SHAPES = [[(3, 5), (7,)], [(4,), (1,)]]  # of two groups of weights; parts end inside a weight
+
+
+def trained() -> tuple[torch.optim.Optimizer, list[list[nn.Parameter]]]:
+    """AdamW after a few steps, as one process has it."""
+    torch.manual_seed(0)
+    groups = [[nn.Parameter(torch.randn(shape)) for shape in shapes] for shapes in SHAPES]
+    settings = [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (0.1, 0.0), strict=True)]
+    optimizer = torch.optim.AdamW(settings, lr=0.01)
+    for _ in range(3):
+        for parameter in [one for group in groups for one in group]:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    return optimizer, groups
+
+
+def sharing(groups: list[list[nn.Parameter]], rank: int, processes: int) -> Any:
+    """DeepSpeed's optimizer of one process, before its first step."""
+    parts, whole = [], []
+    for group in groups:
+        flat = torch.cat([one.detach().flatten() for one in group])
+        size = -(-len(flat) // processes)  # the last part is filled up
+        start, end, at = rank * size, (rank + 1) * size, 0
+        copies = [nn.Parameter(one.detach().clone()) for one in group]
+        for one in copies:
+            low, high = max(at, start), min(at + one.numel(), end)
+            here = SimpleNamespace(start=low - start, numel=high - low)
+            there = SimpleNamespace(start=low - at, numel=high - low)
+            mapping = SimpleNamespace(hp_fragment_address=here, lp_fragment_address=there) if low < high else None
+            one._hp_mapping = mapping  # type: ignore[attr-defined]
+            at += one.numel()
+        whole.append(copies)
+        padded = torch.cat([flat, flat.new_zeros(size * processes - len(flat))])
+        parts.append(nn.Parameter(padded[start:end].clone()))
+    settings = [{"params": [part], "weight_decay": 0.5} for part in parts]
+    optimizer = torch.optim.AdamW(settings, lr=1.0)
+    return SimpleNamespace(optimizer=optimizer, single_partition_of_fp32_groups=parts, bit16_groups=whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_state_is_shared_out_and_put_together_to_the_same_bits(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, groups = trained()
+    state = optimizer.state_dict()
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda _: None)  # each process tells its own part; summed below
+    found = []
+    for rank in range(processes):
+        one = sharing(groups, rank, processes)
+        zero.scatter(one, state)
+        assert [group["lr"] for group in one.optimizer.param_groups] == [0.01, 0.01]
+        gathered = zero.gathered(one, keep=True)
+        assert gathered is not None
+        found.append(gathered)
+        assert zero.gathered(one, keep=False) is None, "the others only take part"
+    assert all(one["param_groups"] == state["param_groups"] for one in found)
+    assert state["state"].keys() == found[0]["state"].keys()
+    for number, own in state["state"].items():
+        for key, value in own.items():
+            said = [one["state"][number][key] for one in found]
+            if key == "step":
+                assert all(torch.equal(one, value) for one in said)
+            else:
+                assert torch.equal(sum(said), value), (number, key)
+                assert said[0].shape == value.shape
+
+
+def test_the_parts_of_processes_take_the_step_that_one_process_takes() -> None:
+    optimizer, groups = trained()
+    two = [sharing(groups, rank, 2) for rank in range(2)]
+    for one in two:
+        zero.scatter(one, optimizer.state_dict())
+    for group in groups:
+        for parameter in group:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for one in two:
+        for part in one.single_partition_of_fp32_groups:
+            part.grad = torch.ones_like(part)
+        one.optimizer.step()
+    for number, group in enumerate(groups):
+        expected = torch.cat([parameter.detach().flatten() for parameter in group])
+        flat = torch.cat([one.single_partition_of_fp32_groups[number].detach() for one in two])
+        assert torch.equal(flat[: len(expected)], expected)
+
+
+def test_groups_that_deepspeed_removes_stand_in_a_checkpoint() -> None:
+    """As torch's optimizer and scheduler have them, which ask for as many groups as there were."""
+    weights = [nn.Parameter(torch.ones(3))]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": [], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    made = [None, dict(optimizer.param_groups[1])]
+    optimizer.step()
+    scheduler.step()
+    whole, settings = optimizer.state_dict()["param_groups"], scheduler.state_dict()
+    kept = zero.without_removed(whole, made)
+    assert [group["params"] for group in kept] == [[0]]
+    assert zero.with_removed(kept, made) == whole
+    assert zero.with_removed(settings["base_lrs"][:1], made) == settings["base_lrs"] == [0.5, 0.5]
+    assert zero.with_removed(settings["_last_lr"][:1], made) == settings["_last_lr"] == [0.25, 0.25]
+
+
+def test_the_state_of_other_weights_is_refused() -> None:
+    optimizer, groups = trained()
+    with pytest.raises(ValueError, match="the checkpoint's optimizer has other weights than the model trains"):
+        zero.scatter(sharing([groups[0][:1], groups[1]], 0, 1), optimizer.state_dict())
