@@ -215,7 +215,11 @@ def test_the_policy_is_measured_whole_and_laid_out_as_a_stage(stages: Stages) ->
 
     decided = reading.outcome(here.decided)
     assert decided is not None and decided.policy == found.policy
-    assert decided.steps == stages.outcomes["further"].steps
+    trained = stages.outcomes["further"]
+    assert decided.steps == trained.steps
+    assert trained.proofs.saved is not None and decided.proofs.saved is None, "which was of another file"
+    assert decided.proofs.absent["saved"] == "a share of the update goes on, in place of what was trained"
+    assert decided.proofs.first_loss is not None and decided.proofs.first_loss == trained.proofs.first_loss
     assert "model/adapter_model.safetensors" in decided.artifacts
     card = (here.decided.model / "README.md").read_text()
     assert f"- a share of {found.share:g} of the update of the stage `further` (flat), of rank 16\n" in card

@@ -201,11 +201,11 @@ def test_the_fisher_information_is_that_of_the_policy_alone(stages: models.Stage
         stages.ticket("judge", "reward", models.BASE, models.LORA, rows=models.preferences(8), max_steps=1)
     )
     keys, given = {"ewc": EWC}, {"max_completion_length": 6, "steps_per_generation": 1, "max_steps": 1}
-    stages.execute(stages.ticket("plain", "sft", policy, models.LORA, keys=keys, fisher=OLD, max_steps=1))
+    stages.execute(stages.ticket(f"plain_{program}", "sft", policy, models.LORA, keys=keys, fisher=OLD, max_steps=1))
     rewards = [Reward(name="judge", kind="stage", weight=1.0, stage="judge", model=judge)] if program == "rloo" else []
     given |= {"num_generations": 2 if program == "rloo" else 1}
     id = f"after_{program}"
     stages.execute(stages.ticket(id, program, policy, models.LORA, keys=keys, fisher=OLD, rewards=rewards, **given))
-    one, other = (load_file(stages.run.stage(name).fisher) for name in ("plain", id))
+    one, other = (load_file(stages.run.stage(name).fisher) for name in (f"plain_{program}", id))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

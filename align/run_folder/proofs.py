@@ -98,6 +98,10 @@ class Proofs(_Proof):
     ranks_agree: RanksAgree | None = None
     absent: dict[Name, str] = {}
 
+    def without(self, name: Name, why: str) -> Proofs:
+        """All but one, and why that does not apply."""
+        return self.model_copy(update={name: None, "absent": {**self.absent, name: why}})
+
 
 def read(path: Path, fingerprint: str) -> Proofs | None:
     """Those that a launch of the same stage has kept; None where there are none."""

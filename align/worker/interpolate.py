@@ -30,6 +30,7 @@ from align.worker.execute import Loaded
 from align.worker.rows import recall
 
 T = TypeVar("T")
+_SHARE = "a share of the update goes on, in place of what was trained"
 
 
 @dataclass
@@ -193,6 +194,7 @@ def _save(found: Search, share: float, measured: dict[str, float]) -> Policy:
     outcome = found.outcome.model_copy(
         update={
             "policy": policy,
+            "proofs": found.outcome.proofs.without("saved", _SHARE),
             "measure_seconds": measured["seconds"],
             "measure_cpu_seconds": measured["cpu_seconds"],
             "probes_sha256": at.ticket.probes_sha256,
