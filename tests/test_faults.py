@@ -66,7 +66,7 @@ class Run:
         """Run until the fault and what the test does then, and to the end of the command."""
         process = self.start(fault)
         rank = 0 if ":all:" in fault else int(fault.split(":")[1])
-        runs.wait_for(process, (self.folder / f"tripped.{rank}").exists)
+        runs.wait_for(process, (self.folder / f"tripped.{rank}").exists, 600)
         began = time.monotonic()
         then(process)
         pids = [int(path.read_text()) for path in self.folder.glob("pid.*")]
@@ -75,7 +75,7 @@ class Run:
             assert time.monotonic() - began < 300
             time.sleep(0.05)
         self.seconds = time.monotonic() - began
-        self.said, _ = process.communicate(timeout=300)
+        self.said, _ = process.communicate(timeout=600)
         self.whole, self.code = time.monotonic() - began, process.returncode
         assert all(processes.is_gone(pid) for pid in pids), "an orphan"
         print(self.processes, fault, self.code, f"{self.seconds:.1f} s, {self.whole:.1f} s with the report", self.said)
@@ -83,7 +83,7 @@ class Run:
     def finish(self, fault: str) -> None:
         """Run to the end; of a fault, whose rank there is not, only what is measured counts."""
         process = self.start(fault)
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
 
     @property
