@@ -45,7 +45,7 @@ stages:
     data: &pairs {source: lab/helpdesk_preferences, limit: 64}
     training: *training
   reward:
-    policy: dpo
+    policy: sft
     data: *pairs
     eval_data: 8
     training: *training
