@@ -39,6 +39,7 @@ OPTIONS = {
         "--only",
         "--fresh",
         "--processes",
+        "--print-launch",
         "--model",
         "--data",
         "--method",

@@ -350,9 +350,9 @@ def test_a_file_that_is_not_what_was_trained_fails_the_stage(stages: Stages) -> 
 def test_a_resumed_stage_keeps_the_proofs_of_its_start(stages: Stages) -> None:
     given = {"save_strategy": "steps", "save_steps": 1, **PAIRS}
     ticket = stages.ticket("dpo", "dpo", BASE, LORA, **given)
-    with pytest.raises(Interrupted):
-        work.do(stages.run, ticket, lambda: True)
     here = stages.run.stage("dpo")
+    with pytest.raises(Interrupted):
+        work.do(stages.run, ticket, here.proofs.is_file)
     before = here.proofs.read_bytes()
     ticket.resume_from = "checkpoints/checkpoint-1"
     with mock.patch.object(start, "loss", side_effect=AssertionError("computed again")):

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from align.errors import AlignError
 from align.run_folder import files
+from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure
 from align.runner import child, hung, launch, processes, signals, supervise
@@ -56,10 +57,10 @@ class Two:
         files.write_json(self.here.ticket, {"parameterization": {"method": "lora"}})
         monkeypatch.setattr(launch, "start", self.start)
         self.watcher = Watcher(Console(file=io.StringIO(), width=300))
-        self.child = child.Child(self.dir, 2, self.watcher, lambda: None)
+        self.child = child.Child(self.dir, self.watcher, lambda: None)
         self.shell = ""
 
-    def start(self, run: Path, count: int, log: Path) -> subprocess.Popen[bytes]:
+    def start(self, run: Path, launched: Launch, log: Path) -> subprocess.Popen[bytes]:
         command = ["sh", "-c", BEGIN + self.shell]
         return subprocess.Popen(command, stdin=subprocess.PIPE, cwd=run, start_new_session=True)
 
@@ -74,7 +75,7 @@ class Two:
         self.watcher.begin("sft", self.here.metrics, self.here.progress)
         try:
             with pytest.raises(AlignError) as error:
-                self.child.execute("sft")
+                self.child.execute("sft", Launch(processes=2))
         finally:
             self.child.end()
         pids = [int(pid) for pid in (self.dir.root / "pids").read_text().split()]
@@ -157,7 +158,7 @@ def test_a_rank_that_was_asked_to_leave_takes_the_others_with_it(two: Two, monke
     monkeypatch.setattr(supervise, "LEAVING", 0.5)
     two.shell = "beat 1 $two step 130; sleep 60"
     with pytest.raises(KeyboardInterrupt):
-        two.child.execute("sft")
+        two.child.execute("sft", Launch(processes=2))
     two.child.interrupt()
     two.child.end()
     assert not two.here.error.exists()
@@ -197,7 +198,7 @@ def test_a_wish_to_stop_ends_when_all_have_left(two: Two) -> None:
 
     two.child.meanwhile = interrupt
     with pytest.raises(KeyboardInterrupt):
-        two.child.execute("sft")
+        two.child.execute("sft", Launch(processes=2))
     two.child.interrupt()
     two.child.end()
     assert isinstance(two.watcher.console.file, io.StringIO)

@@ -17,6 +17,7 @@ import torch
 import models
 from align.errors import AlignError, Exit
 from align.run_folder import files, messages
+from align.run_folder.launch import Launch
 from align.run_folder.messages import Execute, Finish
 from align.run_folder.paths import RunDir
 from align.runner import launch
@@ -54,7 +55,7 @@ def stages(tmp_path: Path) -> Stages:
 def child(stages: Stages) -> Iterator[subprocess.Popen[bytes]]:
     """A child that waits for its first ticket."""
     stages.run.root.mkdir()
-    process = launch.start(stages.run.root, 1, stages.run.child_log)
+    process = launch.start(stages.run.root, Launch(), stages.run.child_log)
     yield process
     process.kill()
     process.wait()
@@ -152,7 +153,7 @@ def test_a_stack_that_cannot_be_imported(stages: Stages, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONPATH", str(broken.parent))
     stages.run.root.mkdir()
     send(stages, 1, "first")
-    with launch.start(stages.run.root, 1, stages.run.child_log) as process:
+    with launch.start(stages.run.root, Launch(), stages.run.child_log) as process:
         assert process.wait(timeout=30) == 4
     assert json.loads(stages.run.stage("first").error.read_text()) == {
         "what": "the training stack cannot be imported: libcudart.so.13: cannot open shared object file",
@@ -235,6 +236,9 @@ def tensor_bytes() -> int:
 
 def test_nothing_of_a_stage_is_held_while_the_next_ones_train(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its model, gradients and optimizer stand in cycles: what is not collected then is there as long as the worker."""
+    worker._import_stack()
+    gc.unfreeze()  # what earlier tests left is not of these stages
+    gc.collect()
     held: list[int] = []
     free = work._free
 
