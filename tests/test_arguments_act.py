@@ -197,6 +197,13 @@ def given(stages: Stages, name: str, training: dict[str, Any]) -> Any:
     return job.arguments(getattr(configs, program.stage.arguments))
 
 
+def test_one_process_trains_on_one_gpu(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers puts DataParallel over all that it sees, and the batch is as many times larger."""
+    monkeypatch.setattr(trl.SFTConfig, "__post_init__", lambda self: setattr(self, "_n_gpu", 4))
+    args = given(stages, "sft", {"per_device_train_batch_size": 8})
+    assert (args.n_gpu, args.train_batch_size) == (1, 8)
+
+
 @pytest.mark.parametrize("name", arguments_page.stages())
 def test_what_acts_reaches_the_trainer(name: str, stages: Stages) -> None:
     config = arguments_page.stages()[name].arguments

@@ -117,6 +117,40 @@ def test_a_process_that_computes_does_not_hang_where_nothing_is_usual_yet() -> N
     assert world.wait(20) is not None, "one that only waits busily"
 
 
+def test_a_process_that_reads_or_writes_does_not_hang() -> None:
+    """A disk that has become slow: the first checkpoint took a second, the next one takes minutes."""
+    world = World()
+    world.beat("saving", step=1)
+    world.wait(1)
+    world.beat("step")
+    world.wait(1)
+    world.beat("saving", step=2)
+    for _ in range(5):
+        assert world.wait(55) is None
+        world.listener.hear(world.beats, world.now, moving={0})
+    assert world.wait(59) is None
+    assert world.wait(3) is not None
+
+
+def test_a_stage_that_compiles_may_do_so_again_at_any_step() -> None:
+    """For a row of another length."""
+    world = World()
+    world.listener.reset(compiles=True)
+    world.beat("step")
+    world.steps(*(1.0,) * 6)
+    assert world.wait(1790) is None
+    assert world.wait(20) is not None
+
+
+def test_a_process_that_is_suspended_with_its_parent_teaches_nothing() -> None:
+    world = World()
+    world.beat("step")
+    world.steps(*(1.0,) * 6)
+    world.now += 86_400
+    world.beat("step", step=7)  # its own clock went on
+    assert world.wait(120) is not None
+
+
 def test_quick_steps_are_known_after_a_second() -> None:
     """Of which a sign is written once in a while."""
     world = World()

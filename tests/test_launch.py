@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import runs
-from align.engines import choose
+from align.engines import choose, command
 from align.errors import AlignError, Exit
 from align.preflight.check import prepare
 from align.recipe import resolved
@@ -21,7 +21,7 @@ from align.run_folder import files
 from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
-from align.runner import launch, tickets
+from align.runner import launch, print_launch, tickets
 
 RECIPE = """\
 name: several
@@ -112,10 +112,44 @@ env {environment} PYTHONSAFEPATH=1 {python} -P -m align.worker {run}
 def test_the_launch_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = runs.run(runs.write(tmp_path, RECIPE), run, "--print-launch")
-    threads = max(1, (os.cpu_count() or 1) // 2)
+    threads = max(1, command.cores() // 2)
     environment = " ".join(f"{key}={value}" for key, value in launch._QUIET.items())
     assert said.stdout == PRINTED.format(environment=environment, threads=threads, python=sys.executable, run=run)
     assert not run.exists()
+
+
+FOREIGN = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_PORT": "1", "ACCELERATE_MIXED_PRECISION": "bf16"}
+
+
+def test_what_another_launcher_left_in_the_environment_is_not_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process would wait for three others, and compute in another precision than the recipe says."""
+    for name, value in FOREIGN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    shown = "import os, sys; print({k: os.environ.get(k) for k in sys.argv[1:]})"
+    asked = [sys.executable, "-c", shown, *FOREIGN, "CUDA_VISIBLE_DEVICES"]
+    monkeypatch.setattr(command, "line", lambda *_: asked)
+    launch.start(tmp_path, Launch(), tmp_path / "log").communicate()
+    expected = f"{dict.fromkeys(FOREIGN) | {'CUDA_VISIBLE_DEVICES': '3'}}\n"
+    assert (tmp_path / "log").read_text() == expected
+    by_hand = subprocess.run(["sh", tmp_path / "launch/ddp-1.sh"], capture_output=True, text=True, check=True)
+    assert by_hand.stdout == expected
+    found = "".join(print_launch.shown(load(runs.write(tmp_path, RECIPE)), RunDir(tmp_path)))
+    assert "env -u RANK -u WORLD_SIZE -u MASTER_PORT -u ACCELERATE_MIXED_PRECISION HF_HUB" in found
+
+
+def test_nobody_trains_by_hand_in_a_run_that_is_under_way(tmp_path: Path) -> None:
+    with RunDir(tmp_path).locked():
+        worker = [sys.executable, "-m", "align.worker", tmp_path, "sft"]
+        said = subprocess.run(worker, capture_output=True, text=True, check=False)
+    assert said.returncode == Exit.BAD_INPUT
+    assert said.stderr == (
+        f"the run folder '{tmp_path}' is in use by process {os.getpid()}\n"
+        "  -> wait for it to end, or give another --run-dir\n"
+    )
+    assert not RunDir(tmp_path).queue.exists()
 
 
 def test_a_recipe_with_a_fault_is_not_launched(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
         "transformers.trainer:Trainer",
         {"stage/job.py", "trainers/base.py", "trainers/ppo.py", "trainers/zero.py"},
     ),
+    "_n_gpu": ("transformers.training_args", {"stage/job.py"}),
     "_original_forward": ("accelerate.accelerator", {"engines/deepspeed.py"}),
     "_hp_mapping": ("deepspeed.utils.mixed_precision_linkage", {"trainers/zero.py"}),
     "_active_adapter": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),

@@ -89,7 +89,7 @@ def test_what_the_command_line_asks_for_stands_in_the_script(
     assert words == [sys.executable, "-P", "-m", "align", "run", recipe, *given]
     assert f"#SBATCH --output='{tmp_path}/it is $here/slurm-%j.log'\n" in out
     assert "#SBATCH --exclusive\n" in out and "#SBATCH --time=1-0\n" in out and "04:00:00" not in out
-    assert "#SBATCH --cpus-per-task=16\n" in out and "cores=${SLURM_CPUS_PER_TASK:-16}\n" in out
+    assert "#SBATCH --cpus-per-task=16\n" in out and "cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-16}}\n" in out
 
 
 def test_a_wrong_recipe_gets_no_script(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from align.errors import AlignError
 from align.run_folder import files
 from align.run_folder.launch import Launch
+from align.run_folder.messages import Execute
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure
 from align.runner import child, hung, launch, processes, signals, supervise
@@ -173,6 +174,38 @@ def test_a_rank_that_is_stopped_hangs_in_whatever_phase(two: Two, monkeypatch: p
         "the process is stopped, as SIGSTOP does",
         f"run the same command again and it resumes; what each process was doing is in its log, {two.dir.child_log}",
     )
+
+
+def test_a_result_that_is_whole_is_not_thrown_away(two: Two) -> None:
+    """A process that dies just after the outcome is written, between two looks."""
+    two.shell = "kill -KILL $two" + ended(-9)
+    two.watcher.begin("sft", two.here.metrics, two.here.progress)
+    process, _ = two.child._started(Launch(processes=2))
+    two.child._send(Execute(stage="sft"))
+    process.wait()
+    looks = iter([False, True, True])
+    two.child._until(lambda: next(looks), "sft")
+    two.child.end()
+    assert not two.here.error.exists()
+
+
+FORK = """
+import multiprocessing, time
+from align.worker import signals
+signals.listen()
+process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+process.start()
+process.terminate()
+process.join(10)
+print(process.exitcode)
+process.kill()
+"""
+
+
+def test_what_a_process_that_trains_has_forked_can_be_terminated() -> None:
+    """A reward that runs code with a time limit, a pool that is closed: else they are waited for, for ever."""
+    said = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    assert said.stdout == "-15\n"
 
 
 @pytest.mark.parametrize("what", ["queue", "folder"])

@@ -11,6 +11,17 @@ from typing import Any
 from align.run_folder.launch import Launch
 
 WORKER = "align.worker"
+# What launchers and schedulers hand to their processes, and `accelerate launch` to its own. Found in the environment of
+# `align run`, as under Kubeflow or torchrun, it makes one process wait for others, or train by another engine.
+FOREIGN = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT", "PET_RDZV_ENDPOINT"),
+    *("PET_RDZV_BACKEND", "PET_RDZV_ID", "PET_RDZV_CONF", "PET_STANDALONE", "PET_MAX_RESTARTS"),
+    *("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"),
+    *("ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
+    *("ACCELERATE_GRADIENT_CLIPPING", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DEEPSPEED_CONFIG_FILE"),
+    *("ACCELERATE_CONFIG_DS_FIELDS", "ACCELERATE_TORCH_DEVICE"),
+)
 
 
 def line(launch: Launch, configuration: Path | None, arguments: Sequence[str]) -> list[str]:
@@ -32,7 +43,13 @@ def environment(launch: Launch) -> dict[str, str]:
     """What the processes find in their environment where the user has set nothing."""
     if launch.processes == 1:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.processes))}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // launch.processes))}
+
+
+def cores() -> int:
+    """How many cores this process may use, where the system says; else how many there are."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def configured(distributed_type: str, launch: Launch) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from align.errors import AlignError
 from align.forgetting.keys import ForgettingKeys
@@ -40,6 +40,11 @@ class Refusal:
 def _has_terms(plan: StagePlan, forgetting: ForgettingKeys) -> bool:
     replayed = plan.program.stage.replays == "term" and plan.replays
     return bool(penalties.settings(plan.keys.model_dump())) or replayed
+
+
+def compiles(training: Mapping[str, Any]) -> bool:
+    """Whether training arguments have the model compiled; the last two do so by themselves."""
+    return any(training.get(name) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode"))
 
 
 def _optimizer(plan: StagePlan) -> str:
@@ -94,7 +99,7 @@ REFUSALS: Final = (
         "torch_compile",
         "compiling what DeepSpeed has wrapped is not tested yet",
         f"leave it out, or {_DDP}",
-        lambda plan, _: bool(plan.training.get("torch_compile")),
+        lambda plan, _: compiles(plan.training),
     ),
     Refusal(
         "deepspeed",

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from align.errors import AlignError, Exit
 from align.parameterization import chain
+from align.recipe.launch_refusals import compiles
 from align.run_folder import files, messages, reading
 from align.run_folder.comparison import ComparisonRequest, ComparisonResult
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
@@ -89,7 +90,7 @@ class Child:
                 old.unlink()
         _, supervisor = self._started(launched)
         self._send(message)
-        supervisor.begin()
+        supervisor.begin(compiles=compiles(files.read_json(here.ticket, {}).get("training", {})))
 
     def _until(self, done: Callable[[], bool], stage: str, at: str = "") -> None:
         """Wait, and see whether the processes are well."""
@@ -99,7 +100,7 @@ class Child:
             self.meanwhile()
             gone = process.poll() is not None
             trouble = supervisor.trouble()
-            if gone or trouble:
+            if (gone or trouble) and not done():  # it may have come to its end just before
                 self.watcher.end()
                 raise self._failure(stage, trouble, at)
             if not self.dir.asked(self.sent).is_file():

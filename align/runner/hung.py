@@ -12,6 +12,7 @@ USUAL = 10  # times what was usual
 UNKNOWN = 1800.0  # seconds, where nothing is usual yet: loading and compiling take their time
 APART = 5.0  # seconds; the parent itself stood still for the rest, with the machine or by a scheduler
 STEPS = 3  # that tell what is usual
+COMPILED: tuple[Phase, ...] = ("step", "rollout", "evaluation")  # phases that torch.compile compiles in
 LEARNT: tuple[Phase, ...] = ("step", "rollout", "evaluation", "measuring", "saving")
 
 
@@ -31,10 +32,6 @@ class Usual:
     def known(self, phase: Phase) -> bool:
         """Whether the run has shown what is usual."""
         return phase in LEARNT and (self.count >= STEPS if phase == "step" else self.whole)
-
-    def limit(self, phase: Phase, floor: float) -> float:
-        """Seconds without a sign that are too many."""
-        return max(floor, USUAL * self.longest if self.known(phase) else UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -57,26 +54,34 @@ class Listener:
     """Hears the signs of all processes. Times are seconds on the parent's clock, read often.
 
     One that waits for the others tells nothing either, so only when all are silent does one of them hang.
+
+    Attributes:
+        compiles: whether the stage compiles its model, which it does again for each new shape.
     """
 
     floor: float = FLOOR
     usual: dict[tuple[str, Phase], Usual] = field(default_factory=dict)
     heard: dict[int, Beat] = field(default_factory=dict)
     since: dict[int, float] = field(default_factory=dict)  # seconds of watching at each rank's last sign
+    told: dict[int, float] = field(default_factory=dict)  # the same of what it told itself
     watched: float = 0.0
     last: float | None = None
+    compiles: bool = False
 
-    def reset(self) -> None:
+    def reset(self, *, compiles: bool = False) -> None:
         """Begin to watch: another ticket is handed over."""
-        self.last = None
+        self.last, self.compiles = None, compiles
         self.since = dict.fromkeys(self.since, self.watched)
 
-    def hear(self, beats: Mapping[int, Beat], now: float, working: Set[int] = frozenset()) -> Silence | None:
+    def hear(
+        self, beats: Mapping[int, Beat], now: float, working: Set[int] = frozenset(), moving: Set[int] = frozenset()
+    ) -> Silence | None:
         """What is told now; whether that is too little.
 
         Args:
             working: ranks that have computed since. While it is not known what is usual, that is a sign too: a stage of
                 the user's own may train in a loop of its own, which tells nothing.
+            moving: ranks that have read or written much since; always a sign: a disk may be slow.
         """
         self.watched += min(now - self.last, APART) if self.last is not None else 0.0
         self.last = now
@@ -85,15 +90,15 @@ class Listener:
             if before is None or before.count != beat.count:
                 if before is not None:
                     self._learn(before, beat)
-                self.heard[rank], self.since[rank] = beat, self.watched
-        for rank in working & self.heard.keys():
-            if not self._usual(self.heard[rank]).known(self.heard[rank].phase):
+                self.heard[rank], self.since[rank], self.told[rank] = beat, self.watched, self.watched
+        for rank in (working | moving) & self.heard.keys():
+            if rank in moving or not self._known(self.heard[rank]):
                 self.since[rank] = self.watched
         present = [beat for beat in self.heard.values() if beat.left is None and beat.phase != "waiting"]
         if not present:
             return None
         seconds = self.watched - max(self.since.values())
-        limits = {beat.rank: self._usual(beat).limit(beat.phase, self.floor) for beat in present}
+        limits = {beat.rank: self._limit(beat) for beat in present}
         limit = max(limits.values())
         if seconds <= limit:
             return None
@@ -109,8 +114,18 @@ class Listener:
         stage = "" if beat.phase == "measuring" else beat.stage
         return self.usual.setdefault((stage, beat.phase), Usual())
 
+    def _known(self, beat: Beat) -> bool:
+        """Whether the run has shown what is usual where a process is."""
+        return self._usual(beat).known(beat.phase) and not (self.compiles and beat.phase in COMPILED)
+
+    def _limit(self, beat: Beat) -> float:
+        """Seconds without a sign that are too many."""
+        return max(self.floor, USUAL * self._usual(beat).longest if self._known(beat) else UNKNOWN)
+
     def _learn(self, before: Beat, beat: Beat) -> None:
-        """By the clock of the process itself, which tells how long it took and not when it was heard."""
-        usual, apart = self._usual(before), max(0.0, beat.seconds - before.seconds)
+        """By the clock of the process itself, which tells how long it took and not when it was heard; without the time
+        in which the parent stood still, and the process with it."""
+        heard = self.watched - self.told[beat.rank] + APART
+        usual, apart = self._usual(before), min(max(0.0, beat.seconds - before.seconds), heard)
         usual.longest, usual.count = max(usual.longest, apart), usual.count + beat.signs - before.signs
         usual.whole = usual.whole or (beat.phase, beat.stage) != (before.phase, before.stage)

@@ -69,7 +69,8 @@ class Line:
     def shell(self) -> str:
         """A script that starts the same child. It gets its environment, and the stages whose tickets it executes."""
         exports = "".join(f'export {key}="${{{key}-{value}}}"\n' for key, value in self.environment.items())
-        return f'{_SCRIPT}cd {shlex.quote(str(Path.cwd()))}\n{exports}exec {shlex.join(self.command)} "$@"\n'
+        begin = f"cd {shlex.quote(str(Path.cwd()))}\nunset {' '.join(command.FOREIGN)}\n"
+        return f'{_SCRIPT}{begin}{exports}exec {shlex.join(self.command)} "$@"\n'
 
 
 _SCRIPT = """\
@@ -111,7 +112,8 @@ def start(run: Path, launch: Launch, log: Path) -> subprocess.Popen[bytes]:
     """
     how = line(run, launch)
     how.write()
-    environment = how.environment | os.environ | {"PYTHONSAFEPATH": "1"}
+    users = {name: value for name, value in os.environ.items() if name not in command.FOREIGN}
+    environment = how.environment | users | {"PYTHONSAFEPATH": "1"}
     with log.open("ab") as out:
         return subprocess.Popen(
             how.command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True

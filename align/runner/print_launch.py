@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from itertools import groupby
 
+from align.engines import command
 from align.recipe.plan import Loaded
 from align.run_folder.paths import RunDir
 from align.runner import launch
@@ -22,7 +24,8 @@ def _groups(loaded: Loaded, run: RunDir) -> Iterator[str]:
         line = launch.line(run.root, how)
         given = " ".join(f"{key}={shlex.quote(value)}" for key, value in line.environment.items())
         yield f"# {', '.join(plan.id for plan in plans)}: {how}"
-        yield f"env {given} {shlex.join(line.command)}\n"
+        removed = "".join(f"-u {name} " for name in command.FOREIGN if name in os.environ)
+        yield f"env {removed}{given} {shlex.join(line.command)}\n"
         if line.configuration is not None:
             path, text = line.configuration
             yield f"# {path}\n{text}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,13 +27,22 @@ def state(pid: int) -> str | None:
     return "S"
 
 
-def computed(pid: int) -> float:
-    """CPU seconds of a process; 0 where the system does not say."""
+def computed(pid: int) -> float | None:
+    """CPU seconds of a process; None where the system does not say."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return 0.0
+        return None
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def moved(pid: int) -> int:
+    """Bytes that a process has read from disks and written to them; 0 where the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.rpartition(":")[2]) for line in lines if line.startswith(("read_bytes:", "write_bytes:")))
 
 
 def is_gone(pid: int) -> bool:
@@ -55,14 +64,19 @@ def tree(roots: Iterable[int]) -> set[int]:
         found |= more
 
 
-def end(roots: Iterable[int], seconds: float = 5.0) -> None:
-    """Kill these processes and all that belong to them, and wait until they are gone."""
+def end(roots: Iterable[int], seconds: float = 5.0, fetch: Callable[[], object] = lambda: None) -> None:
+    """Kill these processes and all that belong to them, and wait until they are gone.
+
+    Args:
+        fetch: fetches those that are children of this process: without /proc they look alive until then.
+    """
     roots, until = set(roots), time.monotonic() + seconds
     while (left := tree(roots)) and time.monotonic() < until:
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         roots |= left
+        fetch()
         time.sleep(0.02)
 
 

@@ -42,7 +42,7 @@ trap 'again=1; save' USR1
 trap save TERM
 
 cd -- @FOLDER@ || exit
-cores=${SLURM_CPUS_PER_TASK:-@CPUS@}
+cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-@CPUS@}}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((cores + @MORE@) / @PROCESSES@))}"  # of each process, one at least
 
 @COMMAND@ &

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from align.errors import Exit
@@ -21,6 +22,7 @@ EVERY = 0.5  # seconds between two looks
 REASONS = 1.5  # seconds for a process that failed, and the launcher, to say why
 LEAVING = 10.0  # seconds for the others, once one has left because the run was asked to stop
 WORK = 60.0  # CPU seconds that are a sign of life
+MOVED = 2**26  # bytes read from disks or written to them that are one too
 _EXIT = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: \d+ \(pid: (\d+)\)")
 
 PHASES = {
@@ -67,12 +69,13 @@ class Supervisor:
         self.log_began = run.child_log.stat().st_size if run.child_log.is_file() else 0
         self.beats: dict[int, Beat] = {}
         self.spent: dict[int, float] = {}  # CPU seconds of each rank when it was last seen to work
+        self.moved: dict[int, int] = {}  # bytes of each rank when it was last seen to read or write
 
     # ---- looking --------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A ticket was handed over."""
-        self.listener.reset()
+    def begin(self, *, compiles: bool = False) -> None:
+        """A ticket was handed over; of a stage that compiles its model."""
+        self.listener.reset(compiles=compiles)
         self.stopped.clear()
 
     def trouble(self) -> Silence | bool:
@@ -82,7 +85,7 @@ class Supervisor:
             return False
         self.looked = now
         self.beats = heartbeats.read(self.run)
-        silence = self.listener.hear(self.beats, now, self._working())
+        silence = self.listener.hear(self.beats, now, self._working(), self._moving())
         if self._dead() or any(beat.left for beat in self.beats.values()):
             return not self._is_leaving(now)
         return silence or self._stopped()
@@ -93,12 +96,25 @@ class Supervisor:
 
     def _working(self) -> set[int]:
         """Those that have computed for a while since they were last said to: not one that only looks now and then
-        whether another has come."""
+        whether another has come. All of them where the system does not say: none is then taken for hanging by a limit
+        that nothing was learnt for."""
         found = set()
         for beat in self._own():
             spent = processes.computed(beat.pid)
-            if spent - self.spent.setdefault(beat.rank, spent) >= WORK:
+            if spent is None:
+                found.add(beat.rank)
+            elif spent - self.spent.setdefault(beat.rank, spent) >= WORK:
                 self.spent[beat.rank] = spent
+                found.add(beat.rank)
+        return found
+
+    def _moving(self) -> set[int]:
+        """Those that have read or written much: loading from a slow disk, or saving to one, is not hanging."""
+        found = set()
+        for beat in self._own():
+            moved = processes.moved(beat.pid)
+            if moved - self.moved.setdefault(beat.rank, moved) >= MOVED:
+                self.moved[beat.rank] = moved
                 found.add(beat.rank)
         return found
 
@@ -155,8 +171,9 @@ class Supervisor:
 
     def end(self) -> None:
         """End all processes of the child."""
-        processes.end([self.process.pid, *(beat.pid for beat in self._own())])
-        self.process.wait()
+        processes.end([self.process.pid, *(beat.pid for beat in self._own())], fetch=self.process.poll)
+        with suppress(subprocess.TimeoutExpired):  # one that waits for a device ends when that answers
+            self.process.wait(timeout=REASONS)
 
     def _failed(self, here: StageDir) -> Cause | None:
         if any(beat.left == Exit.INTERRUPTED for beat in self.beats.values()):

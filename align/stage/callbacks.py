@@ -96,6 +96,7 @@ class Seal(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero and args.output_dir:
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        PartialState().wait_for_everyone()  # hashing takes a while: one that leaves has the others ended
 
 
 class Ready(TrainerCallback):

@@ -112,12 +112,14 @@ class Job:
             "dataloader_pin_memory": cuda,
         }
         try:
-            return config(**{**given, **owned, **fixed})
+            made = config(**{**given, **owned, **fixed})
         except (ValueError, TypeError, ImportError) as error:
             raise AlignError(
                 f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
                 f"fix `stages.{ticket.stage}.training`",
             ) from error
+        made._n_gpu = min(made.n_gpu, 1)  # else one process puts DataParallel over all GPUs and multiplies the batch
+        return made
 
     def _bf16(self) -> bool:
         """Whether to compute in bfloat16: where it is faster here; a stage begun on another machine stays with its

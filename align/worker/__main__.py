@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -39,8 +40,16 @@ def main() -> None:
     run, stages = RunDir(Path(sys.argv[1])), sys.argv[2:]
     if not stages:
         threading.Thread(target=_end_with_parent, args=(run,), daemon=True).start()
-    heartbeats.begin(run, _rank(), _world())
+        heartbeats.begin(run, _rank(), _world())
     signals.listen()
+    with run.locked() if stages and _rank() == 0 else nullcontext():  # otherwise the parent holds it
+        if stages and _rank() == 0:
+            run.stop.unlink(missing_ok=True)  # of a parent that was killed
+        _leave(_execute(run, stages))
+
+
+def _execute(run: RunDir, stages: list[str]) -> Exit:
+    """Execute what the parent asks for, or the tickets of these stages."""
     code = Exit.DONE
     for message in map(_by_hand, stages) if stages else _messages(run):
         if isinstance(message, Compare):
@@ -50,7 +59,7 @@ def main() -> None:
         code = execute_ticket(run, ticket, interpolated=isinstance(message, Interpolate))
         if code != Exit.DONE:
             break
-    _leave(code)
+    return code
 
 
 def _end_with_parent(run: RunDir) -> None:
@@ -243,4 +252,8 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         print(json.dumps({"usage": "python -m align.worker RUN_DIR [STAGE ...]"}), file=sys.stderr)
         sys.exit(Exit.BAD_INPUT)
-    main()
+    try:
+        main()
+    except AlignError as error:  # started by hand, in a run that is under way
+        print(error, file=sys.stderr)
+        sys.exit(error.exit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import threading
 from types import FrameType
@@ -13,6 +14,7 @@ ASKING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 _asked = threading.Event()
+_forking = threading.local()
 
 
 def listen() -> None:
@@ -25,7 +27,24 @@ def listen() -> None:
             signal.signal(number, _ask)
     faulthandler.register(signal.SIGQUIT, file=2, all_threads=True)
     faulthandler.enable(file=2)
+    # what it forks, such as a pool or a process of a user's reward, can still be ended with `terminate`
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+
+
+def _hold() -> None:
+    """Have SIGTERM wait until a forked process is as it should be."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _forget() -> None:
+    if signal.getsignal(signal.SIGTERM) == _ask:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _release()
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
