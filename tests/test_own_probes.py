@@ -286,6 +286,12 @@ class Mine(evaluate.Metric):
         ({"mine": "try:\n    import fast_one\nexcept (OSError, ImportError):\n    fast_one = None\n"}, None),
         ({"mine": "try:\n    import fast_one\nexcept OSError:\n    raise\n"}, ("fast_one", 2, "mine")),
         ({"mine": "try:\n    import fast_one\nfinally:\n    pass\n"}, ("fast_one", 2, "mine")),
+        ({"mine": "import contextlib\nwith contextlib.suppress(ImportError):\n    import fast_one\n"}, None),
+        (
+            {"mine": "import contextlib\nwith contextlib.suppress(OSError):\n    import slow_one\n"},
+            ("slow_one", 3, "mine"),
+        ),
+        ({"mine": "\ufeffimport json\n"}, None),  # a mark of the order of bytes, as editors on Windows write it
         ({"mine": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import stubs_alone\n"}, None),
         ({"mine": "import torch, datasets.features, os.path\n"}, None),
     ],

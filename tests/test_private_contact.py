@@ -50,7 +50,6 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
     "_adapters": ("peft.utils.other", {"bottleneck/model.py", "policy/switchboard.py"}),
     "_forward_hooks": ("torch.nn.modules.module", {"adapters/placement.py", "bottleneck/layer.py"}),
     "_modules": ("torch.nn.modules.module", {"bottleneck/layer.py"}),
-    "_DropoutNd": ("torch.nn.modules.dropout", {"rl/critic.py", "trainers/kept_reference.py"}),
     "_is_stateful": ("transformers.modeling_utils:PreTrainedModel", {"forgetting/decoder.py"}),
     "_attn_implementation": (
         "transformers.configuration_utils:PreTrainedConfig",
@@ -69,6 +68,7 @@ INSIDE: dict[str, set[str]] = {
         "register_peft_method",
     },
     "peft.utils.other": {"AuxiliaryTrainingWrapper", "get_pattern_key"},
+    "transformers.core_model_loading": {"revert_weight_conversion"},
     "transformers.pytorch_utils": {"Conv1D"},
     "transformers.trainer": {"OPTIMIZER_NAME", "SCHEDULER_NAME"},
     "transformers.trainer_utils": {"EvalLoopOutput", "PREFIX_CHECKPOINT_DIR"},

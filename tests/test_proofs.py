@@ -327,6 +327,63 @@ def test_how_far_losses_may_be_apart(tmp_path: Path) -> None:
     refused(lambda: two(tmp_path)._compared([1e-7, 2e-6], 1e-7, batch, "float32"))
 
 
+def test_no_number_in_a_process_fails(tmp_path: Path) -> None:
+    """Where the first computes one alone; a layer that was copied empty gives none."""
+    batch = Batch({}, 4, "0" * 64)
+    for values in ([math.nan, 0.5], [0.5, math.nan], [math.nan, 0.501]):
+        error = refused(lambda own=values: two(tmp_path)._compared(own, 0.5, batch, "float32"))
+        assert error.what.startswith("before the first step the loss of the first batch is nan in this launch")
+
+
+@pytest.mark.parametrize(
+    "each", [[(math.nan, 0.5, None), (0.5, None, None)], [(0.5, 0.5, None), (math.nan, None, None)]]
+)
+def test_a_process_without_a_number_is_held_against_the_first(tmp_path: Path, each: Any) -> None:
+    made, batch = two(tmp_path), Batch({}, 4, "0" * 64)
+    trainer = SimpleNamespace(model_wrapped=None, model=torch.nn.Linear(1, 1), args=SimpleNamespace(fp16=0, bf16=0))
+    trainer.model.config = SimpleNamespace()
+    with (
+        mock.patch.multiple(start, batch_of=lambda _: batch, loss=lambda *_: 0.5, every=lambda *_: each),
+        pytest.raises(AlignError),
+    ):
+        made.first_loss(trainer, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kls", [(0.0, math.nan), (math.nan, 0.0)])
+def test_a_process_whose_reference_is_no_number_fails(tmp_path: Path, kls: tuple[float, float]) -> None:
+    made, batch, trainer = two(tmp_path), Batch({}, 4, "0" * 64), bare(DpoTrainer, fp16=False, bf16=False)
+    trainer.model = trainer.model_wrapped = torch.nn.Linear(1, 1)
+    trainer.model.config = SimpleNamespace()
+    trainer.accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value="MULTI_CPU"))
+    each = [(0.5, 0.5, kls[0]), (0.5, None, kls[1])]
+    given = {"batch_of": lambda _: batch, "loss": lambda *_: 0.5, "every": lambda *_: each, "apart": lambda *_: 0.0}
+    with mock.patch.multiple(start, **given):
+        error = refused(lambda: made.first_loss(trainer, None))
+    assert error.what.startswith("before the first update the policy is nan nats per token from its reference")
+
+
+def test_a_figure_of_another_processor_or_package_is_not_held_against(tmp_path: Path) -> None:
+    """It is rounded otherwise."""
+    world = SimpleNamespace(num_processes=1, is_main_process=True, device=torch.device("cpu"))
+    batch = Batch({}, 4, "0" * 64)
+
+    def launch() -> Start:
+        return Start(tmp_path / "proofs.json", "sft", world, resumed=False)
+
+    first = launch()
+    first._keep(first_loss=first._compared([0.5], None, batch, "float32"))
+    refused(lambda: launch()._compared([0.6], None, batch, "float32"))
+    others: list[tuple[Any, str, Any]] = [
+        (torch.backends.cpu, "get_cpu_capability", lambda: "another"),
+        (torch, "get_num_threads", lambda: 99),
+        (one_pass.importlib.metadata, "version", lambda _: "0.0"),
+    ]
+    for place, name, value in others:
+        with mock.patch.object(place, name, value):
+            made = launch()._compared([0.6], None, batch, "float32")
+        assert (made.value, made.single, made.kept) == (0.6, None, False)
+
+
 def test_a_file_that_is_not_what_was_trained_fails_the_stage(stages: Stages) -> None:
     """Before the outcome is written, so that no stage goes on from it."""
     own = work.saving.save_policy

@@ -224,6 +224,21 @@ def test_experts_that_are_one_tensor_in_memory_and_many_in_the_file(kind: str, m
         model.get_parameter(name).data.copy_(kept)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("olmo_hybrid", "linear_attn.conv1d"), ("hrm_text", "self_attn.q_proj")])
+def test_weights_that_are_written_in_another_form(kind: str, name: str, tmp_path: Path) -> None:
+    """Of three kernels that are one in memory, and of projections that are one in the file."""
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 40, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    model.save_pretrained(tmp_path)
+    digests = weights.trained(model)
+    assert saved.prove(tmp_path, model, digests).trained == len(digests) > 20
+    weight = next(parameter for known, parameter in model.named_parameters() if known.endswith(f"{name}.weight"))
+    weight.data[1] += 1
+    assert "trained tensors are not there; the files hold" in refused(tmp_path, model, weights.trained(model))
+
+
 def test_a_hash_is_of_bytes_shape_and_type() -> None:
     values = torch.arange(6.0)
     assert digest(values) != digest(values.reshape(2, 3)) and digest(values) != digest(values.bfloat16())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.oft.layer import MultiplicativeDropoutLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trl import DPOConfig, DPOTrainer
@@ -243,16 +244,32 @@ def test_a_kept_reference_is_read_and_one_of_other_batches_is_not(tmp_path: Path
 
 
 def test_no_dropout_is_in_the_reference() -> None:
-    """Where it is in the policy, too: layers of it, and the number that attention takes."""
+    """Where it is in the policy, too: layers of it, and the numbers that attention and LoHa take."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
     attention = nn.Identity()
     attention.attention_dropout = 0.25
+    attention.rank_dropout = {"trained": 0.5, "other": 0}  # type: ignore[assignment]
+    attention.rank_dropout_scale = {"trained": True}  # type: ignore[assignment]
     model.append(attention)
+    model.append(MultiplicativeDropoutLayer(0.5))
     model.train()
     with kept_reference.without_dropout(model):
-        assert torch.equal(model(torch.ones(2, 4)), model[0](torch.ones(2, 4)))
-        assert (model[1].p, attention.attention_dropout) == (0.0, 0.0) and model.training
-    assert (model[1].p, attention.attention_dropout) == (0.5, 0.25)
+        assert torch.equal(model[:2](torch.ones(2, 4)), model[0](torch.ones(2, 4)))
+        assert (model[1].p, attention.attention_dropout, model[3].p) == (0.0, 0.0, 0.0) and model.training
+        assert attention.rank_dropout == {"trained": 0.0, "other": 0.0}
+        assert attention.rank_dropout_scale == {"trained": True}
+    assert (model[1].p, attention.attention_dropout, model[3].p) == (0.5, 0.25, 0.5)
+    assert attention.rank_dropout == {"trained": 0.5, "other": 0}
+
+
+def test_a_loha_adapter_that_drops_ranks_is_its_own_reference(stages: Stages) -> None:
+    """PEFT keeps the rate of each adapter as a number; the reference of one that is trained further draws none."""
+    loha = models.settings("loha", peft={"r": 4, "rank_dropout": 0.3})
+    given: dict[str, Any] = {"dtype": "float32", "bf16": False, "max_steps": 1}
+    policy = stages.execute(stages.ticket("sft", "sft", BASE, loha, **{**given, "learning_rate": 1e-2}))
+    stages.execute(stages.ticket("dpo", "dpo", policy, loha, rows=preferences(4), **given))
+    near = stages.outcomes["dpo"].proofs.start_kl
+    assert near is not None and near.value == 0.0
 
 
 @pytest.mark.parametrize("alpha", [None, 0.25])

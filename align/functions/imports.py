@@ -51,7 +51,7 @@ def _all(script: Path, seen: set[Path]) -> Iterator[Import]:
         return
     seen.add(script)
     try:
-        tree = ast.parse(script.read_text(encoding="utf-8"))
+        tree = ast.parse(script.read_bytes())  # which may begin with a mark of their order, or name their encoding
     except SyntaxError as error:
         what = f"'{script.name}' is not valid Python: {error.msg}"
         raise AlignError(what, "correct it there", place=Place(str(script), error.lineno, error.offset)) from None
@@ -75,6 +75,8 @@ def _needed(node: ast.AST) -> Iterator[tuple[str, int, int]]:
         return
     else:
         caught = isinstance(node, ast.Try) and any(map(_catches, node.handlers))
+        if isinstance(node, ast.With) and any(map(_suppresses, node.items)):
+            return
         for child in ast.iter_child_nodes(node):
             if not (caught and isinstance(node, ast.Try) and (child in node.body or child in node.handlers)):
                 yield from _needed(child)
@@ -83,4 +85,17 @@ def _needed(node: ast.AST) -> Iterator[tuple[str, int, int]]:
 def _catches(handler: ast.ExceptHandler) -> bool:
     """Whether an import that fails ends up here."""
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    return any(kind is None or (isinstance(kind, ast.Name) and kind.id in MET) for kind in kinds)
+    return any(kind is None or _met(kind) for kind in kinds)
+
+
+def _suppresses(item: ast.withitem) -> bool:
+    """Whether it is `suppress(ImportError)`, or `contextlib.suppress(...)`."""
+    call = item.context_expr
+    if not isinstance(call, ast.Call):
+        return False
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    return name == "suppress" and any(map(_met, call.args))
+
+
+def _met(kind: ast.expr) -> bool:
+    return isinstance(kind, ast.Name) and kind.id in MET

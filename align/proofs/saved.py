@@ -8,16 +8,17 @@ than those in memory. Only the header and the bytes of safetensors are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from transformers.core_model_loading import revert_weight_conversion
 
 from align.errors import AlignError, Exit
-from align.policy import adalora
+from align.policy import adalora, stack
 from align.policy.stack import TRAINED
 from align.proofs.weights import Digest, digest
 from align.run_folder import files
@@ -56,7 +57,8 @@ def prove(folder: Path, model: Any, trained: Mapping[str, Digest]) -> Saved:
 
 def _hold(folder: Path, stored: Stored, trained: Mapping[str, Digest], model: Any) -> None:
     """That every trained tensor is in the files: under its name, or, where a library writes it under another, by its
-    content; experts that are one tensor in memory and many in the file, by their parts."""
+    content; experts that are one tensor in memory and many in the file, by their parts; what is written in another form
+    otherwise, in that form."""
     contents = set(stored.values())
     missing = []
     for name, one in trained.items():
@@ -65,7 +67,7 @@ def _hold(folder: Path, stored: Stored, trained: Mapping[str, Digest], model: An
             raise _wrong(f"'{name}' is {_words(one)} in memory and {_words(there)} in the file", folder)
         if there is None and one not in contents and not (model is not None and _in_parts(model, name, contents)):
             missing.append(name)
-    if missing:
+    if missing and not (model is not None and _as_written(model, missing, contents)):
         held = f"the files hold {len(stored):,} tensors"
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise _wrong(f"'{missing[0]}'{more} of {len(trained):,} trained tensors are not there; {held}", folder)
@@ -105,6 +107,16 @@ def _in_parts(model: Any, name: str, contents: set[Digest]) -> bool:
         if digest(expert) not in contents and not all(half in contents for half in halves):
             return False
     return True
+
+
+def _as_written(model: Any, names: Sequence[str], contents: set[Digest]) -> bool:
+    """Whether what transformers makes of these tensors is in the files: of some models it writes several as one, one as
+    several, or one in another order, as their first authors did, and undoes that when it loads them."""
+    base = stack.base_weights(model)
+    made = revert_weight_conversion(model, dict(base))
+    plain = base.keys() - {known for name in names for known in _names(name)}
+    new = [tensor for name, tensor in made.items() if name not in plain]
+    return bool(new) and all(digest(tensor) in contents for tensor in new)
 
 
 def _read(folder: Path) -> Iterator[tuple[str, Digest]]:

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.errors import AlignError, Exit
-from align.proofs.one_pass import Batch, apart, batch_of, is_whole, loss, precision_of
+from align.proofs.one_pass import Batch, apart, batch_of, is_whole, loss, precision_of, setting_of
 from align.proofs.weights import every
 from align.run_folder import proofs
 from align.run_folder.proofs import FirstLoss, Name, Proofs, StartKl
@@ -50,7 +50,7 @@ Begins = Literal["equal", "rounded", "changed", "drawn"]
 _SAMPLES: Final = "the stage learns from answers that it samples, and has no loss of fixed rows"
 _OWN: Final = "the trainer of this stage has no loss of held-out rows"
 _COMPILED: Final = "the model is compiled, and a pass outside of training would compile it once more"
-_NO_NUMBER: Final = "no token of the first batch is trained on"
+_NO_NUMBER: Final = "the loss of the first batch is no number, as where none of its tokens is trained on"
 _NO_REFERENCE: Final = "the stage has no reference"
 _OLD: Final = "the stage was begun by an align that made no proofs"
 _TEACHER: Final = "the teacher reads more than the policy does, and differs from it from the start"
@@ -108,35 +108,28 @@ class Start:
         kl = apart(trainer, batch, seen) if isinstance(trainer, KeptReference) else None
         each = every((own, alone, kl), self.world)
         values, precision = [value for value, _, _ in each], precision_of(trainer)
-        if all(map(math.isfinite, values)):
-            self._keep(first_loss=self._compared(values, each[0][1], batch, precision))
+        single = each[0][1]
+        if any(map(math.isfinite, [*values, *([] if single is None else [single])])):
+            self._keep(first_loss=self._compared(values, single, batch, precision))
         else:
             self._keep(absent={"first_loss": _NO_NUMBER})
         if kl is None:
             self._keep(absent={"start_kl": _NO_REFERENCE})
         else:
-            furthest = max(found for _, _, found in each if found is not None)
+            furthest = max((found for _, _, found in each if found is not None), key=_far)
             limit = None if self.begins == "drawn" else _kl_limit(precision, is_whole(trainer))
             self._keep(start_kl=near_reference(furthest, precision, "batch", limit))
 
     def _compared(self, values: Sequence[float], single: float | None, batch: Batch, precision: str) -> FirstLoss:
         """The record of it, where it is within its limit."""
-        setting = f"{self.world.device.type}, torch {torch.__version__}, {self.world.num_processes} processes"
+        setting = setting_of(self.world)
         known = self.before.first_loss if self.before else None
+        same = known is not None and (known.batch, known.setting, known.precision) == (batch.sha256, setting, precision)
         kept = False
-        if (
-            single is None
-            and known
-            and (known.batch, known.setting, known.precision)
-            == (
-                batch.sha256,
-                setting,
-                precision,
-            )
-        ):
+        if single is None and known is not None and same:
             single, kept = known.value if known.single is None else known.single, True
         limit = FIRST_LOSS.get(precision, FIRST_LOSS_ROUNDED)
-        value = values[0] if single is None else max(values, key=lambda own: abs(own - single))
+        value = values[0] if single is None else max(values, key=lambda own: _far(own - single))
         if single is not None and not abs(value - single) <= limit * max(abs(single), LEAST_LOSS):
             raise _other_loss(value, single, limit, precision, kept, self.path)
         return FirstLoss(
@@ -184,6 +177,11 @@ class _Before(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.start.first_loss(self.trainer, self.alone)
+
+
+def _far(difference: float) -> float:
+    """To sort by: what is no number is the furthest."""
+    return math.inf if math.isnan(difference) else abs(difference)
 
 
 def _unfit(trainer: Any) -> str | None:

@@ -29,7 +29,6 @@ from align.policy.switchboard import Switchboard
 
 NAME = "align_critic"  # the attribute of the policy's module
 FILE = "critic.safetensors"
-_RATES = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
 
 
 class Critic(nn.Module):
@@ -172,14 +171,29 @@ def amended(lm: PreTrainedModel) -> Iterator[None]:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Two passes over the same tokens give the same: TRL switches off modules only, some models keep their rates as
-    numbers."""
+    """Two passes over the same tokens give the same: TRL switches off modules only, some models and methods keep their
+    rates as numbers."""
+    for module, name, value in dropout_rates(model):
+        setattr(module, name, no_rate(value))
+
+
+def dropout_rates(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Where a model holds a rate of dropout above 0, and the value there: layers of dropout, what others keep as a
+    number, as attention does, or as a number for each adapter, as some of PEFT's methods do."""
+    found: list[tuple[nn.Module, str, Any]] = []
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name in _RATES:
-            if isinstance(vars(module).get(name), float):
-                setattr(module, name, 0.0)
+        for name, value in vars(module).items():
+            layer = "Dropout" in type(module).__name__
+            drops = name == "p" if layer else "dropout" in name or name == "layerdrop"
+            rates = value.values() if isinstance(value, dict) else [value]
+            if drops and any(isinstance(rate, float) and rate > 0 for rate in rates):
+                found.append((module, name, value))
+    return found
+
+
+def no_rate(value: Any) -> Any:
+    """What stands in place of a value of `dropout_rates`."""
+    return dict.fromkeys(value, 0.0) if isinstance(value, dict) else 0.0
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

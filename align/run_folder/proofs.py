@@ -27,7 +27,7 @@ class FirstLoss(_Proof):
         limit: of the difference, as a share of `single`, or of 0.1 where that is less.
         precision: `float32`, `bfloat16`, `float16`; `4-bit` or `8-bit` where the base is quantised.
         batch: hash of its token ids.
-        setting: what a kept figure depends on besides: the kind of device, torch's version, how many processes.
+        setting: what a kept figure depends on besides: the processor, its threads, the packages, how many processes.
     """
 
     value: float

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from align.data.order import RowOrder
+from align.rl.critic import dropout_rates, no_rate
 from align.trainers.base import BaseTrainer, autocast
 from align.trainers.held_out import batches_of
 from align.trainers.step_rows import StepRows, StepSampler
@@ -219,15 +220,10 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """A model that drops nothing though it is in training: layers of dropout, and what attention reads as a number."""
-    found: list[tuple[Any, str, float]] = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            drops = name == "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "dropout" in name
-            if drops and isinstance(value, float) and value > 0:
-                found.append((module, name, value))
-    for module, name, _ in found:
-        setattr(module, name, 0.0)
+    """A model that drops nothing though it is in training."""
+    found = dropout_rates(model)
+    for module, name, value in found:
+        setattr(module, name, no_rate(value))
     try:
         yield
     finally:
