@@ -238,6 +238,26 @@ def test_a_signal_asks_once_and_a_second_ctrl_c_again(number: signal.Signals) ->
     assert process.returncode == 130
 
 
+AT_ONCE = """
+import os, signal
+from align.runner import signals
+signals.listen()
+try:
+    with signals.held():
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+except KeyboardInterrupt:
+    for _ in range(1000):
+        pass
+    print("asked")
+"""
+
+
+def test_signals_that_come_together_ask_once_and_print_nothing_else() -> None:
+    said = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("asked\n", "")
+
+
 def test_nohup_is_respected() -> None:
     command = ["sh", "-c", f"trap '' HUP; exec {sys.executable} -c '{PARENT}'"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

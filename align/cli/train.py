@@ -45,6 +45,8 @@ def run(
     options = Options(from_stage, only, fresh)
     if sbatch and not print_sbatch:
         raise AlignError("--sbatch says what the script of --print-sbatch asks for", "add --print-sbatch")
+    if print_launch and print_sbatch:
+        raise AlignError("--print-launch and --print-sbatch each print something else", "ask for one of them")
     runs = not (print_sbatch or print_launch)
     path = recipes.locate(recipe) if recipe else _without_recipe(model, data, method, stage, set, run=runs)
     if recipe is not None and (model is not None or data is not None):
