@@ -219,6 +219,12 @@ def test_two_faults_of_a_stage_take_turns() -> None:
             (),
         ),
         (
+            replace(RUN, stages=(replace(FINE, gained=None), replace(FINE, id="more", gained=None))),
+            f"Nothing was forgotten. Whether {FINE.id} and more learnt their task was not measured: hold rows out with "
+            "`eval_data`, or name a probe of the task.",
+            (),
+        ),
+        (
             replace(RUN, stages=(replace(FINE, gained=None, mean=None),), measured=False),
             "Nothing was measured, so nothing can be said of what was forgotten: set `forgetting.probes` and run the "
             "recipe again; what is trained is measured, not trained again.",

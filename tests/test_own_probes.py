@@ -293,7 +293,7 @@ class Mine(evaluate.Metric):
         ),
         ({"mine": "\ufeffimport json\n"}, None),  # a mark of the order of bytes, as editors on Windows write it
         ({"mine": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import stubs_alone\n"}, None),
-        ({"mine": "import torch, datasets.features, os.path\n"}, None),
+        ({"mine": "import torch\nimport datasets.features, os.path\n"}, None),
     ],
 )
 def test_a_package_that_a_metric_of_ones_own_needs_is_missed_before_training(
@@ -311,6 +311,17 @@ def test_a_package_that_a_metric_of_ones_own_needs_is_missed_before_training(
     what = f"the metric './mine' needs the package '{package}' (line {line} of {file}.py), which is not installed"
     assert (raised.value.what, raised.value.exit) == (what, 4)
     assert raised.value.remedy == f"pip install {package.replace('_', '-')}"
+
+
+def test_an_import_that_evaluate_would_misread_is_refused_before_training(tmp_path: Path) -> None:
+    """It reads `datasets,` as the name of a package, and asks for it once the model is loaded."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("import json\nimport datasets, evaluate\n", encoding="utf-8")
+    with pytest.raises(AlignError) as raised:
+        scorer(tmp_path, "evaluate:./mine")
+    what = "the metric './mine' has an import that `evaluate` cannot read: `import datasets, evaluate`"
+    assert (raised.value.what, raised.value.remedy) == (what, "write each import in a line of its own")
+    assert raised.value.place is not None and raised.value.place.line == 2
 
 
 def test_a_package_is_installed_by_the_name_that_pip_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,13 @@ def test_options_of_a_script_that_is_not_asked_for(recipe: str) -> None:
     assert error.value.remedy == "add --print-sbatch"
 
 
+def test_a_script_and_the_launches_are_not_both_printed(recipe: str) -> None:
+    with pytest.raises(AlignError) as error:
+        app(["run", recipe, "--print-sbatch", "--print-launch"], standalone_mode=False)
+    assert error.value.what == "--print-launch and --print-sbatch each print something else"
+    assert error.value.remedy == "give one of them"
+
+
 def test_the_command_is_what_was_asked_for() -> None:
     python = [sys.executable, "-P", "-m", "align", "run", "r.yaml"]
     assert slurm.command("r.yaml", [], None, Options(), None) == python

@@ -104,6 +104,21 @@ def test_a_rank_that_was_killed(two: Two) -> None:
     assert files.read_json(two.here.error) == {"what": what, "remedy": remedy, "exit": 1, "rank": 1}
 
 
+def test_a_rank_that_was_killed_while_the_launcher_has_the_other_leave(two: Two) -> None:
+    """The launcher sends SIGTERM to the others, which is what asks them to save and leave."""
+    two.here.log_of(1).touch()
+    what, _ = two.execute("kill -KILL $two; beat 0 $one step 130; kill $one" + ended(-9))
+    assert what == (
+        "rank 1 of 2 was ended by the system with SIGKILL (out of memory, most often), at the start of stage 'sft'"
+    )
+
+
+def test_a_rank_that_failed_while_the_launcher_has_the_other_leave(two: Two) -> None:
+    failed = two.fails(1, "the rows are upside down", remedy="turn them")
+    what, remedy = two.execute(failed + "beat 1 $two step 1; beat 0 $one step 130; kill $one $two" + ended(1))
+    assert (what, remedy) == ("the rows are upside down", "turn them")
+
+
 def test_a_rank_that_crashed_while_it_saved(two: Two) -> None:
     what, remedy = two.execute("beat 1 $two saving; kill -SEGV $two" + ended(-11))
     assert (what, remedy) == (
@@ -269,6 +284,26 @@ def test_a_signal_asks_once_and_a_second_ctrl_c_again(number: signal.Signals) ->
         process.send_signal(number)
         assert process.stdout.read() == "asked\n"
     assert process.returncode == 130
+
+
+AT_ONCE = """
+import os, signal
+from align.runner import signals
+signals.listen()
+try:
+    with signals.held():
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+except KeyboardInterrupt:
+    for _ in range(1000):
+        pass
+    print("asked")
+"""
+
+
+def test_signals_that_come_together_ask_once_and_print_nothing_else() -> None:
+    said = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("asked\n", "")
 
 
 def test_nohup_is_respected() -> None:

@@ -119,8 +119,8 @@ def _nothing(run: RunFacts) -> str:
     unknown = [facts.id for facts in run.stages if facts.learnt is None]
     if unknown:
         return (
-            f"Nothing was forgotten. Whether {join(unknown)} learnt its task was not measured: hold rows out with "
-            "`eval_data`, or name a probe of the task."
+            f"Nothing was forgotten. Whether {join(unknown)} learnt {'its' if len(unknown) == 1 else 'their'} task was "
+            "not measured: hold rows out with `eval_data`, or name a probe of the task."
         )
     return "Nothing was forgotten and the task was learnt: there is nothing to change."
 

@@ -46,7 +46,7 @@ def status(run_dir: RunFolder) -> None:
     record = reading.whole(folder.record, RunRecord)
     held = record is not None and folder.is_held()
     if record is None:
-        what = f"'{run_dir}' is not a run folder" if run_dir.exists() else f"there is not a run folder '{run_dir}'"
+        what = f"'{run_dir}' is not a run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
         raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
     table = Table(box=None, title=Text(record.name, style="italic"), title_justify="left")
     for name in ("stage", "program", "from", "status", "steps", "seconds"):

@@ -53,8 +53,8 @@ def how(found: RunsCompared) -> str:
     compared = len(found.tables[0].rows)
     return (
         f"Change: the run minus {found.runs[0].label}, on the same {found.split} items, with paired 95 % intervals; of "
-        f"{compared} probes without any difference {compared * 0.05:.1f} would show a sure one by chance. Verdicts: "
-        "each run against its own base."
+        f"{compared} {'probe' if compared == 1 else 'probes'} without any difference {compared * 0.05:.2g} would show "
+        "a sure one by chance. Verdicts: each run against its own base."
     )
 
 

@@ -20,8 +20,12 @@ def listen() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     """A scheduler may ask several times, a terminal that is closed asks twice: only a second Ctrl-C is impatient."""
     for other in ONCE:
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, _nothing)
     raise KeyboardInterrupt
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """In place of SIG_IGN: of a signal that is under way when it is set to that, Python prints a traceback."""
 
 
 @contextmanager

@@ -176,14 +176,14 @@ class Supervisor:
             self.process.wait(timeout=REASONS)
 
     def _failed(self, here: StageDir) -> Cause | None:
-        if any(beat.left == Exit.INTERRUPTED for beat in self.beats.values()):
-            return Cause(0, 1, "", interrupted=True)
         said = [(path.stat().st_mtime_ns, one) for path in here.errors if (one := reading.whole(path, Failure))]
         failures = [one for _, one in sorted(said, key=lambda pair: pair[0])]
         first = next((one for one in failures if not one.secondhand), None)
-        if first is None and (dead := self._dead()):
+        if first is None and (dead := self._dead()):  # then the launcher asks the others to leave, and they say so
             beat = min(dead, key=lambda beat: beat.rank)
             return Cause(beat.rank, beat.world, "" if beat.phase == "step" else _at(beat))
+        if first is None and any(beat.left == Exit.INTERRUPTED for beat in self.beats.values()):
+            return Cause(0, 1, "", interrupted=True)
         first = first or next(iter(failures), None)
         if first is not None:
             return Cause(first.rank, len(self.beats), "", failure=first)

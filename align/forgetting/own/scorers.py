@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from align import user_paths
-from align.errors import AlignError, Exit
+from align.errors import AlignError, Exit, Place
 from align.forgetting.own.items import OwnItem
 from align.forgetting.own.keys import EVALUATE, ProbeFile
 from align.forgetting.own.kinds import Scorer
@@ -101,8 +102,12 @@ def _of_hub(name: str, offline: bool) -> Path:
 
 def _check_imports(name: str, script: Path) -> None:
     """Refuse a metric whose packages are missing: of one that a function imports, `evaluate` itself would say so only
-    once the first answer is scored."""
+    once the first answer is scored. And one whose imports `evaluate` misreads: it goes by lines."""
     found = imports.missing(script)
+    for number, line in enumerate(script.read_text(encoding="utf-8").splitlines(), 1):
+        if re.match(r"import\s+[^\s.#]*,", line):
+            what = f"the metric '{name}' has an import that `evaluate` cannot read: `{line.strip()}`"
+            raise AlignError(what, "write each import in a line of its own", place=Place(str(script), number, 1))
     if found is not None:
         where = f"line {found.line} of {found.file.name}"
         what = f"the metric '{name}' needs the package '{found.module}' ({where}), which is not installed"
