@@ -167,6 +167,18 @@ def test_what_was_trained_from_the_policy_before_comes_back_with_it(runs: Runs, 
     assert runs.run(probes, *TO_AND_FRO) == ["finish"] and BACK not in runs.said
 
 
+def test_nothing_comes_back_or_is_decided_on_behind_a_stage_that_stops_the_run(runs: Runs, probes: str) -> None:
+    to_and_fro(runs, probes)
+    stop = (probes, TO_AND_FRO[0], *on_violation("stop"))
+    loose = (*stop, "forgetting.max_drop=0.9")
+    assert runs.run(*stop) == [] and runs.code == Exit.GATE and not runs.dir.stage("dpo").root.exists()
+    assert runs.run(*loose) == ["dpo", "finish"] and decision(runs, "dpo").action == "continue"
+    assert runs.run(*stop) == [] and runs.code == Exit.GATE
+    here = runs.dir.stage("dpo")
+    assert here.outcome.is_file() and not here.decision.exists(), "it was decided on by a limit that stands no more"
+    assert runs.run(*loose) == ["finish"] and decision(runs, "dpo").action == "continue"
+
+
 def test_a_damaged_result_does_not_come_back(runs: Runs, probes: str) -> None:
     shared, _ = to_and_fro(runs, probes)
     (kept,) = (runs.dir.superseded).iterdir()
@@ -389,7 +401,7 @@ def test_a_run_killed_while_it_measures_again_keeps_what_goes_on_from_the_same_p
         runs.run(*again)
     opened = Executor.open
 
-    def killed(executor: Executor, plan: StagePlan) -> None:
+    def killed(executor: Executor, plan: StagePlan, **_: object) -> None:
         if plan.id == "dpo":
             raise KeyboardInterrupt
         opened(executor, plan)

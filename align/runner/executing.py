@@ -45,16 +45,16 @@ class Executor:
     changed: bool = False
     brought: set[str] = field(default_factory=set)
 
-    def open(self, plan: StagePlan) -> bool:
+    def open(self, plan: StagePlan, *, back: bool = True) -> bool:
         """Begin with a stage: what goes on from its inputs has been decided now, and may be another policy than that
         which the stage was trained from, or is being trained from. Whether the stage was moved away for that; one that
-        was moved away before comes back where its inputs do."""
+        was moved away before comes back where its inputs do, if `back`."""
         here, ticket = self.dir.stage(plan.id), self.tickets[plan.id]
         opened = ticket.fingerprint
         attempts.finish(here)
         tickets.seal(plan, self.loaded, self.tickets, self.dir)
         moved = ticket.fingerprint not in (opened, attempts.fingerprint(here)) and self._supersede(plan)
-        if not here.root.exists() and aside.bring_back(self.dir, plan.id, ticket.fingerprint):
+        if back and not here.root.exists() and aside.bring_back(self.dir, plan.id, ticket.fingerprint):
             self._tell_back(plan)
         return moved
 
@@ -67,16 +67,20 @@ class Executor:
         why = "it starts from what it was trained from before"
         self.watcher.say(f"{plan.id}: {why}; that result is taken back from superseded/")
 
-    def follow(self, decided: StagePlan) -> None:
+    def follow(self, decided: StagePlan, *, stopped: bool) -> None:
         """Once it is decided what goes on from a stage, move away all that was trained from another policy of it, and
-        what was trained from that: its files no longer belong together."""
+        what was trained from that: its files no longer belong together. If the run stops there, nothing is decided on
+        what follows any more, and nothing comes back."""
         gone = set[str]()
         for plan in self.loaded.stages[self.loaded.stages.index(decided) + 1 :]:
             if gone & set(plan.inputs):
                 self._supersede(plan)
-            elif plan.policy != decided.id or not self.open(plan):
+            elif plan.policy != decided.id or not self.open(plan, back=not stopped):
                 continue
             gone.add(plan.id)
+        for plan in self.loaded.stages if stopped else ():
+            if decided.id in before(self.loaded, plan):
+                self.dir.stage(plan.id).decision.unlink(missing_ok=True)
 
     def _supersede(self, plan: StagePlan) -> bool:
         """Move a stage away, with its attempts and its checkpoints; whether there was one."""

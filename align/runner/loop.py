@@ -176,7 +176,7 @@ class Run:
             for plan in todo:
                 action = acting.settle(plan)
                 if self.options.only is None:
-                    executor.follow(plan)
+                    executor.follow(plan, stopped=action == "stop")
                 if action == "stop":
                     self._note(plan, status="stopped")
                     return Exit.GATE
