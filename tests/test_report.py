@@ -299,6 +299,11 @@ def test_verdict_is_one_sentence(run_dir: Path) -> None:
     )
 
 
+def test_a_gain_too_small_to_print_is_not_named(run_dir: Path) -> None:
+    made.change_matrix(run_dir, "dpo", "helpdesk polite", score=0.2101)
+    assert "the model gained helpdesk correct (0.015 to 0.880) and forgot" in verdict_line(load(run_dir))
+
+
 def test_branches_are_judged_each_for_itself(run_dir: Path) -> None:
     path = run_dir / "forgetting.json"
     table = reading.read(path, Forgetting)

@@ -103,7 +103,7 @@ def _stage_sentence(forgetting: Forgetting, stage: str) -> str:
             _text_sentence(change) for change in findings.changes(forgetting, stage) if not change.probe.stands_apart
         ]
         return f"after {stage} {'; '.join(texts)}; no skill was measured, so what else the model forgot is not known"
-    gained = [f"{c.name} ({from_to(c)})" for c in findings.learnt(forgetting, stage)]
+    gained = [f"{c.name} ({from_to(c)})" for c in findings.learnt(forgetting, stage) if _shows(c)]
     return f"after {stage} the model gained {join(gained) or 'nothing for certain'} and " + "; ".join(
         [_losses(forgetting, stage), *_mean(forgetting, stage), _sureness(forgetting, stage)]
     )
@@ -215,6 +215,11 @@ def _alarms(stage: StageRecord) -> str:
 def from_to(change: Change) -> str:
     """`0.015 to 0.880`."""
     return f"{numbers.score(change.before, change.probe)} to {numbers.score(change.after, change.probe)}"
+
+
+def _shows(change: Change) -> bool:
+    """Whether the two figures differ as they are printed: perplexities are sure of less than that."""
+    return numbers.score(change.before, change.probe) != numbers.score(change.after, change.probe)
 
 
 def join(names: Sequence[str]) -> str:

@@ -53,9 +53,11 @@ class Executor:
         opened = ticket.fingerprint
         attempts.finish(here)
         tickets.seal(plan, self.loaded, self.tickets, self.dir)
-        moved = ticket.fingerprint not in (opened, attempts.fingerprint(here)) and self._supersede(plan)
+        moved = ticket.fingerprint not in (opened, attempts.fingerprint(here)) and self._put_aside(plan)
         if back and not here.root.exists() and aside.bring_back(self.dir, plan.id, ticket.fingerprint):
             self._tell_back(plan)
+        elif moved:
+            self._tell_aside(plan)
         return moved
 
     def _tell_back(self, plan: StagePlan) -> None:
@@ -74,7 +76,8 @@ class Executor:
         gone = set[str]()
         for plan in self.loaded.stages[self.loaded.stages.index(decided) + 1 :]:
             if gone & set(plan.inputs):
-                self._supersede(plan)
+                if self._put_aside(plan):
+                    self._tell_aside(plan)
             elif plan.policy != decided.id or not self.open(plan, back=not stopped):
                 continue
             gone.add(plan.id)
@@ -82,13 +85,15 @@ class Executor:
             if decided.id in before(self.loaded, plan):
                 self.dir.stage(plan.id).decision.unlink(missing_ok=True)
 
-    def _supersede(self, plan: StagePlan) -> bool:
+    def _put_aside(self, plan: StagePlan) -> bool:
         """Move a stage away, with its attempts and its checkpoints; whether there was one."""
         there = self.dir.stage(plan.id).root.exists()
         if there:
-            self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
             aside.put(self.dir, plan.id)
         return there
+
+    def _tell_aside(self, plan: StagePlan) -> None:
+        self.watcher.say(f"{plan.id}: it starts from something else now; the old one is kept in superseded/")
 
     def stand(self, plan: StagePlan, number: int) -> StageDir:
         """Where the records of an attempt are, which is trained and measured where it is not yet."""

@@ -55,7 +55,10 @@ def _execute(run: RunDir, stages: list[str]) -> Exit:
         if isinstance(message, Compare):
             _compare(run, message.branches)
             continue
-        ticket = Ticket.model_validate(files.read_json(run.stage(message.stage).ticket))
+        here = run.stage(message.stage)
+        ticket = Ticket.model_validate(files.read_json(here.ticket))
+        if ticket.resume_from is not None and not (here.root / ticket.resume_from).is_dir():  # by hand, once it is done
+            ticket.resume_from = None
         code = execute_ticket(run, ticket, interpolated=isinstance(message, Interpolate))
         if code != Exit.DONE:
             break
