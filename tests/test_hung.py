@@ -262,14 +262,20 @@ def test_a_heart_writes_once_a_second_and_at_each_change(tmp_path: Path) -> None
     assert told() == (1, "waiting", 0)
     heart.beat("step", step=1)
     assert told() == (2, "step", 1)
-    now[0] = 0.9
+    now[0] = 0.09
     heart.beat("step", step=2)
     assert told() == (2, "step", 1)
-    now[0] = 1.0
+    now[0] = 0.1
     heart.beat(step=3)
     assert told() == (3, "step", 3)
+    now[0] = 1.0
+    heart.beat("step", step=3)
+    assert told() == (3, "step", 3), "the same step is no news"
+    now[0] = 1.1
+    heart.beat()
+    assert told() == (4, "step", 3)
     heart.beat("saving", step=3)
-    assert told() == (4, "saving", 3), "a phase has a limit of its own"
+    assert told() == (5, "saving", 3), "a phase has a limit of its own"
     heart.leave(130)
     beat = heartbeats.read(run)[1]
     assert (beat.left, beat.pid, beat.world, run.heartbeat(1).stat().st_size) == (130, os.getpid(), 2, heartbeats.BYTES)

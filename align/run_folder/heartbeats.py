@@ -20,6 +20,7 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import Record
 
 SECONDS = 1.0  # at least, between two signs of the same phase
+STEP_SECONDS = 0.1  # and of another step, so that the step that is named is the one that hangs
 BYTES = 512  # of a file: each sign writes over the whole of the one before
 
 Phase = Literal["waiting", "start-up", "step", "rollout", "evaluation", "measuring", "saving", "harness", "closing"]
@@ -63,11 +64,12 @@ class Heart:
         self._write()
 
     def beat(self, phase: Phase | None = None, *, step: int | None = None, stage: str | None = None) -> None:
-        """Tell of life; another phase or stage at once, the same one once a second at most."""
+        """Tell of life; another phase or stage at once, another step ten times a second at most, the same one once."""
         self.signs += 1
         phase = phase or self.now.phase
         same = phase == self.now.phase and stage in (None, self.now.stage)
-        if same and self.clock() - self.written < SECONDS:
+        pace = SECONDS if step in (None, self.now.step) else STEP_SECONDS
+        if same and self.clock() - self.written < pace:
             return
         given = {"phase": phase, "step": step, "stage": stage}
         self.now = self.now.model_copy(update={name: value for name, value in given.items() if value is not None})
