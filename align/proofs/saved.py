@@ -88,12 +88,16 @@ def _made(model: Any) -> dict[str, Digest] | None:
 
 
 def _names(name: str) -> Iterator[str]:
-    """What a tensor may be called in a file: as in the model, without what PEFT adds, without its wrapper."""
+    """What a tensor may be called in a file: as in the model, without the adapter's name, without all that PEFT adds,
+    without its wrapper. Two adapters of one module, as on experts, stand under names that differ in `base_layer` alone.
+    """
+    yield name
+    yield name.replace(f".{TRAINED}.", ".").removesuffix(f".{TRAINED}")
     plain = name
     for added in _ADDED:
         plain = plain.replace(added, ".")
     plain = plain.removesuffix(f".{TRAINED}")
-    yield from (name, plain, plain.removeprefix("base_model.model."))
+    yield from (plain, plain.removeprefix("base_model.model."))
 
 
 def _in_parts(model: Any, name: str, contents: set[Digest]) -> bool:
