@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ from align.run_folder import files
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Inside, Reward, Ticket
 from align.run_folder.run_record import StageEntry
+from align.runner import processes
 from align.stage.callbacks import Interrupted, Watch
 from align.stage.inside import Watching
 from align.worker import execute as work
@@ -529,8 +531,9 @@ def killed_and_resumed(whole: Path, folder: Path, *options: str) -> None:
     process = runs.started(recipe, folder, *options)
     stage = StageDir(folder / "stages/sft")
     runs.wait_for(process, lambda: bool(stage.curve.is_file() and [x for x in inside.read(stage) if x.step == 4]))
-    for pid in runs.children(process.pid):
-        os.kill(pid, signal.SIGKILL)
+    for pid in processes.tree(runs.children(process.pid)):  # a launcher's processes outlive it by a moment
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
     assert "(resuming from checkpoint-3)" in runs.run(recipe, folder, *options).stderr
     assert runs.weights(folder) == runs.weights(whole)

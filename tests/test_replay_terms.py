@@ -21,6 +21,7 @@ from align.data import tokens
 from align.data.replay import Beside, Source, draw
 from align.lab import data
 from align.rl import parts
+from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
 from align.run_folder.records import ReplayPart, Reward, Ticket
 from align.worker import execute
@@ -59,7 +60,8 @@ def trainer(folder: str, program: str, accumulation: int, processes: int, replay
         "per_device_train_batch_size": BATCH // accumulation // processes, "gradient_accumulation_steps": accumulation
     }  # fmt: skip
     asked = ticket(Path(folder), program, replay=replay, **own, **split)
-    at = execute.load(RunDir(Path(folder)), asked.model_copy(update={"processes": processes}), lambda: False)
+    started = {"processes": processes, "launch": Launch(processes=processes)}
+    at = execute.load(RunDir(Path(folder)), asked.model_copy(update=started), lambda: False)
     execute.build(at)
     return _Whole(at)
 
