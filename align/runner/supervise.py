@@ -23,7 +23,8 @@ REASONS = 1.5  # seconds for a process that failed, and the launcher, to say why
 LEAVING = 10.0  # seconds for the others, once one has left because the run was asked to stop
 WORK = 60.0  # CPU seconds that are a sign of life
 MOVED = 2**26  # bytes read from disks or written to them that are one too
-_EXIT = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: \d+ \(pid: (\d+)\)")
+# in the line on the first that failed, and in the table of all: torch calls the first whom it sees first
+_EXIT = re.compile(r"exitcode\s*: (-?\d+)\)?(?: local_rank: \d+)? \(pid: (\d+)\)")
 
 PHASES = {
     "start-up": "at the start of stage '{stage}'",
