@@ -153,7 +153,7 @@ def _import_stack() -> None:
     would stay as well."""
     gc.disable()
     try:
-        from align.worker import execute, interpolate  # noqa: F401
+        from align.worker import execute, interpolate  # noqa: F401 - imported to stay
 
         gc.freeze()
     finally:
