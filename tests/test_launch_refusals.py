@@ -27,7 +27,11 @@ OWN = (ROOT / "stages/sft.py").read_text(encoding="utf-8")
 MADE = {
     "a stage that samples": ["stages.sft.stage=grpo", "stages.sft.reward=./own.py:short"],
     "a stage of your own": ["stages.sft.stage=./mine.py"],
-    "a method other": ["stages.sft.parameterization={method: spectrum}"],
+    "a method other than full and lora": ["stages.sft.parameterization={method: spectrum}"],
+    "a method other than full, spectrum": ["stages.sft.parameterization={method: qlora}"],
+    "modules_to_save": ["parameterization.lora.modules_to_save=[lm_head]"],
+    "target_parameters": ["parameterization.lora.target_parameters=[experts]"],
+    "every weight": ["parameterization.method=full", "model.dtype=bfloat16"],
     "a term beside": ["stages.sft.l2_sp=0.01"],
     "an optimizer other": ["stages.sft.training.optim=sgd"],
     "fp16": ["stages.sft.training.fp16=true"],
@@ -52,9 +56,10 @@ def refused(folder: Path, *overrides: str) -> list[AlignError]:
 @pytest.mark.parametrize("name", MADE)
 def test_each_row_is_refused_and_the_same_stage_trains_with_ddp(name: str, tmp_path: Path) -> None:
     row = next(row for row in REFUSALS if row.what.startswith(name))
-    found = refused(tmp_path, *MADE[name])
-    what = f"stage 'sft' cannot have the engine deepspeed with {row.what}: {row.why}"
-    assert [(fault.what, fault.remedy) for fault in found] == [(what, row.instead)]
+    for engine in row.engines:
+        found = refused(tmp_path, *MADE[name], f"stages.sft.launch.engine={engine}")
+        what = f"stage 'sft' cannot have the engine {engine} with {row.what}: {row.why}"
+        assert [(fault.what, fault.remedy) for fault in found] == [(what, row.instead)]
     assert refused(tmp_path, *MADE[name], "stages.sft.launch.engine=ddp") == []
 
 
@@ -65,9 +70,11 @@ def test_every_row_has_a_recipe_here() -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "kto", "reward"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_what_is_tested_with_deepspeed_is_accepted(stage: str, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_what_is_tested_is_accepted(stage: str, method: str, engine: str, tmp_path: Path) -> None:
     data = "lab/helpdesk" if stage == "sft" else "lab/helpdesk_preferences"
     entry = (f"stages.sft.stage={stage}", f"stages.sft.data={data}", f"parameterization.method={method}")
+    entry = (*entry, f"stages.sft.launch.engine={engine}")
     assert refused(tmp_path, *entry, "stages.sft.training.optim=adamw_torch", "stages.sft.training.bf16=true") == []
 
 

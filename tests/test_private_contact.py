@@ -36,10 +36,12 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
     "_get_output_dir": ("transformers.trainer:Trainer", {"trainers/rollout_checkpoints.py"}),
     "_load_from_checkpoint": (
         "transformers.trainer:Trainer",
-        {"stage/job.py", "trainers/base.py", "trainers/ppo.py", "trainers/zero.py"},
+        {"stage/job.py", "trainers/base.py", "trainers/checkpoints.py", "trainers/ppo.py"},
     ),
     "_n_gpu": ("transformers.training_args", {"stage/job.py"}),
-    "_original_forward": ("accelerate.accelerator", {"engines/deepspeed.py"}),
+    "_original_forward": ("accelerate.accelerator", {"engines/world.py"}),
+    "_shared_state": ("accelerate.state:PartialState", {"engines/fsdp.py"}),
+    "_reset_state": ("accelerate.state:AcceleratorState", {"engines/fsdp.py"}),
     "_hp_mapping": ("deepspeed.utils.mixed_precision_linkage", {"trainers/zero.py"}),
     "_active_adapter": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),
     "_disable_adapters": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),
@@ -60,7 +62,8 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
 }
 # module -> the names that are imported from inside a library, rather than from its face
 INSIDE: dict[str, set[str]] = {
-    "accelerate.utils": {"convert_outputs_to_fp32", "gather_object", "set_seed"},
+    "accelerate.state": {"AcceleratorState", "PartialState"},
+    "accelerate.utils": {"DistributedType", "convert_outputs_to_fp32", "gather_object", "set_seed"},
     "peft.mapping": {"PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING"},
     "peft.tuners.tuners_utils": {"BaseTuner", "BaseTunerLayer"},
     "peft.utils": {

@@ -28,13 +28,13 @@ from align.lab import data
 from align.stage import program
 from align.trainers import dpo, kept_reference, kto, reward
 from align.trainers.base import BaseTrainer
+from align.trainers.checkpoints import PortableCheckpoints
 from align.trainers.dpo import DpoTrainer
 from align.trainers.held_out import HeldOut
 from align.trainers.kept_reference import KeptReference
 from align.trainers.means import Means
 from align.trainers.near import NearIncoming
 from align.trainers.sft import SftTrainer
-from align.trainers.zero import ZeroCheckpoints
 
 SHARED = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
@@ -45,7 +45,7 @@ SHARED = {
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "_send_telemetry": ["self"],
 }
-OF_ZERO = {
+OF_CHECKPOINTS = {
     "save_model": ["self", "output_dir", "_internal_call"],
     "create_optimizer": ["self", "model"],
     "_save_optimizer_and_scheduler": ["self", "output_dir"],
@@ -69,7 +69,7 @@ OF_HELD_OUT = {
     ],
 }
 OVERRIDDEN = [
-    *((SFTTrainer, name, parameters) for name, parameters in {**SHARED, **OF_ZERO}.items()),
+    *((SFTTrainer, name, parameters) for name, parameters in {**SHARED, **OF_CHECKPOINTS}.items()),
     *((DPOTrainer, name, parameters) for name, parameters in {**SHARED, **OF_DPO}.items()),
     *(
         (trainer, name, parameters)
@@ -93,7 +93,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
     """A method of ours whose name TRL comes to use would be called by it."""
     meant = {
         BaseTrainer: set(SHARED),
-        ZeroCheckpoints: set(OF_ZERO),
+        PortableCheckpoints: set(OF_CHECKPOINTS),
         SftTrainer: set(),
         NearIncoming: {"compute_loss"},
         KeptReference: set(OF_DPO),
@@ -106,7 +106,7 @@ def test_we_override_what_we_mean_to_and_nothing_else() -> None:
         (reward.RewardTrainer, RewardTrainer),
         (BaseTrainer, SFTTrainer),
         (BaseTrainer, DPOTrainer),
-        (ZeroCheckpoints, SFTTrainer),
+        (PortableCheckpoints, SFTTrainer),
         (SftTrainer, SFTTrainer),
         (NearIncoming, SFTTrainer),
         (KeptReference, DPOTrainer),

@@ -33,6 +33,10 @@ class Engine(Protocol):
         """
 
     @staticmethod
+    def arguments(launch: Launch) -> dict[str, Any]:
+        """Training arguments that it needs, whatever the recipe says."""
+
+    @staticmethod
     def prepare(trainer: Trainer) -> None:
         """Bring a trainer into agreement with the engine, before it puts anything around its model."""
 

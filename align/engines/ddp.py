@@ -34,6 +34,11 @@ def begin(launch: Launch) -> PartialState:
     return world.meet(launch)
 
 
+def arguments(launch: Launch) -> dict[str, Any]:
+    """It needs none."""
+    return {}
+
+
 def prepare(trainer: Trainer) -> None:
     """It needs nothing more."""
 

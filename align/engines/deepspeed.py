@@ -65,20 +65,21 @@ def begin(launch: Launch) -> PartialState:
     return world.meet(launch)
 
 
+def arguments(launch: Launch) -> dict[str, Any]:
+    """It needs none."""
+    return {}
+
+
 def prepare(trainer: Trainer) -> None:
     """Have DeepSpeed leave all weights in their precision; for bf16 the model casts by itself, as it does under DDP."""
     import torch
-    from accelerate.utils import convert_outputs_to_fp32
 
     plugin = trainer.accelerator.state.deepspeed_plugin
     for name in ("bf16", "fp16"):
         plugin.deepspeed_config[name] = {"enabled": False}
     plugin.hf_ds_config._dtype = torch.float32  # else the trainer rounds what comes in, such as a reference
     if trainer.args.bf16:
-        cast = torch.autocast(trainer.accelerator.device.type, dtype=torch.bfloat16)
-        model: Any = trainer.model
-        model._original_forward = model.forward  # `unwrap_model` puts it back
-        model.forward = convert_outputs_to_fp32(cast(model.forward))
+        world.cast(trainer)
 
 
 def prove(trainer: Trainer, launch: Launch) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, Exit
 from align.run_folder.launch import Launch
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from transformers import Trainer
 
 WAIT = timedelta(hours=24)  # for the first process, which measures and saves: NCCL gives up after ten minutes
 
@@ -33,6 +35,19 @@ def assert_number(launch: Launch, processes: int) -> None:
     """Raises AlignError where another number of processes is at work."""
     if processes != launch.processes:
         raise another(f"{launch.processes} processes were requested, but {processes} started")
+
+
+def cast(trainer: Trainer) -> None:
+    """Have a trainer's model compute in bfloat16 as accelerate has it under DDP; not all engines do."""
+    import torch
+    from accelerate.utils import convert_outputs_to_fp32
+
+    autocast = torch.autocast(trainer.accelerator.device.type, dtype=torch.bfloat16)
+    model: Any = trainer.model
+    model._original_forward = model.forward
+    inner = getattr(model.forward, "__func__", None)  # a function alone: `unwrap_model` binds what it finds inside
+    forward = convert_outputs_to_fp32(autocast(model.forward if inner is None else inner))
+    model.forward = forward if inner is None else MethodType(forward, model)
 
 
 def another(what: str) -> AlignError:

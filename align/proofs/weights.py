@@ -6,15 +6,14 @@ No second copy of the model is made: one tensor at a time is whole in memory, an
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from align.errors import AlignError, Exit
+from align.policy.partitioned import whole
 from align.run_folder import files
 from align.run_folder.proofs import RanksAgree
 
@@ -45,19 +44,6 @@ def trained(model: torch.nn.Module) -> dict[str, Digest]:
             with whole(parameter) as tensor:
                 found[name] = digest(tensor)
     return found
-
-
-@contextmanager
-def whole(parameter: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A parameter of which a process may hold a part only: of FSDP2 a DTensor, of ZeRO-3 one with a `ds_id`, which has
-    the shape (0,) meanwhile."""
-    if hasattr(parameter, "full_tensor"):
-        yield parameter.full_tensor()
-    elif hasattr(parameter, "ds_id"):
-        with importlib.import_module("deepspeed").zero.GatheredParameters([parameter]):
-            yield parameter
-    else:
-        yield parameter
 
 
 def agree(digests: Mapping[str, Digest], world: Any) -> RanksAgree | None:

@@ -13,32 +13,29 @@ class LaunchKeys(BaseModel):
     """`launch:` how the training processes are started and share the model."""
 
     model_config = ConfigDict(extra="forbid")
-    engine: Literal["ddp", "deepspeed"] = Field(
-        "ddp", description="how they share the model: `ddp`, each has all of it; `deepspeed`, which shares it out"
+    engine: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        "ddp",
+        description="how they share the model: `ddp`, each has all of it; `fsdp` (FSDP2), each trains a part of every "
+        "weight; `deepspeed`, each has a part of what `zero_stage` says",
     )
     processes: int = Field(1, ge=1, le=1024, description="number of training processes, usually one per GPU")
     zero_stage: Literal[2] | None = Field(
         None, description="of `deepspeed`: 2, its default, shares out the optimizer's state and the gradients"
     )
 
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _engine(cls, value: Any) -> Any:
-        if value == "fsdp":
-            raise ValueError(
-                "fsdp is not supported yet: on a CPU accelerate silently trains with DDP; write ddp or deepspeed"
-            )
-        return value
-
     @field_validator("zero_stage", mode="before")
     @classmethod
     def _zero_stage(cls, value: Any) -> Any:
         if value == 3 and not isinstance(value, bool):
-            raise ValueError("ZeRO-3, which shares out the weights too, is not supported yet; write 2")
+            raise ValueError(
+                "ZeRO-3, which shares out the weights too, is not supported yet; write `engine: fsdp`, which does"
+            )
         return value
 
     @model_validator(mode="after")
-    def _of_deepspeed(self) -> Self:
+    def _of_engine(self) -> Self:
+        if self.engine == "fsdp" and self.processes == 1:
+            raise ValueError("`fsdp` shares the weights among processes, and there is one: write how many `processes`")
         if self.engine == "deepspeed":
             self.zero_stage = 2
         elif self.zero_stage is not None:

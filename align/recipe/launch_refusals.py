@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from align.errors import AlignError
-from align.forgetting.keys import ForgettingKeys
 from align.penalties import keys as penalties
 from align.recipe.document import Document
+from align.recipe.keys import Recipe
 from align.recipe.plan import StagePlan
 
 _DDP = "write `launch: {engine: ddp, processes: N}` in the stage"
-_UNTESTED = "it is not tested yet that they train as they do without DeepSpeed"
+_UNTESTED = "it is not tested yet that they train as they do with ddp"
+_SHARING = ("fsdp", "deepspeed")  # weights, gradients or state
 _METHODS = ("full", "lora")
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 
@@ -23,23 +24,29 @@ class Refusal:
     """One combination that is refused.
 
     Attributes:
-        engine: of the launch.
-        what: is combined with it, as it follows "DeepSpeed with" and "the engine deepspeed with".
+        engines: of the launch.
+        what: is combined with it, as it follows "the engine deepspeed with".
         why: it cannot work, or is not known to.
         instead: the nearest combination that works.
         is_there: whether a stage has it.
     """
 
-    engine: str
+    engines: tuple[str, ...]
     what: str
     why: str
     instead: str
-    is_there: Callable[[StagePlan, ForgettingKeys], bool]
+    is_there: Callable[[StagePlan, Recipe], bool]
 
 
-def _has_terms(plan: StagePlan, forgetting: ForgettingKeys) -> bool:
+def _has_terms(plan: StagePlan, recipe: Recipe) -> bool:
     replayed = plan.program.stage.replays == "term" and plan.replays
     return bool(penalties.settings(plan.keys.model_dump())) or replayed
+
+
+def _lora(plan: StagePlan) -> Mapping[str, Any]:
+    """The keys of the stage's adapter; none where there is none."""
+    found = plan.method_keys.model_dump().get("lora")
+    return found if isinstance(found, dict) else {}
 
 
 def compiles(training: Mapping[str, Any]) -> bool:
@@ -53,75 +60,107 @@ def _optimizer(plan: StagePlan) -> str:
 
 REFUSALS: Final = (
     Refusal(
-        "deepspeed",
+        _SHARING,
         "a stage that samples answers (ppo, rloo, grpo, sdft)",
-        "it samples from the model that DeepSpeed has wrapped, which is not tested yet",
+        "it samples from the model that the engine has wrapped, which is not tested yet",
         _DDP,
         lambda plan, _: plan.program.stage.samples,
     ),
     Refusal(
-        "deepspeed",
+        _SHARING,
         "a stage of your own",
         "its trainer may keep its optimizer's state in another way, which checkpoints would not hold",
         _DDP,
         lambda plan, _: plan.program.name.endswith(".py"),
     ),
     Refusal(
-        "deepspeed",
+        ("deepspeed",),
         "a method other than full and lora",
         f"of quantised bases, and of methods that read gradients as adalora does, {_UNTESTED}",
         f"choose `method: lora` or `full`, or {_DDP}",
         lambda plan, _: plan.method_keys.method not in _METHODS,
     ),
     Refusal(
-        "deepspeed",
+        ("fsdp",),
+        "a method other than full, spectrum and lora",
+        "4-bit weights stay whole in each process (trl pull request 6343), and methods that read gradients or weights "
+        f"between two steps would see parts of them; of all others {_UNTESTED}",
+        f"choose `method: lora` or `full`, or {_DDP}",
+        lambda plan, _: plan.method_keys.method not in (*_METHODS, "spectrum"),
+    ),
+    Refusal(
+        ("fsdp",),
+        "modules_to_save",
+        "a head that the model ties to its embeddings would be in two groups of weights",
+        f"leave it out, or {_DDP}",
+        lambda plan, _: bool(_lora(plan).get("modules_to_save")),
+    ),
+    Refusal(
+        ("fsdp",),
+        "target_parameters",
+        "an adapter on experts replaces their weights while they compute, and FSDP2 holds parts of them",
+        f"leave it out, or {_DDP}",
+        lambda plan, _: bool(_lora(plan).get("target_parameters")),
+    ),
+    Refusal(
+        ("fsdp",),
+        "every weight trained in bfloat16 (model.dtype)",
+        "accelerate raises trained weights to float32 for FSDP2, and the stage would train other weights than with ddp",
+        f"write `dtype: float32` with `bf16: true`, or {_DDP}",
+        lambda plan, recipe: plan.trains_base and recipe.model.dtype == "bfloat16",
+    ),
+    Refusal(
+        _SHARING,
         "a term beside the stage's own loss (ewc, l2_sp, kl_coef, replay in dpo and kto)",
-        "DeepSpeed takes each gradient away as soon as it is there, and terms are computed outside of its wrapper",
+        "terms are computed outside of the engine's wrapper, where it takes gradients away or holds parts of weights",
         f"remove it, or {_DDP}",
         _has_terms,
     ),
     Refusal(
-        "deepspeed",
+        _SHARING,
         "an optimizer other than torch's AdamW",
         "a state that is no number for each weight cannot be shared out and put together again",
         f"write `optim: adamw_torch`, or {_DDP}",
         lambda plan, _: _optimizer(plan) not in _OPTIMIZERS,
     ),
     Refusal(
-        "deepspeed",
+        _SHARING,
         "fp16",
-        "the gradients' scale would be DeepSpeed's own",
+        "the scale of the gradients would be the engine's own",
         f"write `bf16: true`, or {_DDP}",
         lambda plan, _: bool(plan.training.get("fp16")),
     ),
     Refusal(
-        "deepspeed",
+        _SHARING,
         "torch_compile",
-        "compiling what DeepSpeed has wrapped is not tested yet",
+        "compiling what the engine has wrapped is not tested yet",
         f"leave it out, or {_DDP}",
         lambda plan, _: compiles(plan.training),
     ),
     Refusal(
-        "deepspeed",
+        _SHARING,
         "measuring inside a stage (forgetting.every)",
-        "measuring between two steps of DeepSpeed is not tested yet",
+        "measuring between two steps of such an engine is not tested yet",
         f"remove `forgetting.every`, or {_DDP}",
-        lambda plan, forgetting: forgetting.every is not None and plan.program.stage.gives == "policy",
+        lambda plan, recipe: recipe.forgetting.every is not None and plan.program.stage.gives == "policy",
     ),
 )
 
 
-def faults(read: Document, plans: list[StagePlan], forgetting: ForgettingKeys) -> Iterator[AlignError]:
+def faults(read: Document, plans: list[StagePlan], recipe: Recipe) -> Iterator[AlignError]:
     """Every stage whose launch does not go with what it trains, at the launch that it has."""
     for plan in plans:
         for row in REFUSALS:
-            if plan.launch.engine == row.engine and row.is_there(plan, forgetting):
-                what = f"stage '{plan.id}' cannot have the engine {row.engine} with {row.what}: {row.why}"
+            if plan.launch.engine in row.engines and row.is_there(plan, recipe):
+                what = f"stage '{plan.id}' cannot have the engine {plan.launch.engine} with {row.what}: {row.why}"
                 at = ("launch",) if plan.keys.launch is None else ("stages", plan.id, "launch")
                 yield read.fault(at, what, row.instead)
 
 
 def table() -> str:
     """The rows as docs/engines.md shows them."""
-    head = "| engine | with | why it is refused | the nearest that works |\n|---|---|---|---|\n"
-    return head + "".join(f"| `{row.engine}` | {row.what} | {row.why} | {row.instead} |\n" for row in REFUSALS)
+    head = "| engines | with | why it is refused | the nearest that works |\n|---|---|---|---|\n"
+    return head + "".join(
+        f"| {', '.join(f'`{one}`' for one in row.engines)} | {row.what} | {row.why} | {row.instead} |\n"
+        for row in REFUSALS
+    )

@@ -106,7 +106,7 @@ def check(read: Document, root: Path) -> Loaded:
     faults.found += contradictions.of_probes(read, recipe.forgetting, plans)
     faults.found += replays.faults(read, plans)
     faults.found += gate_actions.faults(read, recipe.forgetting, plans, layers)
-    faults.found += launch_refusals.faults(read, plans, recipe.forgetting)
+    faults.found += launch_refusals.faults(read, plans, recipe)
     warnings += gate_actions.notes(recipe.forgetting, plans, layers)
     warnings += contradictions.of_precision(plans) + contradictions.of_base_row(plans, recipe.forgetting)
     warnings += contradictions.of_idle_keys(recipe.forgetting)

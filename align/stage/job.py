@@ -110,6 +110,7 @@ class Job:
             "disable_tqdm": True,
             "use_cpu": not cuda,
             "dataloader_pin_memory": cuda,
+            **choose.of(ticket.launch).arguments(ticket.launch),
         }
         try:
             made = config(**{**given, **owned, **fixed})

@@ -19,8 +19,8 @@ from align.penalties.quadratic import Penalty
 from align.penalties.ratio import ratios
 from align.policy.base import heads
 from align.policy.stack import TRAINED
+from align.trainers.checkpoints import PortableCheckpoints
 from align.trainers.terms import Term
-from align.trainers.zero import ZeroCheckpoints
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -28,7 +28,7 @@ else:
     Trainer = object
 
 
-class BaseTrainer(ZeroCheckpoints, Trainer):
+class BaseTrainer(PortableCheckpoints, Trainer):
     """Mixed in before a TRL trainer. The overridden methods are held by tests/test_trl_surface.py.
 
     Attributes:
@@ -106,11 +106,12 @@ class BaseTrainer(ZeroCheckpoints, Trainer):
         """Load the trained adapter of a checkpoint exactly; the frozen ones under it are loaded already."""
         peft: Any = self.model if model is None else model
         if not isinstance(peft, PeftModel):
-            if {name for name, _ in heads(Path(resume_from_checkpoint))} - {"__metadata__"} <= peft.state_dict().keys():
+            known = {name for name, _ in heads(Path(resume_from_checkpoint))} - {"__metadata__"}
+            if known <= peft.state_dict().keys() and not self.is_fsdp_enabled:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
                 # transformers writes fused experts one by one, and its trainer passes over names that it does not know:
-                # training would go on from the weights that came in
+                # training would go on from the weights that came in. With FSDP it looks for a file of its own
                 stored = type(peft).from_pretrained(resume_from_checkpoint, dtype=next(peft.parameters()).dtype)
                 peft.load_state_dict(stored.state_dict())
             return

@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from align.policy.partitioned import is_shared_out
 from align.stage.random_state import unmoved
 from align.trainers.means import Means, Tally
 
@@ -30,9 +31,11 @@ class HeldOut(Means):
 
     Attributes:
         loss_unit: the count that the loss is a mean over.
+        left: how many of this process's own batches are still to come; further ones are there for other processes.
     """
 
     loss_unit: ClassVar[str] = ""
+    left = 0
 
     def loss_pieces(self, model: Any, inputs: dict[str, Any]) -> dict[str, float]:
         """The loss of a batch as a sum of means, by the counts that they are means over.
@@ -51,9 +54,14 @@ class HeldOut(Means):
         rows: Dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         args, accelerator = self.args, self.accelerator
         every = batches_of(len(rows), args.per_device_eval_batch_size)
+        own = every[accelerator.process_index :: accelerator.num_processes]
+        self.left = len(own)
+        if is_shared_out(self.model):  # a pass through it takes all processes
+            passes = -(-len(every) // accelerator.num_processes)
+            own += every[:1] * (passes - len(own))
         return DataLoader(
             rows,
-            batch_sampler=every[accelerator.process_index :: accelerator.num_processes],
+            batch_sampler=own,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -64,7 +72,12 @@ class HeldOut(Means):
     ) -> tuple[None, None, None]:
         """A batch's loss into the tally; transformers gets none, which it would take the mean of batches of."""
         prepared = self._prepare_inputs(inputs)
+        self.left -= 1
         with torch.no_grad(), self.compute_loss_context_manager(), by_itself(self.accelerator):
+            if self.left < 0:  # for the others to go on
+                with self.unrecorded():
+                    self.loss_pieces(model, prepared)
+                return None, None, None
             for unit, value in self.loss_pieces(model, prepared).items():
                 self._pieces.add(unit, value, self.counted[unit])
         return None, None, None

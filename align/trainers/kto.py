@@ -100,29 +100,34 @@ class KtoTrainer(HeldOut, KeptReference, KTOTrainer):
         """The parts of an update, all of which its KL is estimated from before the first is trained on."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.model.train()  # an evaluation may lie before it
-        self.kl = self._estimated(batches) if self.calculate_KL and batches else None
+        self.kl = self._estimated(batches, len(batches)) if self.calculate_KL and batches else None
         return batches, items
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """With the KL of all held-out rows, which are gone through once for it."""
         self.model.eval()
-        self.kl = self._estimated(dataloader) if self.calculate_KL else None
+        self.kl = self._estimated(dataloader, self.left) if self.calculate_KL else None
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self.kl = None
 
-    def _estimated(self, batches: Iterable[dict[str, Any]]) -> torch.Tensor:
-        """The mean log ratio of policy to reference over the answers to other prompts, of all processes."""
+    def _estimated(self, batches: Iterable[dict[str, Any]], count: int) -> torch.Tensor:
+        """The mean log ratio of policy to reference over the answers to other prompts, of all processes.
+
+        Args:
+            count: of the batches that are this process's own, the first ones.
+        """
         self.kl, own = None, torch.zeros(2, device=self.accelerator.device)
-        for batch in batches:
+        for number, batch in enumerate(batches):
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 found = self._compute_kl_logps(self.model, inputs) - inputs[KL_REFERENCE]
-            own += torch.stack([found.sum(), torch.tensor(float(len(found)), device=found.device)])
+            if number < count:
+                own += torch.stack([found.sum(), torch.tensor(float(len(found)), device=found.device)])
         sums: torch.Tensor = self.accelerator.reduce(own, "sum")
-        total, count = sums.unbind()
-        return total / count
+        total, answers = sums.unbind()
+        return total / answers
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's; a KL that is known stands in place of the batch's own, which is a difference to the reference."""

@@ -1,88 +1,20 @@
-"""Checkpoints of a trainer that DeepSpeed's ZeRO-2 runs, in the form that the same trainer writes without it.
-
-DeepSpeed's own hold each process's part as a pickle, for that number of processes alone. Here the optimizer's state is
-put together weight by weight, so that any number of processes, with or without DeepSpeed, goes on from it.
-"""
+"""The state of an optimizer that ZeRO-2 shares out, put together as torch's own has it, and shared out again."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-else:
-    Trainer = object
 
 State = dict[str, Any]
-
-
-class ZeroCheckpoints(Trainer):
-    """Mixed in before a TRL trainer. Without DeepSpeed each method is transformers' own.
-
-    Attributes:
-        made: the settings of each group of weights as the optimizer was made; None for one with weights. DeepSpeed
-            removes a group without any, as that of an adapter without biases is.
-    """
-
-    made: list[State | None]
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Remember the groups that DeepSpeed is going to remove."""
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        self.made = [None if group["params"] else dict(group) for group in optimizer.param_groups]
-        return optimizer
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The weights are whole in the first process; transformers would copy those of the frozen base too."""
-        if not self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            self._save(output_dir)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_deepspeed_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        state = gathered(self.model_wrapped.optimizer, keep=self.args.should_save)
-        if state is not None:
-            state["param_groups"] = with_removed(state["param_groups"], self.made)
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            scheduler = self.lr_scheduler.state_dict()
-            lists = {key for key, value in scheduler.items() if isinstance(value, list)}  # a value for each group
-            scheduler |= {key: with_removed(scheduler[key], self.made) for key in lists}
-            torch.save(scheduler, Path(output_dir) / SCHEDULER_NAME)
-
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | os.PathLike[str] | None
-    ) -> Any:
-        """Go on from a checkpoint: DeepSpeed takes its parts from the weights that it finds."""
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        self._load_from_checkpoint(str(resume_from_checkpoint))
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        state, scheduler = (
-            torch.load(Path(resume_from_checkpoint) / name, map_location="cpu", weights_only=True)
-            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
-        )
-        state["param_groups"] = without_removed(state["param_groups"], self.made)
-        scatter(self.model_wrapped.optimizer, state)
-        lists = {key for key, value in scheduler.items() if isinstance(value, list)}
-        scheduler |= {key: without_removed(scheduler[key], self.made) for key in lists}
-        self.lr_scheduler.load_state_dict(scheduler)
-        return prepared
 
 
 def with_removed(values: list[Any], made: list[State | None]) -> list[Any]:
     """What each group of weights has, with those groups in their places that DeepSpeed removed.
 
     Args:
-        made: as of `ZeroCheckpoints`. Such a group is taught as fast as the others.
+        made: as of `PortableCheckpoints`. Such a group is taught as fast as the others.
     """
     left = iter(values)
     return [next(left) if settings is None else _removed(values[0], settings) for settings in made]

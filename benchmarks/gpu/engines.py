@@ -28,7 +28,8 @@ from benchmarks import clock
 from benchmarks.gpu import memory, ppo
 from benchmarks.gpu.memory import ROOT, Row, Shape
 
-ENGINES: dict[str, tuple[str, ...]] = {"ddp": ()}  # what the recipe of each sets, besides the number of processes
+# what the recipe of each sets, besides the number of processes
+ENGINES: dict[str, tuple[str, ...]] = {"ddp": (), "fsdp": ("launch.engine=fsdp",)}
 RATES = {"full": 1e-4, "lora": 1e-3}  # learning rates by method
 
 

@@ -1,6 +1,7 @@
-"""DeepSpeed's ZeRO-2 trains what one process trains, and any number of processes goes on from its checkpoints.
+"""Engines that share out weights or state train what one process trains, and any number of processes goes on from their
+checkpoints.
 
-Needs the package deepspeed (and a C++ compiler, which it asks for on a CPU); skipped where it is missing.
+DeepSpeed needs its package (and a C++ compiler, which it asks for on a CPU); its tests are skipped where it is missing.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import runs
 from align.run_folder import checkpoints, files
 
 there = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+TYPES = {"fsdp": "FSDP", "deepspeed": "DEEPSPEED"}
 
 CHAIN = """\
-name: zero
+name: shared
 model: {base: lab, dtype: float32}
 parameterization: {method: lora}
 forgetting: {probes: none}
@@ -38,6 +40,7 @@ stages:
   kto:
     policy: sft
     data: {source: lab/helpdesk_preferences, limit: 32}
+    eval_data: 3
     training: *training
   dpo:
     policy: kto
@@ -57,14 +60,14 @@ stages:
     training: *training
 """
 STAGES = ("sft", "kto", "dpo", "reward", "judge")
-ENGINE = ("--set", "launch.engine=deepspeed")
 
 
-def halved(*stages: str) -> list[str]:
-    """Two processes with the global batch of one."""
+def halved(engine: str, *stages: str) -> list[str]:
+    """Two processes of an engine with the global batch of one."""
     each = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     changed = [f"stages.{stage}.training.{key}={value}" for stage in stages for key, value in each.items()]
-    return ["--processes", "2", *(word for change in changed for word in ("--set", change))]
+    words = [word for change in [f"launch.engine={engine}", *changed] for word in ("--set", change)]
+    return ["--processes", "2", *words]
 
 
 def worst(one: Path, two: Path, stage: str) -> float:
@@ -92,28 +95,34 @@ def killed_in(stage: str, recipe: Path, run: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The chain in one process, without DeepSpeed."""
+    """The chain in one process, which shares nothing."""
     folder = tmp_path_factory.mktemp("one")
     runs.run(runs.write(folder, CHAIN), folder / "run")
     return folder / "run"
 
 
+@pytest.fixture(scope="module", params=["fsdp", pytest.param("deepspeed", marks=there)])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The chain in two processes of DeepSpeed."""
+def two(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chain in two processes of the engine."""
     folder = tmp_path_factory.mktemp("two")
-    runs.run(runs.write(folder, CHAIN), folder / "run", *ENGINE, *halved(*STAGES), cold=True)
+    runs.run(runs.write(folder, CHAIN), folder / "run", *halved(engine, *STAGES), cold=True)
     return folder / "run"
 
 
-@there
 @pytest.mark.slow
-def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path) -> None:
+def test_two_processes_end_with_the_weights_of_one(one: Path, two: Path, engine: str) -> None:
     for stage in STAGES:
         first, second = runs.outcome(one, stage), runs.outcome(two, stage)
-        assert (second["world_size"], second["distributed_type"]) == (2, "DEEPSPEED"), stage
+        assert (second["world_size"], second["distributed_type"]) == (2, TYPES[engine]), stage
         assert first["fingerprint"] == second["fingerprint"]
         assert worst(one, two, stage) <= 1e-5, stage
+        held_out = [outcome["metrics"].get("eval_loss") for outcome in (first, second)]
+        assert held_out[0] is None or held_out[1] == pytest.approx(held_out[0], rel=1e-4), stage
 
 
 def before(stage: str, two: Path, folder: Path) -> tuple[Path, Path]:
@@ -126,39 +135,47 @@ def before(stage: str, two: Path, folder: Path) -> tuple[Path, Path]:
     return runs.write(folder, text), folder / "run"
 
 
-def in_two(stage: str) -> tuple[str, ...]:
-    """Two processes of DeepSpeed for the chain as far as a stage."""
-    return (*ENGINE, *halved(*STAGES[: STAGES.index(stage) + 1]))
+def in_two(engine: str, stage: str) -> list[str]:
+    """Two processes of the engine for the chain as far as a stage."""
+    return halved(engine, *STAGES[: STAGES.index(stage) + 1])
 
 
-@there
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_a_killed_run_goes_on_to_the_same_bits(stage: str, two: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(stage: str, engine: str, two: Path, tmp_path: Path) -> None:
     """With an adapter, and with full weights."""
     recipe, run = before(stage, two, tmp_path)
-    killed_in(stage, recipe, run, *in_two(stage))
-    said = runs.run(recipe, run, *in_two(stage), cold=True)
+    killed_in(stage, recipe, run, *in_two(engine, stage))
+    said = runs.run(recipe, run, *in_two(engine, stage), cold=True)
     assert "(resuming from checkpoint-" in said.stderr
     name = f"{stage}/"
     expected = {file: sha for file, sha in runs.weights(two).items() if file.startswith(name)}
     assert {file: sha for file, sha in runs.weights(run).items() if file.startswith(name)} == expected
 
 
-@there
 @pytest.mark.slow
-@pytest.mark.parametrize("begun_by_deepspeed", [True, False])
+@pytest.mark.parametrize("begun_in_two", [True, False])
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_another_engine_and_number_of_processes_goes_on(
-    stage: str, begun_by_deepspeed: bool, two: Path, tmp_path: Path
+    stage: str, begun_in_two: bool, engine: str, two: Path, tmp_path: Path
 ) -> None:
     """Its state is kept as torch's optimizer has it: nothing of it is lost, and nothing begins anew."""
     recipe, run = before(stage, two, tmp_path)
-    ways = (in_two(stage), ())
-    first, second = ways if begun_by_deepspeed else ways[::-1]
+    ways = (in_two(engine, stage), list[str]())
+    first, second = ways if begun_in_two else ways[::-1]
     killed_in(stage, recipe, run, *first)
     said = runs.run(recipe, run, *second, cold=True)
     assert "(resuming from checkpoint-" in said.stderr
-    assert runs.outcome(run, stage)["world_size"] == (1 if begun_by_deepspeed else 2)
+    assert runs.outcome(run, stage)["world_size"] == (1 if begun_in_two else 2)
     assert worst(run, two, stage) <= 1e-5
     assert files.read_json(run / "stages" / stage / "ticket.json")["resume_from"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_an_adapter_does_not_hold_the_base(engine: str, two: Path, tmp_path: Path) -> None:
+    recipe, run = before("sft", two, tmp_path)
+    killed_in("sft", recipe, run, *in_two(engine, "sft"))
+    checkpoint = max((run / "stages/sft/checkpoints").glob("checkpoint-*"))
+    adapter = (two / "stages/sft/model/adapter_model.safetensors").stat().st_size
+    held = sum(file.stat().st_size for file in checkpoint.glob("*") if file.suffix in (".safetensors", ".pt", ".bin"))
+    assert adapter * 2.5 < held < adapter * 3.5  # the weights, and two numbers of state for each
