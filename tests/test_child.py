@@ -12,9 +12,10 @@ from rich.console import Console
 
 from align.errors import AlignError, Exit
 from align.run_folder import files
-from align.run_folder.launch import Launch
+from align.run_folder.launch import Launch, Place
 from align.run_folder.paths import RunDir
 from align.runner import child, launch
+from align.runner.machines import Machines
 from align.runner.progress import Watcher
 
 SAID = "the training process was ended by the system with"
@@ -32,9 +33,9 @@ class Ends:
         monkeypatch.setattr(launch, "start", self.start)
         self.launched: list[Launch] = []
         self.watcher = Watcher(Console(file=io.StringIO(), width=300))
-        self.child = child.Child(self.dir, self.watcher, lambda: None)
+        self.child = child.Child(self.dir, self.watcher, lambda: None, Machines(self.dir, Place(), "", print))
 
-    def start(self, run: Path, launched: Launch, log: Path) -> subprocess.Popen[bytes]:
+    def start(self, run: Path, launched: Launch, log: Path, place: Place) -> subprocess.Popen[bytes]:
         self.launched.append(launched)
         command = ["sh", "-c", self.shell]
         return subprocess.Popen(command, stdin=subprocess.PIPE, cwd=run, start_new_session=True)

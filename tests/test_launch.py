@@ -77,7 +77,7 @@ def test_the_recipe_that_a_run_keeps_has_the_same_launches(tmp_path: Path) -> No
 def test_a_ticket_of_an_older_align_says_no_more_than_the_number_of_processes(tmp_path: Path) -> None:
     loaded = load(runs.write(tmp_path, RECIPE))
     ticket = tickets.build(loaded, prepare(loaded), RunDir(tmp_path / "run"))["sft"].model_dump(mode="json")
-    assert ticket.pop("launch") == {"engine": "ddp", "processes": 2, "zero_stage": None}
+    assert ticket.pop("launch") == {"engine": "ddp", "processes": 2, "machines": 1, "zero_stage": None}
     assert Ticket.model_validate(ticket).launch == Launch(processes=2)
 
 

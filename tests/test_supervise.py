@@ -19,11 +19,12 @@ from rich.console import Console
 
 from align.errors import AlignError
 from align.run_folder import files
-from align.run_folder.launch import Launch
+from align.run_folder.launch import Launch, Place
 from align.run_folder.messages import Execute
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure
 from align.runner import child, hung, launch, processes, signals, supervise
+from align.runner.machines import Machines
 from align.runner.progress import Watcher
 
 BEGIN = """
@@ -58,10 +59,10 @@ class Two:
         files.write_json(self.here.ticket, {"parameterization": {"method": "lora"}})
         monkeypatch.setattr(launch, "start", self.start)
         self.watcher = Watcher(Console(file=io.StringIO(), width=300))
-        self.child = child.Child(self.dir, self.watcher, lambda: None)
+        self.child = child.Child(self.dir, self.watcher, lambda: None, Machines(self.dir, Place(), "", print))
         self.shell = ""
 
-    def start(self, run: Path, launched: Launch, log: Path) -> subprocess.Popen[bytes]:
+    def start(self, run: Path, launched: Launch, log: Path, place: Place) -> subprocess.Popen[bytes]:
         command = ["sh", "-c", BEGIN + self.shell]
         return subprocess.Popen(command, stdin=subprocess.PIPE, cwd=run, start_new_session=True)
 

@@ -22,6 +22,11 @@ FromStage = Annotated[
 Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Redo only this stage.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old results are kept in superseded/.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Train with this many processes (accelerate launch).")]
+Machines = Annotated[int | None, typer.Option(min=1, help="Divide them among machines; each runs this command.")]
+MachineRank = Annotated[int, typer.Option(min=0, help="The number of this machine; machine 0 runs the recipe.")]
+MainAddress = Annotated[
+    str | None, typer.Option(metavar="HOST[:PORT]", help="Where the other machines reach machine 0.")
+]
 PrintLaunch = Annotated[
     bool, typer.Option("--print-launch", help="Check the recipe, show how its stages would be started, and end.")
 ]

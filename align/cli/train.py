@@ -14,6 +14,7 @@ from align.runner.lines import line
 
 if TYPE_CHECKING:
     from align.recipe.plan import Loaded
+    from align.run_folder.launch import Place
     from align.runner.options import Options
 
 
@@ -25,6 +26,9 @@ def run(
     only: given.Only = None,
     fresh: given.Fresh = False,
     processes: given.Processes = None,
+    machines: given.Machines = None,
+    machine_rank: given.MachineRank = 0,
+    main_address: given.MainAddress = None,
     print_launch: given.PrintLaunch = False,
     model: given.Model = None,
     data: given.Data = None,
@@ -53,7 +57,10 @@ def run(
         raise AlignError(
             "--model and --data cannot be combined with a recipe", "use --set model.base=... with a recipe"
         )
-    loaded = recipes.load(path, set if processes is None else [*set, f"launch.processes={processes}"])
+    counts = {"processes": processes, "machines": machines}
+    launched = [f"launch.{name}={count}" for name, count in counts.items() if count is not None]
+    loaded = recipes.load(path, [*set, *launched])
+    place = _place(machine_rank, main_address)
     if print_launch:
         from align.preflight.check import prepare
         from align.runner import print_launch as print_launches
@@ -61,7 +68,7 @@ def run(
         options.check([plan.id for plan in loaded.stages])
         checked = prepare(loaded, weights=False)
         printed.found(checked.notes, checked.warnings)
-        print(print_launches.shown(loaded, folder_of(loaded.recipe.name, run_dir)))
+        print(print_launches.shown(loaded, folder_of(loaded.recipe.name, run_dir), place))
         return
     if print_sbatch:
         from align.runner import slurm
@@ -71,7 +78,7 @@ def run(
         printed.found(found.notes, found.warnings)
         print(found.script, end="")
         return
-    raise typer.Exit(_executed(loaded, options, run_dir))
+    raise typer.Exit((_executed if place.machine == 0 else _followed)(loaded, options, run_dir, place))
 
 
 def _without_recipe(model: str | None, data: str | None, method: str, stage: str, set: list[str], *, run: bool) -> Path:
@@ -82,7 +89,39 @@ def _without_recipe(model: str | None, data: str | None, method: str, stage: str
     return path
 
 
-def _executed(loaded: Loaded, options: Options, run_dir: Path | None) -> int:
+def _place(machine: int, address: str | None) -> Place:
+    """Which of several machines this is.
+
+    Raises:
+        AlignError: the port is none, or the others are not told where the first one is.
+    """
+    from align.run_folder.launch import Place
+
+    if machine and address is None:
+        what = f"--machine-rank {machine} takes part in the run of another machine"
+        raise AlignError(what, "say with --main-address where it reaches that one, and give --machines")
+    host, _, port = (address or "").partition(":")
+    if port and not (port.isdigit() and 0 < int(port) < 2**16):
+        raise AlignError(f"--main-address {address}: '{port}' is no port", "write HOST or HOST:PORT")
+    return Place(machine, host, int(port or 0))
+
+
+def _followed(loaded: Loaded, options: Options, run_dir: Path | None, place: Place) -> int:
+    """Take part in the run of the first machine, and give its exit code."""
+    from align.api import folder_of
+    from align.recipe import resolved
+    from align.runner import machines
+    from align.runner.follow import Follower
+
+    machines.check((plan.launch for plan in loaded.stages), place)
+
+    def say(text: str) -> None:
+        printed.errors().print(line(text))
+
+    return Follower(folder_of(loaded.recipe.name, run_dir), place, resolved.digest(loaded), say).follow()
+
+
+def _executed(loaded: Loaded, options: Options, run_dir: Path | None, place: Place) -> int:
     """Run it, print its result, and give its exit code."""
     from align.api import folder_of
     from align.runner.loop import Run
@@ -90,7 +129,7 @@ def _executed(loaded: Loaded, options: Options, run_dir: Path | None) -> int:
 
     folder = folder_of(loaded.recipe.name, run_dir)
     with Watcher(printed.errors()) as watcher:
-        code = Run(loaded, options, folder, watcher).execute()
+        code = Run(loaded, options, folder, watcher, place).execute()
     printed.result(folder.root)
     if code == Exit.GATE:
         printed.errors().print(

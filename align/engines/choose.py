@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from align.run_folder.launch import Launch
+from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -21,7 +21,7 @@ class Engine(Protocol):
         """What this machine lacks for it, and the line that installs that."""
 
     @staticmethod
-    def configuration(launch: Launch) -> dict[str, Any] | None:
+    def configuration(launch: Launch, place: Place) -> dict[str, Any] | None:
         """The file that `accelerate launch` is given; None where the process is started without it."""
 
     @staticmethod

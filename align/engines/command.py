@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.run_folder.launch import Launch
+from align.run_folder.launch import Launch, Place
 
 WORKER = "align.worker"
 # What launchers and schedulers hand to their processes, and `accelerate launch` to its own. Found in the environment of
@@ -43,7 +43,7 @@ def environment(launch: Launch) -> dict[str, str]:
     """What the processes find in their environment where the user has set nothing."""
     if launch.processes == 1:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, cores() // launch.processes))}
+    return {"OMP_NUM_THREADS": str(max(1, cores() * launch.machines // launch.processes))}
 
 
 def cores() -> int:
@@ -52,15 +52,19 @@ def cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def configured(distributed_type: str, launch: Launch) -> dict[str, Any]:
-    """What every configuration of accelerate says: processes of one machine, that meet at a port that is free."""
+def configured(distributed_type: str, launch: Launch, place: Place) -> dict[str, Any]:
+    """What every configuration of accelerate says: how many processes there are, and where they meet."""
+    several: dict[str, Any] = {}
+    if launch.machines > 1:
+        several = {"main_process_ip": place.address, "rdzv_backend": "static", "same_network": True}
     return {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": distributed_type,
-        "num_machines": 1,
-        "machine_rank": 0,
+        "num_machines": launch.machines,
+        "machine_rank": place.machine,
         "num_processes": launch.processes,
-        "main_process_port": 0,  # accelerate looks for a free one
+        "main_process_port": place.port,  # 0: accelerate looks for a free one
+        **several,
         "mixed_precision": "no",  # the trainer's own arguments decide
         "use_cpu": False,
     }

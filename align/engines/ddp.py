@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from align.engines import command, world
-from align.run_folder.launch import Launch
+from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -20,9 +20,9 @@ def missing(launch: Launch) -> tuple[str, str] | None:
     return None
 
 
-def configuration(launch: Launch) -> dict[str, Any] | None:
+def configuration(launch: Launch, place: Place) -> dict[str, Any] | None:
     """Of accelerate, for several processes. On a CPU, too, it is MULTI_GPU: MULTI_CPU starts one and says nothing."""
-    return command.configured("MULTI_GPU", launch) if launch.processes > 1 else None
+    return command.configured("MULTI_GPU", launch, place) if launch.processes > 1 else None
 
 
 def begin(launch: Launch) -> PartialState:

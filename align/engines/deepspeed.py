@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.engines import command, world
-from align.run_folder.launch import Launch
+from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -48,10 +48,11 @@ def _extensions() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR", cache / "torch_extensions"))
 
 
-def configuration(launch: Launch) -> dict[str, Any] | None:
+def configuration(launch: Launch, place: Place) -> dict[str, Any] | None:
     """Of accelerate; what is not here, such as the batch size, the trainer fills in from its own arguments."""
+    started = {"deepspeed_multinode_launcher": "standard"} if launch.machines > 1 else {}  # by pdsh otherwise
     zero = {"zero_stage": launch.zero_stage, "offload_optimizer_device": "none", "offload_param_device": "none"}
-    return command.configured("DEEPSPEED", launch) | {"deepspeed_config": zero}
+    return command.configured("DEEPSPEED", launch, place) | {"deepspeed_config": zero | started}
 
 
 def begin(launch: Launch) -> PartialState:

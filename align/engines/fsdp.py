@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from align.engines import command, world
 from align.engines.modules import Modules
-from align.run_folder.launch import Launch
+from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -27,7 +27,7 @@ def missing(launch: Launch) -> tuple[str, str] | None:
     return None
 
 
-def configuration(launch: Launch) -> dict[str, Any] | None:
+def configuration(launch: Launch, place: Place) -> dict[str, Any] | None:
     """Of accelerate. What is shared is each decoder layer, which the model names in `_no_split_modules`."""
     keys = {
         "version": 2,
@@ -38,7 +38,9 @@ def configuration(launch: Launch) -> dict[str, Any] | None:
         "offload_params": False,
         "activation_checkpointing": False,  # `gradient_checkpointing` of the trainer is the one way
     }
-    return command.configured("FSDP", launch) | {"fsdp_config": {f"fsdp_{key}": value for key, value in keys.items()}}
+    return command.configured("FSDP", launch, place) | {
+        "fsdp_config": {f"fsdp_{key}": value for key, value in keys.items()}
+    }
 
 
 def begin(launch: Launch) -> PartialState:

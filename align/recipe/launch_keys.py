@@ -18,7 +18,10 @@ class LaunchKeys(BaseModel):
         description="how they share the model: `ddp`, each has all of it; `fsdp` (FSDP2), each trains a part of every "
         "weight; `deepspeed`, each has a part of what `zero_stage` says",
     )
-    processes: int = Field(1, ge=1, le=1024, description="number of training processes, usually one per GPU")
+    processes: int = Field(
+        1, ge=1, le=1024, description="number of training processes on all machines, usually one per GPU"
+    )
+    machines: int = Field(1, ge=1, le=1024, description="number of machines that the processes are divided among")
     zero_stage: Literal[2] | None = Field(
         None, description="of `deepspeed`: 2, its default, shares out the optimizer's state and the gradients"
     )
@@ -34,6 +37,10 @@ class LaunchKeys(BaseModel):
 
     @model_validator(mode="after")
     def _of_engine(self) -> Self:
+        if self.processes % self.machines:
+            each = f"{self.processes} {'process' if self.processes == 1 else 'processes'}"
+            what = f"{each} cannot be divided among {self.machines} machines"
+            raise ValueError(f"{what}: write how many `processes` there are on all of them together")
         if self.engine == "fsdp" and self.processes == 1:
             raise ValueError("`fsdp` shares the weights among processes, and there is one: write how many `processes`")
         if self.engine == "deepspeed":
@@ -45,4 +52,4 @@ class LaunchKeys(BaseModel):
     @property
     def launch(self) -> Launch:
         """As a ticket holds it."""
-        return Launch(engine=self.engine, processes=self.processes, zero_stage=self.zero_stage)
+        return Launch(engine=self.engine, processes=self.processes, machines=self.machines, zero_stage=self.zero_stage)

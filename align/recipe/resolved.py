@@ -38,6 +38,11 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
     return whole
 
 
+def digest(loaded: Loaded) -> str:
+    """Of the whole of it: equal where the recipe and all that was set on the command line are."""
+    return files.digest(resolved(loaded))
+
+
 def write(path: Path, loaded: Loaded) -> None:
     """Write the resolved recipe, unless the file holds it already."""
     out = io.StringIO()

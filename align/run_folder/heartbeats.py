@@ -31,6 +31,7 @@ class Beat(Record):
 
     Attributes:
         rank, world: which process of how many.
+        machine: that it is on, by its number.
         count: of those that were written, so that no two are the same.
         signs: of life since the process began, written or not.
         phase: `waiting` for a ticket; `start-up` until training begins; `closing` once it has ended; `harness` while a
@@ -43,6 +44,7 @@ class Beat(Record):
     rank: int
     world: int = 1
     pid: int
+    machine: int = 0
     host: str = ""
     count: int = 0
     signs: int = 0
@@ -58,7 +60,9 @@ class Heart:
 
     def __init__(self, path: Path, rank: int, world: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.written, self.signs = clock, 0.0, 0
-        self.now = Beat(rank=rank, world=world, pid=os.getpid(), host=socket.gethostname(), phase="waiting")
+        machine = int(os.environ.get("GROUP_RANK", "0"))  # torch's name for it
+        told = {"pid": os.getpid(), "machine": machine, "host": socket.gethostname()}
+        self.now = Beat(rank=rank, world=world, phase="waiting", **told)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._write()

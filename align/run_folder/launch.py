@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -10,20 +12,42 @@ class Launch(BaseModel):
 
     Attributes:
         engine: a file of align/engines.
-        processes: how many there are.
+        processes: how many there are, on all machines together.
+        machines: that they are divided among.
         zero_stage: what DeepSpeed shares out among them; None with another engine.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     engine: str = "ddp"
     processes: int = 1
+    machines: int = 1
     zero_stage: int | None = None
 
     @property
     def name(self) -> str:
         """What its files in the run folder are called."""
-        return f"{self.engine}-{self.processes}"
+        several = f"-on-{self.machines}" if self.machines > 1 else ""
+        return f"{self.engine}-{self.processes}{several}"
 
     def __str__(self) -> str:
         zero = f" ZeRO-{self.zero_stage}" if self.zero_stage else ""
-        return f"{self.engine}{zero}, {self.processes} {'process' if self.processes == 1 else 'processes'}"
+        several = f" on {self.machines} machines" if self.machines > 1 else ""
+        return f"{self.engine}{zero}, {self.processes} {'process' if self.processes == 1 else 'processes'}{several}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the machines this is, and where all processes meet.
+
+    Attributes:
+        machine: its number; the first, 0, runs the recipe.
+        address: of the first machine, as the others reach it.
+        port: there; 0 where one that is free is looked for.
+    """
+
+    machine: int = 0
+    address: str = ""
+    port: int = 0
+
+
+ALONE = Place()

@@ -306,6 +306,24 @@ class RunDir:
         """A file whose presence asks every process of the child to save and end."""
         return self.queue / "stop"
 
+    def child_log_of(self, machine: int) -> Path:
+        """What the processes of one of several machines print before they know their stage."""
+        return self.child_log if machine == 0 else self.root / f"child.machine{machine}.log"
+
+    @property
+    def call(self) -> Path:
+        """What the first of several machines wants of the others."""
+        return self.machines / "call.json"
+
+    def answer(self, machine: int) -> Path:
+        """What another machine says to it."""
+        return self.machines / f"{machine}.json"
+
+    @property
+    def machines(self) -> Path:
+        """What the machines of a run tell each other."""
+        return self.root / "machines"
+
     @property
     def heartbeats(self) -> Path:
         """A sign of life of each process of the child."""

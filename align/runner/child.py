@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from align.errors import AlignError, Exit
@@ -15,12 +15,13 @@ from align.recipe.launch_refusals import compiles
 from align.run_folder import files, messages, reading
 from align.run_folder.comparison import ComparisonRequest, ComparisonResult
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
-from align.run_folder.launch import Launch
+from align.run_folder.launch import ALONE, Launch
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir, StageDir
 from align.run_folder.records import Failure
 from align.runner import launch, signals, supervise
 from align.runner.hung import Silence
+from align.runner.machines import Lost, Machines
 from align.runner.progress import Watcher
 from align.runner.supervise import Cause, Supervisor
 
@@ -32,9 +33,9 @@ class Child:
     """Executes tickets; started with the first one and reused for all that follow with the same launch: the stack is
     imported once for them."""
 
-    def __init__(self, run: RunDir, watcher: Watcher, meanwhile: Callable[[], None]) -> None:
-        """`meanwhile` is called again and again while a stage is at work."""
-        self.dir, self.watcher, self.meanwhile = run, watcher, meanwhile
+    def __init__(self, run: RunDir, watcher: Watcher, meanwhile: Callable[[], None], machines: Machines) -> None:
+        """`meanwhile` is called again and again while a stage is at work; `machines` are those beside this one."""
+        self.dir, self.watcher, self.meanwhile, self.machines = run, watcher, meanwhile, machines
         self.process: subprocess.Popen[bytes] | None = None
         self.supervisor: Supervisor | None = None
         self.sent, self.stage = 0, ""
@@ -88,9 +89,11 @@ class Child:
         for old in here.errors:  # whoever began the stage has taken away its own
             if old != here.error:
                 old.unlink()
-        _, supervisor = self._started(launched)
+        ticket = files.read_json(here.ticket, {})
+        needs = [ticket["policy"]["base"]["path"]] if "policy" in ticket else []
+        _, supervisor = self._started(launched, needs)
         self._send(message)
-        supervisor.begin(compiles=compiles(files.read_json(here.ticket, {}).get("training", {})))
+        supervisor.begin(compiles=compiles(ticket.get("training", {})))
 
     def _until(self, done: Callable[[], bool], stage: str, at: str = "") -> None:
         """Wait, and see whether the processes are well."""
@@ -100,24 +103,30 @@ class Child:
             self.meanwhile()
             gone = process.poll() is not None
             trouble = supervisor.trouble()
-            if (gone or trouble) and not done():  # it may have come to its end just before
+            lost = self.machines.lost()
+            if (gone or trouble or lost) and not done():  # it may have come to its end just before
                 self.watcher.end()
-                raise self._failure(stage, trouble, at)
+                raise self._failure(stage, trouble, at, lost)
             if not self.dir.asked(self.sent).is_file():
                 self.watcher.end()
                 raise self._deleted(supervisor)
             time.sleep(POLL_SECONDS)
 
-    def _started(self, launched: Launch) -> tuple[subprocess.Popen[bytes], Supervisor]:
-        """The process; another one where it was started with another launch than is wanted now."""
+    def _started(self, launched: Launch, needs: Sequence[str] = ()) -> tuple[subprocess.Popen[bytes], Supervisor]:
+        """The process; another one where it was started with another launch than is wanted now.
+
+        Args:
+            needs: paths that every machine has to find.
+        """
         if self.process is not None and launched != self.launch:
             self.finish()
             self.end()
             self.process, self.supervisor, self.sent = None, None, 0
         if self.process is None or self.supervisor is None:
             shutil.rmtree(self.dir.queue, ignore_errors=True)
+            place = self.machines.gather(launched, needs) if launched.machines > 1 else ALONE
             with signals.held():
-                self.process = launch.start(self.dir.root, launched, self.dir.child_log)
+                self.process = launch.start(self.dir.root, launched, self.dir.child_log, place)
                 self.launch = launched
                 self.supervisor = Supervisor(self.dir, self.process)
         return self.process, self.supervisor
@@ -163,6 +172,7 @@ class Child:
         shutil.rmtree(self.dir.queue, ignore_errors=True)
 
     def _end_all(self) -> None:
+        self.machines.end()
         if self.supervisor is not None:
             self.supervisor.end()
 
@@ -179,8 +189,11 @@ class Child:
         what = f"'{gone}' was deleted while the run was under way"
         return AlignError(what, "run the same command again; it goes on from what is left", exit=Exit.STAGE_FAILED)
 
-    def _failure(self, stage: str, trouble: Silence | bool, at: str) -> AlignError:
+    def _failure(self, stage: str, trouble: Silence | bool, at: str, lost: Lost | None) -> AlignError:
         """Why there is no outcome, once all processes are ended.
+
+        Args:
+            lost: another machine that does no more.
 
         Raises:
             KeyboardInterrupt: they left because they were asked to.
@@ -188,8 +201,15 @@ class Child:
         process, supervisor = self._started(self.launch)
         here = self.dir.stage(stage)
         cause = supervisor.cause(here, trouble)
+        broken = cause is None or (cause.failure is not None and cause.failure.secondhand)
+        lost = lost or (self.machines.lost_soon() if broken else None)
+        self.machines.end()
         if process.returncode == Exit.INTERRUPTED or (cause is not None and cause.interrupted):
             raise KeyboardInterrupt
+        if lost is not None and lost.interrupted:
+            raise KeyboardInterrupt
+        if lost is not None and broken:
+            return AlignError(lost.what, lost.remedy, exit=Exit.STAGE_FAILED)
         if cause is not None and cause.failure is not None:
             return self._told(here, cause.failure)
         step = self.watcher.state.get("step")

@@ -15,7 +15,7 @@ from typing import Any
 
 from align.engines import choose, command
 from align.run_folder import files
-from align.run_folder.launch import Launch
+from align.run_folder.launch import ALONE, Launch, Place
 from align.run_folder.paths import RunDir
 
 # Set for the child unless the user has set them.
@@ -79,19 +79,21 @@ _SCRIPT = """\
 """
 
 
-def line(run: Path, launch: Launch) -> Line:
+def line(run: Path, launch: Launch, place: Place = ALONE) -> Line:
     """How the child of a launch is started.
 
     Args:
         run: the run folder.
         launch: more than one process, or an engine other than ddp, goes through `accelerate launch`.
+        place: the machine on which it is.
     """
     folder = RunDir(run).launch
-    found = choose.of(launch).configuration(launch)
-    configuration = (folder / f"{launch.name}.yaml", _yaml(found)) if found is not None else None
+    found = choose.of(launch).configuration(launch, place)
+    name = f"{launch.name}-{place.machine}" if launch.machines > 1 else launch.name
+    configuration = (folder / f"{name}.yaml", _yaml(found)) if found is not None else None
     started = command.line(launch, configuration[0] if configuration else None, [str(run)])
     environment = _QUIET | command.environment(launch) | {"PYTHONSAFEPATH": "1"}
-    return Line(started, environment, configuration, folder / f"{launch.name}.sh")
+    return Line(started, environment, configuration, folder / f"{name}.sh")
 
 
 def _yaml(configuration: dict[str, Any]) -> str:
@@ -99,18 +101,19 @@ def _yaml(configuration: dict[str, Any]) -> str:
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration.items())
 
 
-def start(run: Path, launch: Launch, log: Path) -> subprocess.Popen[bytes]:
+def start(run: Path, launch: Launch, log: Path, place: Place = ALONE) -> subprocess.Popen[bytes]:
     """Start the child; it reads the run's queue.
 
     Args:
         run: the run folder.
         launch: how many processes, and by which engine (gloo without a GPU).
         log: where the child prints before it knows its stage.
+        place: the machine on which this is.
 
     The child gets a session of its own, so that Ctrl-C reaches only the parent, and a pipe whose end tells it that
     the parent is gone.
     """
-    how = line(run, launch)
+    how = line(run, launch, place)
     how.write()
     users = {name: value for name, value in os.environ.items() if name not in command.FOREIGN}
     environment = how.environment | users | {"PYTHONSAFEPATH": "1"}

@@ -14,14 +14,16 @@ from align.recipe import resolved
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import aside, attempts, files, handed_on, reading
 from align.run_folder.comparison import ComparisonResult
+from align.run_folder.launch import ALONE, Place
 from align.run_folder.paths import RunDir
 from align.run_folder.records import FORMAT, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
-from align.runner import branches, notify, tickets
+from align.runner import branches, machines, notify, tickets
 from align.runner.acting import Acting
 from align.runner.child import Child
 from align.runner.executing import Executor, before, take_inputs
 from align.runner.live_page import LivePage
+from align.runner.machines import Machines
 from align.runner.options import Options
 from align.runner.progress import Watcher
 from align.runner.tabulate import tabulate
@@ -36,6 +38,7 @@ class Run:
     options: Options
     dir: RunDir
     watcher: Watcher
+    place: Place = ALONE  # of this machine, the first of those that there are
     record: RunRecord = field(init=False)
     notifier: notify.Notifier = field(init=False)
     page: LivePage = field(init=False)
@@ -57,6 +60,7 @@ class Run:
 
     def _run(self) -> Exit:
         self.options.check([plan.id for plan in self.loaded.stages])
+        machines.check((plan.launch for plan in self.loaded.stages), self.place)
         hub = self.loaded.recipe.model
         old = _recorded(self.dir)
         pinned = old.hub if old else None
@@ -68,14 +72,17 @@ class Run:
         for id, texts in prepared.warnings.items():
             for text in texts:
                 self.watcher.warn(id, text)
-        with self.dir.locked():
+        with self.dir.locked(), self._others() as others:
             self._open(prepared)
             self._check_base(prepared)
             self._supersede()
-            code = self._stages()
+            others.code = self._stages(others)
             self._set(redo=None)
             self._save()
-            return code
+            return others.code
+
+    def _others(self) -> Machines:
+        return Machines(self.dir, self.place, resolved.digest(self.loaded), self.watcher.say)
 
     def _open(self, prepared: Prepared) -> None:
         old = _recorded(self.dir)
@@ -164,9 +171,9 @@ class Run:
                 what = f"--only {plan.id}: the recipe of '{id}', which it starts from, has changed too"
                 raise AlignError(what, f"run without --only, or with --from {id}")
 
-    def _stages(self) -> Exit:
+    def _stages(self, others: Machines) -> Exit:
         self.page = LivePage(self.dir, self._tabulate, self.watcher.say)
-        child = Child(self.dir, self.watcher, self.page.tick)
+        child = Child(self.dir, self.watcher, self.page.tick, others)
         executor = Executor(self.loaded, self.dir, self.tickets, self.watcher, child, self.page, self._note)
         acting = Acting(executor, self.notifier)
         todo = [p for p in self.loaded.stages if self.options.only in (None, p.id)]

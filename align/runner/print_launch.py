@@ -9,19 +9,20 @@ from itertools import groupby
 
 from align.engines import command
 from align.recipe.plan import Loaded
+from align.run_folder.launch import ALONE, Place
 from align.run_folder.paths import RunDir
 from align.runner import launch
 
 
-def shown(loaded: Loaded, run: RunDir) -> str:
+def shown(loaded: Loaded, run: RunDir, place: Place = ALONE) -> str:
     """For each group of stages that share a child: who is in it, its environment and command line, and the
     configuration of accelerate."""
-    return "\n".join(_groups(loaded, run))
+    return "\n".join(_groups(loaded, run, place))
 
 
-def _groups(loaded: Loaded, run: RunDir) -> Iterator[str]:
+def _groups(loaded: Loaded, run: RunDir, place: Place) -> Iterator[str]:
     for how, plans in groupby(loaded.stages, key=lambda plan: plan.launch):
-        line = launch.line(run.root, how)
+        line = launch.line(run.root, how, place)
         given = " ".join(f"{key}={shlex.quote(value)}" for key, value in line.environment.items())
         yield f"# {', '.join(plan.id for plan in plans)}: {how}"
         removed = "".join(f"-u {name} " for name in command.FOREIGN if name in os.environ)

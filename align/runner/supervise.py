@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -61,13 +60,17 @@ class Cause:
 
 
 class Supervisor:
-    """Watches the processes of one child."""
+    """Watches the processes of one child.
 
-    def __init__(self, run: RunDir, process: subprocess.Popen[bytes]) -> None:
-        self.run, self.process, self.listener = run, process, Listener()
-        self.here = socket.gethostname()
+    Args:
+        machine: the number of this one, whose processes are its own; of those of others it knows what they tell.
+    """
+
+    def __init__(self, run: RunDir, process: subprocess.Popen[bytes], machine: int = 0) -> None:
+        self.run, self.process, self.listener, self.machine = run, process, Listener(), machine
+        self.log = run.child_log_of(machine)
         self.looked, self.stopped, self.leaving = 0.0, dict[int, float](), 0.0
-        self.log_began = run.child_log.stat().st_size if run.child_log.is_file() else 0
+        self.log_began = self.log.stat().st_size if self.log.is_file() else 0
         self.beats: dict[int, Beat] = {}
         self.spent: dict[int, float] = {}  # CPU seconds of each rank when it was last seen to work
         self.moved: dict[int, int] = {}  # bytes of each rank when it was last seen to read or write
@@ -93,7 +96,7 @@ class Supervisor:
 
     def _own(self) -> list[Beat]:
         """The processes on this machine."""
-        return [beat for beat in self.beats.values() if beat.host == self.here]
+        return [beat for beat in self.beats.values() if beat.machine == self.machine]
 
     def _working(self) -> set[int]:
         """Those that have computed for a while since they were last said to: not one that only looks now and then
@@ -204,7 +207,7 @@ class Supervisor:
     def _codes(self) -> dict[int, int]:
         """What the launcher says that processes ended with, by their ids; of one that ended with 0 it says nothing."""
         try:
-            with self.run.child_log.open("rb") as file:
+            with self.log.open("rb") as file:
                 file.seek(self.log_began)
                 text = file.read().decode("utf-8", "replace")
         except OSError:
