@@ -1,4 +1,4 @@
-"""A cluster of one machine: `sbatch` and `scontrol` on PATH that treat a batch script as SLURM does.
+"""A cluster of one machine: `sbatch`, `srun` and `scontrol` on PATH that treat a batch script as SLURM does.
 
 A job runs the script in a session of its own, with SLURM's variables, its output where `--output` says. When its time
 is nearly up (`limit`), the signal of `--signal=B:…` goes to the shell of the script alone; `scancel` and what ends a
@@ -60,6 +60,18 @@ fi
 touch "$FAKE_SLURM/$2/queued"
 kill -s TERM -- "-$(cat "$FAKE_SLURM/$2/batch")"
 """
+SRUN = """\
+#!/bin/bash
+while [ "${1#--}" != "$1" ]; do
+  case "$1" in --ntasks=*) tasks="${1#*=}" ;; esac
+  shift
+done
+for ((SLURM_PROCID = 0; SLURM_PROCID < tasks; SLURM_PROCID++)); do
+  export SLURM_PROCID
+  "$@" &
+done
+wait
+"""
 
 
 class Job:
@@ -99,13 +111,13 @@ class Job:
 
 
 class Cluster:
-    """Where `sbatch` and `scontrol` are."""
+    """Where `sbatch`, `srun` and `scontrol` are."""
 
     def __init__(self, folder: Path) -> None:
         self.jobs, programs = folder / "jobs", folder / "bin"
         self.jobs.mkdir(parents=True)
         programs.mkdir()
-        for name, text in (("sbatch", SBATCH), ("fake-slurmd", SLURMD), ("scontrol", SCONTROL)):
+        for name, text in (("sbatch", SBATCH), ("fake-slurmd", SLURMD), ("scontrol", SCONTROL), ("srun", SRUN)):
             (programs / name).write_text(text, encoding="utf-8")
             (programs / name).chmod(0o755)
         self.environment = {

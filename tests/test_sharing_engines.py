@@ -179,3 +179,46 @@ def test_a_checkpoint_of_an_adapter_does_not_hold_the_base(engine: str, two: Pat
     adapter = (two / "stages/sft/model/adapter_model.safetensors").stat().st_size
     held = sum(file.stat().st_size for file in checkpoint.glob("*") if file.suffix in (".safetensors", ".pt", ".bin"))
     assert adapter * 2.5 < held < adapter * 3.5  # the weights, and two numbers of state for each
+
+
+THREE = """\
+name: three
+model: {base: lab, dtype: float32}
+parameterization: {method: lora}
+forgetting: {probes: none}
+stages:
+  sft:
+    data: {source: lab/helpdesk, limit: 64}
+    launch: {engine: ENGINE, processes: 2}
+    training: &training
+      {bf16: false, max_steps: 4, logging_steps: 1, learning_rate: 1.0e-3, per_device_train_batch_size: 4}
+  reward:
+    policy: sft
+    data: {source: lab/helpdesk_preferences, limit: 64}
+    launch: {processes: 2}
+    training: *training
+  ppo:
+    policy: sft
+    reward: reward
+    data: {source: lab/helpdesk, limit: 32}
+    launch: {processes: 1}
+    training: {bf16: false, max_steps: 2, logging_steps: 1, per_device_train_batch_size: 8, max_completion_length: 8}
+"""
+
+
+@pytest.mark.slow
+def test_a_chain_of_three_engines_hands_on_what_one_would(engine: str, tmp_path: Path) -> None:
+    """A sharded policy, a reward model of several processes, and PPO from both in one."""
+    runs.run(runs.write(tmp_path, THREE.replace("ENGINE", engine)), tmp_path / "three", cold=True)
+    found = {stage: runs.outcome(tmp_path / "three", stage) for stage in ("sft", "reward", "ppo")}
+    kinds = [(one["distributed_type"], one["world_size"]) for one in found.values()]
+    assert kinds == [(TYPES[engine], 2), ("MULTI_CPU", 2), ("NO", 1)]
+    lines = [line for line in THREE.splitlines() if "launch:" not in line]
+    alone = "\n".join(lines).replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 8") + "\n"
+    runs.run(runs.write(tmp_path, alone), tmp_path / "one")
+    for stage in ("sft", "reward"):
+        assert worst(tmp_path / "one", tmp_path / "three", stage) <= 1e-5
+    for stage, one in found.items():
+        assert one["proofs"]["saved"]["trained"], stage
+    kl = found["ppo"]["proofs"]["start_kl"]
+    assert kl["value"] <= 1e-6, "PPO begins at the policy that was handed on"

@@ -112,8 +112,19 @@ def test_without_a_recipe_one_is_written_and_named(
     assert f"{sys.executable} -P -m align run lab-rows-sft-lora.yaml --set forgetting.probes=none &\n" in said.out
 
 
-def job(command: list[str], folder: Path, gpus: int = 0, processes: int = 1) -> slurm.Job:
-    return slurm.Job("mine", folder, folder, processes, gpus, command)
+def job(command: list[str], folder: Path, gpus: int = 0, processes: int = 1, machines: int = 1) -> slurm.Job:
+    return slurm.Job("mine", folder, folder, processes, gpus, command, machines)
+
+
+def test_nodes_share_the_processes_evenly(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = slurm.script(job(["true"], tmp_path, gpus=8, processes=8, machines=2)).partition("\n\n")[0].splitlines()
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=4"} <= set(head)
+    assert "#SBATCH --cpus-per-task=32" in head
+    app(["run", recipe, "--processes", "2", "--machines", "2", "--print-sbatch"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert out.count(" -m align run small.yaml --processes 2 --machines 2") == 2
+    with pytest.raises(AlignError, match="numbers the machines itself"):
+        app(["run", recipe, "--main-address", "node0", "--print-sbatch"], standalone_mode=False)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +178,7 @@ def test_cores_are_divided_among_processes(
 
 
 FORM = "write its long name without dashes, as in --sbatch time=08:00:00 or --sbatch exclusive"
-ONE = "a run is one task on one node, which starts its processes itself"
+ONE = "a run is one task on each node, which starts its processes itself"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,11 @@ ONE = "a run is one task on one node, which starts its processes itself"
         ("time=", "--sbatch 'time=' is not an option of sbatch", FORM),
         ("time=1\nrm x", r"--sbatch 'time=1\nrm x' is not an option of sbatch", FORM),
         ("comment=it's", '--sbatch "comment=it\'s" is not an option of sbatch', FORM),
-        ("nodes=2", f"--sbatch nodes=2: {ONE}", "leave it out; --processes says how many train"),
+        (
+            "nodes=2",
+            f"--sbatch nodes=2: {ONE}",
+            "leave it out; --processes says how many train, and --machines on how many nodes",
+        ),
         (
             "array=1-3",
             "--sbatch array=1-3: the tasks of an array would share one run folder",
@@ -315,3 +330,19 @@ def test_a_preempted_run_ends_with_the_weights_of_an_undisturbed_one(recipe: str
     assert runs.weights(tmp_path / "run") == runs.weights(tmp_path / "undisturbed")
     said = (tmp_path / "run/slurm-1.log").read_text()
     assert "interrupted; run the same command again to resume" in said and "report: run/report.html" in said
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_is_preempted_and_goes_on(recipe: str, tmp_path: Path) -> None:
+    several = ["--processes", "2", "--set", "stages.sft.training.per_device_train_batch_size=4"]
+    runs.run(Path(recipe), tmp_path / "undisturbed", *several)
+    script = tmp_path / "job.sh"
+    script.write_text(printed(recipe, "--run-dir", "run", *several, "--machines", "2").stdout, encoding="utf-8")
+    cluster = Cluster(tmp_path / "cluster")
+    queued = cluster.submit(script, SLURMD_NODENAME="127.0.0.2", GLOO_SOCKET_IFNAME="lo")
+    queued.wait(lambda: runs.last_step(tmp_path / "run", "sft") >= 5)
+    queued.limit()
+    assert queued.ended() == [130, 0]
+    assert runs.weights(tmp_path / "run") == runs.weights(tmp_path / "undisturbed")
+    said = (tmp_path / "run/slurm-1.log").read_text()
+    assert said.count("machine 1: waiting for the first machine") == 2

@@ -123,7 +123,7 @@ def command(*arguments: str, stdin: str = "", cwd: Path | None = None) -> subpro
     return _started["command"].run("align", arguments, stdin, cwd, **training)
 
 
-def start(run: Path, launched: Any, log: Path) -> Forked:
+def start(run: Path, launched: Any, log: Path, place: Any) -> Forked:
     """In place of `launch.start`: one training process, forked instead of started."""
     from align.runner import launch
 

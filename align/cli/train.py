@@ -44,6 +44,7 @@ def run(
     """
     from align.api import folder_of
     from align.recipe import load as recipes
+    from align.run_folder.launch import ALONE
     from align.runner.options import Options
 
     options = Options(from_stage, only, fresh)
@@ -73,7 +74,10 @@ def run(
     if print_sbatch:
         from align.runner import slurm
 
-        words = slurm.command(recipe or str(path), set, run_dir, options, processes)
+        if place != ALONE:
+            what = "the script of --print-sbatch numbers the machines itself and knows where they meet"
+            raise AlignError(what, "leave --machine-rank and --main-address out")
+        words = slurm.command(recipe or str(path), set, run_dir, options, processes, machines)
         found = slurm.of_recipe(loaded, options, folder_of(loaded.recipe.name, run_dir), words, sbatch)
         printed.found(found.notes, found.warnings)
         print(found.script, end="")

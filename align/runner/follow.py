@@ -54,10 +54,12 @@ class Follower:
                 return self._over(call)
             if call is not None and call.state == "gather" and (self.answer is None or self.answer.id != call.id):
                 self._answer_to(call)
-            elif call is not None and call.state == "start" and self.answer is not None:
-                if self.answer.id == call.id and self.answer.state == "ready":
-                    self._take_part(call)
+            elif call is not None and call.state == "start" and self._is_ready(call):
+                self._take_part(call)
             time.sleep(POLL)
+
+    def _is_ready(self, call: Call) -> bool:
+        return self.answer is not None and (self.answer.id, self.answer.state) == (call.id, "ready")
 
     def _over(self, call: Call) -> Exit:
         if self.interrupted or call.code == Exit.INTERRUPTED:

@@ -1,4 +1,4 @@
-"""A SLURM batch script that runs a recipe, for `align run --print-sbatch`. One node; docs/scale.md."""
+"""A SLURM batch script that runs a recipe, for `align run --print-sbatch`; docs/scale.md."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ cd -- @FOLDER@ || exit
 cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-@CPUS@}}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((cores + @MORE@) / @PROCESSES@))}"  # of each process, one at least
 
-@COMMAND@ &
+@START@
 run=$!
 if [ -n "$heard" ]; then save; fi
 while  # bash answers a signal only between commands, or while it waits
@@ -55,12 +55,26 @@ while  # bash answers a signal only between commands, or while it waits
   [ -n "$heard" ]
 do :; done
 
-# 143: it was asked to leave before it had begun
+@END@# 143: it was asked to leave before it had begun
 if [ -n "$again" ] && { [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; }; then
   scontrol requeue "$SLURM_JOB_ID" || echo "the job was not requeued; sbatch this script again, and it resumes" >&2
 fi
 exit "$code"
 """
+
+_ONE = "@COMMAND@ &"
+# This script runs on the first node. The others get each the same command; they end when the first does.
+_SEVERAL = """\
+main=${SLURMD_NODENAME:-$(hostname)}  # this script runs on the first node
+export SRUN_CPUS_PER_TASK=$cores  # srun does not take it over from sbatch
+srun --nodes=@OTHERS@ --ntasks=@OTHERS@ --ntasks-per-node=1 --relative=1 bash -c '
+main=$1
+shift
+exec "$@" --machine-rank "$((SLURM_PROCID + 1))" --main-address "$main"
+' bash "$main" @COMMAND@ &
+others=$!
+@COMMAND@ --machine-rank 0 --main-address "$main" &"""
+_WAIT = 'wait "$others"  # they end when the first one does\n\n'
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,10 @@ class Job:
         name: the name of the recipe.
         run: the run folder, absolute; what the job prints goes there, into slurm-JOB.log.
         folder: where the command runs, absolute.
-        processes: how many train.
+        processes: how many train, on all nodes.
         gpus: how many GPUs they need together.
         command: the command and its arguments.
+        machines: the nodes that they are divided among.
     """
 
     name: str
@@ -82,6 +97,12 @@ class Job:
     processes: int
     gpus: int
     command: Sequence[str]
+    machines: int = 1
+
+    @property
+    def each(self) -> int:
+        """Processes of one node."""
+        return self.processes // self.machines
 
 
 @dataclass(frozen=True)
@@ -105,21 +126,28 @@ def of_recipe(
         AlignError, Faults: all faults of the recipe at once, or one of `asked`.
     """
     options.check([plan.id for plan in loaded.stages])
-    recipe, processes = loaded.recipe, max(plan.launch.processes for plan in loaded.stages)
+    recipe, largest = loaded.recipe, max((plan.launch for plan in loaded.stages), key=lambda one: one.processes)
+    processes, machines = largest.processes, max(plan.launch.machines for plan in loaded.stages)
     gpus = 0 if recipe.model.base == "lab" else processes
-    text = script(Job(recipe.name, run.root, Path.cwd(), processes, gpus, command), asked)
+    text = script(Job(recipe.name, run.root, Path.cwd(), processes, gpus, command, machines), asked)
     found = prepare(loaded, weights=False)
     run.root.mkdir(parents=True, exist_ok=True)
     return Printed(text, found.notes, found.warnings)
 
 
 def command(
-    recipe: str, set: Sequence[str], run_dir: Path | None, options: Options, processes: int | None
+    recipe: str,
+    set: Sequence[str],
+    run_dir: Path | None,
+    options: Options,
+    processes: int | None,
+    machines: int | None = None,
 ) -> list[str]:
     """`align run` as it was asked for, by the interpreter that runs this."""
     words = [sys.executable, "-P", "-m", "align", "run", recipe]
     words += [word for one in set for word in ("--set", one)]
     given = {"--run-dir": run_dir, "--from": options.from_stage, "--only": options.only, "--processes": processes}
+    given["--machines"] = machines
     words += [word for name, value in given.items() if value is not None for word in (name, str(value))]
     return [*words, *(["--fresh"] if options.fresh else [])]
 
@@ -142,9 +170,11 @@ def script(job: Job, asked: Sequence[str] = ()) -> str:
     lines.append(_line("time", own.pop("time", TIME)))
     lines += [_line(name, own.pop(name)) if name in own else f"##SBATCH --{name}={_EDIT[name]}" for name in _EDIT]
     lines += ["# These fit the run:", *(_line(name, value) for name, value in (_defaults(job, own) | own).items())]
-    body = _BODY.replace("@FOLDER@", shlex.quote(str(job.folder))).replace("@CPUS@", str(CPUS * job.processes))
-    body = body.replace("@PROCESSES@", str(job.processes)).replace("@MORE@", str(job.processes - 1))
-    body = body.replace("@COMMAND@", shlex.join(job.command))
+    several = job.machines > 1
+    body = _BODY.replace("@START@", _SEVERAL if several else _ONE).replace("@END@", _WAIT if several else "")
+    body = body.replace("@FOLDER@", shlex.quote(str(job.folder))).replace("@CPUS@", str(CPUS * job.each))
+    body = body.replace("@PROCESSES@", str(job.each)).replace("@MORE@", str(job.each - 1))
+    body = body.replace("@OTHERS@", str(job.machines - 1)).replace("@COMMAND@", shlex.join(job.command))
     return "\n".join(lines) + "\n" + body
 
 
@@ -153,11 +183,11 @@ def _defaults(job: Job, own: dict[str, str | None]) -> dict[str, str | None]:
     if _UNWRITABLE.search(str(job.run)):
         what = f"the run folder {str(job.run)!r} has a character that no #SBATCH line can hold"
         raise AlignError(what, "give another --run-dir, without quotes, backslashes and line breaks")
-    found: dict[str, str | None] = {"job-name": job.name, "nodes": "1", "ntasks-per-node": "1"}
+    found: dict[str, str | None] = {"job-name": job.name, "nodes": str(job.machines), "ntasks-per-node": "1"}
     if job.gpus and not set(_GPUS) & set(own):
-        found["gpus-per-node"] = str(job.gpus)
+        found["gpus-per-node"] = str(job.gpus // job.machines)
     output = str(job.run / "slurm-").replace("%", "%%") + "%j.log"
-    cores = {} if "cpus-per-gpu" in own else {"cpus-per-task": str(CPUS * job.processes)}
+    cores = {} if "cpus-per-gpu" in own else {"cpus-per-task": str(CPUS * job.each)}
     return {
         **found,
         **cores,
@@ -184,8 +214,8 @@ def _option(text: str) -> tuple[str, str | None]:
         raise AlignError(what, "write its long name without dashes, as in --sbatch time=08:00:00 or --sbatch exclusive")
     name, value = found["name"], found["value"]
     if name in ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"):
-        what = f"--sbatch {text}: a run is one task on one node, which starts its processes itself"
-        raise AlignError(what, "leave it out; --processes says how many train")
+        what = f"--sbatch {text}: a run is one task on each node, which starts its processes itself"
+        raise AlignError(what, "leave it out; --processes says how many train, and --machines on how many nodes")
     if name == "array":
         what = f"--sbatch {text}: the tasks of an array would share one run folder"
         raise AlignError(what, "print a script for each run, with a --run-dir of its own")
