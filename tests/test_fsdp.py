@@ -50,7 +50,7 @@ class Trained:
     """A trainer as far as an engine looks at it."""
 
     def __init__(self, model: Any, args: Any) -> None:
-        self.model, self.args = model, args
+        self.model, self.args, self.optimizer = model, args, torch.optim.AdamW(model.parameters())
         plugin = SimpleNamespace(mixed_precision_policy=None)
         self.accelerator = SimpleNamespace(
             state=SimpleNamespace(fsdp_plugin=plugin),

@@ -111,6 +111,9 @@ def whole(trainer: Trainer) -> None:
     from align.policy.partitioned import reshard
 
     model: Any = trainer.model
+    if trainer.optimizer is not None:  # what it holds is not needed any more, and the whole weights take its room
+        trainer.optimizer.zero_grad()
+        trainer.optimizer.state.clear()
     reshard(model)
     before = _BEFORE.pop(trainer)
     made: dict[torch.Tensor, torch.nn.Parameter] = {}  # a weight may stand in several modules
