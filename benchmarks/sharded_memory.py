@@ -3,7 +3,8 @@
     python -m benchmarks.sharded_memory
     options: --engine fsdp, --processes N, --steps N, --runs FOLDER (keeps the model and the runs there)
 
-Both sides are an `align run`: SFT of every weight in float32 on the same rows, of a Llama of 150 million random weights.
+Both sides are an `align run`: SFT of every weight in float32 on the same rows,
+of a Llama of 148 million random weights.
 Counted is the anonymous memory of a training process beyond that of one that has imported everything; the largest value
 that was seen, every fiftieth of a second. It is compared with 16 bytes for each weight: a float32 each for weights,
 gradients and AdamW's two moments. Memory that is freed goes back to the system, as by glibc's defaults; `align run` has

@@ -5,6 +5,7 @@ test_sharing_engines.py runs whole chains in two processes.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from align.engines import fsdp, world
 from align.errors import AlignError
 from align.policy import partitioned
+from align.policy.score_head import Score
 from align.run_folder.launch import Launch
 from align.trainers import fsdp as states
 from align.trainers.held_out import HeldOut
@@ -76,6 +78,9 @@ def test_a_model_is_itself_again_after_training(bf16: bool) -> None:
     model = small()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     hooks = {name: len(module._forward_hooks) for name, module in model.named_modules()}
+    names = {name: set(vars(module)) for name, module in model.named_modules()}
+    if bf16:  # `unwrap_model` leaves the model's own method bound to it
+        names[""].add("forward")
     expected = model(input_ids=IDS).logits
     one = trainer(model, bf16=bf16)
     fsdp.prepare(one)
@@ -90,7 +95,9 @@ def test_a_model_is_itself_again_after_training(bf16: bool) -> None:
     assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert {name: len(module._forward_hooks) for name, module in model.named_modules()} == hooks
-    assert "generate" not in vars(model)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == names, "no mark, and no shard is held"
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is DTensor], "no shard is left"
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(model(input_ids=IDS).logits, expected)
@@ -131,8 +138,9 @@ def test_what_is_saved_of_an_adapter_does_not_hold_the_base() -> None:
 
 
 def test_a_launch_that_shares_nothing_is_refused() -> None:
-    launch, one = Launch(engine="fsdp", processes=1), trainer(small())
-    fsdp.prove(one, launch)
+    one = trainer(small())
+    with pytest.raises(AlignError, match=r"model\.embed_tokens\.weight is not shared out among 1 processes"):
+        fsdp.prove(one, Launch(engine="fsdp", processes=1))
     with pytest.raises(AlignError, match="2 processes were requested, but 1 started"):
         fsdp.prove(one, Launch(engine="fsdp", processes=2))
     one.accelerator.num_processes = 2
@@ -141,6 +149,29 @@ def test_a_launch_that_shares_nothing_is_refused() -> None:
     one.accelerator.distributed_type.value = "MULTI_CPU"
     with pytest.raises(AlignError, match="FSDP2 was requested, but the trainer is of the type MULTI_CPU"):
         fsdp.prove(one, Launch(engine="fsdp", processes=2))
+
+
+def test_a_weight_that_stays_whole_is_told() -> None:
+    one = trainer(small())
+    share(one.model)
+    one.model.extra = torch.nn.Parameter(torch.ones(2), requires_grad=False)  # as 4-bit weights are left out
+    with pytest.raises(AlignError, match="extra is not shared out among 1 processes"):
+        fsdp.prove(one, Launch(engine="fsdp", processes=1))
+
+
+def test_what_is_shared_out_as_one_are_the_layers_that_a_model_has() -> None:
+    one = trainer(small(), bf16=True)
+    one.model._no_split_modules = ["LlamaDecoderLayer", "OfAnotherTower"]
+    fsdp.prepare(one)
+    plugin = one.accelerator.state.fsdp_plugin
+    assert plugin.transformer_cls_names_to_wrap == ["LlamaDecoderLayer"]
+    assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+    one.model.score = Score(4, 1)
+    fsdp.prepare(one)
+    assert plugin.mixed_precision_policy.param_dtype is None, "a reward model's head computes in float32"
+    one.model._no_split_modules = ["OfAnotherTower"]
+    with pytest.raises(AlignError, match="does not say what its layers are"):
+        fsdp.prepare(one)
 
 
 def test_a_launch_that_accelerate_was_not_told_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pytest
 import runs
 from align.errors import AlignError, Exit
 from align.run_folder import checkpoints, files
+from align.run_folder import machines as records
 from align.run_folder.launch import Launch, Place
 from align.run_folder.machines import Answer, Call
 from align.run_folder.paths import RunDir
@@ -33,58 +34,63 @@ HERE = Place(0, "node0")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds are hundredths of one."""
+    """Minutes are tenths of a second."""
+    monkeypatch.setattr(records, "EVERY", 0.05)
+    monkeypatch.setattr(machines, "PATIENCE", 0.05)
     for module in (machines, follow):
         monkeypatch.setattr(module, "GATHERING", 1.0)
         monkeypatch.setattr(module, "SILENT", 0.6)
-        monkeypatch.setattr(module, "EVERY", 0.05)
         monkeypatch.setattr(module, "POLL", 0.01)
-    monkeypatch.setattr(machines, "BROKEN", 1.2)
+        monkeypatch.setattr(module, "BROKEN", 1.2)
 
 
 def others(run: Path, said: list[str] | None = None) -> Machines:
     return Machines(RunDir(run), HERE, "recipe", (said if said is not None else []).append)
 
 
-def answering(run: Path, call: Machines, **given: object) -> Answer:
+def answering(folder: Path, first: Machines, **given: object) -> None:
     """Machine 1 answers the last call."""
-    assert call.call is not None
-    answer = Answer(**{"machine": 1, "host": "far", "id": call.call.id, "state": "ready", **given})  # type: ignore[arg-type]
-    files.write_json(RunDir(run).answer(1), answer.model_dump(mode="json"))
-    return answer
+    assert first.call is not None
+    own = {"machine": 1, "host": "far", "who": "a", "run": first.call.run, "id": first.call.id, "state": "ready"}
+    answer = Answer.model_validate({**own, **given})
+    files.write_json(RunDir(folder).answer(1), answer.model_dump(mode="json"))
 
 
 def later(do: Callable[[], object], seconds: float = 0.2) -> None:
     threading.Timer(seconds, do).start()
 
 
-# ---- the first machine ----------------------------------------------------------------------------------------------
+# ---- the first machine -----------------------------------------------------------------------------------------------
 
 
 def test_the_first_machine_starts_once_the_others_are_ready(tmp_path: Path) -> None:
     said = list[str]()
     with others(tmp_path, said) as one:
+        assert files.read_json(RunDir(tmp_path).call)["state"] == "busy", "the others hear of it from the start"
         later(lambda: answering(tmp_path, one))
         place = one.gather(TWO, [])
         assert (place.machine, place.address) == (0, "node0")
         call = Call.model_validate(files.read_json(RunDir(tmp_path).call))
-        assert (call.state, call.port, call.launch) == ("start", place.port, TWO)
-        assert said == ["waiting for machine 1: start the same command there, with --machine-rank"]
+        assert (call.state, call.port, call.launch, call.members) == ("start", place.port, TWO, ((1, "a"),))
+        assert said == [f"waiting for machine 1 in the run folder {tmp_path}"]
     assert files.read_json(RunDir(tmp_path).call)["state"] == "over"
 
 
-def test_an_answer_to_an_earlier_call_counts_for_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stale", [{"id": "1"}, {"run": "1"}])
+def test_an_answer_to_an_earlier_call_counts_for_nothing(stale: dict[str, str], tmp_path: Path) -> None:
     with others(tmp_path) as one:
-        later(lambda: answering(tmp_path, one, id="1"))
-        with pytest.raises(AlignError, match="machine 1 did not answer within"):
+        later(lambda: answering(tmp_path, one, **stale))
+        with pytest.raises(AlignError, match="machine 1 did not answer within") as error:
             one.gather(TWO, [])
+    assert error.value.exit == Exit.STAGE_FAILED, "a scheduler may try again"
 
 
 def test_a_machine_that_cannot_take_part_ends_the_run_before_it_starts(tmp_path: Path) -> None:
     with others(tmp_path) as one:
         later(lambda: answering(tmp_path, one, state="refused", what="'/models/x' is not there", remedy="copy it"))
-        with pytest.raises(AlignError, match=r"machine 1 \(far\) cannot take part: '/models/x' is not there"):
+        with pytest.raises(AlignError, match=r"machine 1 \(far\) cannot take part: '/models/x' is not there") as error:
             one.gather(TWO, [])
+    assert (error.value.exit, error.value.remedy) == (Exit.MACHINE, "copy it")
 
 
 def test_a_machine_that_falls_silent_is_lost(tmp_path: Path) -> None:
@@ -95,6 +101,7 @@ def test_a_machine_that_falls_silent_is_lost(tmp_path: Path) -> None:
             answering(tmp_path, one, state="running", signs=number + 1)
             assert one.lost() is None
             time.sleep(0.1)
+        answering(tmp_path, one, who="b", signs=99)  # another one with its number is not it
         time.sleep(0.7)
         found = one.lost()
         assert found is not None
@@ -102,22 +109,32 @@ def test_a_machine_that_falls_silent_is_lost(tmp_path: Path) -> None:
         assert found.remedy == "run the same command on every machine again; it resumes"
 
 
-@pytest.mark.parametrize(("code", "interrupted"), [(1, False), (130, True)])
-def test_a_machine_says_why_it_ended(code: int, interrupted: bool, tmp_path: Path) -> None:
+def test_a_machine_says_why_it_ended(tmp_path: Path) -> None:
     with others(tmp_path) as one:
         later(lambda: answering(tmp_path, one))
         one.gather(TWO, [])
-        answering(tmp_path, one, state="ended", code=code, what="rank 1 of 2 was killed", signs=1)
+        answering(tmp_path, one, state="ended", code=1, what="rank 1 of 2 was killed", signs=1)
         found = one.lost()
         assert found is not None
-        assert (found.what, found.interrupted) == ("machine 1 (far): rank 1 of 2 was killed", interrupted)
+        assert found.what == "machine 1 (far): rank 1 of 2 was killed"
         answering(tmp_path, one, state="ended", code=0, signs=2)
         assert one.lost() is None
 
 
-def test_without_other_machines_nobody_waits_for_one(tmp_path: Path) -> None:
+def test_a_machine_that_is_asked_to_leave_asks_the_first_one(tmp_path: Path) -> None:
     with others(tmp_path) as one:
+        answering(tmp_path, one, state="interrupted", run="of a run before")
+        assert not one.asked()
+        answering(tmp_path, one, state="interrupted")
+        assert one.asked()
+        with pytest.raises(KeyboardInterrupt):
+            one.gather(TWO, [])
+
+
+def test_without_other_machines_nobody_waits_for_one(tmp_path: Path) -> None:
+    with Machines(RunDir(tmp_path), Place(), "recipe", print) as one:
         assert one.lost_soon() is None
+        assert not one.asked()
         one.end()
     assert not RunDir(tmp_path).machines.exists()
 
@@ -136,65 +153,105 @@ def test_a_command_that_does_not_fit_the_launch_is_refused(launch: Launch, place
     assert error.value.what == what
 
 
-# ---- another machine ------------------------------------------------------------------------------------------------
+# ---- another machine -------------------------------------------------------------------------------------------------
 
 
 def follower(run: Path, number: int = 1, recipe: str = "recipe") -> Follower:
     return Follower(RunDir(run), Place(number, "node0"), recipe, lambda _: None)
 
 
-def calling(run: Path, **given: object) -> None:
-    call = Call(**{"id": "7", "state": "gather", "recipe": "recipe", "launch": TWO, "folder": "/", **given})  # type: ignore[arg-type]
-    files.write_json(RunDir(run).call, call.model_dump(mode="json"))
+def calling(folder: Path, **given: object) -> None:
+    own = {"run": "r", "id": "7", "state": "gather", "recipe": "recipe", "launch": TWO, "folder": "/"}
+    call = Call.model_validate({**own, **given})
+    files.write_json(RunDir(folder).call, call.model_dump(mode="json"))
+
+
+def told(run: Path, number: int = 1) -> Answer:
+    return Answer.model_validate(files.read_json(RunDir(run).answer(number)))
 
 
 @pytest.mark.parametrize(
-    ("number", "recipe", "needs", "what"),
+    ("recipe", "needs", "what"),
     [
-        (1, "another", (), "it was given another recipe than the first machine, or other values of --set"),
-        (2, "recipe", (), "it is machine 2, but there are 2, from 0"),
-        (1, "recipe", ("/not/there",), "'/not/there' is not there"),
+        ("another", (), "it was given another recipe than the first machine, or other values of --set"),
+        ("recipe", ("/not/there",), "'/not/there' is not there"),
     ],
 )
 def test_a_machine_that_does_not_fit_says_so_on_both_sides(
-    number: int, recipe: str, needs: tuple[str, ...], what: str, tmp_path: Path
+    recipe: str, needs: tuple[str, ...], what: str, tmp_path: Path
 ) -> None:
-    one = follower(tmp_path, number, recipe)
+    one = follower(tmp_path, recipe=recipe)
     calling(tmp_path, needs=needs)
     with pytest.raises(AlignError) as error:
         one.follow()
     assert error.value.what == what
-    answer = files.read_json(RunDir(tmp_path).answer(number))
-    assert (answer["state"], answer["what"]) == ("refused", what)
+    assert (told(tmp_path).state, told(tmp_path).what) == ("refused", what)
+
+
+def test_a_call_for_fewer_machines_is_not_for_the_rest(tmp_path: Path) -> None:
+    one = follower(tmp_path, 2)
+    calling(tmp_path)
+    later(lambda: calling(tmp_path, state="over", signs=1))
+    assert one.follow() == Exit.DONE
+    assert told(tmp_path, 2).state == "here"
+
+
+def test_of_two_with_one_number_only_one_takes_part(tmp_path: Path) -> None:
+    one = follower(tmp_path)
+    calling(tmp_path)
+    later(lambda: calling(tmp_path, state="start", members=[(1, "the other")], signs=1))
+    with pytest.raises(AlignError, match="another machine 1 takes part in this run"):
+        one.follow()
 
 
 def test_a_call_of_an_earlier_run_is_not_answered(tmp_path: Path) -> None:
     calling(tmp_path)
-    with pytest.raises(AlignError, match="the first machine has not called for"):
-        follower(tmp_path).follow()
+    one = follower(tmp_path)
+    later(lambda: calling(tmp_path, state="over", code=130, signs=1))  # its end is not this one's either
+    with pytest.raises(AlignError, match="the first machine has not called for") as error:
+        one.follow()
+    assert error.value.exit == Exit.STAGE_FAILED
     assert not RunDir(tmp_path).answer(1).exists()
 
 
-def test_a_first_machine_that_falls_silent_is_told(tmp_path: Path) -> None:
+def test_a_machine_does_not_go_over_to_another_run(tmp_path: Path) -> None:
     one = follower(tmp_path)
-    calling(tmp_path)
+    calling(tmp_path, state="busy")
+    later(lambda: calling(tmp_path, run="anew"))
+    with pytest.raises(AlignError, match="the first machine was started anew"):
+        one.follow()
+
+
+def test_a_first_machine_that_is_busy_is_waited_for_and_one_that_falls_silent_is_told(tmp_path: Path) -> None:
+    one, began = follower(tmp_path), time.monotonic()
+    for number in range(15):
+        later(lambda number=number: calling(tmp_path, state="busy", signs=number), 0.1 * number)  # type: ignore[misc]
     with pytest.raises(AlignError, match="nothing was heard of the first machine for"):
         one.follow()
-    assert files.read_json(RunDir(tmp_path).answer(1))["state"] == "ready"
+    assert time.monotonic() - began > 1.4, "longer than an answer may take"
+
+
+def test_a_disk_that_cannot_be_read_just_now_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("align.run_folder.reading.whole", stale)
+    assert records.read(tmp_path / "call.json", Call) is None
 
 
 def test_the_end_of_the_run_is_the_end_of_all(tmp_path: Path) -> None:
-    one = follower(tmp_path)
-    calling(tmp_path, state="over", code=3)
-    assert one.follow() == Exit.GATE
-    one = follower(tmp_path)
-    calling(tmp_path, state="over", code=1, why="stage 'sft' failed", signs=1)
-    with pytest.raises(AlignError, match="the first machine ended the run: stage 'sft' failed"):
-        one.follow()
-    one = follower(tmp_path)
-    calling(tmp_path, state="over", code=130, signs=2)
+    def ends(code: int, why: str = "") -> Follower:
+        one = follower(tmp_path)
+        calling(tmp_path, state="busy", run=str(code))
+        later(lambda: calling(tmp_path, state="over", run=str(code), code=code, why=why, remedy="mend it", signs=1))
+        return one
+
+    assert ends(3).follow() == Exit.GATE
+    with pytest.raises(AlignError, match="the first machine ended the run: stage 'sft' failed") as error:
+        ends(1, "stage 'sft' failed").follow()
+    assert error.value.remedy == "mend it"
     with pytest.raises(KeyboardInterrupt):
-        one.follow()
+        ends(130).follow()
 
 
 # ---- two commands ---------------------------------------------------------------------------------------------------

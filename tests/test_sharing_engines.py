@@ -222,3 +222,17 @@ def test_a_chain_of_three_engines_hands_on_what_one_would(engine: str, tmp_path:
         assert one["proofs"]["saved"]["trained"], stage
     kl = found["ppo"]["proofs"]["start_kl"]
     assert kl["value"] <= 1e-6, "PPO begins at the policy that was handed on"
+
+
+@pytest.mark.slow
+def test_what_was_shared_out_is_measured_by_all_processes(engine: str, tmp_path: Path) -> None:
+    """Each holds the whole model again, and generates by itself; in bfloat16 its own method stands in the cast one's."""
+    text = CHAIN.partition("\n  kto:\n")[0].replace("probes: none", "probes: lab").replace("bf16: false", "bf16: true")
+    recipe = runs.write(tmp_path, text + "\n")
+    runs.run(recipe, tmp_path / "two", *halved(engine, "sft"), cold=True)
+    runs.run(recipe, tmp_path / "one")
+    one, two = (files.read_json(tmp_path / name / "forgetting.json") for name in ("one", "two"))
+    assert two["mean"]["sft"]["all"]["score"] == pytest.approx(one["mean"]["sft"]["all"]["score"], abs=0.02)
+    assert two["task_kl"]["sft"]["own_answers"]["kl"] == pytest.approx(
+        one["task_kl"]["sft"]["own_answers"]["kl"], rel=0.2
+    )

@@ -117,7 +117,7 @@ def job(command: list[str], folder: Path, gpus: int = 0, processes: int = 1, mac
 
 
 def test_nodes_share_the_processes_evenly(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    head = slurm.script(job(["true"], tmp_path, gpus=8, processes=8, machines=2)).partition("\n\n")[0].splitlines()
+    head = slurm.script(job(["true"], tmp_path, gpus=4, processes=4, machines=2)).partition("\n\n")[0].splitlines()
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=4"} <= set(head)
     assert "#SBATCH --cpus-per-task=32" in head
     app(["run", recipe, "--processes", "2", "--machines", "2", "--print-sbatch"], standalone_mode=False)

@@ -45,6 +45,7 @@ def run(
     from align.api import folder_of
     from align.recipe import load as recipes
     from align.run_folder.launch import ALONE
+    from align.runner.machines import check
     from align.runner.options import Options
 
     options = Options(from_stage, only, fresh)
@@ -62,6 +63,8 @@ def run(
     launched = [f"launch.{name}={count}" for name, count in counts.items() if count is not None]
     loaded = recipes.load(path, [*set, *launched])
     place = _place(machine_rank, main_address)
+    if print_launch or place.machine:
+        check((plan.launch for plan in loaded.stages), place)
     if print_launch:
         from align.preflight.check import prepare
         from align.runner import print_launch as print_launches
@@ -104,20 +107,19 @@ def _place(machine: int, address: str | None) -> Place:
     if machine and address is None:
         what = f"--machine-rank {machine} takes part in the run of another machine"
         raise AlignError(what, "say with --main-address where it reaches that one, and give --machines")
-    host, _, port = (address or "").partition(":")
+    host, port = address or "", ""
+    if host.count(":") == 1 or "]:" in host:  # otherwise an address of IPv6
+        host, _, port = host.rpartition(":")
     if port and not (port.isdigit() and 0 < int(port) < 2**16):
         raise AlignError(f"--main-address {address}: '{port}' is no port", "write HOST or HOST:PORT")
-    return Place(machine, host, int(port or 0))
+    return Place(machine, host.strip("[]"), int(port or 0))
 
 
 def _followed(loaded: Loaded, options: Options, run_dir: Path | None, place: Place) -> int:
     """Take part in the run of the first machine, and give its exit code."""
     from align.api import folder_of
     from align.recipe import resolved
-    from align.runner import machines
     from align.runner.follow import Follower
-
-    machines.check((plan.launch for plan in loaded.stages), place)
 
     def say(text: str) -> None:
         printed.errors().print(line(text))

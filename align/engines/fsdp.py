@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from align.engines import command, world
 from align.engines.modules import Modules
+from align.errors import AlignError, Exit
 from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
@@ -63,31 +64,49 @@ def begin(launch: Launch) -> PartialState:
 
 
 def arguments(launch: Launch) -> dict[str, Any]:
-    """On a CPU, that the type of the processes stays as `begin` set it."""
+    """That gradients are shared out after each micro-batch: summed up first, they would be whole in each process.
+
+    On a CPU also that the type of the processes stays as `begin` set it.
+    """
     import torch
 
-    return {} if torch.cuda.is_available() else {"accelerator_config": {"use_configured_state": True}}
+    given: dict[str, Any] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    return {"accelerator_config": given | ({} if torch.cuda.is_available() else {"use_configured_state": True})}
 
 
 def prepare(trainer: Trainer) -> None:
-    """Have the model cast as it does under DDP, and gradients summed in float32; note what it is before it is shared.
+    """Say what is shared out as one, have the model cast as it does under DDP, and gradients summed in float32; note
+    what the model is before.
 
     A layer is put together in bfloat16: cast by autocast alone, each weight would stay in both precisions until the
-    backward pass.
+    backward pass. A reward model is put together in float32, since its head computes in the precision of its weights.
+
+    Raises:
+        AlignError: the model does not say what its layers are.
     """
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+    from align.policy.score_head import Score
+
+    model: Any = trainer.model
+    plugin = trainer.accelerator.state.fsdp_plugin
+    named = set(getattr(model, "_no_split_modules", None) or ())
+    layers = named & {type(module).__name__ for module in model.modules()}
+    if not layers:
+        what = f"a {type(model).__name__} does not say what its layers are, so FSDP2 would share out nothing by itself"
+        raise AlignError(what, "write `engine: ddp`, or `deepspeed`", exit=Exit.STAGE_FAILED)
+    plugin.transformer_cls_names_to_wrap = sorted(layers)
     if trainer.args.bf16:
-        whole, half = torch.float32, torch.bfloat16
-        policy = MixedPrecisionPolicy(half, whole, whole, cast_forward_inputs=False)
-        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+        exact = any(isinstance(module, Score) for module in model.modules())
+        whole, half = torch.float32, None if exact else torch.bfloat16
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(half, whole, whole, cast_forward_inputs=False)
         world.cast(trainer)
-    _BEFORE[trainer] = Modules(trainer.model)
+    _BEFORE[trainer] = Modules(model)
 
 
 def prove(trainer: Trainer, launch: Launch) -> None:
-    """Raises AlignError where a weight to be trained is not shared out among all processes."""
+    """Raises AlignError where a weight is not shared out among all processes."""
     from torch.distributed.tensor import DTensor
 
     from align.policy.partitioned import reshard
@@ -99,8 +118,8 @@ def prove(trainer: Trainer, launch: Launch) -> None:
     model: Any = trainer.model
     reshard(model)  # the proof before the first step has passed through it
     for name, parameter in model.named_parameters():
-        among = parameter.device_mesh.size() if isinstance(parameter, DTensor) else 1
-        if parameter.requires_grad and among != launch.processes:
+        shared = isinstance(parameter, DTensor) and all(one.is_shard() for one in parameter.placements)
+        if not shared or parameter.device_mesh.size() != launch.processes:
             raise world.another(f"FSDP2 was requested, but {name} is not shared out among {launch.processes} processes")
 
 

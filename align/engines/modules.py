@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Modules:
-    """The classes and the hooks of all modules of a model. torch has a way to shard a model, and none back.
+    """The classes, hooks and attributes of all modules of a model. torch has a way to shard a model, and none back.
 
     Args:
         model: as it is now; its weights are not held.
@@ -20,7 +20,8 @@ class Modules:
         self.before = [(module, type(module), set(vars(module)), dict(_hooks(module))) for module in model.modules()]
 
     def restore(self) -> None:
-        """Give each module its class and its hooks again, and its own methods in place of those that were wrapped."""
+        """Give each module its class and its hooks again, and take away what it has been given since: a mark by which
+        transformers would have all processes generate together, what holds the shards, methods that were wrapped."""
         for module, kind, names, hooks in self.before:
             module.__class__ = kind
             for name, kept in hooks.items():
@@ -28,8 +29,7 @@ class Modules:
                 held.clear()
                 held.update(kept)
             for name in vars(module).keys() - names:
-                if callable(vars(module)[name]) and hasattr(kind, name):
-                    delattr(module, name)
+                del vars(module)[name]
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:

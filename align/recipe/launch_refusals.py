@@ -97,17 +97,35 @@ REFUSALS: Final = (
     ),
     Refusal(
         ("fsdp",),
-        "target_parameters",
-        "an adapter on experts replaces their weights while they compute, and FSDP2 holds parts of them",
-        f"leave it out, or {_DDP}",
-        lambda plan, _: bool(_lora(plan).get("target_parameters")),
+        "a LoRA with bias",
+        "a head's bias is read past FSDP2's own way, and a bias in bfloat16 would be raised to float32",
+        f"write `bias: none`, or {_DDP}",
+        lambda plan, _: _lora(plan).get("bias", "none") != "none",
     ),
     Refusal(
         ("fsdp",),
-        "every weight trained in bfloat16 (model.dtype)",
-        "accelerate raises trained weights to float32 for FSDP2, and the stage would train other weights than with ddp",
+        "a base in 4 or 8 bits",
+        "quantised weights stay whole in each process (trl pull request 6343)",
+        f"leave `quantization` out, or {_DDP}",
+        lambda plan, _: plan.method_keys.method != "qlora" and bool(plan.method.quantization(plan.method_keys)),
+    ),
+    Refusal(
+        ("fsdp",),
+        "every weight trained in half precision (model.dtype)",
+        "with bf16 accelerate raises trained weights to float32 for FSDP2, and trains other weights than ddp",
         f"write `dtype: float32` with `bf16: true`, or {_DDP}",
-        lambda plan, recipe: plan.trains_base and recipe.model.dtype == "bfloat16",
+        lambda plan, recipe: (
+            plan.trains_base
+            and recipe.model.dtype in ("bfloat16", "float16")
+            and plan.training.get("bf16") is not False
+        ),
+    ),
+    Refusal(
+        _SHARING,
+        "arguments of DDP (ddp_bucket_cap_mb, ddp_static_graph, …)",
+        "they do nothing where DDP does not train",
+        f"leave them out, or {_DDP}",
+        lambda plan, _: any(name.startswith("ddp_") and name != "ddp_timeout" for name in plan.training),
     ),
     Refusal(
         _SHARING,

@@ -26,6 +26,7 @@ from align.runner.progress import Watcher
 from align.runner.supervise import Cause, Supervisor
 
 POLL_SECONDS = 0.1
+MEETING = 600.0  # seconds for the processes of several machines to come up
 TEARDOWN = 60.0  # seconds for processes that have nothing more to do
 
 
@@ -39,7 +40,7 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self.supervisor: Supervisor | None = None
         self.sent, self.stage = 0, ""
-        self.launch = Launch()  # of the process
+        self.launch, self.began = Launch(), 0.0  # of the process
 
     def execute(self, stage: str, launched: Launch) -> None:
         """Hand a stage's ticket over and wait for its outcome.
@@ -89,6 +90,8 @@ class Child:
         for old in here.errors:  # whoever began the stage has taken away its own
             if old != here.error:
                 old.unlink()
+        if self.machines.asked():
+            raise KeyboardInterrupt
         ticket = files.read_json(here.ticket, {})
         needs = [ticket["policy"]["base"]["path"]] if "policy" in ticket else []
         _, supervisor = self._started(launched, needs)
@@ -103,7 +106,9 @@ class Child:
             self.meanwhile()
             gone = process.poll() is not None
             trouble = supervisor.trouble()
-            lost = self.machines.lost()
+            if self.machines.asked():
+                raise KeyboardInterrupt
+            lost = self.machines.lost() or self._apart(supervisor)
             if (gone or trouble or lost) and not done():  # it may have come to its end just before
                 self.watcher.end()
                 raise self._failure(stage, trouble, at, lost)
@@ -127,9 +132,17 @@ class Child:
             place = self.machines.gather(launched, needs) if launched.machines > 1 else ALONE
             with signals.held():
                 self.process = launch.start(self.dir.root, launched, self.dir.child_log, place)
-                self.launch = launched
+                self.launch, self.began = launched, time.monotonic()
                 self.supervisor = Supervisor(self.dir, self.process)
         return self.process, self.supervisor
+
+    def _apart(self, supervisor: Supervisor) -> Lost | None:
+        """Processes of several machines that have not met for a while; none has told anything then."""
+        if self.launch.machines == 1 or supervisor.beats or time.monotonic() - self.began < MEETING:
+            return None
+        where = self.machines.place.address
+        what = f"the processes of all machines did not meet at {where} within {MEETING / 60:.0f} minutes"
+        return Lost(what, "see that every machine reaches --main-address, which is that of machine 0, and its ports")
 
     def finish(self) -> None:
         """No more tickets."""
@@ -149,6 +162,12 @@ class Child:
             self.dir.stop.touch()  # a signal would go to the launcher of several processes
             trouble: Silence | bool = False
             while self.process.poll() is None and not (trouble := self.supervisor.trouble()):
+                if (
+                    self.launch.machines > 1 and not self.supervisor.beats
+                ):  # they have not met: there is nothing to save
+                    break
+                if self.machines.lost() is not None:
+                    break
                 time.sleep(POLL_SECONDS)
             for path in self.dir.stage(self.stage).errors if self.stage else ():
                 if (failure := reading.whole(path, Failure)) is not None and not failure.secondhand:
@@ -201,12 +220,11 @@ class Child:
         process, supervisor = self._started(self.launch)
         here = self.dir.stage(stage)
         cause = supervisor.cause(here, trouble)
-        broken = cause is None or (cause.failure is not None and cause.failure.secondhand)
+        # NCCL ends a process with SIGABRT where another one is gone
+        broken = cause is None or cause.code == -signal.SIGABRT or bool(cause.failure and cause.failure.secondhand)
         lost = lost or (self.machines.lost_soon() if broken else None)
         self.machines.end()
         if process.returncode == Exit.INTERRUPTED or (cause is not None and cause.interrupted):
-            raise KeyboardInterrupt
-        if lost is not None and lost.interrupted:
             raise KeyboardInterrupt
         if lost is not None and broken:
             return AlignError(lost.what, lost.remedy, exit=Exit.STAGE_FAILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -65,14 +66,13 @@ class Run:
         old = _recorded(self.dir)
         pinned = old.hub if old else None
         known = pinned.commit if pinned and pinned.base == (hub.base, hub.revision) else None
-        prepared = prepare(self.loaded, commit=None if self.options.fresh else known)
-        check_disk(self.loaded, prepared.base, self.dir.root)
-        for note in prepared.notes:
-            self.watcher.say(note, "note")
-        for id, texts in prepared.warnings.items():
-            for text in texts:
-                self.watcher.warn(id, text)
-        with self.dir.locked(), self._others() as others:
+        with ExitStack() as held:
+            if self.place.address:  # the others hear of it from the start
+                held.enter_context(self.dir.locked())
+            others = held.enter_context(self._others())
+            prepared = self._prepared(known)
+            if not self.place.address:
+                held.enter_context(self.dir.locked())
             self._open(prepared)
             self._check_base(prepared)
             self._supersede()
@@ -80,6 +80,17 @@ class Run:
             self._set(redo=None)
             self._save()
             return others.code
+
+    def _prepared(self, commit: str | None) -> Prepared:
+        """The recipe, checked against its files; what was found is told."""
+        prepared = prepare(self.loaded, commit=None if self.options.fresh else commit)
+        check_disk(self.loaded, prepared.base, self.dir.root)
+        for note in prepared.notes:
+            self.watcher.say(note, "note")
+        for id, texts in prepared.warnings.items():
+            for text in texts:
+                self.watcher.warn(id, text)
+        return prepared
 
     def _others(self) -> Machines:
         return Machines(self.dir, self.place, resolved.digest(self.loaded), self.watcher.say)

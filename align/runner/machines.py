@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from align.errors import AlignError, Exit
-from align.run_folder import files, reading
+from align.errors import AlignError, Exit, of_the_machine
 from align.run_folder.launch import Launch, Place
-from align.run_folder.machines import SILENT, Answer, Call
+from align.run_folder.machines import SILENT, Answer, Call, Told, read
 from align.run_folder.paths import RunDir
 
-EVERY = 1.0  # seconds between two signs of life
 GATHERING = 1800.0  # seconds for all machines to answer: a scheduler starts them one after the other
+PATIENCE = 2.0  # seconds before it is said that one is waited for
 POLL = 0.1
-BROKEN = 4.0  # seconds without a sign that are enough once a connection has broken
+BROKEN = 10.0  # seconds without a sign that are enough once a connection has broken
 AGAIN = "run the same command on every machine again; it resumes"
 
 
@@ -29,7 +28,6 @@ class Lost:
 
     what: str
     remedy: str = AGAIN
-    interrupted: bool = False
 
 
 def check(launches: Iterable[Launch], place: Place) -> None:
@@ -43,14 +41,13 @@ def check(launches: Iterable[Launch], place: Place) -> None:
         what = "--main-address says where several machines meet, and no stage is launched on several"
         raise AlignError(what, "give --machines too, or leave it out")
     if place.machine >= most:
-        what = (
-            f"--machine-rank {place.machine}: there {'is 1 machine' if most == 1 else f'are {most} machines'}, from 0"
-        )
-        raise AlignError(what, "give each machine its own number")
+        machines = "there is 1 machine" if most == 1 else f"there are {most} machines"
+        raise AlignError(f"--machine-rank {place.machine}: {machines}, from 0", "give each machine its own number")
 
 
 class Machines:
-    """The others, as the first machine sees them. A context; at its end the others are told how the run has ended.
+    """The others, as the first machine sees them. A context, begun before anything else: the others hear that this one
+    is there, and at its end how the run has ended. Where there are no others it does nothing.
 
     Args:
         place: of this machine.
@@ -60,10 +57,34 @@ class Machines:
 
     def __init__(self, run: RunDir, place: Place, recipe: str, say: Callable[[str], None]) -> None:
         self.run, self.place, self.recipe, self.say = run, place, recipe, say
-        self.call: Call | None = None  # the last one
+        self.told: Told[Call] | None = None
         self.heard: dict[int, tuple[int, float]] = {}  # signs of each, and when the last of them came
-        self.lock, self.ended = threading.Lock(), threading.Event()
         self.code = Exit.DONE
+
+    @property
+    def call(self) -> Call | None:
+        """What is called now."""
+        return self.told.now if self.told is not None else None
+
+    def __enter__(self) -> Machines:
+        if self.place.address:
+            call = Call(run=secrets.token_hex(8), state="busy", recipe=self.recipe, address=self.place.address)
+            self.told = Told(self.run.call, call)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.told is None:
+            return
+        code, why, remedy = self.code, "", ""
+        if isinstance(error, OSError):
+            error = of_the_machine(error) or error
+        if isinstance(error, AlignError):
+            code, why, remedy = error.exit, error.what, error.remedy or ""
+        elif isinstance(error, KeyboardInterrupt):
+            code, why = Exit.INTERRUPTED, "it was interrupted"
+        elif error is not None:
+            code, why = Exit.STAGE_FAILED, f"{type(error).__name__}: {error}"
+        self.told.end(state="over", code=int(code), why=why, remedy=remedy)
 
     # ---- starting -------------------------------------------------------------------------------------------------
 
@@ -75,39 +96,47 @@ class Machines:
 
         Raises:
             AlignError: one of them refuses, or does not answer.
+            KeyboardInterrupt: one of them was asked to leave.
         """
-        port = self.place.port or _free_port()
+        assert self.told is not None
         given = {"folder": str(Path.cwd()), "needs": tuple(needs), "launch": launch}
-        self._tell(
-            Call(
-                id=str(time.time_ns()),
-                state="gather",
-                recipe=self.recipe,
-                address=self.place.address,
-                port=port,
-                **given,
-            )
-        )
-        began, told = time.monotonic(), False
+        self.told.change(state="gather", id=secrets.token_hex(8), members=(), **given)
+        began, said = time.monotonic(), False
         while missing := [number for number in range(1, launch.machines) if not self._is_ready(number)]:
-            if not told and time.monotonic() - began > 2 * EVERY:
-                told = True
-                self.say(f"waiting for machine {_listed(missing)}: start the same command there, with --machine-rank")
-            if time.monotonic() - began > GATHERING:
+            waited = time.monotonic() - began
+            if not said and waited > PATIENCE:
+                said = True
+                self.say(f"waiting for machine {_listed(missing)} in the run folder {self.run.root}")
+            if waited > GATHERING:
                 what = f"machine {_listed(missing)} did not answer within {GATHERING / 60:.0f} minutes"
-                raise AlignError(what, "start the same command there, with its --machine-rank and the same run folder")
+                remedy = f"start the same command there, with its --machine-rank and the run folder {self.run.root}"
+                raise AlignError(what, remedy, exit=Exit.STAGE_FAILED)
             time.sleep(POLL)
-        self._change(state="start")
+        members = tuple((number, one.who) for number in range(1, launch.machines) if (one := self._answer(number)))
+        port = self.place.port or _free_port()
+        now = time.monotonic()
+        self.heard = {number: (-1, now) for number, _ in members}
+        self.told.change(state="start", members=members, port=port)
         return Place(0, self.place.address, port)
 
     def _is_ready(self, number: int) -> bool:
-        """Raises AlignError where it refuses."""
+        """Raises AlignError where it refuses, KeyboardInterrupt where it was asked to leave."""
+        if self.asked():
+            raise KeyboardInterrupt
         found = self._answer(number)
         if found is not None and found.state == "refused":
-            raise AlignError(f"machine {number} ({found.host}) cannot take part: {found.what}", found.remedy)
+            what = f"machine {number} ({found.host}) cannot take part: {found.what}"
+            raise AlignError(what, found.remedy, exit=Exit.MACHINE)
         return found is not None and found.state == "ready"
 
     # ---- watching -------------------------------------------------------------------------------------------------
+
+    def asked(self) -> bool:
+        """Whether another machine was asked to leave, and asks this one to end the run."""
+        if self.told is None:
+            return False
+        answers = [read(path, Answer) for path in self.run.machines.glob("[0-9]*.json")]
+        return any(one and (one.run, one.state) == (self.told.now.run, "interrupted") for one in answers)
 
     def lost(self, silent: float | None = None) -> Lost | None:
         """A machine that has ended its part, or of which nothing was heard for too long.
@@ -115,92 +144,39 @@ class Machines:
         Args:
             silent: seconds that are too long; by default those of a shared disk that shows a file late.
         """
-        silent = SILENT if silent is None else silent
-        if self.call is None or self.call.state != "start":
+        if self.told is None or self.told.now.state != "start":
             return None
-        now = time.monotonic()
-        for number in range(1, self.call.launch.machines):
+        silent, now = SILENT if silent is None else silent, time.monotonic()
+        for number, who in self.told.now.members:
             found = self._answer(number)
-            signs, since = self.heard.get(number, (-1, now))
-            if found is None or found.signs == signs:
-                self.heard[number] = (signs, since)
-                if now - since > silent:
-                    who = f"machine {number}" + (f" ({found.host})" if found is not None else "")
-                    return Lost(f"nothing was heard of {who} for {now - since:.0f} s: it was ended, or is cut off")
-                continue
-            self.heard[number] = (found.signs, now)
-            if found.state == "ended" and found.code != Exit.DONE:
-                what = f"machine {number} ({found.host}): {found.what}"
-                return Lost(what, found.remedy or AGAIN, interrupted=found.code == Exit.INTERRUPTED)
+            signs, since = self.heard[number]
+            if found is not None and found.who == who and found.signs != signs:
+                self.heard[number] = (found.signs, now)
+                if found.state == "ended" and found.code != Exit.DONE:
+                    return Lost(f"machine {number} ({found.host}): {found.what}", found.remedy or AGAIN)
+            elif now - since > silent:
+                name = f"machine {number}" + (f" ({found.host})" if found is not None else "")
+                return Lost(f"nothing was heard of {name} for {now - since:.0f} s: it was ended, or is cut off")
         return None
 
     def lost_soon(self) -> Lost | None:
         """The same, where a connection to another machine has broken: it may say why in a moment."""
-        if self.call is None:
+        if self.told is None or self.told.now.state != "start":
             return None
         until = time.monotonic() + BROKEN
-        while (found := self.lost(BROKEN - 1.0)) is None and time.monotonic() < until:
+        while (found := self.lost(BROKEN / 2)) is None and time.monotonic() < until:
             time.sleep(POLL)
         return found
 
     def _answer(self, number: int) -> Answer | None:
         """What a machine says to the last call."""
-        found = reading.whole(self.run.answer(number), Answer)
-        return found if found is not None and self.call is not None and found.id == self.call.id else None
-
-    # ---- telling --------------------------------------------------------------------------------------------------
+        found, call = read(self.run.answer(number), Answer), self.call
+        return found if found and call and (found.run, found.id) == (call.run, call.id) else None
 
     def end(self) -> None:
         """Have all machines end their processes."""
-        if self.call is not None and self.call.state in ("gather", "start"):
-            self._change(state="end")
-
-    def __enter__(self) -> Machines:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.ended.set()
-        if self.call is None:
-            return
-        code, why = self.code, ""
-        if isinstance(error, AlignError):
-            code, why = error.exit, error.what
-        elif isinstance(error, KeyboardInterrupt):
-            code, why = Exit.INTERRUPTED, "it was interrupted"
-        elif error is not None:
-            code, why = Exit.STAGE_FAILED, f"{type(error).__name__}: {error}"
-        self._change(state="over", code=int(code), why=why)
-
-    def _tell(self, call: Call) -> None:
-        begins = self.call is None
-        with self.lock:
-            self.call = call
-            self.heard.clear()
-            self._write()
-        if begins:
-            threading.Thread(target=self._live, daemon=True).start()
-
-    def _change(self, **changed: object) -> None:
-        assert self.call is not None
-        with self.lock:
-            self.call = self.call.but(**changed)
-            self._write()
-
-    def _live(self) -> None:
-        """Tell again and again that this machine is there, whatever its main thread is at."""
-        while not self.ended.wait(EVERY):
-            assert self.call is not None
-            with self.lock:
-                if not self.ended.is_set():
-                    self.call = self.call.but(signs=self.call.signs + 1)
-                    self._write()
-
-    def _write(self) -> None:
-        assert self.call is not None
-        try:
-            files.write_json(self.run.call, self.call.model_dump(mode="json"))
-        except OSError:  # the folder is gone, or the disk full; the run itself says so
-            return
+        if self.told is not None and self.told.now.state in ("gather", "start"):
+            self.told.change(state="end")
 
 
 def _free_port() -> int:

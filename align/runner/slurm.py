@@ -55,18 +55,18 @@ while  # bash answers a signal only between commands, or while it waits
   [ -n "$heard" ]
 do :; done
 
-@END@# 143: it was asked to leave before it had begun
+# 143: it was asked to leave before it had begun
 if [ -n "$again" ] && { [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; }; then
   scontrol requeue "$SLURM_JOB_ID" || echo "the job was not requeued; sbatch this script again, and it resumes" >&2
 fi
-exit "$code"
+@END@exit "$code"
 """
 
 _ONE = "@COMMAND@ &"
 # This script runs on the first node. The others get each the same command; they end when the first does.
 _SEVERAL = """\
 main=${SLURMD_NODENAME:-$(hostname)}  # this script runs on the first node
-export SRUN_CPUS_PER_TASK=$cores  # srun does not take it over from sbatch
+if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi  # srun takes it from here
 srun --nodes=@OTHERS@ --ntasks=@OTHERS@ --ntasks-per-node=1 --relative=1 bash -c '
 main=$1
 shift
@@ -74,7 +74,9 @@ exec "$@" --machine-rank "$((SLURM_PROCID + 1))" --main-address "$main"
 ' bash "$main" @COMMAND@ &
 others=$!
 @COMMAND@ --machine-rank 0 --main-address "$main" &"""
-_WAIT = 'wait "$others"  # they end when the first one does\n\n'
+_WAIT = """\
+for _ in {1..100}; do kill -0 "$others" 2> /dev/null || break; sleep 0.1; done  # the others end when the first one does
+"""
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,10 @@ class Job:
         name: the name of the recipe.
         run: the run folder, absolute; what the job prints goes there, into slurm-JOB.log.
         folder: where the command runs, absolute.
-        processes: how many train, on all nodes.
-        gpus: how many GPUs they need together.
+        processes: how many train on a node, at most.
+        gpus: how many GPUs a node needs.
         command: the command and its arguments.
-        machines: the nodes that they are divided among.
+        machines: how many nodes there are.
     """
 
     name: str
@@ -98,11 +100,6 @@ class Job:
     gpus: int
     command: Sequence[str]
     machines: int = 1
-
-    @property
-    def each(self) -> int:
-        """Processes of one node."""
-        return self.processes // self.machines
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,9 @@ def of_recipe(
         AlignError, Faults: all faults of the recipe at once, or one of `asked`.
     """
     options.check([plan.id for plan in loaded.stages])
-    recipe, largest = loaded.recipe, max((plan.launch for plan in loaded.stages), key=lambda one: one.processes)
-    processes, machines = largest.processes, max(plan.launch.machines for plan in loaded.stages)
+    recipe, launches = loaded.recipe, [plan.launch for plan in loaded.stages]
+    processes = max(launch.processes // launch.machines for launch in launches)
+    machines = max(launch.machines for launch in launches)
     gpus = 0 if recipe.model.base == "lab" else processes
     text = script(Job(recipe.name, run.root, Path.cwd(), processes, gpus, command, machines), asked)
     found = prepare(loaded, weights=False)
@@ -172,8 +170,8 @@ def script(job: Job, asked: Sequence[str] = ()) -> str:
     lines += ["# These fit the run:", *(_line(name, value) for name, value in (_defaults(job, own) | own).items())]
     several = job.machines > 1
     body = _BODY.replace("@START@", _SEVERAL if several else _ONE).replace("@END@", _WAIT if several else "")
-    body = body.replace("@FOLDER@", shlex.quote(str(job.folder))).replace("@CPUS@", str(CPUS * job.each))
-    body = body.replace("@PROCESSES@", str(job.each)).replace("@MORE@", str(job.each - 1))
+    body = body.replace("@FOLDER@", shlex.quote(str(job.folder))).replace("@CPUS@", str(CPUS * job.processes))
+    body = body.replace("@PROCESSES@", str(job.processes)).replace("@MORE@", str(job.processes - 1))
     body = body.replace("@OTHERS@", str(job.machines - 1)).replace("@COMMAND@", shlex.join(job.command))
     return "\n".join(lines) + "\n" + body
 
@@ -185,9 +183,9 @@ def _defaults(job: Job, own: dict[str, str | None]) -> dict[str, str | None]:
         raise AlignError(what, "give another --run-dir, without quotes, backslashes and line breaks")
     found: dict[str, str | None] = {"job-name": job.name, "nodes": str(job.machines), "ntasks-per-node": "1"}
     if job.gpus and not set(_GPUS) & set(own):
-        found["gpus-per-node"] = str(job.gpus // job.machines)
+        found["gpus-per-node"] = str(job.gpus)
     output = str(job.run / "slurm-").replace("%", "%%") + "%j.log"
-    cores = {} if "cpus-per-gpu" in own else {"cpus-per-task": str(CPUS * job.each)}
+    cores = {} if "cpus-per-gpu" in own else {"cpus-per-task": str(CPUS * job.processes)}
     return {
         **found,
         **cores,

@@ -92,7 +92,8 @@ class Supervisor:
         silence = self.listener.hear(self.beats, now, self._working(), self._moving())
         if self._dead() or any(beat.left for beat in self.beats.values()):
             return not self._is_leaving(now)
-        return silence or self._stopped()
+        # the first machine judges silence: it knows what a stage compiles
+        return (silence if self.machine == 0 else False) or self._stopped()
 
     def _own(self) -> list[Beat]:
         """The processes on this machine."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import SequentialSampler
 
@@ -107,11 +108,16 @@ class BaseTrainer(PortableCheckpoints, Trainer):
         peft: Any = self.model if model is None else model
         if not isinstance(peft, PeftModel):
             known = {name for name, _ in heads(Path(resume_from_checkpoint))} - {"__metadata__"}
-            if known <= peft.state_dict().keys() and not self.is_fsdp_enabled:
+            if (
+                known <= peft.state_dict().keys() and self.is_fsdp_enabled
+            ):  # transformers looks for a file of FSDP's own
+                for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
+                    peft.load_state_dict(load_file(file), strict=False)
+            elif known <= peft.state_dict().keys():
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
                 # transformers writes fused experts one by one, and its trainer passes over names that it does not know:
-                # training would go on from the weights that came in. With FSDP it looks for a file of its own
+                # training would go on from the weights that came in
                 stored = type(peft).from_pretrained(resume_from_checkpoint, dtype=next(peft.parameters()).dtype)
                 peft.load_state_dict(stored.state_dict())
             return
