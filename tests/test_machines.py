@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import runs
 from align.errors import AlignError, Exit
@@ -276,9 +277,10 @@ stages:
 class Pair:
     """The same command on two machines."""
 
-    def __init__(self, recipe: Path, run: Path) -> None:
+    def __init__(self, recipe: Path, run: Path, engine: str = "ddp") -> None:
         self.run = run
         common = ["--processes", "2", "--machines", "2", "--main-address", "127.0.0.2"]
+        common += ["--set", f"launch.engine={engine}"]
         settings = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
         self.machines = [
             subprocess.Popen(
@@ -322,12 +324,19 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_machines_train_what_one_trains(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
-    pair = Pair(recipe, tmp_path / "run")
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_machines_train_what_one_trains(engine: str, recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    pair = Pair(recipe, tmp_path / "run", engine)
     assert [code for code, _ in pair.ended()] == [0, 0]
-    assert runs.weights(pair.run) == runs.weights(undisturbed)
+    if engine == "ddp":
+        assert runs.weights(pair.run) == runs.weights(undisturbed)
+    for stage in ("sft", "dpo"):
+        one, two = (
+            load_file(run / f"stages/{stage}/model/adapter_model.safetensors") for run in (undisturbed, pair.run)
+        )
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-5
     assert runs.outcome(pair.run, "dpo")["world_size"] == 2
-    assert (pair.run / "launch/ddp-2-on-2-1.sh").is_file()
+    assert (pair.run / "launch" / f"{engine}-2-on-2-1.sh").is_file()
     hosts = [files.read_json(path)["machine"] for path in pair.run.glob("machines/[0-9].json")]
     assert hosts == [1]
 

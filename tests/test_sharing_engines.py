@@ -226,7 +226,7 @@ def test_a_chain_of_three_engines_hands_on_what_one_would(engine: str, tmp_path:
 
 @pytest.mark.slow
 def test_what_was_shared_out_is_measured_by_all_processes(engine: str, tmp_path: Path) -> None:
-    """Each holds the whole model again, and generates by itself; in bfloat16 its own method stands in the cast one's."""
+    """Each holds the whole model again, and generates by itself; in bfloat16 its own method is back."""
     text = CHAIN.partition("\n  kto:\n")[0].replace("probes: none", "probes: lab").replace("bf16: false", "bf16: true")
     recipe = runs.write(tmp_path, text + "\n")
     runs.run(recipe, tmp_path / "two", *halved(engine, "sft"), cold=True)
