@@ -4,12 +4,14 @@
     python -m benchmarks.scale --write    # and put it into docs/scale.md
 
 A GPU holds weights, gradients and AdamW's two moments, as align holds them: what is trained in float32, a frozen base
-in bfloat16 or NF4. DDP has all of it in every process. ZeRO-2 shares gradients and moments out among N processes
-(Rajbhandari et al. 2020, arXiv 1910.02054, P_os+g). NF4 with double quantization takes 4.127 bits a weight (Dettmers et
-al. 2023, arXiv 2305.14314). Beside that the activations of one row of 2,048 tokens with checkpointing in 16 bits: the
-input of each layer and one layer at work, 2 s b h L + 34 s b h bytes (Korthikanti et al. 2022, arXiv 2205.05198,
-without the attention map, which fused attention does not keep). A fifth of the memory is left for CUDA, buffers and
-fragments.
+in bfloat16 or NF4. DDP has all of it in every process. FSDP2 shares all of it out among N processes (Zhao et al. 2023,
+arXiv 2304.11277), but for a layer at work and the embeddings, which are whole in bfloat16 with a float32 gradient; and
+for the time before and after training, when each process holds the whole model beside its part. ZeRO-2 shares gradients
+and moments out (Rajbhandari et al. 2020, arXiv 1910.02054, P_os+g). NF4 with double quantization takes 4.127 bits a
+weight (Dettmers et al. 2023, arXiv 2305.14314). Beside that the activations of one row of 2,048 tokens with
+checkpointing in 16 bits: the input of each layer and one layer at work, 2 s b h L + 34 s b h bytes (Korthikanti et al.
+2022, arXiv 2205.05198, without the attention map, which fused attention does not keep). A fifth of the memory is left
+for CUDA, buffers and fragments.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ SHAPES = {  # TinyLlama, OpenLLaMA 3B, Llama 2 7B and 13B, LLaMA 33B, Llama 2 70
     "70B": Shape(8192, 80, 28672, 64, 8),
 }
 GPUS = (24, 48, 80, 141)  # GB
-SHARED = (2, 4, 8)  # processes of ZeRO-2 on one machine
+SHARED = (2, 4, 8, 16)  # processes of FSDP2
+AT_WORK = 2 + 4  # bytes of a weight that is whole: in bfloat16, with its gradient in float32
 USED = 0.8
 TOKENS = 2048
 
@@ -50,6 +53,15 @@ def state(shape: Shape, method: str, sharing: int = 1) -> float:
     return frozen + (4 + GRADIENT_AND_ADAM / sharing) * trained
 
 
+def fully_sharded(shape: Shape, processes: int) -> float:
+    """Bytes of weights, gradients and moments that each process of FSDP2 holds at most; every weight is trained."""
+    matrices, rest, head = weights(shape)
+    whole = matrices + rest + head
+    training = state(shape, "full") / processes + AT_WORK * (matrices / shape.num_hidden_layers + rest + head)
+    before_and_after = 4 * whole + 4 * whole / processes
+    return max(training, before_and_after)
+
+
 def activations(shape: Shape, tokens: int = TOKENS) -> int:
     """Bytes for one row of so many tokens."""
     return (2 * shape.num_hidden_layers + 34) * tokens * shape.hidden_size
@@ -58,15 +70,15 @@ def activations(shape: Shape, tokens: int = TOKENS) -> int:
 def choice(shape: Shape, gigabytes: float) -> str:
     """What trains most of the weights there: on one GPU or, with DDP, on several; and what sharing allows."""
 
-    def fits(method: str, sharing: int = 1) -> bool:
-        return state(shape, method, sharing) + activations(shape) <= USED * gigabytes * 1e9
+    def fits(held: float) -> bool:
+        return held + activations(shape) <= USED * gigabytes * 1e9
 
-    method = next((method for method in ("full", "lora", "qlora") if fits(method)), None)
+    method = next((method for method in ("full", "lora", "qlora") if fits(state(shape, method))), None)
     if method == "full":
         return "`full`"
-    several = next((number for number in SHARED if fits("full", number)), None)
+    several = next((number for number in SHARED if fits(fully_sharded(shape, number))), None)
     found = [f"`{method}`"] if method else []
-    found += [f"`full` with ZeRO-2 on {several}"] if several else []
+    found += [f"`full` with FSDP2 on {several}"] if several else []
     return "; ".join(found) or "none"
 
 

@@ -78,7 +78,7 @@ def test_every_command_of_the_page_is_one_that_is_known() -> None:
     lines = [line for block in [*test_docs.blocks(PAGE, "bash"), *plain] for line in block.splitlines()]
     assert {" ".join(line.split()[:2]) for line in lines} == {
         *("align run", "align status", "python -m", "kubectl apply", "sky jobs"),
-        *("sbatch mine.sh", "tmux new-session", "tmux attach"),
+        *("sbatch mine.sh", "tmux new-session", "tmux attach", "ssh node1"),
     }
 
 
@@ -126,6 +126,9 @@ def test_bytes_by_hand() -> None:
     assert scale.state(seven, "qlora") == pytest.approx(
         4.127 / 8 * matrices + 2 * (whole - matrices) + 16 * adapter, rel=1e-4
     )
+    at_work = 6 * (matrices / 32 + whole - matrices)
+    assert scale.fully_sharded(seven, 2) == pytest.approx(16 * whole / 2 + at_work)
+    assert scale.fully_sharded(seven, 8) == 4 * whole + 4 * whole / 8, "the whole model, before and after training"
     assert scale.activations(seven) == 2 * 2048 * 4096 * 32 + 34 * 2048 * 4096
 
 
@@ -144,8 +147,8 @@ def test_a_weight_takes_what_it_takes_in_the_paper_on_zero() -> None:
         (6, "none"),
         (7, "`qlora`"),
         (19, "`lora`"),
-        (48, "`lora`; `full` with ZeRO-2 on 8"),
-        (135, "`lora`; `full` with ZeRO-2 on 2"),
+        (48, "`lora`; `full` with FSDP2 on 4"),
+        (135, "`lora`; `full` with FSDP2 on 2"),
         (136, "`full`"),
     ],
 )
