@@ -109,7 +109,7 @@ class Child:
 
     runs: Runs
 
-    def __init__(self, run: RunDir, watcher: Watcher, meanwhile: object = None) -> None:
+    def __init__(self, run: RunDir, watcher: Watcher, meanwhile: object = None, machines: object = None) -> None:
         self.dir = run
 
     def execute(self, stage: str, launched: object) -> None:
