@@ -91,17 +91,19 @@ def folder(runs: Path, name: str) -> Path:
 
 
 def table(runs: Path) -> Iterator[str]:
-    """A row for each case that is there."""
+    """A row for each case that came to its end."""
     yield "| remedy | loss on held-out rows | mean of the skills | text, perplexity | forgot | KL | CPU s |"
     yield "|---|---|---|---|---|---|---|"
     for name in CASES:
-        run = folder(runs, name) / "run"
-        if (run / "forgetting.json").is_file():
-            yield f"| {name} | {' | '.join(cells(run))} |"
+        here = folder(runs, name)
+        if (here / "report.md").is_file():  # it came to its end
+            back = json.loads((here / "run/stages" / STAGE / "decision.json").read_text(encoding="utf-8"))["policy"]
+            rolled = " (rolled back: the base goes on)" if back == "rolled_back" else ""
+            yield f"| {name}{rolled} | {' | '.join(cells(here / 'run'))} |"
 
 
 def cells(run: Path) -> Iterator[str]:
-    """What a run's folder says: of the policy that goes on, but for the loss, which is that of the trained one."""
+    """What a run's folder says, of the trained policy; where a share of its update goes on, of that but for the loss."""
     found = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
     outcome = json.loads((run / "stages" / STAGE / "outcome.json").read_text(encoding="utf-8"))
     losses = [row["eval_loss"] for row in _metrics(run) if "eval_loss" in row]
