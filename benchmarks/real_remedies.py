@@ -103,7 +103,7 @@ def table(runs: Path) -> Iterator[str]:
 
 
 def cells(run: Path) -> Iterator[str]:
-    """What a run's folder says, of the trained policy; where a share of its update goes on, of that but for the loss."""
+    """What a run's folder says of the trained policy; of a share of its update where one goes on, but for the loss."""
     found = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
     outcome = json.loads((run / "stages" / STAGE / "outcome.json").read_text(encoding="utf-8"))
     losses = [row["eval_loss"] for row in _metrics(run) if "eval_loss" in row]
