@@ -22,10 +22,11 @@ from align.rl.rollouts import Alarm, Rollout, Sampled
 from align.run_folder import files, reading
 from align.run_folder.comparison import Compared, ComparisonResult, Prompts
 from align.run_folder.decisions import Decision, Violation
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure, Outcome, Record
 from align.run_folder.reward_figures import CalibrationBin, ScoreHistogram
 from align.run_folder.run_record import RunRecord
+from align.run_folder.stage_dir import StageDir
 
 R = TypeVar("R", bound=Record)
 

@@ -15,8 +15,9 @@ import runs
 from align.lab import data
 from align.penalties import fisher
 from align.run_folder import attempts, files
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket, UserFunction, Writing
+from align.run_folder.stage_dir import StageDir
 from align.stage.rewrite_keys import Rewrite
 from align.worker import writing
 from align.written.keys import SelfWritten

@@ -33,9 +33,10 @@ from align.report.chart import Curve, Dots, Rule
 from align.report.inside_page import inside_page
 from align.report.schema import StageRecord
 from align.run_folder import files
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Inside, Reward, Ticket
 from align.run_folder.run_record import StageEntry
+from align.run_folder.stage_dir import StageDir
 from align.runner import processes
 from align.stage.callbacks import Interrupted, Watch
 from align.stage.inside import Watching

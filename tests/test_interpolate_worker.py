@@ -28,8 +28,9 @@ from align.run_folder import files, messages, reading
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult, Shape
 from align.run_folder.launch import Launch
 from align.run_folder.messages import Finish, Interpolate
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Adapter, Policy, Ticket
+from align.run_folder.stage_dir import StageDir
 from align.runner import launch
 from align.stage.callbacks import Interrupted
 from align.worker import execute, interpolate, measuring

@@ -30,9 +30,10 @@ from align.proofs.one_pass import Batch
 from align.proofs.start import Start
 from align.report import proofs as told
 from align.run_folder import files, proofs
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.proofs import FirstLoss, Proofs, RanksAgree, Saved, StartKl
 from align.run_folder.records import Adapter, Outcome
+from align.run_folder.stage_dir import StageDir
 from align.stage.callbacks import Interrupted
 from align.trainers.dpo import DpoTrainer
 from align.trainers.kept_reference import KeptReference

@@ -14,8 +14,8 @@ from align.adapters import settings as adapter_settings
 from align.errors import AlignError
 from align.policy import base
 from align.run_folder import files, handed_on
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Policy
+from align.run_folder.stage_dir import StageDir
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ from align.forgetting.measurements import Measurement, Metric, Split, compare
 from align.forgetting.statistics import Change, PerplexityChange, Verdict
 from align.forgetting.table import Number
 from align.run_folder import files, reading
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Inside, Insight, Record
+from align.run_folder.stage_dir import StageDir
 
 GATE: tuple[Split] = ("gate",)
 

@@ -14,8 +14,9 @@ from align.forgetting.measurements import Measurement
 from align.interpolation import search
 from align.run_folder import files, interpolation, reading
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult, Shape, Tried
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Record, Ticket
+from align.run_folder.stage_dir import StageDir
 
 MEASURED_OF: Final = "of.json"  # beside the measurement of a share; written last: where it is, the others are whole
 TASK_KL: Final = "task_kl.json"

@@ -21,8 +21,8 @@ from align.penalties.fisher import Row
 from align.penalties.keys import LONGEST
 from align.penalties.start import Part
 from align.run_folder import files
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Fisher, Ticket
+from align.run_folder.stage_dir import StageDir
 
 Tell = Callable[[str], Callable[[int, int], None]]
 """Tells what is being done, and gives what tells how much of it is done, and of how much."""

@@ -13,8 +13,8 @@ from align.penalties.kept import Tell
 from align.penalties.keys import EWC, L2_SP, active
 from align.penalties.quadratic import Penalty
 from align.penalties.start import parts
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Fisher, Ticket
+from align.run_folder.stage_dir import StageDir
 
 
 @dataclass(frozen=True)

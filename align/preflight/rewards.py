@@ -12,8 +12,9 @@ from align.data.formats import GIVEN
 from align.errors import AlignError
 from align.functions import declared
 from align.policy import base as bases
-from align.run_folder import files, paths
+from align.run_folder import files
 from align.run_folder.records import Policy, Reward
+from align.run_folder.stage_dir import StageDir
 from align.stage.rewarded import RewardSource
 
 
@@ -98,7 +99,7 @@ def _check_whole(folder: Path, name: str) -> None:
     under = (outcome.get("reward") or {}).get("adapters")
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
         what = f"'{name}' is an adapter, which cannot score answers without its base model"
-    elif under and paths.StageDir(folder.parent).model == folder:
+    elif under and StageDir(folder.parent).model == folder:
         what = f"the weights in '{name}' were trained under adapters and cannot score answers without them"
     else:
         return

@@ -13,9 +13,10 @@ from align.rl import rollouts
 from align.run_folder import files, handed_on, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.decisions import Decision
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import FORMAT, Failure, Outcome
 from align.run_folder.run_record import RunRecord, StageEntry
+from align.run_folder.stage_dir import StageDir
 from align.spectrum.records import Spectrum
 from align.written import keep
 

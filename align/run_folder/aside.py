@@ -11,7 +11,8 @@ from typing import Final
 from pydantic import BaseModel
 
 from align.run_folder import attempts, files, reading
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
+from align.run_folder.stage_dir import StageDir
 
 EVERY: Final = -1.0  # a time before that of any file: each is hashed
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from align.run_folder import files
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
+from align.run_folder.stage_dir import StageDir
 
 
 class Moving(BaseModel):

@@ -7,8 +7,9 @@ from typing import Final
 
 from align.run_folder import files, reading
 from align.run_folder.decisions import INTERPOLATED, ROLLED_BACK
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Policy, Ticket
+from align.run_folder.stage_dir import StageDir
 
 BASE: Final = "base"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from align.run_folder import files, reading
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Policy, Record
+from align.run_folder.stage_dir import StageDir
 
 Shape = Literal["flat", "lines"]
 

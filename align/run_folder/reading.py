@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from align.errors import AlignError, Place
 from align.run_folder import files
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Outcome
+from align.run_folder.stage_dir import StageDir
 
 R = TypeVar("R", bound=BaseModel)
 

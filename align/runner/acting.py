@@ -20,8 +20,9 @@ from align.recipe.plan import StagePlan
 from align.run_folder import attempts, files, handed_on, interpolation, reading
 from align.run_folder.decisions import AS_TRAINED, INTERPOLATED, ROLLED_BACK, Attempt, Decision
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
+from align.run_folder.stage_dir import StageDir
 from align.runner import deciding
 from align.runner.executing import Executor
 from align.runner.notify import Notifier

@@ -17,8 +17,9 @@ from align.run_folder.comparison import ComparisonRequest, ComparisonResult
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
 from align.run_folder.launch import ALONE, Launch
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure
+from align.run_folder.stage_dir import StageDir
 from align.runner import launch, signals, supervise
 from align.runner.hung import Silence
 from align.runner.machines import Lost, Machines

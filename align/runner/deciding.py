@@ -17,7 +17,8 @@ from align.recipe.retries import Changed
 from align.run_folder import reading
 from align.run_folder.decisions import Attempt, Decision, Figure
 from align.run_folder.interpolation import Gain
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
+from align.run_folder.stage_dir import StageDir
 
 
 def verdict(run: RunDir, stage: str, here: StageDir, keys: ForgettingKeys) -> Decision | None:

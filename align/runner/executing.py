@@ -16,8 +16,9 @@ from align.recipe.plan import Loaded, StagePlan
 from align.report import masked
 from align.run_folder import aside, attempts, checkpoints, files, handed_on, reading
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
+from align.run_folder.stage_dir import StageDir
 from align.runner import answers, tickets
 from align.runner.child import Child
 from align.runner.live_page import LivePage

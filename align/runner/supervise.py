@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from align.errors import Exit
 from align.run_folder import heartbeats, reading
 from align.run_folder.heartbeats import Beat
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure
+from align.run_folder.stage_dir import StageDir
 from align.runner import processes, stacks
 from align.runner.hung import Listener, Silence
 

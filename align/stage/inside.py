@@ -26,8 +26,8 @@ from align.forgetting.inside import Judge, Measured
 from align.forgetting.pace import Pace, Schedule
 from align.run_folder import files, messages
 from align.run_folder.messages import Told
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Inside, Insight
+from align.run_folder.stage_dir import StageDir
 from align.stage.callbacks import Watch
 from align.stage.random_state import unmoved
 

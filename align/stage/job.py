@@ -19,8 +19,9 @@ from align.engines import choose
 from align.errors import AlignError, Exit
 from align.run_folder import files, heartbeats, messages
 from align.run_folder.messages import Told
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Fisher, Ticket
+from align.run_folder.stage_dir import StageDir
 from align.stage.callbacks import Alive, Interrupted, Ready, Seal, Stop, Watch, figures
 from align.stage.keys import StageKeys
 

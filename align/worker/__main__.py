@@ -28,8 +28,9 @@ from align.parameterization import chain
 from align.run_folder import files, heartbeats, messages
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure, Ticket
+from align.run_folder.stage_dir import StageDir
 from align.worker import signals
 
 POLL_SECONDS = 0.05

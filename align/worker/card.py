@@ -7,8 +7,9 @@ from pathlib import Path
 
 from align.parameterization import chain
 from align.run_folder import files
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
+from align.run_folder.stage_dir import StageDir
 
 
 def write(folder: Path, run: RunDir, ticket: Ticket, outcome: Outcome, notes: Sequence[str] = ()) -> None:

@@ -21,7 +21,7 @@ from align.policy.memory import free_memory
 from align.policy.switchboard import switched_off
 from align.policy.unwrapped import unwrapped
 from align.run_folder import files, reading
-from align.run_folder.paths import StageDir
+from align.run_folder.stage_dir import StageDir
 from align.stage.job import Job
 from align.worker.handover import Builder
 

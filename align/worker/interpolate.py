@@ -22,8 +22,9 @@ from align.policy import generation
 from align.policy import load as models
 from align.run_folder import files, interpolation, reading
 from align.run_folder.interpolation import Gain, InterpolationRequest, InterpolationResult, Tried
-from align.run_folder.paths import RunDir, StageDir
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Outcome, Policy, Ticket
+from align.run_folder.stage_dir import StageDir
 from align.stage.callbacks import Interrupted
 from align.worker import card, execute, measuring, saving
 from align.worker.execute import Loaded

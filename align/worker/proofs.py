@@ -10,8 +10,8 @@ from align.proofs import saved, weights
 from align.proofs.start import Begins, Start
 from align.proofs.weights import Digest
 from align.run_folder import proofs
-from align.run_folder.paths import StageDir
 from align.run_folder.records import Ticket
+from align.run_folder.stage_dir import StageDir
 from align.stage.job import Job
 
 _DRAWN = ("pvera",)

@@ -96,7 +96,8 @@ def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreT
         AlignError: a layer that does not exist, or weights without a spectrum.
     """
     from align.policy import stack
-    from align.run_folder import files, paths
+    from align.run_folder import files
+    from align.run_folder.stage_dir import StageDir
     from align.spectrum import table
 
     base = stack.bare(model)
@@ -104,7 +105,7 @@ def apply(model: Any, keys: Keys, name: str, folder: Path | None = None) -> PreT
     if folder is not None:
         found = table.spectrum(records, keys.spectrum.estimator)
         found = found.but(chosen=tuple(choice.names), snr_threshold=keys.spectrum.snr_threshold)
-        files.write_json(paths.StageDir(folder).spectrum, found.written())
+        files.write_json(StageDir(folder).spectrum, found.written())
     modules = [each for each in choice.names if "[" not in each]
     experts = sorted({each.partition("[")[0] for each in choice.names if "[" in each})
     if keys.lora is not None:
