@@ -1,7 +1,7 @@
-"""Memory of each process of FSDP2 against one process that holds everything, on a CPU.
+"""Memory of each process of an engine that shares out the weights against one process that holds everything, on a CPU.
 
     python -m benchmarks.sharded_memory
-    options: --engine fsdp, --processes N, --steps N, --runs FOLDER (keeps the model and the runs there)
+    options: --engine fsdp | zero3, --processes N, --steps N, --runs FOLDER (keeps the model and the runs there)
 
 Both sides are an `align run`: SFT of every weight in float32 on the same rows,
 of a Llama of 148 million random weights.
@@ -31,6 +31,7 @@ from benchmarks.gpu.memory import Shape
 SHAPE = Shape(768, 14, 2048, 12, 12)
 BYTES = 16  # of a weight that is trained, with its gradient and AdamW's moments
 TARGET = 0.65
+ENGINES = {"fsdp": ("launch.engine=fsdp",), "zero3": ("launch.engine=deepspeed", "launch.zero_stage=3")}
 ROWS = 4
 GIVEN_BACK = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "THP_MEM_ALLOC_ENABLE": "0"}
 IMPORTED = "from align.worker import execute, interpolate; print(open('/proc/self/status').read())"
@@ -97,7 +98,7 @@ def peaks(folder: Path, written: str, *arguments: str) -> dict[int, int]:
 def main() -> None:
     """One process, then several."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", default="fsdp")
+    parser.add_argument("--engine", default="fsdp", choices=list(ENGINES))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--runs", type=Path)
@@ -110,7 +111,7 @@ def main() -> None:
         weights = json.loads((base / ppo.INDEX).read_text(encoding="utf-8"))["metadata"]["total_size"] // 2  # bfloat16
         everything = BYTES * weights
         print(f"{weights / 1e6:.0f} M weights; with gradients and moments {everything / 1e9:.2f} GB")
-        how = ["--set", f"launch.engine={given.engine}", "--processes", str(given.processes)]
+        how = [*(word for one in ENGINES[given.engine] for word in ("--set", one)), "--processes", str(given.processes)]
         for name, found in (
             ("one process", peaks(root / "one", recipe(base, given.steps, 1))),
             (f"{given.engine}", peaks(root / given.engine, recipe(base, given.steps, given.processes), *how)),

@@ -269,6 +269,13 @@ def test_the_configuration_of_deepspeed_is_one_that_accelerate_reads(tmp_path: P
     assert read.deepspeed_config["zero_stage"] == 2
 
 
+def test_zero_3_loads_models_whole_and_has_files_of_its_own(tmp_path: Path) -> None:
+    line = launch.line(tmp_path, Launch(engine="deepspeed", processes=2, zero_stage=3))
+    line.write()
+    text = (tmp_path / "launch/deepspeed-zero3-2.yaml").read_text(encoding="utf-8")
+    assert '"zero_stage": 3' in text and '"zero3_init_flag": false' in text
+
+
 @pytest.mark.slow
 def test_stages_with_the_same_launch_share_a_child_and_a_change_starts_another(tmp_path: Path) -> None:
     """And the script that the run keeps executes a ticket by hand, to the same weights."""

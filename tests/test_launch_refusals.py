@@ -58,8 +58,10 @@ def refused(folder: Path, *overrides: str) -> list[AlignError]:
 @pytest.mark.parametrize("name", MADE)
 def test_each_row_is_refused_and_the_same_stage_trains_with_ddp(name: str, tmp_path: Path) -> None:
     row = next(row for row in REFUSALS if row.what.startswith(name))
-    for engine in row.engines:
-        found = refused(tmp_path, *MADE[name], f"stages.sft.launch.engine={engine}")
+    for named in row.engines:
+        engine, _, zero = named.partition(" with zero_stage ")
+        stage = [f"stages.sft.launch.zero_stage={zero}"] if zero else []
+        found = refused(tmp_path, *MADE[name], f"stages.sft.launch.engine={engine}", *stage)
         what = f"stage 'sft' cannot have the engine {engine} with {row.what}: {row.why}"
         assert [(fault.what, fault.remedy) for fault in found] == [(what, row.instead)]
     assert refused(tmp_path, *MADE[name], "stages.sft.launch.engine=ddp") == []
@@ -72,11 +74,11 @@ def test_every_row_has_a_recipe_here() -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "kto", "reward"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed, zero_stage: 3", "deepspeed"])
 def test_what_is_tested_is_accepted(stage: str, method: str, engine: str, tmp_path: Path) -> None:
     data = "lab/helpdesk" if stage == "sft" else "lab/helpdesk_preferences"
     entry = (f"stages.sft.stage={stage}", f"stages.sft.data={data}", f"parameterization.method={method}")
-    entry = (*entry, f"stages.sft.launch.engine={engine}")
+    entry = (*entry, f"stages.sft.launch={{engine: {engine}, processes: 2}}")
     assert refused(tmp_path, *entry, "stages.sft.training.optim=adamw_torch", "stages.sft.training.bf16=true") == []
 
 

@@ -43,6 +43,9 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
     "_shared_state": ("accelerate.state:PartialState", {"engines/fsdp.py"}),
     "_reset_state": ("accelerate.state:AcceleratorState", {"engines/fsdp.py"}),
     "_hp_mapping": ("deepspeed.utils.mixed_precision_linkage", {"trainers/zero.py"}),
+    "_z3_optimizer": ("deepspeed.runtime.zero.stage3", {"policy/partitioned.py"}),
+    "_get_param_partition_rank": ("deepspeed.runtime.zero.stage3", {"trainers/zero3.py"}),
+    "_parameters": ("torch.nn.modules.module", {"engines/deepspeed.py"}),
     "_active_adapter": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),
     "_disable_adapters": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),
     "_get_available_adapters": (
@@ -72,6 +75,7 @@ INSIDE: dict[str, set[str]] = {
     },
     "peft.utils.other": {"AuxiliaryTrainingWrapper", "get_pattern_key"},
     "transformers.core_model_loading": {"revert_weight_conversion"},
+    "transformers.integrations.deepspeed": {"set_hf_deepspeed_config", "unset_hf_deepspeed_config"},
     "transformers.pytorch_utils": {"Conv1D"},
     "transformers.trainer": {"OPTIMIZER_NAME", "SCHEDULER_NAME"},
     "transformers.trainer_utils": {"EvalLoopOutput", "PREFIX_CHECKPOINT_DIR"},

@@ -18,7 +18,12 @@ import runs
 from align.run_folder import checkpoints, files
 
 there = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
-TYPES = {"fsdp": "FSDP", "deepspeed": "DEEPSPEED"}
+TYPES = {"fsdp": "FSDP", "deepspeed": "DEEPSPEED", "zero3": "DEEPSPEED"}
+LAUNCHES = {
+    "fsdp": {"engine": "fsdp"},
+    "deepspeed": {"engine": "deepspeed"},
+    "zero3": {"engine": "deepspeed", "zero_stage": "3"},
+}
 
 CHAIN = """\
 name: shared
@@ -66,7 +71,8 @@ def halved(engine: str, *stages: str) -> list[str]:
     """Two processes of an engine with the global batch of one."""
     each = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     changed = [f"stages.{stage}.training.{key}={value}" for stage in stages for key, value in each.items()]
-    words = [word for change in [f"launch.engine={engine}", *changed] for word in ("--set", change)]
+    launch = [f"launch.{key}={value}" for key, value in LAUNCHES[engine].items()]
+    words = [word for change in [*launch, *changed] for word in ("--set", change)]
     return ["--processes", "2", *words]
 
 
@@ -101,7 +107,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=["fsdp", pytest.param("deepspeed", marks=there)])
+@pytest.fixture(
+    scope="module", params=["fsdp", pytest.param("deepspeed", marks=there), pytest.param("zero3", marks=there)]
+)
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -189,7 +197,7 @@ forgetting: {probes: none}
 stages:
   sft:
     data: {source: lab/helpdesk, limit: 64}
-    launch: {engine: ENGINE, processes: 2}
+    launch: {LAUNCH, processes: 2}
     training: &training
       {bf16: false, max_steps: 4, logging_steps: 1, learning_rate: 1.0e-3, per_device_train_batch_size: 4}
   reward:
@@ -209,7 +217,8 @@ stages:
 @pytest.mark.slow
 def test_a_chain_of_three_engines_hands_on_what_one_would(engine: str, tmp_path: Path) -> None:
     """A sharded policy, a reward model of several processes, and PPO from both in one."""
-    runs.run(runs.write(tmp_path, THREE.replace("ENGINE", engine)), tmp_path / "three", cold=True)
+    launch = ", ".join(f"{key}: {value}" for key, value in LAUNCHES[engine].items())
+    runs.run(runs.write(tmp_path, THREE.replace("LAUNCH", launch)), tmp_path / "three", cold=True)
     found = {stage: runs.outcome(tmp_path / "three", stage) for stage in ("sft", "reward", "ppo")}
     kinds = [(one["distributed_type"], one["world_size"]) for one in found.values()]
     assert kinds == [(TYPES[engine], 2), ("MULTI_CPU", 2), ("NO", 1)]

@@ -1,7 +1,7 @@
-"""What ZeRO-2 shares out is put together as torch's optimizer has it, and shared out again; without DeepSpeed.
+"""What ZeRO-2 and ZeRO-3 share out is put together as torch's optimizer has it, and shared out again. No DeepSpeed.
 
-Its optimizer is rebuilt here as far as it is touched: flat groups of weights, cut into a part for each process.
-The tests of test_deepspeed.py do the same with the real one.
+Its optimizers are rebuilt here as far as they are touched: flat groups of weights, cut into a part for each process
+(ZeRO-2), and weights that are each cut into parts (ZeRO-3). test_sharing_engines.py does the same with the real ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from align.trainers import zero
+from align.trainers import zero, zero3
 
 SHAPES = [[(3, 5), (7,)], [(4,), (1,)]]  # of two groups of weights; parts end inside a weight
 
@@ -54,9 +54,40 @@ def sharing(groups: list[list[nn.Parameter]], rank: int, processes: int) -> Any:
     return SimpleNamespace(optimizer=optimizer, single_partition_of_fp32_groups=parts, bit16_groups=whole)
 
 
+class Parted:
+    """DeepSpeed's optimizer of ZeRO-3 of one process, before its first step; its subgroups hold one weight each."""
+
+    def __init__(self, groups: list[list[nn.Parameter]], rank: int, processes: int) -> None:
+        self.rank, self.processes = rank, processes
+        self.fp16_groups = [[nn.Parameter(one.detach().clone())] for group in groups for one in group]
+        self.sub_group_to_group_id = dict(enumerate(at for at, group in enumerate(groups) for _ in group))
+        self.fp32_partitioned_groups_flat = [nn.Parameter(self.part(one.detach())) for [one] in self.fp16_groups]
+        self.grad_position = {at: (at, 0, len(part)) for at, part in enumerate(self.fp32_partitioned_groups_flat)}
+        self.optimizer = torch.optim.AdamW([{"params": [], "weight_decay": 0.5} for _ in groups], lr=1.0)
+
+    def part(self, value: torch.Tensor) -> torch.Tensor:
+        size = -(-value.numel() // self.processes)  # the last part is filled up
+        flat = torch.cat([value.flatten(), value.new_zeros(size * self.processes - value.numel())])
+        return flat[self.rank * size : (self.rank + 1) * size].clone()
+
+    def get_param_id(self, parameter: nn.Parameter) -> int:
+        return next(at for at, [one] in enumerate(self.fp16_groups) if one is parameter)
+
+    def _get_param_partition_rank(self, parameter: nn.Parameter) -> int:
+        return self.rank
+
+    def get_full_hp_param(self, parameter: nn.Parameter, key: str) -> torch.Tensor:
+        """What this process tells of it, among zeros."""
+        flat = self.fp32_partitioned_groups_flat[self.get_param_id(parameter)]
+        told = torch.zeros(len(flat) * self.processes)
+        told[self.rank * len(flat) : (self.rank + 1) * len(flat)] = self.optimizer.state[flat][key]
+        return told[: parameter.numel()].view(parameter.shape)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize(("zero", "sharing"), [(zero, sharing), (zero3, Parted)], ids=["zero2", "zero3"])
 def test_a_state_is_shared_out_and_put_together_to_the_same_bits(
-    processes: int, monkeypatch: pytest.MonkeyPatch
+    zero: Any, sharing: Any, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimizer, groups = trained()
     state = optimizer.state_dict()
@@ -122,3 +153,5 @@ def test_the_state_of_other_weights_is_refused() -> None:
     optimizer, groups = trained()
     with pytest.raises(ValueError, match="the checkpoint's optimizer has other weights than the model trains"):
         zero.scatter(sharing([groups[0][:1], groups[1]], 0, 1), optimizer.state_dict())
+    with pytest.raises(ValueError, match="the checkpoint's optimizer has other weights than the model trains"):
+        zero3.scatter(Parted([groups[0][:1], groups[1]], 0, 1), optimizer.state_dict())

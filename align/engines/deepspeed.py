@@ -1,24 +1,31 @@
-"""DeepSpeed with ZeRO-2: each process holds the whole model, and a part of the optimizer's state and of the gradients.
+"""DeepSpeed: each process holds a part of the gradients and the state (ZeRO-2), and of the weights too (ZeRO-3).
 
-Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models". The weights stay whole
-in each process, so that measuring and saving need no gathering. Weights, gradients and state stay in the precision that
-the same stage has without DeepSpeed: its own bf16 mode, which would round trained weights, is switched off.
+Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models". Before and after
+training the weights are whole in each process: where the model is loaded, measured and saved. Weights, gradients and
+state have the precision of the same stage with `ddp`: DeepSpeed's own bf16 mode, which would round trained weights, is
+switched off.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from align.engines import command, world
+from align.engines.modules import Modules
 from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
     from transformers import Trainer
+
+_BEFORE: WeakKeyDictionary[Trainer, Modules] = WeakKeyDictionary()  # what models are before ZeRO-3 shares them out
 
 TESTED = ">=0.19.8,<0.20"  # as the extra `deepspeed` of this distribution has it
 INSTALL = "DS_BUILD_OPS=0 pip install 'align-suite[deepspeed]'"
@@ -52,6 +59,8 @@ def configuration(launch: Launch, place: Place) -> dict[str, Any] | None:
     """Of accelerate; what is not here, such as the batch size, the trainer fills in from its own arguments."""
     started = {"deepspeed_multinode_launcher": "standard"} if launch.machines > 1 else {}  # by pdsh otherwise
     zero = {"zero_stage": launch.zero_stage, "offload_optimizer_device": "none", "offload_param_device": "none"}
+    if launch.zero_stage == 3:
+        zero["zero3_init_flag"] = False  # models are loaded whole
     return command.configured("DEEPSPEED", launch, place) | {"deepspeed_config": zero | started}
 
 
@@ -72,7 +81,10 @@ def arguments(launch: Launch) -> dict[str, Any]:
 
 
 def prepare(trainer: Trainer) -> None:
-    """Have DeepSpeed leave all weights in their precision; for bf16 the model casts by itself, as it does under DDP."""
+    """Have DeepSpeed leave all weights in their precision; for bf16 the model casts by itself, as it does under DDP.
+
+    Of ZeRO-3 also the sizes of its buffers, and what the model is before.
+    """
     import torch
 
     plugin = trainer.accelerator.state.deepspeed_plugin
@@ -81,6 +93,20 @@ def prepare(trainer: Trainer) -> None:
     plugin.hf_ds_config._dtype = torch.float32  # else the trainer rounds what comes in, such as a reference
     if trainer.args.bf16:
         world.cast(trainer)
+    if plugin.zero_stage == 3:
+        plugin.deepspeed_config["zero_optimization"] |= _sizes(trainer.model)
+        model: Any = trainer.model
+        _BEFORE[trainer] = Modules(model)
+
+
+def _sizes(model: Any) -> dict[str, Any]:
+    """Of ZeRO-3's buffers; by default it keeps a billion weights whole, which is all of a smaller model."""
+    layers = getattr(model.config, "num_hidden_layers", 1)
+    two_layers = 2 * sum(parameter.numel() for parameter in model.parameters()) // layers
+    auto = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    return dict.fromkeys(auto, "auto") | dict.fromkeys(
+        ("stage3_max_live_parameters", "stage3_max_reuse_distance"), two_layers
+    )
 
 
 def prove(trainer: Trainer, launch: Launch) -> None:
@@ -95,6 +121,10 @@ def prove(trainer: Trainer, launch: Launch) -> None:
     if (stage, among) != (launch.zero_stage, launch.processes):
         asked = f"ZeRO-{launch.zero_stage} among {launch.processes} processes was requested"
         raise world.another(f"{asked}, but DeepSpeed runs ZeRO-{stage} among {among}")
+    if stage == 3:
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config
+
+        set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)  # TRL asks for it in a loss
 
 
 def whole(trainer: Trainer) -> None:
@@ -103,7 +133,37 @@ def whole(trainer: Trainer) -> None:
     model = trainer.accelerator.unwrap_model(engine, keep_fp32_wrapper=False)
     if engine is model:  # nothing was left to train
         return
+    if engine.zero_optimization_stage() == 3:
+        _put_together(engine, model, _BEFORE.pop(trainer))
+        return
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.clone()
     engine.destroy()
+
+
+def _put_together(engine: Any, model: Any, before: Modules) -> None:
+    """Have each process hold every weight whole again, and take off what ZeRO-3 has put around the modules."""
+    import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from align.policy.partitioned import reshard
+    from align.policy.partitioned import whole as gathered
+
+    reshard(model)
+    if engine.optimizer is not None:  # what it holds is not needed any more, and the whole weights take its room
+        engine.optimizer.optimizer.state.clear()
+    made: dict[torch.Tensor, torch.nn.Parameter] = {}  # a weight may stand in several modules
+    for parameter in model.parameters():
+        with gathered(parameter) as tensor:
+            made[parameter] = torch.nn.Parameter(tensor.detach().clone(), requires_grad=parameter.requires_grad)
+    engine.destroy()
+    for module in model.modules():
+        whole_ones = {name: one if one is None else made[one] for name, one in module._parameters.items()}
+        module._parameters = whole_ones  # it was of a class that gathers what is looked at
+    before.restore()
+    unset_hf_deepspeed_config()
+    # DeepSpeed has put a function of its own in the place of torch's, for all models
+    patches = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
+    own = torch.nn.functional.linear
+    torch.nn.functional.linear = getattr(patches.InsertPostInitMethodToModuleSubClasses, "linear_bk", own)

@@ -30,10 +30,17 @@ def is_shared_out(model: nn.Module) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Have each process hold its part alone; FSDP2 leaves the last weights of a pass whole, in the pass's precision."""
+    """Have each process hold its part alone. All processes call it.
+
+    FSDP2 leaves the last weights of a pass whole, in the pass's precision; ZeRO-3 goes on fetching weights for a
+    backward pass that does not come where the model was evaluated.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    shared = next((one for one in model.parameters() if hasattr(one, "_z3_optimizer")), None)
+    if shared is not None:
+        shared._z3_optimizer.empty_partition_cache()
 
 
 def to_save(model: Any, *, keep: bool) -> dict[str, torch.Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from align.run_folder.launch import Launch
 
@@ -22,18 +22,11 @@ class LaunchKeys(BaseModel):
         1, ge=1, le=1024, description="number of training processes on all machines, usually one per GPU"
     )
     machines: int = Field(1, ge=1, le=1024, description="number of machines that the processes are divided among")
-    zero_stage: Literal[2] | None = Field(
-        None, description="of `deepspeed`: 2, its default, shares out the optimizer's state and the gradients"
+    zero_stage: Literal[2, 3] | None = Field(
+        None,
+        description="of `deepspeed`: 2, its default, shares out the optimizer's state and the gradients; 3 the weights "
+        "too",
     )
-
-    @field_validator("zero_stage", mode="before")
-    @classmethod
-    def _zero_stage(cls, value: Any) -> Any:
-        if value == 3 and not isinstance(value, bool):
-            raise ValueError(
-                "ZeRO-3, which shares out the weights too, is not supported yet; write `engine: fsdp`, which does"
-            )
-        return value
 
     @model_validator(mode="after")
     def _of_engine(self) -> Self:
@@ -41,10 +34,12 @@ class LaunchKeys(BaseModel):
             each = f"{self.processes} {'process' if self.processes == 1 else 'processes'}"
             what = f"{each} cannot be divided among {self.machines} machines"
             raise ValueError(f"{what}: write how many `processes` there are on all of them together")
-        if self.engine == "fsdp" and self.processes == 1:
-            raise ValueError("`fsdp` shares the weights among processes, and there is one: write how many `processes`")
+        in_parts = {("fsdp", None): "fsdp", ("deepspeed", 3): "zero_stage: 3"}.get((self.engine, self.zero_stage))
+        if in_parts and self.processes == 1:
+            what = f"`{in_parts}` shares the weights among processes, and there is one"
+            raise ValueError(f"{what}: write how many `processes`")
         if self.engine == "deepspeed":
-            self.zero_stage = 2
+            self.zero_stage = self.zero_stage or 2
         elif self.zero_stage is not None:
             raise ValueError(f"`zero_stage` does nothing with the engine {self.engine}; write `engine: deepspeed`")
         return self

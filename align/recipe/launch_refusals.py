@@ -11,10 +11,13 @@ from align.penalties import keys as penalties
 from align.recipe.document import Document
 from align.recipe.keys import Recipe
 from align.recipe.plan import StagePlan
+from align.run_folder.launch import Launch
 
 _DDP = "write `launch: {engine: ddp, processes: N}` in the stage"
 _UNTESTED = "it is not tested yet that they train as they do with ddp"
 _SHARING = ("fsdp", "deepspeed")  # weights, gradients or state
+_ZERO_3 = "deepspeed with zero_stage 3"
+_IN_PARTS = ("fsdp", _ZERO_3)  # the weights too
 _METHODS = ("full", "lora")
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 
@@ -24,11 +27,12 @@ class Refusal:
     """One combination that is refused.
 
     Attributes:
-        engines: of the launch.
+        engines: of the launch; `_ZERO_3` is one of its own here.
         what: is combined with it, as it follows "the engine deepspeed with".
         why: it cannot work, or is not known to.
         instead: the nearest combination that works.
         is_there: whether a stage has it.
+        issue: address of a library's own issue or pull request about it; empty where there is none.
     """
 
     engines: tuple[str, ...]
@@ -36,6 +40,13 @@ class Refusal:
     why: str
     instead: str
     is_there: Callable[[StagePlan, Recipe], bool]
+    issue: str = ""
+
+    @property
+    def named(self) -> str:
+        """The issue as a link that says whose it is; a dash where there is none."""
+        _, _, path = self.issue.partition("github.com/")
+        return f"[{path.split('/')[1]} {path.rpartition('/')[2]}]({self.issue})" if self.issue else "–"
 
 
 def _has_terms(plan: StagePlan, recipe: Recipe) -> bool:
@@ -65,6 +76,7 @@ REFUSALS: Final = (
         "it samples from the model that the engine has wrapped, which is not tested yet",
         _DDP,
         lambda plan, _: plan.program.stage.samples,
+        "https://github.com/huggingface/accelerate/issues/3425",
     ),
     Refusal(
         _SHARING,
@@ -79,46 +91,52 @@ REFUSALS: Final = (
         f"of quantised bases, and of methods that read gradients as adalora does, {_UNTESTED}",
         f"choose `method: lora` or `full`, or {_DDP}",
         lambda plan, _: plan.method_keys.method not in _METHODS,
+        "https://github.com/huggingface/peft/issues/2016",
     ),
     Refusal(
         ("fsdp",),
         "a method other than full, spectrum and lora",
-        "4-bit weights stay whole in each process (trl pull request 6343), and methods that read gradients or weights "
+        "4-bit weights stay whole in each process, and methods that read gradients or weights "
         f"between two steps would see parts of them; of all others {_UNTESTED}",
         f"choose `method: lora` or `full`, or {_DDP}",
         lambda plan, _: plan.method_keys.method not in (*_METHODS, "spectrum"),
+        "https://github.com/huggingface/trl/pull/6343",
     ),
     Refusal(
-        ("fsdp",),
+        _IN_PARTS,
         "modules_to_save",
-        "a head that the model ties to its embeddings would be in two groups of weights",
+        "a head that the model ties to its embeddings would be shared out twice",
         f"leave it out, or {_DDP}",
         lambda plan, _: bool(_lora(plan).get("modules_to_save")),
+        "https://github.com/huggingface/accelerate/pull/4171",
     ),
     Refusal(
-        ("fsdp",),
+        _IN_PARTS,
         "a LoRA with bias",
-        "a head's bias is read past FSDP2's own way, and a bias in bfloat16 would be raised to float32",
+        "a head's bias is read past the engine's own way, and a bias in bfloat16 would be raised to float32",
         f"write `bias: none`, or {_DDP}",
         lambda plan, _: _lora(plan).get("bias", "none") != "none",
+        "https://github.com/huggingface/accelerate/pull/3985",
     ),
     Refusal(
         ("fsdp",),
         "a base in 4 or 8 bits",
-        "quantised weights stay whole in each process (trl pull request 6343)",
+        "quantised weights stay whole in each process",
         f"leave `quantization` out, or {_DDP}",
         lambda plan, _: plan.method_keys.method != "qlora" and bool(plan.method.quantization(plan.method_keys)),
+        "https://github.com/huggingface/trl/pull/6343",
     ),
     Refusal(
-        ("fsdp",),
+        _IN_PARTS,
         "every weight trained in half precision (model.dtype)",
-        "with bf16 accelerate raises trained weights to float32 for FSDP2, and trains other weights than ddp",
+        "the engine keeps and trains them in float32, and ends with other weights than ddp",
         f"write `dtype: float32` with `bf16: true`, or {_DDP}",
         lambda plan, recipe: (
             plan.trains_base
             and recipe.model.dtype in ("bfloat16", "float16")
-            and plan.training.get("bf16") is not False
+            and (plan.training.get("bf16") is not False or plan.launch.zero_stage == 3)
         ),
+        "https://github.com/huggingface/accelerate/pull/2674",
     ),
     Refusal(
         _SHARING,
@@ -140,6 +158,7 @@ REFUSALS: Final = (
         "a state that is no number for each weight cannot be shared out and put together again",
         f"write `optim: adamw_torch`, or {_DDP}",
         lambda plan, _: _optimizer(plan) not in _OPTIMIZERS,
+        "https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1633",
     ),
     Refusal(
         _SHARING,
@@ -154,6 +173,7 @@ REFUSALS: Final = (
         "compiling what the engine has wrapped is not tested yet",
         f"leave it out, or {_DDP}",
         lambda plan, _: compiles(plan.training),
+        "https://github.com/pytorch/pytorch/issues/115484",
     ),
     Refusal(
         _SHARING,
@@ -169,16 +189,25 @@ def faults(read: Document, plans: list[StagePlan], recipe: Recipe) -> Iterator[A
     """Every stage whose launch does not go with what it trains, at the launch that it has."""
     for plan in plans:
         for row in REFUSALS:
-            if plan.launch.engine in row.engines and row.is_there(plan, recipe):
+            if _names(plan.launch) & set(row.engines) and row.is_there(plan, recipe):
                 what = f"stage '{plan.id}' cannot have the engine {plan.launch.engine} with {row.what}: {row.why}"
                 at = ("launch",) if plan.keys.launch is None else ("stages", plan.id, "launch")
                 yield read.fault(at, what, row.instead)
 
 
+def _names(launch: Launch) -> set[str]:
+    """What rows call its engine."""
+    return {launch.engine, _ZERO_3} if launch.zero_stage == 3 else {launch.engine}
+
+
 def table() -> str:
     """The rows as docs/engines.md shows them."""
-    head = "| engines | with | why it is refused | the nearest that works |\n|---|---|---|---|\n"
+    columns = ("engines", "with", "why it is refused", "the nearest that works", "a library's own issue")
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
     return head + "".join(
-        f"| {', '.join(f'`{one}`' for one in row.engines)} | {row.what} | {row.why} | {row.instead} |\n"
-        for row in REFUSALS
+        f"| {_shown(row.engines)} | {row.what} | {row.why} | {row.instead} | {row.named} |\n" for row in REFUSALS
     )
+
+
+def _shown(engines: tuple[str, ...]) -> str:
+    return ", ".join("`deepspeed` with `zero_stage: 3`" if one == _ZERO_3 else f"`{one}`" for one in engines)

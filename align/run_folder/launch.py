@@ -27,7 +27,8 @@ class Launch(BaseModel):
     def name(self) -> str:
         """What its files in the run folder are called."""
         several = f"-on-{self.machines}" if self.machines > 1 else ""
-        return f"{self.engine}-{self.processes}{several}"
+        zero = f"-zero{self.zero_stage}" if self.zero_stage == 3 else ""
+        return f"{self.engine}{zero}-{self.processes}{several}"
 
     def __str__(self) -> str:
         zero = f" ZeRO-{self.zero_stage}" if self.zero_stage else ""

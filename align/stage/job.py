@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from align.data.replay import Source
 from align.engines import choose
@@ -120,6 +121,7 @@ class Job:
                 f"TRL refuses the training arguments of stage '{ticket.stage}': {_first_line(error)}",
                 f"fix `stages.{ticket.stage}.training`",
             ) from error
+        unset_hf_deepspeed_config()  # of ZeRO-3 it would have models loaded in parts
         made._n_gpu = min(made.n_gpu, 1)  # else one process puts DataParallel over all GPUs and multiplies the batch
         return made
 

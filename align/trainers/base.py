@@ -14,6 +14,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import SequentialSampler
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from align.data.order import GROUP, LENGTH, RowOrder
 from align.penalties.quadratic import Penalty
@@ -43,6 +44,7 @@ class BaseTrainer(PortableCheckpoints, Trainer):
     def __init__(self, *, model: nn.Module, **arguments: Any) -> None:
         kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(model=model, **arguments)
+        unset_hf_deepspeed_config()  # of ZeRO-3 libraries would take the model for shared out, which it is not yet
         # TRL casts the adapters of a quantised model to bfloat16: small updates round away there, an adapter that
         # was handed over loses precision, and a resumed run differs from one that was never interrupted.
         for name, parameter in model.named_parameters():

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from align.policy.partitioned import to_save
-from align.trainers import fsdp, zero
+from align.policy.partitioned import is_shared_out, to_save
+from align.trainers import fsdp, zero, zero3
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -46,7 +46,7 @@ class PortableCheckpoints(Trainer):
         if not self._shares():
             super().save_model(output_dir, _internal_call)
             return
-        weights = to_save(self.model, keep=self.args.should_save) if self.is_fsdp_enabled else None
+        weights = to_save(self.model, keep=self.args.should_save) if is_shared_out(self.model) else None
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
@@ -90,4 +90,6 @@ class PortableCheckpoints(Trainer):
 
     def _shared(self) -> tuple[Any, Any]:
         """What knows how the engine shares out an optimizer's state, and that optimizer."""
-        return (zero, self.model_wrapped.optimizer) if self.is_deepspeed_enabled else (fsdp, self.optimizer.optimizer)
+        if not self.is_deepspeed_enabled:
+            return fsdp, self.optimizer.optimizer
+        return zero3 if self.model_wrapped.zero_optimization_stage() == 3 else zero, self.model_wrapped.optimizer

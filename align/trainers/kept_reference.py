@@ -43,6 +43,7 @@ class _NoReference(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.placed = nn.Parameter(torch.zeros(1), requires_grad=False)  # ZeRO-3 asks a first weight for its precision
 
     def forward(self) -> None:
         """Never called: the reference is in the rows."""

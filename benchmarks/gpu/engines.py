@@ -13,6 +13,7 @@ weights, written to a folder; the network is not used.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -30,6 +31,9 @@ from benchmarks.gpu.memory import ROOT, Row, Shape
 
 # what the recipe of each sets, besides the number of processes
 ENGINES: dict[str, tuple[str, ...]] = {"ddp": (), "fsdp": ("launch.engine=fsdp",)}
+if importlib.util.find_spec("deepspeed"):
+    ENGINES["zero2"] = ("launch.engine=deepspeed",)
+    ENGINES["zero3"] = ("launch.engine=deepspeed", "launch.zero_stage=3")
 RATES = {"full": 1e-4, "lora": 1e-3}  # learning rates by method
 
 
