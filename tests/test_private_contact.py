@@ -45,6 +45,7 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
     "_hp_mapping": ("deepspeed.utils.mixed_precision_linkage", {"trainers/zero.py"}),
     "_z3_optimizer": ("deepspeed.runtime.zero.stage3", {"policy/partitioned.py"}),
     "_get_param_partition_rank": ("deepspeed.runtime.zero.stage3", {"trainers/zero3.py"}),
+    "_optimizer_step": ("deepspeed.runtime.zero.stage_1_and_2", {"trainers/zero_apart.py"}),
     "_parameters": ("torch.nn.modules.module", {"engines/deepspeed.py"}),
     "_active_adapter": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),
     "_disable_adapters": ("peft.tuners.tuners_utils", {"bottleneck/layer.py", "policy/switchboard.py"}),

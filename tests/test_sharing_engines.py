@@ -76,11 +76,11 @@ def halved(engine: str, *stages: str) -> list[str]:
     return ["--processes", "2", *words]
 
 
-def worst(one: Path, two: Path, stage: str) -> float:
+def worst(one: Path, two: Path, stage: str, kind: str = "model") -> float:
     """The largest difference between two weights of a stage."""
     from safetensors.torch import load_file
 
-    file = next((one / "stages" / stage / "model").glob("*.safetensors")).relative_to(one)
+    file = next((one / "stages" / stage / kind).glob("*.safetensors")).relative_to(one)
     first, second = load_file(one / file), load_file(two / file)
     assert first.keys() == second.keys()
     return max(float((first[key] - second[key]).abs().max()) for key in first)

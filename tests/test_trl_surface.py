@@ -50,6 +50,7 @@ OF_CHECKPOINTS = {
     "create_optimizer": ["self", "model"],
     "_save_optimizer_and_scheduler": ["self", "output_dir"],
     "_prepare_for_training": ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
 OF_DPO = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from align.trainers import zero, zero3
+from align.trainers.zero_apart import Apart
 
 SHAPES = [[(3, 5), (7,)], [(4,), (1,)]]  # of two groups of weights; parts end inside a weight
 
@@ -130,6 +131,51 @@ def test_the_parts_of_processes_take_the_step_that_one_process_takes() -> None:
         expected = torch.cat([parameter.detach().flatten() for parameter in group])
         flat = torch.cat([one.single_partition_of_fp32_groups[number].detach() for one in two])
         assert torch.equal(flat[: len(expected)], expected)
+
+
+class Two:
+    """As much of the optimizer of ZeRO-2 as takes a step, with two sets of weights in one process."""
+
+    def __init__(self, gradients: list[torch.Tensor]) -> None:
+        self.bit16_groups = self.params_in_partition = [[nn.Parameter(torch.zeros_like(one))] for one in gradients]
+        self.single_partition_of_fp32_groups = [nn.Parameter(torch.zeros_like(one)) for one in gradients]
+        self.averaged_gradients = [[one] for one in gradients]
+        self.clip_grad, self.stepped = 1.0, list[int]()
+
+    def get_grad_norm_direct(self, gradients: list[torch.Tensor], _: Any) -> torch.Tensor:
+        norm = torch.stack([one.norm() for one in gradients]).norm()
+        return torch.where(norm.isfinite(), norm, -1.0)
+
+    def scaled_global_norm(self) -> torch.Tensor:
+        raise AssertionError("it stands in front of this")
+
+    def _optimizer_step(self, number: int) -> None:
+        self.stepped.append(number)
+
+    def step(self) -> torch.Tensor:
+        norm = self.scaled_global_norm()
+        for number, [gradient] in enumerate(self.averaged_gradients):
+            self.single_partition_of_fp32_groups[number].grad = gradient.clone()
+            self._optimizer_step(number)
+        return norm
+
+
+@pytest.mark.parametrize("left_out", ["", "policy", "critic"])
+def test_two_sets_of_weights_are_clipped_apart_and_one_may_be_left_out(left_out: str) -> None:
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])]
+    two = Two(gradients)
+    of = {id(two.bit16_groups[0][0]): "critic", id(two.bit16_groups[1][0]): "policy"}
+    Apart(two, lambda parameter: of[id(parameter)], 1.0, lambda name: name == left_out, told="policy")
+    assert two.step() == pytest.approx(0.5) and two.clip_grad == 0.0
+    assert two.stepped == [number for number, name in enumerate(("critic", "policy")) if name != left_out]
+    for number, gradient in enumerate(gradients):
+        expected = nn.Parameter(torch.zeros(2))
+        expected.grad = gradient.clone()
+        nn.utils.clip_grad_norm_([expected], 1.0)
+        if number in two.stepped:
+            assert torch.equal(two.single_partition_of_fp32_groups[number].grad, expected.grad)  # type: ignore[arg-type]
+    two.averaged_gradients[1] = [torch.tensor([torch.nan, 1.0])]
+    assert two.step().isnan(), "which ends the training with a sentence, as it does with ddp"
 
 
 def test_groups_that_deepspeed_removes_stand_in_a_checkpoint() -> None:

@@ -71,9 +71,9 @@ def _optimizer(plan: StagePlan) -> str:
 
 REFUSALS: Final = (
     Refusal(
-        _SHARING,
+        _IN_PARTS,
         "a stage that samples answers (ppo, rloo, grpo, sdft)",
-        "it samples from the model that the engine has wrapped, which is not tested yet",
+        "it samples from the model, of which each process has a part, and that is not tested yet",
         _DDP,
         lambda plan, _: plan.program.stage.samples,
         "https://github.com/huggingface/accelerate/issues/3425",

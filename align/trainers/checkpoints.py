@@ -37,9 +37,13 @@ class PortableCheckpoints(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Remember the groups that DeepSpeed is going to remove."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        self.remember(optimizer)
+        return optimizer
+
+    def remember(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimizer's groups for those that were made."""
         stay = [bool(group["params"]) or not self.is_deepspeed_enabled for group in optimizer.param_groups]
         self.made = [None if one else dict(group) for one, group in zip(stay, optimizer.param_groups, strict=True)]
-        return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what is trained; transformers would gather and copy the frozen base of an adapter too."""
@@ -76,8 +80,16 @@ class PortableCheckpoints(Trainer):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._load_from_checkpoint(str(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
+        return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Give the engine its part of the state."""
+        if not self._shares() or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
         state, scheduler = (
-            torch.load(Path(resume_from_checkpoint) / name, map_location="cpu", weights_only=True)
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
             for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
         )
         state["param_groups"] = zero.without_removed(state["param_groups"], self.made)
@@ -86,7 +98,6 @@ class PortableCheckpoints(Trainer):
         lists = {key for key, value in scheduler.items() if isinstance(value, list)}
         scheduler |= {key: zero.without_removed(scheduler[key], self.made) for key in lists}
         self.lr_scheduler.load_state_dict(scheduler)
-        return prepared
 
     def _shared(self) -> tuple[Any, Any]:
         """What knows how the engine shares out an optimizer's state, and that optimizer."""

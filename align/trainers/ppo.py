@@ -31,6 +31,7 @@ from align.trainers.online import Online, changed
 from align.trainers.replay_term import NAME, ReplayTerm
 from align.trainers.rollout_checkpoints import OWN
 from align.trainers.terms import Term
+from align.trainers.zero_apart import Apart
 
 
 @dataclass
@@ -269,10 +270,27 @@ class PpoTrainer(Online, RLOOTrainer):
                 rest = {k: v for k, v in group.items() if k not in ("params", "initial_lr")}
                 optimizer.add_param_group({**rest, "params": mine, "lr": group["lr"] if rate is None else rate})
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        self.remember(optimizer)
         return optimizer
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """With DeepSpeed, have it clip policy and critic apart and leave out what `_Update` leaves out without it."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_deepspeed_enabled:
+            own = {id(p) for name, p in self.model.named_parameters() if critics.is_critic(name)}
+            Apart(
+                self.model_wrapped.optimizer,
+                lambda parameter: "critic" if id(parameter) in own else "policy",
+                self.args.max_grad_norm,
+                lambda name: self.stopped or (self.warming and name == "policy"),
+                told="policy",
+            )
+        return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Policy and critic apart: a large value loss must not take the policy's step away."""
+        if self.is_deepspeed_enabled:  # see Apart
+            return super()._clip_grad_norm(model)
         limit, named = self.args.max_grad_norm, list(model.named_parameters())
         self.accelerator.unscale_gradients()  # once: accelerate's own clipping would do it for each half
         nn.utils.clip_grad_norm_([p for name, p in named if critics.is_critic(name)], limit)
