@@ -111,6 +111,15 @@ def test_forgetting_is_read_where_the_task_is_equal() -> None:
     assert at_equal_task(points, 0.95) is None and at_equal_task(points[:1], 0.2) is None
 
 
+def test_rates_are_tried_until_two_lie_around_the_target() -> None:
+    learnt = {0.36: 0.1, 0.6: 0.3, 1.0: 0.9, 1.7: 1.0}
+    assert method_order.search(1.0, learnt.get, 0.5) == [0.6, 1.0]
+    assert method_order.search(0.36, learnt.get, 0.5) == [0.36, 0.6, 1.0]
+    assert method_order.search(1.0, learnt.get, 0.05) == [0.36, 0.6, 1.0], "no lower one is there"
+    assert method_order.search(1.0, {1.0: 0.2, 1.7: 0.09, 2.8: 0.0}.get, 0.5) == [1.0, 1.7], "it learns less"
+    assert len(method_order.search(1.0, lambda _: 0.0, 0.5)) == method_order.AT_MOST
+
+
 def test_the_chance_of_an_order_is_exact() -> None:
     one, other = [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0]
     found = spearmanr(one, other).statistic
