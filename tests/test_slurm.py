@@ -310,6 +310,21 @@ def test_a_cluster_that_does_not_requeue(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_does_not_wait_for_nodes_that_srun_could_not_start(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    waits = ["bash", "-c", "trap 'exit 130' TERM; while :; do sleep 0.1; done"]
+    written = slurm.script(job(waits, tmp_path, machines=2))
+    assert "  sleep 90\n" in written
+    (tmp_path / "job.sh").write_text(written.replace("  sleep 90\n", "  sleep 0.2\n"), encoding="utf-8")
+    cluster = Cluster(tmp_path / "cluster")
+    (tmp_path / "cluster/bin/srun").write_text(
+        "#!/bin/bash\necho 'srun: error: no such node' >&2\nexit 1\n", encoding="utf-8"
+    )
+    assert cluster.submit(tmp_path / "job.sh").ended() == [130]
+    said = ["srun: error: no such node", "srun ended, so the other nodes are gone: see what it said above"]
+    assert log(tmp_path) == said
+
+
 def test_a_run_that_nobody_disturbs(tmp_path: Path) -> None:
     assert submit("echo done; exit 7", tmp_path).ended() == [7]
     assert log(tmp_path) == ["done"]

@@ -47,7 +47,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((cores + @MORE@) / @PROCESSES@))}"
 
 @START@
 run=$!
-if [ -n "$heard" ]; then save; fi
+@WATCH@if [ -n "$heard" ]; then save; fi
 while  # bash answers a signal only between commands, or while it waits
   heard=
   wait "$run"
@@ -74,7 +74,16 @@ exec "$@" --machine-rank "$((SLURM_PROCID + 1))" --main-address "$main"
 ' bash "$main" @COMMAND@ &
 others=$!
 @COMMAND@ --machine-rank 0 --main-address "$main" &"""
+_WATCH = """\
+( # where srun could not start the others, this node would wait for half an hour
+  while kill -0 "$others" 2> /dev/null; do sleep 1; done
+  sleep 90
+  if kill -TERM "$run" 2> /dev/null; then echo "srun ended, so the other nodes are gone: see what it said above" >&2; fi
+) &
+watch=$!
+"""
 _WAIT = """\
+kill -- "-$watch" 2> /dev/null
 for _ in {1..100}; do kill -0 "$others" 2> /dev/null || break; sleep 0.1; done  # the others end when the first one does
 """
 
@@ -170,6 +179,7 @@ def script(job: Job, asked: Sequence[str] = ()) -> str:
     lines += ["# These fit the run:", *(_line(name, value) for name, value in (_defaults(job, own) | own).items())]
     several = job.machines > 1
     body = _BODY.replace("@START@", _SEVERAL if several else _ONE).replace("@END@", _WAIT if several else "")
+    body = body.replace("@WATCH@", _WATCH if several else "")
     body = body.replace("@FOLDER@", shlex.quote(str(job.folder))).replace("@CPUS@", str(CPUS * job.processes))
     body = body.replace("@PROCESSES@", str(job.processes)).replace("@MORE@", str(job.processes - 1))
     body = body.replace("@OTHERS@", str(job.machines - 1)).replace("@COMMAND@", shlex.join(job.command))
