@@ -26,6 +26,7 @@ OWN = (ROOT / "stages/sft.py").read_text(encoding="utf-8")
 # What makes a stage that a row refuses, by the beginning of what the row is about.
 MADE = {
     "a stage that samples": ["stages.sft.stage=grpo", "stages.sft.reward=./own.py:short"],
+    "vLLM": ["stages.sft.stage=grpo", "stages.sft.reward=./own.py:short", "stages.sft.training.use_vllm=true"],
     "a stage of your own": ["stages.sft.stage=./mine.py"],
     "a method other than full and lora": ["stages.sft.parameterization={method: spectrum}"],
     "a method other than full, spectrum": ["stages.sft.parameterization={method: qlora}"],

@@ -79,6 +79,13 @@ REFUSALS: Final = (
         "https://github.com/huggingface/accelerate/issues/3425",
     ),
     Refusal(
+        ("deepspeed",),
+        "vLLM (use_vllm)",
+        "handing vLLM the weights of a model that DeepSpeed has wrapped is not tested yet",
+        f"leave it out, or {_DDP}",
+        lambda plan, _: bool(plan.training.get("use_vllm")),
+    ),
+    Refusal(
         _SHARING,
         "a stage of your own",
         "its trainer may keep its optimizer's state in another way, which checkpoints would not hold",
