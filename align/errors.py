@@ -95,19 +95,25 @@ class FaultList:
             raise Faults(self.found)
 
 
-_OF_THE_MACHINE = {
-    errno.ENOSPC: "free some disk space and run the same command again",
-    errno.EDQUOT: "free some of your quota and run the same command again",
-    errno.EROFS: "choose a folder on a writable disk",
-    errno.EACCES: "choose a folder that you have permission to write to",
+_AGAIN = "and run the same command again"
+_FILES = f"raise the limit of open files (`ulimit -n`), {_AGAIN}"
+_OF_THE_MACHINE = {  # what could not be done, and what to do
+    errno.ENOSPC: ("written", f"free some disk space {_AGAIN}"),
+    errno.EDQUOT: ("written", f"free some of your quota {_AGAIN}"),
+    errno.EROFS: ("written", "choose a folder on a writable disk"),
+    errno.EACCES: ("opened or written", "choose one that you have permission to read and write"),
+    errno.EPERM: ("opened or written", "choose one that you have permission to read and write"),
+    errno.EIO: ("opened or written", f"the disk failed: see the system's log (`dmesg`), {_AGAIN} on a disk that works"),
+    errno.EMFILE: ("opened", _FILES),
+    errno.ENFILE: ("opened", _FILES),
 }
 
 
 def of_the_machine(error: OSError) -> AlignError | None:
-    """A full or read-only disk as an expected failure; None for any other error."""
-    remedy = _OF_THE_MACHINE.get(error.errno or 0)
-    where = f"'{error.filename}' cannot be written" if error.filename else "the output cannot be written"
-    return AlignError(f"{where}: {error.strerror}", remedy, exit=Exit.MACHINE) if remedy else None
+    """A disk that is full, failing or read-only, or a limit of the system, as an expected failure; None for others."""
+    done, remedy = _OF_THE_MACHINE.get(error.errno or 0, ("", ""))
+    where = f"'{error.filename}'" if error.filename else "the output"
+    return AlignError(f"{where} cannot be {done}: {error.strerror}", remedy, exit=Exit.MACHINE) if remedy else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

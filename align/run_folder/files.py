@@ -14,11 +14,14 @@ from typing import Any
 
 from align.errors import AlignError
 
+PART = ".aligning"  # ends the name of a file that is being written
+_FOLDERS = ("base", "data", "launch", "stages")  # of a run
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -29,6 +32,12 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sweep(root: Path) -> None:
+    """Remove from a run folder what a process that was killed while it wrote has left. Nobody else may be writing."""
+    for part in (*root.glob(f".*{PART}"), *(left for name in _FOLDERS for left in (root / name).rglob(f".*{PART}"))):
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -52,7 +61,7 @@ def link(source: Path, target: Path) -> None:
     """Have a file stand in another place too, whole or not at all: by a hard link, where there are such, else a copy.
     Files of a run are replaced, never written into, so that neither place changes with the other."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.name}{PART}")
     part.unlink(missing_ok=True)
     try:
         os.link(source, part)
@@ -72,6 +81,12 @@ def read_json(path: Path, default: Any = None) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return default
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where the file is missing, torn or holds something else."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
 
 
 def digest(value: Any) -> str:

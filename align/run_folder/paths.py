@@ -12,8 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from align.errors import AlignError
-from align.run_folder.files import read_json, write_json
+from align.run_folder.files import read_object, write_json
 from align.run_folder.stage_dir import StageDir
+
+REPLACED = ("recipe.yaml", "run.json", "base", "stages", "forgetting.json", "report.html", "report.md")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,15 @@ class RunDir:
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
 
+    def _refuse_another(self) -> None:
+        """Raises AlignError where files that a run replaces or moves away are there, and none of a run."""
+        if self.record.is_file() or (self.root / ".holder").exists():
+            return
+        there = next((name for name in REPLACED if (self.root / name).exists()), None)
+        if there is not None:
+            what = f"'{self.root}' has a '{there}' that is not of a run, and a run would replace it"
+            raise AlignError(what, "give a --run-dir that is empty, or not there yet")
+
     def is_there(self) -> bool:
         """Whether the folder is the one that was locked: not one that was deleted since, or made anew."""
         return (self.root / ".lock").is_file()
@@ -158,8 +169,9 @@ class RunDir:
         """Hold the run for this process.
 
         Raises:
-            AlignError: another process holds it.
+            AlignError: another process holds it, or the folder is somebody's own.
         """
+        self._refuse_another()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / ".lock").touch()
@@ -170,7 +182,7 @@ class RunDir:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            holder = read_json(self.root / ".holder", {}).get("pid")
+            holder = read_object(self.root / ".holder").get("pid")
             who = f"process {holder}" if holder else "another process"
             raise AlignError(
                 f"the run folder '{self.root}' is in use by {who}", "wait for it to end, or give another --run-dir"

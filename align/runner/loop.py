@@ -16,7 +16,7 @@ from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import aside, attempts, files, handed_on, reading
 from align.run_folder.comparison import ComparisonResult
 from align.run_folder.launch import ALONE, Place
-from align.run_folder.paths import RunDir
+from align.run_folder.paths import REPLACED, RunDir
 from align.run_folder.records import FORMAT, Ticket
 from align.run_folder.run_record import Pinned, RunRecord, StageEntry
 from align.runner import branches, machines, notify, tickets
@@ -103,10 +103,11 @@ class Run:
                 f"the run folder '{self.dir.root}' belongs to the recipe '{old.name}', not '{name}'",
                 "give another --run-dir, or name the recipe as before",
             )
+        files.sweep(self.dir.root)
         asked = self.options.redo()
         self.redo = bool(asked) and (old is None or old.redo != asked)  # begun before: go on with it
         if self.options.fresh and self.redo:
-            for part in ("recipe.yaml", "run.json", "base", "stages", "forgetting.json", "report.html", "report.md"):
+            for part in REPLACED:
                 self.dir.supersede(self.dir.root / part)
             for plan in self.loaded.stages:
                 aside.leave(self.dir, plan.id)
