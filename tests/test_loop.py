@@ -271,6 +271,45 @@ def test_from_redoes_what_follows_and_only_does_not(runs: Runs) -> None:
     assert runs.superseded() == ["dpo", "sft", "sft"] and runs.dir.stage("dpo").outcome.is_file()
 
 
+@pytest.mark.parametrize("torn", ["", "{", "[]", "{}"])
+def test_checkpoints_of_which_nobody_knows_what_they_are_of_are_not_used(torn: str, runs: Runs) -> None:
+    """As where run.json and the stage's ticket are both lost."""
+    runs.run()
+    here = runs.dir.stage("dpo")
+    here.outcome.unlink()
+    (here.checkpoints / "checkpoint-8").mkdir(parents=True)
+    runs.dir.record.unlink()
+    here.ticket.write_text(torn)
+    assert runs.run() == ["dpo", "finish"] and runs.superseded() == ["dpo"]
+    assert "dpo: its ticket.json is lost, and with it what it is of; the old one is kept in superseded/" in runs.said
+
+
+def test_a_record_that_names_another_folder_is_refused(runs: Runs) -> None:
+    runs.run()
+    victim = runs.folder / "victim"
+    victim.mkdir()
+    record = files.read_json(runs.dir.record)
+    for name in ("../../victim", str(victim)):
+        files.write_json(runs.dir.record, record | {"stages": record["stages"] | {name: record["stages"]["sft"]}})
+        with pytest.raises(AlignError, match="is no name of a stage"):
+            runs.run()
+    assert victim.is_dir()
+
+
+@pytest.mark.parametrize("own", ["recipe.yaml", "report.md", "base", "stages"])
+def test_a_folder_of_the_user_is_refused(own: str, runs: Runs) -> None:
+    """As with `--run-dir .`: it would replace his recipe, and `--fresh` would move his folders."""
+    runs.dir.root.mkdir()
+    (runs.dir.root / own).write_text("mine")
+    with pytest.raises(AlignError) as error:
+        runs.run(fresh=True)
+    assert str(error.value) == (
+        f"'{runs.dir.root}' has a '{own}' that is not of a run, and a run would replace it\n"
+        "  -> give a --run-dir that is empty, or not there yet"
+    )
+    assert [path.name for path in runs.dir.root.iterdir()] == [own]
+
+
 def test_only_leaves_the_stages_of_another_recipe_alone(runs: Runs) -> None:
     """All others are as they were, those too that the recipe no longer has."""
     runs.run()

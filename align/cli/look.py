@@ -53,7 +53,7 @@ def status(run_dir: RunFolder) -> None:
         table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
     for id in record.order:
         entry = record.stages.get(id, StageEntry(stage=""))
-        outcome = files.read_json(folder.stage(id).outcome, {})
+        outcome = files.read_object(folder.stage(id).outcome)
         decision = reading.whole(folder.stage(id).decision, Decision)
         state = "interrupted" if entry.status == "running" and not held else entry.status
         cells = [

@@ -60,7 +60,7 @@ class Base:
         if self.revision:
             return f"{self.name}@{self.revision}"
         assert self.path is not None
-        record = run_files.read_json(cache, {}) if cache else {}
+        record = run_files.read_object(cache) if cache else {}
         known = record.get("files", {}) if record.get("folder") == str(self.path) else {}
         found = {}
         for file in sorted(p for pattern in (*_WEIGHTS, *_SMALL) for p in self.path.glob(pattern)):

@@ -75,7 +75,7 @@ class Finder:
 
 def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
     """The reward model that a stage of another run trained."""
-    outcome = files.read_json(folder / "outcome.json", {})
+    outcome = files.read_object(folder / "outcome.json")
     if not outcome.get("reward"):
         raise AlignError(
             f"the stage in '{name}' did not train a reward model", "name the folder of a stage that trained one"
@@ -95,7 +95,7 @@ def _of_other_run(folder: Path, name: str, weight: float) -> Reward:
 
 def _check_whole(folder: Path, name: str) -> None:
     """Raises AlignError where a folder is a part of a reward model: its adapter, or weights that adapters act on."""
-    outcome = files.read_json(folder.parent / "outcome.json", {})
+    outcome = files.read_object(folder.parent / "outcome.json")
     under = (outcome.get("reward") or {}).get("adapters")
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
         what = f"'{name}' is an adapter, which cannot score answers without its base model"

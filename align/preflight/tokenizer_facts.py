@@ -125,5 +125,5 @@ def _text(token: Any) -> str:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    found = files.read_json(path, {}) if path.is_file() else {}
+    found = files.read_object(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

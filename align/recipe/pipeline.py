@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from align import errors, shipped, user_paths
 from align.errors import AlignError, FaultList
 from align.recipe.document import Document, read
 from align.recipe.validation import validate
+from align.run_folder.run_record import STAGE_NAME
 from align.stage.program import Program
 from align.stage.program import load as load_program
 from align.stage.rewrite_keys import named
@@ -171,7 +171,7 @@ def _check_ids(document: Document, ids: Iterable[str], faults: FaultList) -> Non
         if id == BASE:
             what = "a stage cannot be called 'base', which means the base model"
             faults.found.append(document.fault(("stages", id), what, "choose another name"))
-        elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", id):
+        elif not STAGE_NAME.fullmatch(id):
             what = f"a stage cannot be called '{id}'"
             faults.found.append(document.fault(("stages", id), what, "use letters, digits, '_' and '-'"))
 

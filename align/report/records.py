@@ -48,7 +48,7 @@ def load(run_dir: str | Path, *, live: bool = False) -> Report:
     stages = tuple(_stage(folder.stage(name), name, run.stages[name]) for name in ids if name in run.stages)
     recipe = reading.text(folder.recipe)
     measured = {"forgetting": forgetting, "comparison": comparison, "quantization": quantization}
-    base = files.read_json(folder.base_measurements / "summary.json", {}).get("seconds")
+    base = files.read_object(folder.base_measurements / "summary.json").get("seconds")
     answers = reading.rows(folder.base_answers, Answer)
     return Report(run=run, live=live, recipe=recipe, stages=stages, base_seconds=base, base_answers=answers, **measured)
 
@@ -93,7 +93,7 @@ def _tried(folder: StageDir) -> float:
     trained = [outcome for here in kept if (outcome := reading.outcome(here))]
     decided = [outcome for here in (folder, *kept) if (outcome := reading.outcome(here.decided))]
     shares = [path for here in (folder, *kept) for path in here.measured_shares]
-    measured = [float(files.read_json(path / "summary.json", {}).get("seconds", 0.0)) for path in shares]
+    measured = [float(files.read_object(path / "summary.json").get("seconds", 0.0)) for path in shares]
     spent = [outcome.seconds + outcome.measure_seconds for outcome in trained]
     return sum(spent) + sum(outcome.measure_seconds for outcome in decided) + sum(measured)
 

@@ -53,5 +53,5 @@ def leave(run: RunDir, id: str) -> None:
 def _marked(run: RunDir, id: str) -> Iterator[StageDir]:
     """The last one first."""
     for path in sorted(run.superseded.glob(f"*-{id}"), reverse=True):
-        if files.read_json(StageDir(path).aside, {}).get("stage") == id:
+        if files.read_object(StageDir(path).aside).get("stage") == id:
             yield StageDir(path)

@@ -29,15 +29,14 @@ class Moving(BaseModel):
 
 def standing(stage: StageDir) -> int | None:
     """The number of the attempt in the stage's folder; None where there is none."""
-    ticket = files.read_json(stage.ticket)
-    return None if ticket is None else int(ticket.get("attempt", 1))
+    ticket = files.read_object(stage.ticket)
+    return int(ticket.get("attempt", 1)) if ticket else None
 
 
 def fingerprint(stage: StageDir) -> str | None:
     """That of the first attempt, which says what all of them are trained from; None where it has not begun."""
     first = stage if standing(stage) == 1 else stage.attempt(1)
-    ticket = files.read_json(first.ticket)
-    return None if ticket is None else str(ticket["fingerprint"])
+    return files.read_object(first.ticket).get("fingerprint")
 
 
 def place(stage: StageDir, number: int) -> None:

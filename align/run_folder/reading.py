@@ -88,7 +88,7 @@ def outcome_in(path: Path) -> Outcome | None:
 def goes_on(stage: StageDir) -> str:
     """Which policy goes on from a stage: `as_trained`, unless its decision says otherwise; of an interpolated one with
     its shape and its share."""
-    decision = files.read_json(stage.decision, {})
+    decision = files.read_object(stage.decision)
     share = decision.get("share")
     which = str(decision.get("policy", "as_trained"))
     return which if share is None else f"{which} {decision.get('shape')} {share:g}"
@@ -96,7 +96,7 @@ def goes_on(stage: StageDir) -> str:
 
 def attempt(stage: StageDir) -> int:
     """Which attempt at a stage was decided to go on: the first, unless its decision says otherwise."""
-    return int(files.read_json(stage.decision, {}).get("attempt", 1))
+    return int(files.read_object(stage.decision).get("attempt", 1))
 
 
 def _validated(value: Any, kind: type[R], path: Path, remedy: str) -> R:

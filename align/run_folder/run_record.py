@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, field_validator
 
 from align.run_folder.records import FORMAT, Record
+
+STAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 Status: TypeAlias = Literal["pending", "running", "done", "stopped", "failed", "interrupted"]
 
@@ -68,6 +71,15 @@ class RunRecord(Kept):
     redo: str | None = None
     hub: Pinned | None = None
     base: str | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _names(cls, stages: Mapping[str, StageEntry]) -> Mapping[str, StageEntry]:
+        """A name is that of a folder, which may be moved away: it must not lead out of the run."""
+        wrong = next((name for name in stages if not STAGE_NAME.fullmatch(name)), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong!r} is no name of a stage")
+        return stages
 
     def written(self) -> dict[str, Any]:
         """Without `redo` where nothing is asked again."""

@@ -93,7 +93,7 @@ class Child:
                 old.unlink()
         if self.machines.asked():
             raise KeyboardInterrupt
-        ticket = files.read_json(here.ticket, {})
+        ticket = files.read_object(here.ticket)
         needs = [ticket["policy"]["base"]["path"]] if "policy" in ticket else []
         _, supervisor = self._started(launched, needs)
         self._send(message)
@@ -268,6 +268,6 @@ class Child:
         """What lets a process that was killed do with less memory."""
         if code != -signal.SIGKILL:
             return ""
-        known = files.read_json(here.ticket, {}).get("parameterization")
+        known = files.read_object(here.ticket).get("parameterization")
         other = "" if known and chain.Layer.of(known, stage).quantized else " or use qlora"
         return f"; to need less memory lower per_device_train_batch_size{other}"

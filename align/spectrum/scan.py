@@ -150,7 +150,7 @@ def _tensors(folder: Path) -> list[Tensor]:
     """The weights of layers in a folder's files; all tensors of a quantised model are reported at once."""
     index = folder / _INDEX
     if index.is_file():
-        record = run_files.read_json(index, {})
+        record = run_files.read_object(index)
         files = record.get("weight_map") if isinstance(record, dict) else None
         if not isinstance(files, dict):
             raise AlignError(f"'{index}' is damaged: it has no weight_map", _COPY_AGAIN)
