@@ -32,6 +32,7 @@ MADE = {
     "a method other than full, spectrum": ["stages.sft.parameterization={method: qlora}"],
     "modules_to_save": ["parameterization.lora.modules_to_save=[lm_head]"],
     "a LoRA with bias": ["parameterization.lora.bias=all"],
+    "use_dora": ["parameterization.lora.use_dora=true"],
     "a base in 4": ["parameterization={method: spectrum, lora: {}, quantization: {}}"],
     "every weight": ["parameterization.method=full", "model.dtype=float16"],
     "arguments of DDP": ["stages.sft.training.ddp_bucket_cap_mb=25"],

@@ -53,6 +53,7 @@ OF_PPO = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "create_optimizer": ["self", "model"],
+    "_prepare_for_training": ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"],
 }
 OF_MINIBATCHES = {
     "_get_per_token_logps_and_entropies": LOG_PROBS,

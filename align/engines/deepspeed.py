@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from align.engines import command, world
 from align.engines.modules import Modules
+from align.errors import AlignError, Exit
 from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def prepare(trainer: Trainer) -> None:
     """
     import torch
 
+    trainer.add_callback(_finite(trainer))
     plugin = trainer.accelerator.state.deepspeed_plugin
     for name in ("bf16", "fp16"):
         plugin.deepspeed_config[name] = {"enabled": False}
@@ -97,6 +99,23 @@ def prepare(trainer: Trainer) -> None:
         plugin.deepspeed_config["zero_optimization"] |= _sizes(trainer.model)
         model: Any = trainer.model
         _BEFORE[trainer] = Modules(model)
+
+
+def _finite(trainer: Trainer) -> Any:
+    """A callback that ends a training whose gradients are no numbers; DeepSpeed leaves such steps out in silence, and a
+    stage without a single update would be done."""
+    from transformers import TrainerCallback
+
+    class Finite(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if getattr(getattr(trainer.model_wrapped, "optimizer", None), "overflow", False):
+                raise AlignError(
+                    f"the training diverged: the gradients of step {state.global_step} contain NaN or infinite values",
+                    "lower the stage's `learning_rate`, or train in float32",
+                    exit=Exit.STAGE_FAILED,
+                )
+
+    return Finite()
 
 
 def _sizes(model: Any) -> dict[str, Any]:
@@ -131,6 +150,8 @@ def whole(trainer: Trainer) -> None:
     """Take DeepSpeed's wrapper off. Each trained weight gets memory of its own again: they were parts of one buffer."""
     engine = trainer.model_wrapped
     model = trainer.accelerator.unwrap_model(engine, keep_fp32_wrapper=False)
+    if trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        _take_off()
     if engine is model:  # nothing was left to train
         return
     if engine.zero_optimization_stage() == 3:
@@ -145,7 +166,6 @@ def whole(trainer: Trainer) -> None:
 def _put_together(engine: Any, model: Any, before: Modules) -> None:
     """Have each process hold every weight whole again, and take off what ZeRO-3 has put around the modules."""
     import torch
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from align.policy.partitioned import reshard
     from align.policy.partitioned import whole as gathered
@@ -162,8 +182,14 @@ def _put_together(engine: Any, model: Any, before: Modules) -> None:
         whole_ones = {name: one if one is None else made[one] for name, one in module._parameters.items()}
         module._parameters = whole_ones  # it was of a class that gathers what is looked at
     before.restore()
+
+
+def _take_off() -> None:
+    """What ZeRO-3 has put in place for all models: a function of torch's, and what libraries ask for."""
+    import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     unset_hf_deepspeed_config()
-    # DeepSpeed has put a function of its own in the place of torch's, for all models
     patches = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
     own = torch.nn.functional.linear
     torch.nn.functional.linear = getattr(patches.InsertPostInitMethodToModuleSubClasses, "linear_bk", own)

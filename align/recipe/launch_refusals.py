@@ -50,7 +50,8 @@ class Refusal:
 
 
 def _has_terms(plan: StagePlan, recipe: Recipe) -> bool:
-    replayed = plan.program.stage.replays == "term" and plan.replays
+    stage = plan.program.stage
+    replayed = (stage.replays == "term" or stage.samples) and plan.replays
     return bool(penalties.settings(plan.keys.model_dump())) or replayed
 
 
@@ -126,6 +127,13 @@ REFUSALS: Final = (
         "https://github.com/huggingface/accelerate/pull/3985",
     ),
     Refusal(
+        (_ZERO_3,),
+        "use_dora or target_parameters",
+        "weights are read outside of the module that holds them, which is not tested yet",
+        f"leave it out, or {_DDP}",
+        lambda plan, _: bool(_lora(plan).get("use_dora") or _lora(plan).get("target_parameters")),
+    ),
+    Refusal(
         ("fsdp",),
         "a base in 4 or 8 bits",
         "quantised weights stay whole in each process",
@@ -134,14 +142,14 @@ REFUSALS: Final = (
         "https://github.com/huggingface/trl/pull/6343",
     ),
     Refusal(
-        _IN_PARTS,
+        _SHARING,
         "every weight trained in half precision (model.dtype)",
         "the engine keeps and trains them in float32, and ends with other weights than ddp",
         f"write `dtype: float32` with `bf16: true`, or {_DDP}",
         lambda plan, recipe: (
             plan.trains_base
             and recipe.model.dtype in ("bfloat16", "float16")
-            and (plan.training.get("bf16") is not False or plan.launch.zero_stage == 3)
+            and (plan.launch.engine == "deepspeed" or plan.training.get("bf16") is not False)
         ),
         "https://github.com/huggingface/accelerate/pull/2674",
     ),
@@ -154,7 +162,7 @@ REFUSALS: Final = (
     ),
     Refusal(
         _SHARING,
-        "a term beside the stage's own loss (ewc, l2_sp, kl_coef, replay in dpo and kto)",
+        "a term beside the stage's own loss (ewc, l2_sp, kl_coef, replay in dpo, kto and stages that sample)",
         "terms are computed outside of the engine's wrapper, where it takes gradients away or holds parts of weights",
         f"remove it, or {_DDP}",
         _has_terms,

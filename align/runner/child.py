@@ -42,6 +42,7 @@ class Child:
         self.supervisor: Supervisor | None = None
         self.sent, self.stage = 0, ""
         self.launch, self.began = Launch(), 0.0  # of the process
+        self.spent = False  # whether it holds what it cannot let go: DeepSpeed keeps each model of ZeRO-3
 
     def execute(self, stage: str, launched: Launch) -> None:
         """Hand a stage's ticket over and wait for its outcome.
@@ -51,6 +52,7 @@ class Child:
         """
         here = self.dir.stage(stage)
         self._hand_over(here, Execute(stage=stage), launched)
+        self.spent = self.spent or launched.zero_stage == 3
         self._until(lambda: files.read_json(here.outcome) is not None, stage)
         self.watcher.refresh()
         self.watcher.end()
@@ -124,7 +126,7 @@ class Child:
         Args:
             needs: paths that every machine has to find.
         """
-        if self.process is not None and launched != self.launch:
+        if self.process is not None and (launched != self.launch or self.spent):
             self.finish()
             self.end()
             self.process, self.supervisor, self.sent = None, None, 0
@@ -134,6 +136,7 @@ class Child:
             with signals.held():
                 self.process = launch.start(self.dir.root, launched, self.dir.child_log, place)
                 self.launch, self.began = launched, time.monotonic()
+                self.spent = False
                 self.supervisor = Supervisor(self.dir, self.process)
         return self.process, self.supervisor
 

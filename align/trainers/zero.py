@@ -63,7 +63,7 @@ def scatter(zero: Any, state: State) -> None:
     for (group, lies, parameters), saved in zip(_groups(zero), saved_groups, strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
         owned = [state["state"][number] for number in saved["params"]]
-        zero.optimizer.state[lies] = _part(lies, parameters, owned)
+        zero.optimizer.state[lies] = _part(lies, parameters, owned, group)
 
 
 def _whole(parameter: Any, flat: torch.Tensor) -> torch.Tensor:
@@ -79,13 +79,20 @@ def _whole(parameter: Any, flat: torch.Tensor) -> torch.Tensor:
     return found.reshape(parameter.shape)
 
 
-def _part(lies: torch.Tensor, parameters: list[Any], owned: list[State]) -> State:
+def alone(value: Any, lies: torch.Tensor, group: State) -> Any:
+    """What stands once for a weight, as the number of its steps; a fused kernel reads it on the weights' device."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(lies.device, copy=True) if group.get("fused") or group.get("capturable") else value.clone()
+
+
+def _part(lies: torch.Tensor, parameters: list[Any], owned: list[State], group: State) -> State:
     """The state of this process's part: of a tensor with a number for each weight, (weights of the part,)."""
     part: State = {}
     for parameter, own in zip(parameters, owned, strict=True):
         for key, value in own.items():
             if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or value.dim() == 0:
-                part[key] = value.clone() if isinstance(value, torch.Tensor) else value
+                part[key] = alone(value, lies, group)
                 continue
             flat = part.setdefault(key, torch.zeros_like(lies))
             mapping = parameter._hp_mapping

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from align.trainers.zero import alone
+
 State = dict[str, Any]
 
 
@@ -40,14 +42,14 @@ def scatter(zero: Any, state: State) -> None:
     sizes = [sum(group == number for group, *_ in weights) for number in range(len(groups))]
     if [len(group["params"]) for group in state["param_groups"]] != sizes:
         raise ValueError("the checkpoint's optimizer has other weights than the model trains")
-    for group, saved in zip(groups, state["param_groups"], strict=True):
-        group.update({key: value for key, value in saved.items() if key != "params"})
+    for own, saved in zip(groups, state["param_groups"], strict=True):
+        own.update({key: value for key, value in saved.items() if key != "params"})
     numbers = [number for saved in state["param_groups"] for number in saved["params"]]
-    for number, (_, parameter, flat) in zip(numbers, weights, strict=True):
+    for number, (group, parameter, flat) in zip(numbers, weights, strict=True):
         part = zero.optimizer.state[flat]
         for key, value in state["state"][number].items():
             if not isinstance(value, torch.Tensor) or value.dim() == 0:
-                part[key] = value.clone() if isinstance(value, torch.Tensor) else value
+                part[key] = alone(value, flat, groups[group])
                 continue
             part.setdefault(key, torch.zeros_like(flat, requires_grad=False))
             _, start, size = zero.grad_position[zero.get_param_id(parameter)]

@@ -39,14 +39,19 @@ class Apart:
         zero.scaled_global_norm, zero._optimizer_step = self._norm, self._take
 
     def _norm(self, norm_type: float = 2) -> torch.Tensor:
-        """The norm of each set's gradients, before they are clipped. A collective call."""
+        """The norm of each set's gradients, before they are clipped; what is left out counts for nothing. A collective
+        call."""
         zero, squares = self.zero, dict[str, torch.Tensor]()
         for number, name in enumerate(self.sets):
             norm = zero.get_grad_norm_direct(zero.averaged_gradients[number], zero.params_in_partition[number])
             norm = torch.where(norm < 0, torch.nan, norm)  # how DeepSpeed writes that one is no number
             squares[name] = squares.get(name, torch.zeros_like(norm)) + norm**2
         self.norms = {name: square.sqrt() for name, square in squares.items()}
-        return self.norms[self.told]
+        learning = [norm for name, norm in self.norms.items() if not self.is_left_out(name)]
+        if any(norm.isnan() for norm in learning):  # DeepSpeed then leaves the step out, and says so
+            return torch.full_like(learning[0], torch.nan)
+        told = self.norms[self.told]
+        return torch.zeros_like(told) if self.is_left_out(self.told) else told
 
     def _take(self, number: int) -> None:
         """Of one group, whose gradients are put together by now."""
