@@ -96,13 +96,14 @@ class FaultList:
 
 
 _AGAIN = "and run the same command again"
+_PERMISSION = "choose a file or folder that you have permission to read and write"
 _FILES = f"raise the limit of open files (`ulimit -n`), {_AGAIN}"
 _OF_THE_MACHINE = {  # what could not be done, and what to do
     errno.ENOSPC: ("written", f"free some disk space {_AGAIN}"),
     errno.EDQUOT: ("written", f"free some of your quota {_AGAIN}"),
     errno.EROFS: ("written", "choose a folder on a writable disk"),
-    errno.EACCES: ("opened or written", "choose one that you have permission to read and write"),
-    errno.EPERM: ("opened or written", "choose one that you have permission to read and write"),
+    errno.EACCES: ("opened or written", _PERMISSION),
+    errno.EPERM: ("opened or written", _PERMISSION),
     errno.EIO: ("opened or written", f"the disk failed: see the system's log (`dmesg`), {_AGAIN} on a disk that works"),
     errno.EMFILE: ("opened", _FILES),
     errno.ENFILE: ("opened", _FILES),
@@ -112,6 +113,8 @@ _OF_THE_MACHINE = {  # what could not be done, and what to do
 def of_the_machine(error: OSError) -> AlignError | None:
     """A disk that is full, failing or read-only, or a limit of the system, as an expected failure; None for others."""
     done, remedy = _OF_THE_MACHINE.get(error.errno or 0, ("", ""))
+    if error.errno in (errno.EPERM, errno.EIO) and not error.filename:  # of a process, or of a terminal that is gone
+        return None
     where = f"'{error.filename}'" if error.filename else "the output"
     return AlignError(f"{where} cannot be {done}: {error.strerror}", remedy, exit=Exit.MACHINE) if remedy else None
 

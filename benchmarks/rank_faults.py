@@ -169,6 +169,8 @@ def measure(folder: Path, engine: str, fault: str, phase: str, expected: str) ->
     pids: set[int] = set()
     while not (folder / "told").exists() and process.poll() is None:
         time.sleep(0.02)
+    if not (folder / "told").exists():
+        raise SystemExit(f"{engine} ended before the phase {phase} was told of: {process.communicate()[0]}")
     began = time.monotonic()
     if fault in SIGNALS:
         process.send_signal(SIGNALS[fault])

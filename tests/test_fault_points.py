@@ -77,6 +77,7 @@ class Bench:
         name = f"{at}"
         ended = self.run(name, Points(self.root / name / "run", at, number, once))
         if number:
+            assert len(ended.seen) >= at, "the point was not reached"
             assert ended.kind in ("", "AlignError") or said(ended.error_itself), (at, ended.trace)
         else:
             assert ended.signal, at

@@ -87,13 +87,13 @@ def test_status_shows_a_run_as_it_is(
 ) -> None:
     record = reading.read(gated.run / "run.json", RunRecord)
     entry = record.stages["sft"].but(stage="./[b].py", seconds=3.0)
-    files.write_json(tmp_path / "run.json", record.but(name="[/x]", order=("[a]",), stages={"[a]": entry}).written())
+    files.write_json(tmp_path / "run.json", record.but(name="[/x]", order=("a",), stages={"a": entry}).written())
     monkeypatch.setattr("sys.argv", ["align", "status", str(tmp_path)])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     out = capsys.readouterr().out
     assert out.splitlines()[0].strip() == "[/x]"
-    assert out.splitlines()[-1].split() == ["[a]", "./[b].py", "base", "done", "3.0"]
+    assert out.splitlines()[-1].split() == ["a", "./[b].py", "base", "done", "3.0"]
 
 
 def test_the_matrix_names_probes_as_they_are(gated: runs.Gated, tmp_path: Path) -> None:

@@ -143,9 +143,9 @@ class RunDir:
 
     def _refuse_another(self) -> None:
         """Raises AlignError where files that a run replaces or moves away are there, and none of a run."""
-        if self.record.is_file() or (self.root / ".holder").exists():
+        if any(path.exists() for path in (self.record, self.root / ".holder", self.base_identity)):
             return
-        there = next((name for name in REPLACED if (self.root / name).exists()), None)
+        there = next((name for name in (*REPLACED, "comparison.json") if (self.root / name).exists()), None)
         if there is not None:
             what = f"'{self.root}' has a '{there}' that is not of a run, and a run would replace it"
             raise AlignError(what, "give a --run-dir that is empty, or not there yet")
