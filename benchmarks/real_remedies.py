@@ -1,10 +1,11 @@
 """Remedies on a real model: full fine-tuning at a rate at which it forgets, without a remedy and with each.
 
     python -m benchmarks.real_remedies MODEL DATA OLD --runs FOLDER     # e.g. instructions, and texts of another kind
-    options: --only NAME..., --rate 3e-3 --steps 30 --items 60, --table (of what is there)
+    options: --more FILE, --only NAME..., --rate 3e-4 --steps 30 --items 60, --table (of what is there)
 
 Every run is one stage from the base, measured by the general battery; a twentieth of DATA is held out, and its loss is
-what was learnt. OLD, cut into passages of 600 characters, is what `replay` and `EWC` take. The base is measured once.
+what was learnt. OLD, cut into passages of 600 characters, is what `replay` and `EWC` take; a second replay takes the
+rows of MORE too. The base is measured once.
 A run that FOLDER holds already is not repeated. Figures are of report items, with the paired 95 % interval of the
 change of the mean of the skills.
 """
@@ -23,7 +24,7 @@ from typing import Any
 from benchmarks import clock
 from benchmarks.real_forgetting import passages
 
-STAGE, OLD = "sft", "OLD"
+STAGE, OLD, MORE = "sft", "OLD", "MORE"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ CASES = {
     "none": Case(),
     "replay 5 %": Case({"replay": {"data": OLD, "ratio": 0.05}}),
     "replay 20 %": Case({"replay": {"data": OLD, "ratio": 0.2}}),
+    "replay 20 %, both": Case({"replay": {"data": [OLD, MORE], "ratio": 0.2}}),
     "self replay 20 %": Case({"replay": {"self": {}, "ratio": 0.2}}),
     "mask above 10": Case({"mask_above_perplexity": 10.0}),
     "EWC 0.01": Case({"ewc": {"data": OLD, "weight": 0.01}}),
@@ -59,7 +61,7 @@ def recipe(case: Case, given: argparse.Namespace, old: Path) -> dict[str, Any]:
         "max_steps": round(given.steps * case.steps),
         "per_device_train_batch_size": 8,
     }
-    keys = json.loads(json.dumps(case.stage).replace(f'"{OLD}"', json.dumps(str(old))))
+    keys = json.loads(json.dumps(case.stage).replace(f'"{OLD}"', json.dumps(str(old))).replace(f'"{MORE}"', given.more))
     return {
         "name": "real_remedies",
         "model": {"base": given.model},
@@ -87,7 +89,7 @@ def make(name: str, given: argparse.Namespace, old: Path) -> None:
 
 
 def folder(runs: Path, name: str) -> Path:
-    return runs / name.replace(" %", "").replace(" ", "_")
+    return runs / name.replace(" %", "").replace(",", "").replace(" ", "_")
 
 
 def table(runs: Path) -> Iterator[str]:
@@ -130,9 +132,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("old", type=Path)
+    parser.add_argument("--more", type=lambda file: json.dumps(str(Path(file).resolve())), default='"MORE"')
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--items", type=int, default=60)
     parser.add_argument("--table", action="store_true")

@@ -22,7 +22,7 @@ def test_each_case_is_a_recipe_that_can_be_run(name: str, tmp_path: Path) -> Non
     old, data = tmp_path / "old.jsonl", tmp_path / "data.jsonl"
     old.write_text('{"text": "Once there was a mill."}\n' * 20, encoding="utf-8")
     data.write_text('{"prompt": "2 + 2?", "completion": "4"}\n' * 40, encoding="utf-8")
-    given = argparse.Namespace(model="lab", data=str(data), rate=3e-3, steps=30, items=60)
+    given = argparse.Namespace(model="lab", data=str(data), rate=3e-3, steps=30, items=60, more=json.dumps(str(old)))
     (tmp_path / "recipe.yaml").write_text(json.dumps(remedies.recipe(remedies.CASES[name], given, old)), "utf-8")
     (plan,) = load(tmp_path / "recipe.yaml").stages
     halved = {"half the rate": (1.5e-3, 30), "half the steps": (3e-3, 15)}.get(name, (3e-3, 30))
