@@ -18,7 +18,7 @@ from align.preflight.check import prepare
 from align.recipe import resolved
 from align.recipe.load import load
 from align.run_folder import files
-from align.run_folder.launch import Launch
+from align.run_folder.launch import ALONE, Launch
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
 from align.runner import launch, print_launch, tickets
@@ -183,7 +183,7 @@ except AlignError as error:
 def test_a_launch_that_starts_one_process_and_says_nothing_is_refused(name: str, tmp_path: Path) -> None:
     """None of them is ours: a later accelerate, or another configuration, may make one of ours."""
     (tmp_path / "begin.py").write_text(BEGIN, encoding="utf-8")
-    ours = choose.of(Launch(processes=2)).configuration(Launch(processes=2))
+    ours = choose.of(Launch(processes=2)).configuration(Launch(processes=2), ALONE)
     given, changed = SINGLE[name]
     assert ours is not None
     if changed:
