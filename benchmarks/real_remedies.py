@@ -42,7 +42,7 @@ CASES = {
     "replay 5 %": Case({"replay": {"data": OLD, "ratio": 0.05}}),
     "replay 20 %": Case({"replay": {"data": OLD, "ratio": 0.2}}),
     "replay 20 %, both": Case({"replay": {"data": [OLD, MORE], "ratio": 0.2}}),
-    "self replay 20 %": Case({"replay": {"self": {}, "ratio": 0.2}}),
+    "self replay 20 %": Case({"replay": {"self": {"unfinished": "keep"}, "ratio": 0.2}}),
     "mask above 10": Case({"mask_above_perplexity": 10.0}),
     "EWC 0.01": Case({"ewc": {"data": OLD, "weight": 0.01}}),
     "KL term 0.1": Case({"kl_coef": 0.1}),

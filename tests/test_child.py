@@ -14,6 +14,7 @@ from align.errors import AlignError, Exit
 from align.run_folder import files
 from align.run_folder.launch import Launch, Place
 from align.run_folder.paths import RunDir
+from align.run_folder.records import Failure
 from align.runner import child, launch
 from align.runner.machines import Machines
 from align.runner.progress import Watcher
@@ -156,6 +157,36 @@ def test_another_launch_gets_another_child_and_the_first_ends_in_order(ends: End
         os.kill(first, 0)
     ends.child.finish()
     assert ends.launched == [Launch(), Launch(processes=2)]
+    ends.child.end()
+
+
+TAKES = "until test -e .queue/1.json; do sleep 0.02; done"
+
+
+def test_each_stage_of_zero_3_gets_a_child_of_its_own(ends: Ends) -> None:
+    shared = Launch(engine="deepspeed", zero_stage=3, processes=2)
+    ends.shell = f"""
+    {TAKES}; stage=sft; test -e stages/sft/outcome.json && stage=dpo
+    echo '{{"pid": '$$'}}' > stages/$stage/outcome.json; until test -e .queue/2.json; do sleep 0.02; done
+    """
+    ends.dir.stage("dpo").root.mkdir()
+    ends.child.execute("sft", shared)
+    ends.child.execute("dpo", shared)
+    first, second = (files.read_json(ends.dir.stage(stage).outcome)["pid"] for stage in ("sft", "dpo"))
+    assert first != second and ends.launched == [shared, shared]
+    ends.child.finish()
+    ends.child.end()
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_child_that_fails_is_not_started_again(ends: Ends, zero_stage: int) -> None:
+    ends.shell = f"{TAKES}; cp failed.json stages/sft/error.json; exit 5"
+    files.write_json(
+        ends.dir.root / "failed.json", Failure(what="it diverged", remedy="do", exit=int(Exit.STAGE_FAILED)).written()
+    )
+    with pytest.raises(AlignError, match="it diverged"):
+        ends.child.execute("sft", Launch(engine="deepspeed", zero_stage=zero_stage, processes=2))
+    assert len(ends.launched) == 1
     ends.child.end()
 
 

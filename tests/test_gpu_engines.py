@@ -24,10 +24,12 @@ def test_a_dry_run_compares_two_processes_with_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "--runs", str(tmp_path / "runs")], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    (row,) = json.loads(out.read_text(encoding="utf-8"))["cases"]
-    assert done.stdout.splitlines()[-1] == engines.line(row) and engines.line(row).endswith("| 1e-05, met |")
-    assert len(row["one"]) == len(row["several"]) == engines.TINY.steps
-    assert row["one"][-1] < row["one"][0], "it learns, so that the last loss says something"
+    rows = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    assert {row["engine"] for row in rows} == set(engines.ENGINES)
+    for row in rows:
+        assert engines.line(row) in done.stdout.splitlines() and engines.line(row).endswith("| 1e-05, met |")
+        assert len(row["one"]) == len(row["several"]) == engines.TINY.steps
+        assert row["one"][-1] < row["one"][0], "it learns, so that the last loss says something"
     outcome = json.loads((tmp_path / "runs/lora-2/stages/sft/outcome.json").read_text(encoding="utf-8"))
     assert outcome["world_size"] == 2 and outcome["global_batch_size"] == engines.TINY.batch
 

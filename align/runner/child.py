@@ -103,7 +103,7 @@ class Child:
 
     def _until(self, done: Callable[[], bool], stage: str, at: str = "") -> None:
         """Wait, and see whether the processes are well."""
-        process, supervisor = self._started(self.launch)
+        process, supervisor = self._at_work()
         while not done():
             self.watcher.refresh()
             self.meanwhile()
@@ -138,6 +138,11 @@ class Child:
                 self.launch, self.began = launched, time.monotonic()
                 self.spent = False
                 self.supervisor = Supervisor(self.dir, self.process)
+        return self.process, self.supervisor
+
+    def _at_work(self) -> tuple[subprocess.Popen[bytes], Supervisor]:
+        """The process that was handed something, whether or not it is still alive."""
+        assert self.process is not None and self.supervisor is not None
         return self.process, self.supervisor
 
     def _apart(self, supervisor: Supervisor) -> Lost | None:
@@ -221,7 +226,7 @@ class Child:
         Raises:
             KeyboardInterrupt: they left because they were asked to.
         """
-        process, supervisor = self._started(self.launch)
+        process, supervisor = self._at_work()
         here = self.dir.stage(stage)
         cause = supervisor.cause(here, trouble)
         # NCCL ends a process with SIGABRT where another one is gone

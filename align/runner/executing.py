@@ -155,22 +155,12 @@ class Executor:
             kept = reading.outcome_in(here.remeasuring)
             outcome, file = (kept, here.remeasuring) if kept is not None else (outcome, file)
         if outcome is None:
-            known = files.read_object(here.ticket).get("fingerprint")
-            if known != ticket.fingerprint and (known is not None or here.checkpoints.exists()):
-                how = (
-                    "it was begun with another recipe"
-                    if known
-                    else "its ticket.json is lost, and with it what it is of"
-                )
-                self.watcher.say(f"{name}: {how}; the old one is kept in superseded/")
-                attempts.supersede(self.dir, here)
-            self._execute(plan, ticket)
-            self.brought.add(name)
+            self._begin(plan, ticket)
             return
-        half = file == here.remeasuring  # what was done again then may lack its last files
-        asking = half and bool(files.read_object(here.ticket).get("ask_only"))
-        unasked = outcome.probes_sha256 != ticket.probes_sha256 or (half and not asking)
-        rewritten = {str(here.card.relative_to(here.root))} if half else set()  # it shows what is measured again
+        begun = file == here.remeasuring  # what was done again then may lack its last files
+        asking = begun and bool(files.read_object(here.ticket).get("ask_only"))
+        unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
+        rewritten = {str(here.card.relative_to(here.root))} if begun else set()  # it shows what is measured again
         recorded = {path: known for path, known in outcome.artifacts.items() if path not in rewritten}
         torn = files.damaged(recorded, here.root, since=file.stat().st_mtime)
         if torn is not None or outcome.fingerprint != ticket.fingerprint:
@@ -193,6 +183,18 @@ class Executor:
             here.remeasuring.unlink(missing_ok=True)
             if name not in self.brought:
                 self.watcher.say(f"{name}: done already")
+        self.brought.add(name)
+
+    def _begin(self, plan: StagePlan, ticket: Ticket) -> None:
+        """Run an attempt that never came to its end; go on with it where it is of this recipe."""
+        here, name = self.dir.stage(plan.id), _named(ticket)
+        known = files.read_object(here.ticket).get("fingerprint")
+        if known != ticket.fingerprint and (known is not None or here.checkpoints.exists()):
+            lost = "its ticket.json is lost, and with it what it is of"
+            how = "it was begun with another recipe" if known else lost
+            self.watcher.say(f"{name}: {how}; the old one is kept in superseded/")
+            attempts.supersede(self.dir, here)
+        self._execute(plan, ticket)
         self.brought.add(name)
 
     def _measure_again(self, plan: StagePlan, ticket: Ticket, outcome: Path) -> None:
