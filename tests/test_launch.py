@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,7 +78,13 @@ def test_the_recipe_that_a_run_keeps_has_the_same_launches(tmp_path: Path) -> No
 def test_a_ticket_of_an_older_align_says_no_more_than_the_number_of_processes(tmp_path: Path) -> None:
     loaded = load(runs.write(tmp_path, RECIPE))
     ticket = tickets.build(loaded, prepare(loaded), RunDir(tmp_path / "run"))["sft"].model_dump(mode="json")
-    assert ticket.pop("launch") == {"engine": "ddp", "processes": 2, "machines": 1, "zero_stage": None}
+    assert ticket.pop("launch") == {
+        "engine": "ddp",
+        "processes": 2,
+        "machines": 1,
+        "zero_stage": None,
+        "offload_optimizer": False,
+    }
     assert Ticket.model_validate(ticket).launch == Launch(processes=2)
 
 
@@ -225,8 +232,9 @@ def test_a_trainer_that_exchanges_no_gradients_is_refused(processes: int, kind: 
 class DeepSpeedEngine:
     """What DeepSpeed puts around a model, as far as it is looked at."""
 
-    def __init__(self, stage: int, among: int) -> None:
+    def __init__(self, stage: int, among: int, offloads: bool = False) -> None:
         self.stage, self.dp_world_size = stage, among
+        self.optimizer = SimpleNamespace(cpu_offload=offloads)
 
     def zero_optimization_stage(self) -> int:
         return self.stage
@@ -274,6 +282,23 @@ def test_zero_3_loads_models_whole_and_has_files_of_its_own(tmp_path: Path) -> N
     line.write()
     text = (tmp_path / "launch/deepspeed-zero3-2.yaml").read_text(encoding="utf-8")
     assert '"zero_stage": 3' in text and '"zero3_init_flag": false' in text
+
+
+def test_an_offloaded_optimizer_is_asked_for_and_has_files_of_its_own(tmp_path: Path) -> None:
+    line = launch.line(tmp_path, Launch(engine="deepspeed", processes=2, zero_stage=2, offload_optimizer=True))
+    line.write()
+    text = (tmp_path / "launch/deepspeed-offload-2.yaml").read_text(encoding="utf-8")
+    assert '"offload_optimizer_device": "cpu"' in text and '"offload_param_device": "none"' in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "where"), [(True, False, "main memory"), (False, True, "the device's memory")]
+)
+def test_an_optimizer_that_deepspeed_keeps_elsewhere_is_refused(asked: bool, kept: bool, where: str) -> None:
+    two = Launch(engine="deepspeed", processes=2, zero_stage=2, offload_optimizer=asked)
+    with pytest.raises(AlignError, match=f"the optimizer's state was to be kept in {where}"):
+        choose.of(two).prove(Stand(2, "DEEPSPEED", DeepSpeedEngine(2, 2, kept)), two)  # type: ignore[arg-type]
+    choose.of(two).prove(Stand(2, "DEEPSPEED", DeepSpeedEngine(2, 2, asked)), two)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

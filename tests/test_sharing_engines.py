@@ -18,11 +18,13 @@ import runs
 from align.run_folder import checkpoints, files
 
 there = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
-TYPES = {"fsdp": "FSDP", "deepspeed": "DEEPSPEED", "zero3": "DEEPSPEED"}
+TYPES = {"fsdp": "FSDP"} | dict.fromkeys(("deepspeed", "zero3", "offload", "zero3 offload"), "DEEPSPEED")
 LAUNCHES = {
     "fsdp": {"engine": "fsdp"},
     "deepspeed": {"engine": "deepspeed"},
     "zero3": {"engine": "deepspeed", "zero_stage": "3"},
+    "offload": {"engine": "deepspeed", "offload_optimizer": "true"},
+    "zero3 offload": {"engine": "deepspeed", "zero_stage": "3", "offload_optimizer": "true"},
 }
 
 CHAIN = """\
@@ -107,9 +109,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(
-    scope="module", params=["fsdp", pytest.param("deepspeed", marks=there), pytest.param("zero3", marks=there)]
-)
+@pytest.fixture(scope="module", params=["fsdp", *(pytest.param(one, marks=there) for one in [*LAUNCHES][1:])])
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

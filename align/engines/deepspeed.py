@@ -59,7 +59,8 @@ def _extensions() -> Path:
 def configuration(launch: Launch, place: Place) -> dict[str, Any] | None:
     """Of accelerate; what is not here, such as the batch size, the trainer fills in from its own arguments."""
     started = {"deepspeed_multinode_launcher": "standard"} if launch.machines > 1 else {}  # by pdsh otherwise
-    zero = {"zero_stage": launch.zero_stage, "offload_optimizer_device": "none", "offload_param_device": "none"}
+    zero = {"zero_stage": launch.zero_stage, "offload_param_device": "none"}
+    zero["offload_optimizer_device"] = "cpu" if launch.offload_optimizer else "none"
     if launch.zero_stage == 3:
         zero["zero3_init_flag"] = False  # models are loaded whole
     return command.configured("DEEPSPEED", launch, place) | {"deepspeed_config": zero | started}
@@ -92,6 +93,7 @@ def prepare(trainer: Trainer) -> None:
     plugin = trainer.accelerator.state.deepspeed_plugin
     for name in ("bf16", "fp16"):
         plugin.deepspeed_config[name] = {"enabled": False}
+    plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False  # offloaded too, it is the recipe's own optimizer
     plugin.hf_ds_config._dtype = torch.float32  # else the trainer rounds what comes in, such as a reference
     if trainer.args.bf16:
         world.cast(trainer)
@@ -140,6 +142,10 @@ def prove(trainer: Trainer, launch: Launch) -> None:
     if (stage, among) != (launch.zero_stage, launch.processes):
         asked = f"ZeRO-{launch.zero_stage} among {launch.processes} processes was requested"
         raise world.another(f"{asked}, but DeepSpeed runs ZeRO-{stage} among {among}")
+    offloads = bool(getattr(wrapped.optimizer, "offload_optimizer" if stage == 3 else "cpu_offload", False))
+    if wrapped.optimizer is not None and offloads != launch.offload_optimizer:
+        where = "main memory" if launch.offload_optimizer else "the device's memory"
+        raise world.another(f"the optimizer's state was to be kept in {where}, but DeepSpeed keeps it elsewhere")
     if stage == 3:
         from transformers.integrations.deepspeed import set_hf_deepspeed_config
 

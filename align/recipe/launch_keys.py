@@ -27,6 +27,11 @@ class LaunchKeys(BaseModel):
         description="of `deepspeed`: 2, its default, shares out the optimizer's state and the gradients; 3 the weights "
         "too",
     )
+    offload_optimizer: bool = Field(
+        False,
+        description="of `deepspeed`: keep the optimizer's state, and the float32 weights that it updates, in main "
+        "memory and take its steps there",
+    )
 
     @model_validator(mode="after")
     def _of_engine(self) -> Self:
@@ -42,9 +47,12 @@ class LaunchKeys(BaseModel):
             self.zero_stage = self.zero_stage or 2
         elif self.zero_stage is not None:
             raise ValueError(f"`zero_stage` does nothing with the engine {self.engine}; write `engine: deepspeed`")
+        elif self.offload_optimizer:
+            what = f"`offload_optimizer` does nothing with the engine {self.engine}"
+            raise ValueError(f"{what}; write `engine: deepspeed`")
         return self
 
     @property
     def launch(self) -> Launch:
         """As a ticket holds it."""
-        return Launch(engine=self.engine, processes=self.processes, machines=self.machines, zero_stage=self.zero_stage)
+        return Launch(**self.model_dump())

@@ -81,6 +81,13 @@ REFUSALS: Final = (
     ),
     Refusal(
         ("deepspeed",),
+        "offload_optimizer in a stage that samples answers (ppo, rloo, grpo, sdft)",
+        "what it clips apart, or leaves out, is taken from gradients that lie in main memory then, which is not tested",
+        f"leave it out, or {_DDP}",
+        lambda plan, _: plan.launch.offload_optimizer and plan.program.stage.samples,
+    ),
+    Refusal(
+        ("deepspeed",),
         "vLLM (use_vllm)",
         "handing vLLM the weights of a model that DeepSpeed has wrapped is not tested yet",
         f"leave it out, or {_DDP}",

@@ -15,6 +15,7 @@ class Launch(BaseModel):
         processes: how many there are, on all machines together.
         machines: that they are divided among.
         zero_stage: what DeepSpeed shares out among them; None with another engine.
+        offload_optimizer: whether DeepSpeed keeps the optimizer's state in main memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -22,18 +23,22 @@ class Launch(BaseModel):
     processes: int = 1
     machines: int = 1
     zero_stage: int | None = None
+    offload_optimizer: bool = False
 
     @property
     def name(self) -> str:
         """What its files in the run folder are called."""
         several = f"-on-{self.machines}" if self.machines > 1 else ""
         zero = f"-zero{self.zero_stage}" if self.zero_stage == 3 else ""
-        return f"{self.engine}{zero}-{self.processes}{several}"
+        offload = "-offload" if self.offload_optimizer else ""
+        return f"{self.engine}{zero}{offload}-{self.processes}{several}"
 
     def __str__(self) -> str:
         zero = f" ZeRO-{self.zero_stage}" if self.zero_stage else ""
         several = f" on {self.machines} machines" if self.machines > 1 else ""
-        return f"{self.engine}{zero}, {self.processes} {'process' if self.processes == 1 else 'processes'}{several}"
+        offload = " with the optimizer in main memory" if self.offload_optimizer else ""
+        number = f"{self.processes} {'process' if self.processes == 1 else 'processes'}"
+        return f"{self.engine}{zero}{offload}, {number}{several}"
 
 
 @dataclass(frozen=True)
