@@ -38,6 +38,7 @@ PRIVATE: dict[str, tuple[str, set[str]]] = {
         "transformers.trainer:Trainer",
         {"stage/job.py", "trainers/base.py", "trainers/checkpoints.py", "trainers/ppo.py"},
     ),
+    "_get_grad_norm": ("transformers.trainer:Trainer", {"stage/finite.py"}),
     "_n_gpu": ("transformers.training_args", {"stage/job.py"}),
     "_original_forward": ("accelerate.accelerator", {"engines/world.py"}),
     "_shared_state": ("accelerate.state:PartialState", {"engines/fsdp.py"}),

@@ -49,6 +49,10 @@ class Engine(Protocol):
         """
 
     @staticmethod
+    def left_out(trainer: Trainer) -> bool:
+        """Whether it made no update in the step that has just ended, of its own accord."""
+
+    @staticmethod
     def whole(trainer: Trainer) -> None:
         """Leave the trained model by itself: every weight whole, in each process that is to measure or save it."""
 

@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 
 from align.engines import command, world
 from align.engines.modules import Modules
-from align.errors import AlignError, Exit
 from align.run_folder.launch import Launch, Place
 
 if TYPE_CHECKING:
@@ -89,7 +88,6 @@ def prepare(trainer: Trainer) -> None:
     """
     import torch
 
-    trainer.add_callback(_finite(trainer))
     plugin = trainer.accelerator.state.deepspeed_plugin
     for name in ("bf16", "fp16"):
         plugin.deepspeed_config[name] = {"enabled": False}
@@ -101,23 +99,6 @@ def prepare(trainer: Trainer) -> None:
         plugin.deepspeed_config["zero_optimization"] |= _sizes(trainer.model)
         model: Any = trainer.model
         _BEFORE[trainer] = Modules(model)
-
-
-def _finite(trainer: Trainer) -> Any:
-    """A callback that ends a training whose gradients are no numbers; DeepSpeed leaves such steps out in silence, and a
-    stage without a single update would be done."""
-    from transformers import TrainerCallback
-
-    class Finite(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if getattr(getattr(trainer.model_wrapped, "optimizer", None), "overflow", False):
-                raise AlignError(
-                    f"the training diverged: the gradients of step {state.global_step} contain NaN or infinite values",
-                    "lower the stage's `learning_rate`, or train in float32",
-                    exit=Exit.STAGE_FAILED,
-                )
-
-    return Finite()
 
 
 def _sizes(model: Any) -> dict[str, Any]:
@@ -150,6 +131,11 @@ def prove(trainer: Trainer, launch: Launch) -> None:
         from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
         set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)  # TRL asks for it in a loss
+
+
+def left_out(trainer: Trainer) -> bool:
+    """Whether gradients contained NaN or infinite values: DeepSpeed leaves such a step out in silence."""
+    return bool(getattr(getattr(trainer.model_wrapped, "optimizer", None), "overflow", False))
 
 
 def whole(trainer: Trainer) -> None:

@@ -123,6 +123,11 @@ def prove(trainer: Trainer, launch: Launch) -> None:
             raise world.another(f"FSDP2 was requested, but {name} is not shared out among {launch.processes} processes")
 
 
+def left_out(trainer: Trainer) -> bool:
+    """It makes every update."""
+    return False
+
+
 def whole(trainer: Trainer) -> None:
     """Put each weight together again, in every process, and take off what FSDP has put around the modules."""
     import torch

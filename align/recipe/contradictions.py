@@ -124,6 +124,9 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers) -> list[AlignError
             f"stage '{plan.id}' cannot train {method}, which learns a prompt, because nothing can share a base with it"
         )
         found.append(("parameterization", what, "choose a method that acts in the layers, such as lora"))
+    if plan.keys.on_nan == "skip" and method == "adalora":
+        what = f"stage '{plan.id}' cannot leave steps out: AdaLoRA chooses its ranks by the gradients of every step"
+        found.append(("on_nan", what, "remove `on_nan`, or choose another method, such as lora"))
     if stage.samples:
         found += _rollouts(plan, plan.launch.processes)
     if stage.samples and not traits.switches:

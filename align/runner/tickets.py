@@ -53,7 +53,7 @@ _COSMETIC = (
 # Keys of a stage that stand in the fingerprint by content, not by name.
 _BY_CONTENT = (
     *("data", "eval_data", "replay", "reward", "rewrite"),
-    *("parameterization", "training", "launch", "stage", "policy", "too_long", "on_alarm"),
+    *("parameterization", "training", "launch", "stage", "policy", "too_long", "on_alarm", "on_nan"),
     *("ewc", "l2_sp", "kl_coef"),
 )
 

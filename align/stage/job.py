@@ -24,6 +24,7 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import Fisher, Ticket
 from align.run_folder.stage_dir import StageDir
 from align.stage.callbacks import Alive, Interrupted, Ready, Seal, Stop, Watch, figures
+from align.stage.finite import Exploding, Finite, assert_finite
 from align.stage.keys import StageKeys
 
 if TYPE_CHECKING:
@@ -189,7 +190,9 @@ class Job:
         engine = choose.of(self.ticket.launch)
         engine.prepare(trainer)
         proof = Ready(lambda: engine.prove(trainer, self.ticket.launch))
-        for callback in (*proving, watch, *watching, Seal(), stop, Alive(), proof):
+        samples = hasattr(trainer, "restored")  # the loss of such a trainer is no measure of how well it does
+        guards = [Finite(self, trainer), *([] if samples else [Exploding(self)])]
+        for callback in (*guards, *proving, watch, *watching, Seal(), stop, Alive(), proof):
             trainer.add_callback(callback)
         self._penalise(trainer)
         args = trainer.args
@@ -212,7 +215,7 @@ class Job:
             self.model.gradient_checkpointing_disable()
         if self.inside is not None:
             self._keep_within_limits(self.inside, trainer.state.max_steps)
-        self._assert_finite()
+        assert_finite(self.model, self.ticket.stage)
         return figures(trainer.state)
 
     def _penalise(self, trainer: Trainer) -> None:
@@ -282,16 +285,6 @@ class Job:
         if restored is not None:
             restored(checkpoint)
         return True
-
-    def _assert_finite(self) -> None:
-        """Raises AlignError where training left a weight that is no number."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-                raise AlignError(
-                    f"the training of stage '{self.ticket.stage}' diverged: {name} contains NaN or infinite values",
-                    f"lower `stages.{self.ticket.stage}.training.learning_rate`, or train in float32",
-                    exit=Exit.STAGE_FAILED,
-                )
 
 
 class _Encoding:

@@ -77,6 +77,11 @@ class StageKeys(BaseModel):
         description="rows whose answer `max_length` would cut off entirely: refuse the recipe, or drop them and report "
         "their number",
     )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what to do at a step whose gradients are NaN or infinite: end the stage and keep its last "
+        "checkpoint, or make no update in it and go on; the fourth such step in a row ends it",
+    )
     training: dict[str, Any] = Field(
         default_factory=dict, description="training arguments, as in `{learning_rate: 1e-4}`"
     )

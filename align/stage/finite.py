@@ -1,0 +1,148 @@
+"""What ends a training that diverges, at the step at which it does, and says so while a loss explodes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.data.order import GROUP
+from align.engines import choose
+from align.errors import AlignError, Exit
+from align.run_folder.records import Ticket
+from align.stage.keys import StageKeys
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer
+
+IN_A_ROW = 3  # so many steps may be left out, one after another
+NAMED = 16  # rows of a step that are named
+TIMES = 3.0  # a loss explodes at so many times its lowest,
+ABOVE = 1.5  # and so many times its first
+
+
+class Job(Protocol):
+    """What of a job is looked at; see align.stage.job."""
+
+    ticket: Ticket
+    keys: StageKeys
+    rows: list[dict[str, Any]]
+    groups: list[int]
+    global_batch: int
+
+    def warn(self, text: str) -> None: ...
+
+
+class Finite(TrainerCallback):
+    """Looks at the norm of the gradients before each update. One that is no number ends the stage before it changes a
+    weight, or the update is left out, as `on_nan` says. With `fp16` the scaler leaves such steps out by itself: so it
+    finds its scale."""
+
+    def __init__(self, job: Job, trainer: Trainer) -> None:
+        self.job, self.trainer, self.skipped = job, trainer, 0
+        self.engine = choose.of(job.ticket.launch)
+        self.norm: Any = None
+        whole = trainer._get_grad_norm
+
+        def noted(*arguments: Any, **named: Any) -> Any:
+            self.norm = whole(*arguments, **named)
+            return self.norm
+
+        trainer._get_grad_norm = noted
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        **_: Any,
+    ) -> None:
+        if self.norm is None or self.trainer.is_deepspeed_enabled or self.trainer.accelerator.scaler is not None:
+            return
+        norm = float(self.norm.full_tensor() if hasattr(self.norm, "full_tensor") else self.norm)
+        if not math.isfinite(norm):
+            self._diverged(state.global_step + 1, f"the norm of its gradients is {norm:g}")
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        norm, self.norm = self.norm, None
+        if self.engine.left_out(self.trainer):
+            self._diverged(state.global_step, "its gradients contain NaN or infinite values")
+        elif norm is None or math.isfinite(float(norm)):
+            self.skipped = 0
+
+    def _diverged(self, step: int, how: str) -> None:
+        """A step has no update to make.
+
+        Raises:
+            AlignError: the stage is not to leave it out, or too many in a row were.
+        """
+        self.skipped += 1
+        rows = self._rows(step)
+        where = f"step {step}, {rows}" if rows else f"step {step}"
+        if self.job.keys.on_nan == "skip" and self.skipped <= IN_A_ROW:
+            self.job.warn(f"{where} was left out: {how}")
+            return
+        stage = self.job.ticket.stage
+        before = f", and {IN_A_ROW} steps before it were left out" if self.skipped > IN_A_ROW else ""
+        remedy = f"lower `stages.{stage}.training.learning_rate`, or see whether something is wrong with these rows"
+        skip = "" if before else f"; `on_nan: skip` in stage '{stage}' leaves such a step out"
+        raise AlignError(
+            f"the training of stage '{stage}' diverged in {where}: {how}{before}",
+            f"{remedy}{skip}. The last checkpoint before it is kept",
+            exit=Exit.STAGE_FAILED,
+        )
+
+    def _rows(self, step: int) -> str:
+        """Where the rows of a step stand; empty where they are no longer one by one in the order of a file."""
+        order, ticket = getattr(self.trainer, "row_order", None), self.job.ticket
+        columns = getattr(self.trainer.train_dataset, "column_names", ())
+        if order is None or GROUP not in columns or len(self.trainer.train_dataset) != len(self.job.rows):
+            return ""
+        rows, batch = order(), self.job.global_batch
+        at = (step - 1) * batch
+        own = [row + 1 for row in rows.rows(at // len(rows))[at % len(rows) :][:batch] if not self.job.groups[row]]
+        told = ", ".join(str(line) for line in sorted(own)[:NAMED])
+        more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+        replayed = f" and {batch - len(own)} replayed ones" if batch > len(own) else ""
+        return f"with lines {told}{more} of {ticket.train.path}{replayed}" if own and ticket.train else ""
+
+
+class Exploding(TrainerCallback):
+    """Warns, once, of a loss that has become many times what it was."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.told = job, False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]  # those before a resumption too
+        if self.told or "loss" not in (logs or {}) or len(losses) < 2:
+            return
+        first, lowest, last = losses[0], min(losses), losses[-1]
+        if lowest > 0 and last > max(TIMES * lowest, ABOVE * first):
+            self.told = True
+            figures = f"it is {last:.3g} at step {state.global_step}, and was {lowest:.3g}"
+            self.job.warn(f"the loss explodes: {figures}; lower the stage's `learning_rate`")
+
+
+def assert_finite(model: nn.Module, stage: str) -> None:
+    """Raises AlignError where training left a weight that is no number."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise AlignError(
+                f"the training of stage '{stage}' diverged: {name} contains NaN or infinite values",
+                f"lower `stages.{stage}.training.learning_rate`, or train in float32",
+                exit=Exit.STAGE_FAILED,
+            )
