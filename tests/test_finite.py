@@ -15,6 +15,7 @@ import runs
 from align.data.order import GROUP, RowOrder
 from align.errors import AlignError, Exit
 from align.run_folder.launch import Launch
+from align.run_folder.paths import RunDir
 from align.stage.finite import Exploding, Finite
 
 HERE = Path(__file__).parent
@@ -83,6 +84,7 @@ class Told:
     def __init__(self, on_nan: str = "stop", launch: Launch = LAUNCH) -> None:
         self.said: list[str] = []
         self.rows, self.groups = [{}] * 30, [0] * 24 + [1] * 6
+        self.run = RunDir(Path("runs/nan"))
         self.global_batch, self.keys = 10, SimpleNamespace(on_nan=on_nan)
         self.ticket = SimpleNamespace(stage="sft", launch=launch, train=SimpleNamespace(path="data/sft.jsonl"))
 
@@ -124,7 +126,7 @@ def test_the_rows_of_the_step_are_named_by_their_lines(norm: float, number: int)
         step(Finite(told, trainer), trainer, number)
     order = trainer.order.rows((number - 1) // 3)[(number - 1) % 3 * 10 :][:10]
     lines = ", ".join(str(row + 1) for row in sorted(order) if row < 24)
-    assert f"step {number}, with lines {lines} of data/sft.jsonl and 2 replayed ones: " in error.value.what
+    assert f"step {number}, with lines {lines} of runs/nan/data/sft.jsonl and 2 replayed ones: " in error.value.what
     assert error.value.exit == Exit.STAGE_FAILED
 
 

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from align.data.order import GROUP
 from align.engines import choose
 from align.errors import AlignError, Exit
+from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
 from align.stage.keys import StageKeys
 
@@ -27,6 +28,7 @@ ABOVE = 1.5  # and so many times its first
 class Job(Protocol):
     """What of a job is looked at; see align.stage.job."""
 
+    run: RunDir
     ticket: Ticket
     keys: StageKeys
     rows: list[dict[str, Any]]
@@ -94,7 +96,7 @@ class Finite(TrainerCallback):
         skip = "" if before else f"; `on_nan: skip` in stage '{stage}' leaves such a step out"
         raise AlignError(
             f"the training of stage '{stage}' diverged in {where}: {how}{before}",
-            f"{remedy}{skip}. The last checkpoint before it is kept",
+            f"{remedy}{skip}. What was saved before it is kept",
             exit=Exit.STAGE_FAILED,
         )
 
@@ -107,10 +109,12 @@ class Finite(TrainerCallback):
         rows, batch = order(), self.job.global_batch
         at = (step - 1) * batch
         own = [row + 1 for row in rows.rows(at // len(rows))[at % len(rows) :][:batch] if not self.job.groups[row]]
+        if not own or ticket.train is None:
+            return ""
         told = ", ".join(str(line) for line in sorted(own)[:NAMED])
         more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
         replayed = f" and {batch - len(own)} replayed ones" if batch > len(own) else ""
-        return f"with lines {told}{more} of {ticket.train.path}{replayed}" if own and ticket.train else ""
+        return f"with lines {told}{more} of {self.job.run.root / ticket.train.path}{replayed}"
 
 
 class Exploding(TrainerCallback):
