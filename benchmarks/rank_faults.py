@@ -2,7 +2,7 @@
 command does with a signal; in each phase.
 
     python -m benchmarks.rank_faults                 # ddp; half an hour with two cores
-    python -m benchmarks.rank_faults --write         # and put the table into docs/scale.md
+    python -m benchmarks.rank_faults --write         # and put all that --runs holds into docs/scale.md
     options: --engines one ddp fsdp zero2 zero3, --faults NAME..., --phases NAME..., --runs FOLDER (keeps the run
              folders there, and what is in it is not run again)
 
@@ -200,6 +200,13 @@ def table(found: list[Found]) -> str:
     return "\n".join(lines)
 
 
+def held(root: Path) -> list[Found]:
+    """All that a folder holds, in the order of the table."""
+    names = (f"{engine}-{fault}-{phase}" for engine in ENGINES for fault in [*FAULTS, *SIGNALS] for phase in PHASES)
+    files = (root / name / "found.json" for name in names)
+    return [Found(**json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+
+
 def filled(page: str, found: list[Found]) -> str:
     """The page with its table made new."""
     return re.sub(rf"{MARK}\n(\|.*\n)*", lambda _: f"{MARK}\n{table(found)}\n", page)
@@ -229,6 +236,7 @@ def main() -> None:
                         kept.write_text(json.dumps(asdict(one)), encoding="utf-8")
                     found.append(Found(**json.loads(kept.read_text(encoding="utf-8"))))
                     print(table(found[-1:]).split("\n")[-1], flush=True)
+        found = held(root)
     if asked.write:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
 
