@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align import user_paths
 from align.errors import AlignError, Exit
 from align.preflight.check import prepare
 from align.recipe import load as recipes
@@ -191,7 +192,7 @@ def folder_of(name: str, run_dir: str | Path | None) -> RunDir:
         AlignError: a file is in the way.
     """
     folder = RunDir(Path(run_dir or Path("runs") / name).absolute())
-    if folder.root.exists() and not folder.root.is_dir():
+    if user_paths.there(folder.root) and not folder.root.is_dir():
         raise AlignError(f"'{folder.root}' is a file, not a run folder", "give another --run-dir")
     return folder
 

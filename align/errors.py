@@ -96,14 +96,18 @@ class FaultList:
 
 
 _AGAIN = "and run the same command again"
-_PERMISSION = "choose a file or folder that you have permission to read and write"
+_PERMISSION = "give yourself the permission, or choose another file or folder"
 _FILES = f"raise the limit of open files (`ulimit -n`), {_AGAIN}"
 _OF_THE_MACHINE = {  # what could not be done, and what to do
     errno.ENOSPC: ("written", f"free some disk space {_AGAIN}"),
     errno.EDQUOT: ("written", f"free some of your quota {_AGAIN}"),
     errno.EROFS: ("written", "choose a folder on a writable disk"),
-    errno.EACCES: ("opened or written", _PERMISSION),
-    errno.EPERM: ("opened or written", _PERMISSION),
+    errno.EACCES: ("opened", _PERMISSION),
+    errno.EPERM: ("opened", _PERMISSION),
+    errno.ENAMETOOLONG: ("opened", "choose a shorter name"),
+    errno.ELOOP: ("opened", "replace the link by what it is to point to"),
+    errno.EISDIR: ("opened as a file", "move it away"),
+    errno.ENOTDIR: ("opened as a folder", "move it away"),
     errno.EIO: ("opened or written", f"the disk failed: see the system's log (`dmesg`), {_AGAIN} on a disk that works"),
     errno.EMFILE: ("opened", _FILES),
     errno.ENFILE: ("opened", _FILES),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align import user_paths
 from align.adapters import settings as adapter_settings
 from align.errors import AlignError
 from align.policy import base
@@ -118,8 +119,8 @@ def read(name: str) -> SavedLora:
     Raises:
         AlignError: there is none, it is broken, or it is no plain LoRA.
     """
-    folder = Path(name).expanduser()
-    if not (folder / SETTINGS).is_file():
+    folder = user_paths.expanded(name)
+    if not user_paths.there(folder / SETTINGS, Path.is_file):
         raise _no_adapter(name, folder)
     settings = files.read_json(folder / SETTINGS)
     if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from align.cli import printed
@@ -14,6 +15,7 @@ from align.runner.lines import line
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; an expected failure is shown as its sentences, without a traceback."""
     try:
+        _assert_folder()
         command()
     except AlignError as error:
         for fault in error.faults if isinstance(error, Faults) else [error]:
@@ -35,6 +37,14 @@ def guarded(command: Callable[[], Any]) -> int:
             return _interrupted()
         return leave.code if isinstance(leave.code, int) else Exit.BAD_INPUT
     return Exit.DONE
+
+
+def _assert_folder() -> None:
+    """Raises AlignError where the current folder is gone: no path could be found from it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise AlignError("the current folder was deleted", "change to one that is there, as with `cd`") from None
 
 
 def _interrupted() -> int:

@@ -130,11 +130,14 @@ def _files(source: DataSource, root: Path) -> list[DataFile]:
     text = source.source
     places = [path.absolute() for path in user_paths.candidates(text, root)]
     for path in places:
-        if path.is_dir():
+        if user_paths.there(path, Path.is_dir):
             return _folder(path, source)
-        if path.exists():
+        if user_paths.there(path):
             return [_local(path)]
         if glob.has_magic(text):
+            if "**" in path.parts[1:2]:
+                what = f"the pattern '{text}' would search the whole disk"
+                raise AlignError(what, "begin it with the folder that the data are in")
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - Path.glob takes no absolute pattern
             if found := [_local(match) for match in matches if match.is_file()]:
                 return found
@@ -147,11 +150,13 @@ def _elsewhere(source: DataSource, text: str, places: list[Path]) -> list[DataFi
 
     if glob.has_magic(text):
         raise AlignError(f"no file matches '{text}'", "check the pattern; ** crosses folders, * does not")
-    is_path = ending(text) in READERS or any(path.parent.is_dir() for path in places if "/" in text)
+    is_path = ending(text) in READERS or any(
+        user_paths.there(path.parent, Path.is_dir) for path in places if "/" in text
+    )
     if hub.is_id(text) and not is_path:
         return hub.files(text, layout.Wanted(text, source.split, source.subset), source.revision)
     for path in places:
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        names = [entry.name for entry in path.parent.iterdir()] if user_paths.there(path.parent, Path.is_dir) else []
         stems = {Path(name).stem: name for name in names}  # an ending that two names share does not make them alike
         if near := get_close_matches(path.stem, stems, n=1):
             meant = str(Path(text).with_name(stems[near[0]]))

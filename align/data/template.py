@@ -99,7 +99,7 @@ def resolve(name_or_path: str, root: Path) -> str:
         return PLAIN
     path = user_paths.find(name_or_path, root, Path.is_file)
     if path is not None:
-        template = path.read_text(encoding="utf-8")
+        template = user_paths.text(path, name_or_path)
         _check_syntax(template, name_or_path)
         return template
     given, places = Path(name_or_path), user_paths.candidates(name_or_path, root)

@@ -59,5 +59,6 @@ def line(error: BaseException, path: Path) -> str:
 
 def raised(error: BaseException) -> str:
     """`ValueError: what it says`, of the first line."""
-    first = str(error).splitlines()[0] if str(error) else ""
+    text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")  # half a character cannot be written
+    first = text.splitlines()[0] if text else ""
     return f"{type(error).__name__}: {first}".rstrip(": ")

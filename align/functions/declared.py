@@ -46,7 +46,7 @@ def find(file: str, name: str | None, root: Path, *, purpose: str, example: str)
     if path is None:
         raise AlignError(f"there is no file '{file}'", user_paths.START)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(user_paths.text(path, file))
     except SyntaxError as error:
         what = f"the file of the {purpose} is not valid Python: {error.msg}"
         raise AlignError(what, "correct it there", place=Place(file, error.lineno, error.offset)) from None

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from align.errors import AlignError, Place
+from align.recipe import yaml
 
 Loc = tuple[str | int, ...]
 
@@ -34,6 +34,18 @@ _PLAINER = (
     ("found undefined alias", "the alias does not refer to an anchor", "quote text that starts with *"),
     ("found another document", "a second document starts here", "keep one document; remove the `---`"),
     ("constructor for the tag", "the tag is unknown", "quote text that starts with !"),
+)
+# What align says of YAML that it does not take: the way out.
+_LIMITS = (
+    ("an anchor contains itself", "remove its alias"),
+    ("this value cannot be read", "quote it if it is text, and correct it if it is a date or has a tag"),
+    ("a value cannot be read", "look for a \\U or \\u in double quotes that names no character"),
+    ("this number is too large", "write one of at most 18 digits, or quote it if it is text"),
+    ("this text contains", "remove it"),
+    ("the file is longer", "give a recipe; data have files of their own"),
+    ("a key must be text", "write `key: value`"),
+    ("has no place in a recipe", "remove the tag"),
+    ("there are more than", "write a recipe that a person can read"),
 )
 
 
@@ -142,15 +154,13 @@ def read(path: Path, shown: str | None = None) -> Document:
 def parse(text: str, shown: str) -> Document:
     """The same for text already read; `shown` is the file's name in messages."""
     try:
-        marks = YAML(typ="rt", pure=True).load(text)
+        marks = yaml.load(text)
         if not isinstance(marks, CommentedMap):
             found = "the file is empty" if marks is None else "the top level is not a mapping of keys"
             raise AlignError(found, "write `key: value` lines, as in recipes/", place=Place(shown, 1, 1))
         return Document(shown, plain(marks), marks)
     except YAMLError as error:
         raise _yaml_fault(error, shown) from None
-    except RecursionError:
-        raise AlignError("an anchor contains itself", "remove its alias", place=Place(shown)) from None
 
 
 def _yaml_fault(error: YAMLError, shown: str) -> AlignError:
@@ -164,6 +174,9 @@ def _yaml_fault(error: YAMLError, shown: str) -> AlignError:
         first = error.context_mark.line + 1 if error.context_mark else None
         where = f" in the mapping that starts on line {first}" if first else ""
         return AlignError(f"the key '{key.group(1) if key else '?'}' appears twice{where}", "keep one", place=place)
+    for said, remedy in _LIMITS:
+        if said in problem:
+            return AlignError(problem, remedy, place=place)
     for said, what, remedy in _PLAINER:
         if said in problem:
             if "opens here" in what and error.context_mark:
@@ -189,7 +202,7 @@ def plain(node: Any) -> Any:
 def _scalar(text: str, place: Place) -> Any:
     """A value given on the command line, read as the recipe's own YAML is read."""
     try:
-        return plain(YAML(typ="safe", pure=True).load(text))
+        return plain(yaml.load(text))
     except YAMLError as error:
         fault = _yaml_fault(error, "")
         raise AlignError(fault.what, fault.remedy, place=place) from None

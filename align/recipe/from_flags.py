@@ -12,6 +12,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from align import user_paths
 from align.errors import AlignError, Place
 from align.parameterization import method as methods
 from align.recipe import document, load
@@ -130,5 +131,5 @@ def _bare(model: str) -> bool:
     """A local model without a chat template gets the plain one, in the open."""
     from align.data import template
 
-    folder = Path(model).expanduser()
-    return folder.is_dir() and template.find(folder) is None
+    folder = user_paths.expanded(model)
+    return user_paths.there(folder, Path.is_dir) and template.find(folder) is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import errors, shipped
+from align import errors, shipped, user_paths
 from align.errors import AlignError, FaultList
 from align.parameterization import method as methods
 from align.parameterization.method import Method
@@ -46,7 +46,7 @@ def locate(name: str) -> Path:
         AlignError: there is no such recipe.
     """
     path = Path(name)
-    if path.is_file():
+    if user_paths.there(path, Path.is_file):
         return path
     bare = name.removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")
     found = shipped.find("recipes", bare)

@@ -50,7 +50,9 @@ class MatrixTable:
             return
         stages = [name for name in forgetting.stages if name != findings.BASE and name in forgetting.matrix]
         titles = [group.title for group in findings.groups(forgetting)]
-        room = options.max_width - max(cell_len(text) for text in [*forgetting.probes, *titles]) - BASE_WIDTH
+        room = (
+            options.max_width - max((cell_len(text) for text in [*forgetting.probes, *titles]), default=0) - BASE_WIDTH
+        )
         words = room >= len(stages) * (NUMBERS_WIDTH + WORD_WIDTH)
         per_table = max(1, room // (NUMBERS_WIDTH + (WORD_WIDTH if words else MARK_WIDTH)))
         marks = {} if words else ASCII_MARKS if options.ascii_only else MARKS

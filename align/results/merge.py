@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align import user_paths
 from align.adapters import lora_files, settings
 from align.adapters.lora_files import SavedLora
 from align.errors import AlignError, FaultList
@@ -142,7 +143,7 @@ def parse(given: Sequence[str]) -> tuple[list[str], list[float]]:
     names, weights = list[str](), dict[str, float]()
     for text in given:
         name, sign, value = text.rpartition("=")
-        if not sign or Path(text).expanduser().is_dir():
+        if not sign or user_paths.there(user_paths.expanded(text), Path.is_dir):
             names.append(text)
             continue
         names.append(name)

@@ -139,6 +139,9 @@ class OwnModel:
         return found
 
 
+LARGEST = 1e9  # of a score: far from where a mean of squares leaves float32
+
+
 class Function:
     """A reward function of the user's, with the signature that TRL's trainers give theirs.
 
@@ -165,7 +168,7 @@ class Function:
         }
         try:
             found = self.function(**calling.taken(self.function, given))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # also what ends programs: it is the function's
             at = calling.line(error, self.path)
             what = f"{called} raised {calling.raised(error)}"
             first = f"the first prompt was {_shown(asked.prompts[0])}"
@@ -183,11 +186,15 @@ class Function:
     def _number(self, found: Any, prompt: Any, called: str) -> float:
         try:
             number = float(found)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:
             what = f"{called} returned {found!r} for the prompt {_shown(prompt)}"
-            raise AlignError(what, "return a finite number, or None for no score", exit=Exit.STAGE_FAILED)
+            raise AlignError(
+                what,
+                f"return a number between -{LARGEST:g} and {LARGEST:g}, or None for no score",
+                exit=Exit.STAGE_FAILED,
+            )
         return number
 
 
