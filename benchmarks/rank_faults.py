@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
     asked = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, in what is started too
     clock.heading("rank_faults: a fault or a signal in each phase")
     found = []
     with tempfile.TemporaryDirectory() as temporary:

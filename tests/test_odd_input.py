@@ -30,6 +30,7 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         ("{!!int key: 1}", "r.yaml:1:2: this value cannot be read"),
         ('a: "\\U00110000"', "r.yaml: a value cannot be read"),
         ("a: !!set x", "r.yaml:1:4: the tag !!set has no place in a recipe"),
+        ("a: !foo x", "r.yaml:1:4: the tag !foo has no place in a recipe"),
         ("a: !!omap x", "r.yaml:1:4: the tag !!omap has no place in a recipe"),
         ("a: {!!pairs [a: 1]: 0.1}", "r.yaml:1:5: a key must be text"),
         ("b: 1\n{[{}]: x}: 2", "r.yaml:2:1: a key must be text"),

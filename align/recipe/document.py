@@ -44,7 +44,7 @@ _LIMITS = (
     ("this text contains", "remove it"),
     ("the file is longer", "give a recipe; data have files of their own"),
     ("a key must be text", "write `key: value`"),
-    ("has no place in a recipe", "remove the tag"),
+    ("has no place in a recipe", "remove the tag, or quote text that starts with !"),
     ("there are more than", "write a recipe that a person can read"),
 )
 

@@ -90,8 +90,9 @@ def _within(events: Iterator[Event]) -> None:
                 raise _at(event.start_mark, "an anchor contains itself")
             total += sizes.get(event.anchor, 0)
         tag = str(getattr(event, "tag", None) or "")
-        if tag.startswith("tag:yaml.org,2002:") and tag not in _TAGS:
-            raise _at(event.start_mark, f"the tag !!{tag.rpartition(':')[2]} has no place in a recipe")
+        if tag and tag not in _TAGS:
+            named = tag.replace("tag:yaml.org,2002:", "!!")
+            raise _at(event.start_mark, f"the tag {named} has no place in a recipe")
         total += 1
         if total > VALUES:
             raise _at(event.start_mark, f"there are more than {VALUES:,} values up to here")

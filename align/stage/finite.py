@@ -47,6 +47,7 @@ class Finite(TrainerCallback):
         self.job, self.trainer, self.skipped = job, trainer, 0
         self.engine = choose.of(job.ticket.launch)
         self.norm: Any = None
+        self.good = True  # whether the last update could be made
         whole = trainer._get_grad_norm
 
         def noted(*arguments: Any, **named: Any) -> Any:
@@ -66,16 +67,16 @@ class Finite(TrainerCallback):
         if self.norm is None or self.trainer.is_deepspeed_enabled or self.trainer.accelerator.scaler is not None:
             return
         norm = float(self.norm.full_tensor() if hasattr(self.norm, "full_tensor") else self.norm)
-        if not math.isfinite(norm):
+        self.good = math.isfinite(norm)
+        if not self.good:
             self._diverged(state.global_step + 1, f"the norm of its gradients is {norm:g}")
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        norm, self.norm = self.norm, None
         if self.engine.left_out(self.trainer):
             self._diverged(state.global_step, "its gradients contain NaN or infinite values")
-        elif norm is None or math.isfinite(float(norm)):
+        elif self.good:
             self.skipped = 0
 
     def _diverged(self, step: int, how: str) -> None:

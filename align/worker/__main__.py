@@ -87,7 +87,8 @@ def _messages(run: RunDir) -> Iterator[Execute | Compare | Interpolate]:
             continue
         if isinstance(message, Finish):
             return
-        heartbeats.beat("start-up", step=0, stage="" if isinstance(message, Compare) else message.stage)
+        if isinstance(message, Compare):
+            heartbeats.beat("start-up", step=0, stage="")
         yield message
         heartbeats.beat("waiting")
         number += 1
@@ -112,24 +113,7 @@ def execute_ticket(run: RunDir, ticket: Ticket, *, interpolated: bool = False) -
     here = run.stage(ticket.stage)
     redirect(here)
     try:
-        _import_stack()
-        from align.stage.callbacks import Interrupted
-        from align.worker import execute, interpolate
-    except ImportError as error:
-        return _failed(
-            here,
-            AlignError(
-                f"the training stack cannot be imported: {error}",
-                "make install, or pip install align-suite",
-                exit=Exit.MACHINE,
-            ),
-        )
-    if signals.asked(run):
-        return Exit.INTERRUPTED
-    try:
-        (interpolate if interpolated else execute).do(run, ticket, lambda: signals.asked(run))
-    except Interrupted:
-        return Exit.INTERRUPTED
+        return _do(run, ticket, interpolated=interpolated)
     except AlignError as error:
         return _failed(here, error)
     except SystemExit as error:
@@ -144,6 +128,24 @@ def execute_ticket(run: RunDir, ticket: Ticket, *, interpolated: bool = False) -
         if signals.asked(run) and _is_secondhand(error):
             return Exit.INTERRUPTED
         return _failed(here, _unexpected(error, ticket), traceback.format_exc(), secondhand=_is_secondhand(error))
+
+
+def _do(run: RunDir, ticket: Ticket, *, interpolated: bool) -> Exit:
+    """The same; raises what goes wrong."""
+    heartbeats.beat("start-up", step=0, stage=ticket.stage)
+    try:
+        _import_stack()
+        from align.stage.callbacks import Interrupted
+        from align.worker import execute, interpolate
+    except ImportError as error:
+        what = f"the training stack cannot be imported: {error}"
+        raise AlignError(what, "make install, or pip install align-suite", exit=Exit.MACHINE) from None
+    if signals.asked(run):
+        return Exit.INTERRUPTED
+    try:
+        (interpolate if interpolated else execute).do(run, ticket, lambda: signals.asked(run))
+    except Interrupted:
+        return Exit.INTERRUPTED
     return Exit.DONE
 
 
