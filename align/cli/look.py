@@ -43,7 +43,7 @@ def status(run_dir: RunFolder) -> None:
     from align.run_folder.run_record import RunRecord, StageEntry
 
     folder = paths.RunDir(run_dir)
-    record = reading.whole(folder.record, RunRecord)
+    record = reading.sound(folder.record, RunRecord, reading.OTHER)
     held = record is not None and folder.is_held()
     if record is None:
         what = f"'{run_dir}' is not a run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"

@@ -70,8 +70,12 @@ def measure(
         summary["against"] = files.file_sha256(base / "items.jsonl")  # by which answers broke and were mended
     if bench.share.first:
         _write(bench, folder, splits, lost, None if before is None else mended(probes, before, bench.items))
-        files.write_json(folder / "summary.json", summary)  # last: where it is, the others are whole
+        held = {name: files.file_sha256(folder / name) for name in WRITTEN if (folder / name).is_file()}
+        files.write_json(folder / "summary.json", files.sealed({**summary, "files": held}))  # last
     return summary
+
+
+WRITTEN = ("items.jsonl", "samples.jsonl", "broken.jsonl", "mended.jsonl")
 
 
 def _write(

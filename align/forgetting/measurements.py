@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.errors import AlignError, Place
 from align.forgetting.statistics import Change, PerplexityChange, exp, paired_binary, paired_perplexity
+from align.run_folder import files
 
 Split = Literal["gate", "report"]
 Metric = Literal["accuracy", "perplexity"]
@@ -107,6 +108,16 @@ def paired(before: Measurement, after: Measurement, split: Split, probe: str) ->
             "delete the later of the two folders and run `align run` again: the model is measured again",
         )
     return [(item, later[name]) for name, item in earlier.items()]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a measurement is there, and is what was written; an older one says of no file what it was."""
+    summary = files.unsealed(files.read_json(folder / "summary.json"))
+    if summary is None or not {"probes", "scores"} <= summary.keys():
+        return False
+    held = summary.get("files", {})
+    there = {name: folder / name for name in held} if isinstance(held, dict) else {}
+    return all(path.is_file() and files.file_sha256(path) == held[name] for name, path in there.items())
 
 
 def load(folder: Path) -> Measurement:

@@ -62,10 +62,12 @@ class Base:
         assert self.path is not None
         record = run_files.read_object(cache) if cache else {}
         known = record.get("files", {}) if record.get("folder") == str(self.path) else {}
+        known = known if isinstance(known, dict) else {}
         found = {}
         for file in sorted(p for pattern in (*_WEIGHTS, *_SMALL) for p in self.path.glob(pattern)):
             stat = file.stat()
-            old = known.get(file.name, {})
+            old = known.get(file.name)
+            old = old if isinstance(old, dict) and isinstance(old.get("sha256"), str) else {}
             same = old.get("bytes") == stat.st_size and old.get("mtime_ns") == stat.st_mtime_ns
             sha256 = old["sha256"] if same else run_files.file_sha256(file)
             found[file.name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
@@ -161,7 +163,12 @@ def _check_weights(name: str, folder: Path) -> None:
             raise AlignError(f"{what}, only pickled ones, which run code when they are read", remedy)
         raise AlignError(what, "give a folder with model.safetensors")
     for index in folder.glob("*.safetensors.index.json"):
-        shards = set(_json(name, index).get("weight_map", {}).values())
+        listed = _json(name, index).get("weight_map")
+        shards = {str(shard) for shard in listed.values()} if isinstance(listed, dict) else set[str]()
+        foreign = sorted(shard for shard in shards if not shard.endswith(".safetensors") or "/" in shard)
+        if foreign or not shards:
+            what = f"the {index.name} of the model '{name}' names {foreign[0] if foreign else 'no weight files'}"
+            raise AlignError(f"{what}; weights are read from safetensors files beside it alone", _COPY_AGAIN)
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             what = f"the model '{name}' lacks {len(missing)} of its {len(shards)} weight files, such as {missing[0]}"

@@ -62,7 +62,7 @@ def put(model: Any, adapters: Sequence[Adapter], run: Path, *, last: str | None 
     if last is not None and called:
         called[-1] = last
     for name, adapter in zip(called, adapters, strict=True):
-        folder = str(run / adapter.path)
+        folder = _safe(run / adapter.path)
         config = fitting(PeftConfig.from_pretrained(folder), model)
         if _takes(model, config):
             model.add_adapter(name, config)
@@ -77,6 +77,18 @@ def put(model: Any, adapters: Sequence[Adapter], run: Path, *, last: str | None 
     return model
 
 
+def _safe(folder: Path) -> str:
+    """An adapter's folder.
+
+    Raises:
+        AlignError: its weights are no safetensors; PEFT would look for pickled ones then, which run code.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        what = f"'{folder}' has no adapter_model.safetensors"
+        raise AlignError(what, "copy the adapter again; pickled weights are not read")
+    return str(folder)
+
+
 def _weights(folder: str, model: Any) -> dict[str, torch.Tensor]:
     """The tensors of a saved adapter, without a reward model's head where the model has none."""
     stored: dict[str, torch.Tensor] = load_peft_weights(folder, device=str(models.device()))
@@ -86,7 +98,7 @@ def _weights(folder: str, model: Any) -> dict[str, torch.Tensor]:
 def resume(model: Any, adapter: Adapter, run: Path) -> PeftModel:
     """A finished adapter on top of those that the model has, all acting; it alone is trained further."""
     earlier = _settings(model)
-    folder = str(run / adapter.path)
+    folder = _safe(run / adapter.path)
     config = PeftConfig.from_pretrained(folder)
     if config.is_prompt_learning or score_head.has(model):
         # PEFT loads a learnt prompt only to be used, and a policy's adapter has no head for its scores yet: the adapter

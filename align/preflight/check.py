@@ -232,7 +232,6 @@ def write_rows(run: RunDir, examples: list[Example]) -> Rows:
     sha256 = files.digest(lines)
     path = run.data / f"{sha256[:16]}.jsonl"
     content = "".join(line + "\n" for line in lines)
-    if not path.is_file() or path.read_text(encoding="utf-8") != content:
-        files.write_text(path, content)
+    files.write_if_other(path, content)
     kinds = sorted({example.kind for example in examples})
     return Rows(path=run.relative(path), sha256=sha256, count=len(examples), kinds=kinds)

@@ -53,8 +53,7 @@ def write(path: Path, loaded: Loaded) -> None:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(resolved(loaded), out)
     text = "# written by align: the recipe with every default and inherited value\n" + out.getvalue()
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        files.write_text(path, text)
+    files.write_if_other(path, text)
 
 
 def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def model(outcome: Outcome) -> Policy:
 
 def _done(folder: Path) -> dict[str, Outcome]:
     run = RunDir(folder)
-    record = reading.whole(run.record, RunRecord)
+    record = reading.sound(run.record, RunRecord, reading.OTHER)
     if record is None:
         raise AlignError(f"'{folder}' is not a run folder", "give a folder that `align run` wrote")
     read = {id: reading.outcome(handed_on.folder(run.stage(id))) for id in record.order}

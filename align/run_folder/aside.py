@@ -38,7 +38,7 @@ def bring_back(run: RunDir, id: str, fingerprint: str) -> bool:
         if outcome is None or attempts.fingerprint(there) != fingerprint:
             continue
         if files.damaged(outcome.artifacts, there.root, since=EVERY) is None:
-            there.root.replace(run.stage(id).root)
+            files.move(there.root, run.stage(id).root)
             run.stage(id).aside.unlink(missing_ok=True)
             return True
     return False

@@ -113,4 +113,4 @@ def _move(stage: StageDir, moving: Moving) -> None:
 def _entries(source: Path, target: Path, but: tuple[Path, ...]) -> None:
     for entry in sorted(source.iterdir()):
         if entry not in but:
-            entry.replace(target / entry.name)
+            files.move(entry, target / entry.name)

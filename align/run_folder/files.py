@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -107,6 +108,43 @@ def artifacts(folder: Path, root: Path) -> dict[str, dict[str, Any]]:
     return {p.relative_to(root).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
 
 
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """A record with a hash of itself under `seal`, so that a change of it is found."""
+    return {**value, "seal": digest(value)}
+
+
+def unsealed(value: Any) -> dict[str, Any] | None:
+    """A record without its seal; None where it was changed. One that an older align wrote has none, and is believed."""
+    if not isinstance(value, dict):
+        return None
+    own = {name: entry for name, entry in value.items() if name != "seal"}
+    return own if value.get("seal") in (None, digest(own)) else None
+
+
+def write_if_other(path: Path, text: str) -> None:
+    """Write a file that does not say this already, byte for byte."""
+    if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
+        write_text(path, text)
+
+
+def move(path: Path, target: Path) -> None:
+    """Move a file or a folder, also to another disk."""
+    try:
+        path.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.move(path, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, and not what that points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def damaged(recorded: dict[str, dict[str, Any]], root: Path, since: float) -> str | None:
     """The first recorded file that is not as recorded. Cheapest test first.
 
@@ -118,6 +156,8 @@ def damaged(recorded: dict[str, dict[str, Any]], root: Path, since: float) -> st
         try:
             stat = path.stat()
         except OSError:
+            return name
+        if not (isinstance(record, dict) and {"bytes", "sha256"} <= record.keys()):
             return name
         if stat.st_size != record["bytes"]:
             return name

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from align.errors import AlignError
+from align.run_folder import files
 from align.run_folder.files import read_object, write_json
 from align.run_folder.stage_dir import StageDir
 
@@ -139,7 +140,7 @@ class RunDir:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         target = self.superseded / f"{stamp}-{path.name}"
         target.parent.mkdir(exist_ok=True)
-        path.replace(target)
+        files.move(path, target)
 
     def _refuse_another(self) -> None:
         """Raises AlignError where files that a run replaces or moves away are there, and none of a run."""
@@ -156,6 +157,8 @@ class RunDir:
 
     def is_held(self) -> bool:
         """Whether a process is at work on this run."""
+        if not self.is_there() or (self.root / ".lock").is_symlink():
+            return False
         lock = FileLock(self.root / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -172,6 +175,9 @@ class RunDir:
             AlignError: another process holds it, or the folder is somebody's own.
         """
         self._refuse_another()
+        if (self.root / ".lock").is_symlink() or (self.root / ".lock").is_dir():
+            what = f"'{self.root / '.lock'}' is a folder or a link, not a file of align's"
+            raise AlignError(what, "remove it, or give another --run-dir")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / ".lock").touch()

@@ -16,6 +16,7 @@ from align.run_folder.stage_dir import StageDir
 R = TypeVar("R", bound=BaseModel)
 
 REMEDY = "run `align run` again, which rewrites it"
+OTHER = "give another --run-dir, or remove the file: the run then starts over"
 
 
 def text(path: Path) -> str:
@@ -42,8 +43,21 @@ def optional(path: Path, kind: type[R]) -> R | None:
     return read(path, kind) if path.is_file() else None
 
 
-def whole(path: Path, kind: type[R], remedy: str = REMEDY) -> R | None:
-    """The same; None where the file is missing or torn, as if it had never been written."""
+def whole(path: Path, kind: type[R]) -> R | None:
+    """The same; None where the file is missing, torn, altered or of another shape, as if it had never been written."""
+    value = files.unsealed(files.read_json(path))
+    try:
+        return None if value is None else kind.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def sound(path: Path, kind: type[R], remedy: str) -> R | None:
+    """The same; but what holds another thing is refused, since something else hangs on it.
+
+    Raises:
+        AlignError: it holds another thing.
+    """
     value = files.read_json(path)
     return None if value is None else _validated(value, kind, path, remedy)
 
@@ -91,12 +105,13 @@ def goes_on(stage: StageDir) -> str:
     decision = files.read_object(stage.decision)
     share = decision.get("share")
     which = str(decision.get("policy", "as_trained"))
-    return which if share is None else f"{which} {decision.get('shape')} {share:g}"
+    return which if not isinstance(share, int | float) else f"{which} {decision.get('shape')} {share:g}"
 
 
 def attempt(stage: StageDir) -> int:
     """Which attempt at a stage was decided to go on: the first, unless its decision says otherwise."""
-    return int(files.read_object(stage.decision).get("attempt", 1))
+    found = files.read_object(stage.decision).get("attempt", 1)
+    return found if isinstance(found, int) and found > 0 else 1
 
 
 def _validated(value: Any, kind: type[R], path: Path, remedy: str) -> R:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError
+from align.errors import AlignError, Exit
+from align.forgetting import measurements
 from align.recipe import replays
 from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
@@ -155,6 +156,10 @@ class Executor:
             kept = reading.outcome_in(here.remeasuring)
             outcome, file = (kept, here.remeasuring) if kept is not None else (outcome, file)
         if outcome is None:
+            if here.outcome.is_file():
+                self._refuse_newer(here)
+                self.watcher.say(f"{name}: its outcome.json is damaged; it runs again, the old is kept in superseded/")
+                attempts.supersede(self.dir, here)
             self._begin(plan, ticket)
             return
         begun = file == here.remeasuring  # what was done again then may lack its last files
@@ -162,7 +167,8 @@ class Executor:
         unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
         rewritten = {str(here.card.relative_to(here.root))} if begun else set()  # it shows what is measured again
         recorded = {path: known for path, known in outcome.artifacts.items() if path not in rewritten}
-        torn = files.damaged(recorded, here.root, since=file.stat().st_mtime)
+        since = 0.0 if self._is_wanted(plan) else file.stat().st_mtime  # a disk may alter what it holds
+        torn = files.damaged(recorded, here.root, since=since)
         if torn is not None or outcome.fingerprint != ticket.fingerprint:
             bad = f"has a damaged file, {torn}" if torn else "belongs to another recipe"
             self.watcher.say(f"{name}: its result {bad}; it runs again, the old one is kept in superseded/")
@@ -181,6 +187,9 @@ class Executor:
             self._measure_again(plan, ticket, file)
         else:
             here.remeasuring.unlink(missing_ok=True)
+            if reading.whole(here.ticket, Ticket) is None:  # what acts on the stage later reads it
+                take_inputs(self.loaded, self.dir, plan, ticket)
+                files.write_json(here.ticket, ticket.model_dump(mode="json"))
             if name not in self.brought:
                 self.watcher.say(f"{name}: done already")
         self.brought.add(name)
@@ -207,6 +216,33 @@ class Executor:
         ticket.measure_only = ticket.ask_only = False
         here.remeasuring.unlink()
 
+    def _refuse_newer(self, here: StageDir) -> None:
+        """Raises AlignError where an outcome is as it was written, but this align cannot read it: to train the stage
+        again would cost what another version has done."""
+        value = files.read_json(here.outcome)
+        if isinstance(value, dict) and "seal" in value and files.unsealed(value) is not None:
+            what = f"'{here.outcome}' was written by another version of align, and this one cannot read it"
+            raise AlignError(what, "use that version, or remove the file and the stage is trained again")
+
+    def _assert_whole(self, plan: StagePlan) -> None:
+        """Raises AlignError where a file is damaged that the stage starts from; also where `--only` passes over those
+        before it."""
+        for id in before(self.loaded, plan):
+            source = handed_on.folder(self.dir.stage(id))
+            outcome = reading.outcome(source)
+            torn = outcome and files.damaged(outcome.artifacts, source.root, since=0.0)
+            if torn:
+                what = f"stage '{plan.id}' starts from '{id}', of which a file is damaged: {source.root / torn}"
+                remedy = f"remove '{self.dir.stage(id).outcome}' and run again: '{id}' is trained again"
+                raise AlignError(what, remedy, exit=Exit.STAGE_FAILED)
+
+    def _is_wanted(self, plan: StagePlan) -> bool:
+        """Whether a stage that is still to be trained starts from this one, or is scored by it."""
+        return any(
+            plan.id in before(self.loaded, other) and reading.outcome(self.dir.stage(other.id)) is None
+            for other in self.loaded.stages
+        )
+
     def _answers_are_missing(self, plan: StagePlan) -> bool:
         """Whether a policy, or the base, has not answered the prompts of the recipe as it is now."""
         if plan.program.stage.gives != "policy":
@@ -218,6 +254,8 @@ class Executor:
         keys = self.loaded.recipe.forgetting
         if keys.probes == "none" or plan.program.stage.gives != "policy":
             return False
+        if not measurements.is_whole(here.measurements):
+            return True
         untimed = self.tickets[plan.id].latency and not here.latency.is_file()
         unlimited = keys.max_kl is not None and not here.task_kl.is_file()  # as an older run leaves it
         summary = files.read_json(here.measurements / "summary.json")
@@ -231,11 +269,13 @@ class Executor:
 
     def _base_is_missing(self) -> bool:
         asked = self.loaded.recipe.forgetting.probes != "none"
-        return asked and not (self.dir.base_measurements / "summary.json").is_file()
+        return asked and not measurements.is_whole(self.dir.base_measurements)
 
     def _execute(self, plan: StagePlan, ticket: Ticket) -> None:
         here = self.dir.stage(plan.id)
         take_inputs(self.loaded, self.dir, plan, ticket)
+        if not ticket.measure_only:
+            self._assert_whole(plan)
         self._tell_unlearnt(plan, ticket)
         self.changed = True
         ticket.measure_base = self._base_is_missing()

@@ -117,6 +117,8 @@ def start(run: Path, launch: Launch, log: Path, place: Place = ALONE) -> subproc
     how.write()
     users = {name: value for name, value in os.environ.items() if name not in command.FOREIGN}
     environment = how.environment | users | {"PYTHONSAFEPATH": "1"}
+    if log.is_symlink():  # what it points to is not the run's
+        log.unlink()
     with log.open("ab") as out:
         return subprocess.Popen(
             how.command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment, start_new_session=True

@@ -10,6 +10,7 @@ from typing import Any
 
 from align import report
 from align.errors import AlignError, Exit
+from align.forgetting import measurements
 from align.preflight.check import Prepared, check_disk, prepare
 from align.recipe import resolved
 from align.recipe.plan import Loaded, StagePlan
@@ -130,7 +131,7 @@ class Run:
         stage's way, and with --only that of its stage, if that is the one that measures it."""
         only = [plan for plan in self.loaded.stages if plan.id == self.options.only]
         ways = [self._way_of_base(prepared, plan) for plan in (self.loaded.stages[0], *only)]
-        kept = (self.dir.base_measurements / "summary.json").is_file()
+        kept = measurements.is_whole(self.dir.base_measurements)
         if self.record.base is not None and self.record.base not in ways:
             self.dir.supersede(self.dir.base_measurements)
             kept = False
@@ -241,7 +242,7 @@ class Run:
             return
         self._save()
         measured = (self.dir.base_measurements / "summary.json").is_file()
-        lost = measured and files.read_json(self.dir.forgetting) is None
+        lost = measured and "mean" not in files.read_object(self.dir.forgetting)
         if not (self.changed or lost) and (self.dir.root / "report.html").is_file():
             return
         self._tabulate()
@@ -282,7 +283,7 @@ class Run:
 
 def _recorded(run: RunDir) -> RunRecord | None:
     """run.json as it was left; None where there is none."""
-    return reading.whole(run.record, RunRecord, "give another --run-dir, or remove the file: the run then starts over")
+    return reading.sound(run.record, RunRecord, reading.OTHER)
 
 
 def _now() -> str:

@@ -133,9 +133,9 @@ class Job:
 
         from align.policy.load import native_bf16
 
-        begun = files.read_json(self.dir.precision) if self.ticket.resume_from else None
-        if begun is not None:
-            return bool(begun["bf16"])
+        begun = files.read_object(self.dir.precision).get("bf16") if self.ticket.resume_from else None
+        if isinstance(begun, bool):
+            return begun
         chosen = native_bf16()
         if PartialState().is_main_process:
             files.write_json(self.dir.precision, {"bf16": chosen})

@@ -14,6 +14,7 @@ more for several; but they are another order of rows, and always hold a row agai
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -153,7 +154,7 @@ class KeptReference(BaseTrainer, ABC):
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             temporary = file.with_suffix(".part")
-            save_file(found, temporary, metadata=split)
+            save_file(found, temporary, metadata=split | {"sha256": _digest(found)})
             temporary.replace(file)
         self.accelerator.wait_for_everyone()
         return found
@@ -200,12 +201,25 @@ def _read(file: Path, split: dict[str, str], places: Sequence[int]) -> Columns |
     """What is kept, if it is of the same batches: a run may go on with another number of processes."""
     if not file.is_file():
         return None
-    with safe_open(file, "pt") as stored:
-        names = list(stored.keys())
-        if stored.metadata() != split or ROWS not in names:
-            return None
-        found = {name: stored.get_tensor(name) for name in names}
+    try:
+        with safe_open(file, "pt") as stored:
+            names, told = list(stored.keys()), dict(stored.metadata() or {})
+            found = {name: stored.get_tensor(name) for name in names}
+    except SafetensorError:  # it is cut, or altered in its head
+        return None
+    sha256 = told.pop("sha256", None)
+    if told != split or ROWS not in names or sha256 not in (None, _digest(found)):
+        return None
     return found if found[ROWS].tolist() == list(places) else None
+
+
+def _digest(found: Columns) -> str:
+    """Of the numbers, which steer every step."""
+    parts = hashlib.sha256()
+    for name in sorted(found):
+        parts.update(name.encode())
+        parts.update(found[name].numpy().tobytes())
+    return parts.hexdigest()
 
 
 @contextlib.contextmanager

@@ -293,8 +293,9 @@ class PpoTrainer(Online, RLOOTrainer):
             return super()._clip_grad_norm(model)
         limit, named = self.args.max_grad_norm, list(model.named_parameters())
         self.accelerator.unscale_gradients()  # once: accelerate's own clipping would do it for each half
-        nn.utils.clip_grad_norm_([p for name, p in named if critics.is_critic(name)], limit)
-        return nn.utils.clip_grad_norm_([p for name, p in named if not critics.is_critic(name)], limit)
+        critic = nn.utils.clip_grad_norm_([p for name, p in named if critics.is_critic(name)], limit)
+        policy = nn.utils.clip_grad_norm_([p for name, p in named if not critics.is_critic(name)], limit)
+        return policy if torch.isfinite(critic) else critic  # one that is no number must be seen
 
     def progress(self) -> dict[str, Any]:
         """With the controller, and whether the rollout under way is used up."""

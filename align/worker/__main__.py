@@ -172,6 +172,8 @@ def _of_the_disk(error: Exception) -> AlignError | None:
 
 def _is_secondhand(error: Exception) -> bool:
     """Whether another process is gone, one of those that train or one that loads rows; and this one only tells so."""
+    if "torch" not in sys.modules:  # it may be what could not be imported
+        return False
     import torch
 
     text = str(error)
@@ -227,6 +229,8 @@ def redirect(here: StageDir) -> None:
     log = here.log_of(_rank())
     sys.stdout.flush()
     sys.stderr.flush()
+    if log.is_symlink():  # what it points to is not the run's
+        log.unlink()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

@@ -199,7 +199,7 @@ def save(
     outcome = _outcome(at, built, metrics, spent, measured, policy)
     card.write(here.model, at.run, at.ticket, outcome)
     outcome.artifacts = files.artifacts(here.model, here.root)
-    files.write_json(here.outcome, outcome.model_dump(mode="json"))
+    files.write_json(here.outcome, files.sealed(outcome.model_dump(mode="json")))
     return outcome
 
 

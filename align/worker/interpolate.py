@@ -205,7 +205,7 @@ def _save(found: Search, share: float, measured: dict[str, float]) -> Policy:
     rank = found.update.rank
     card.write(decided.model, at.run, at.ticket, outcome, [f"{note}, of rank {rank}" if rank else note])
     outcome.artifacts = files.artifacts(decided.model, decided.root)
-    files.write_json(decided.outcome, outcome.model_dump(mode="json"))
+    files.write_json(decided.outcome, files.sealed(outcome.model_dump(mode="json")))
     return policy
 
 

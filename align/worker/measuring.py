@@ -226,5 +226,5 @@ def measure_again(
     outcome.warnings += [text for text in job.warnings if text not in outcome.warnings]
     card.write(job.dir.model, run, ticket, outcome)  # it shows what was measured
     outcome.artifacts = files.artifacts(job.dir.model, job.dir.root)
-    files.write_json(job.dir.outcome, outcome.model_dump(mode="json"))
+    files.write_json(job.dir.outcome, files.sealed(outcome.model_dump(mode="json")))
     return outcome
