@@ -86,8 +86,9 @@ def test_a_torn_file_is_as_none_and_a_wrong_one_is_named(tmp_path: Path) -> None
     path.write_text('{"name": "x", "sta')
     assert reading.whole(path, RunRecord) is None
     path.write_text('{"name": "x", "stages": {"sft": {"stage": 3}}}')
+    assert reading.whole(path, RunRecord) is None
     with pytest.raises(AlignError) as caught:
-        reading.whole(path, RunRecord, "mend it")
+        reading.sound(path, RunRecord, "mend it")
     assert str(caught.value) == f"{path}: stages.sft.stage: Input should be a valid string\n  -> mend it"
 
 

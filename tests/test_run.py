@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import runs
+from align.run_folder import files
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,9 @@ def test_logging_more_often_trains_nothing(finished: tuple[Path, Path], tmp_path
     """Nor does a newer align, which calls a key of the records otherwise."""
     recipe, folder = copied(finished, tmp_path)
     outcome = folder / "stages" / "sft" / "outcome.json"
-    outcome.write_text(outcome.read_text(encoding="utf-8").replace('"probes_sha256"', '"measured"'), encoding="utf-8")
+    known = files.unsealed(files.read_json(outcome))
+    assert known is not None
+    files.write_json(outcome, files.sealed({**known, "measured": known.pop("probes_sha256")}))
     again = runs.run(recipe, folder, "--set", "stages.sft.training.logging_steps=7")
     assert "sft: done already" in again.stderr and "dpo: done already" in again.stderr
 
