@@ -14,9 +14,11 @@ from transformers import TrainerState
 import runs
 from align.data.order import GROUP, RowOrder
 from align.errors import AlignError, Exit
+from align.rl.critic import NAME as CRITIC
 from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
 from align.stage.finite import Exploding, Finite
+from align.trainers.ppo import PpoTrainer
 
 HERE = Path(__file__).parent
 RECIPE = f"""\
@@ -128,6 +130,27 @@ def test_the_rows_of_the_step_are_named_by_their_lines(norm: float, number: int)
     lines = ", ".join(str(row + 1) for row in sorted(order) if row < 24)
     assert f"step {number}, with lines {lines} of runs/nan/data/sft.jsonl and 2 replayed ones: " in error.value.what
     assert error.value.exit == Exit.STAGE_FAILED
+
+
+def test_the_rows_of_a_pair_are_named_where_they_stand_by_the_places_of_steps() -> None:
+    told: Any = Told()
+    trainer: Any = Trains(float("nan"))
+    trainer.train_dataset = SimpleNamespace(rows=trainer.train_dataset)
+    with pytest.raises(AlignError, match="diverged in step 2, with lines "):
+        step(Finite(told, trainer), trainer, 2)
+
+
+@pytest.mark.parametrize(("policy", "critic", "seen"), [(3.0, 4.0, 3.0), (3.0, float("nan"), float("nan"))])
+def test_a_gradient_of_the_critic_that_is_no_number_is_seen(policy: float, critic: float, seen: float) -> None:
+    model = torch.nn.ModuleDict(
+        {"policy": torch.nn.Linear(1, 1, bias=False), CRITIC: torch.nn.Linear(1, 1, bias=False)}
+    )
+    for name, value in (("policy", policy), (CRITIC, critic)):
+        part: Any = model[name]
+        part.weight.grad = torch.tensor([[value]])
+    trainer: Any = SimpleNamespace(is_deepspeed_enabled=False, args=SimpleNamespace(max_grad_norm=1.0))
+    trainer.accelerator = SimpleNamespace(unscale_gradients=lambda: None)
+    assert float(PpoTrainer._clip_grad_norm(trainer, model)) == pytest.approx(seen, nan_ok=True)
 
 
 def test_packed_rows_are_not_named() -> None:

@@ -93,7 +93,7 @@ class Finite(TrainerCallback):
             return
         stage = self.job.ticket.stage
         before = f", and {IN_A_ROW} steps before it were left out" if self.skipped > IN_A_ROW else ""
-        remedy = f"lower `stages.{stage}.training.learning_rate`, or see whether something is wrong with these rows"
+        remedy = f"lower `stages.{stage}.training.learning_rate`, or see whether something is wrong with its rows"
         skip = "" if before else f"; `on_nan: skip` in stage '{stage}' leaves such a step out"
         raise AlignError(
             f"the training of stage '{stage}' diverged in {where}: {how}{before}",
@@ -104,8 +104,9 @@ class Finite(TrainerCallback):
     def _rows(self, step: int) -> str:
         """Where the rows of a step stand; empty where they are no longer one by one in the order of a file."""
         order, ticket = getattr(self.trainer, "row_order", None), self.job.ticket
-        columns = getattr(self.trainer.train_dataset, "column_names", ())
-        if order is None or GROUP not in columns or len(self.trainer.train_dataset) != len(self.job.rows):
+        table = getattr(self.trainer.train_dataset, "rows", self.trainer.train_dataset)  # rows by the place of a step
+        columns = getattr(table, "column_names", ())
+        if order is None or GROUP not in columns or len(table) != len(self.job.rows):
             return ""
         rows, batch = order(), self.job.global_batch
         at = (step - 1) * batch

@@ -34,7 +34,7 @@ def load(name: str, root: Path) -> Program:
         path = user_paths.find(name, root, Path.is_file)
         if path is None:
             raise AlignError(f"there is no stage file '{name}'", _near_file(name, root))
-        user_paths.text(path, name)
+        user_paths.text(path, name)  # refused where it cannot be read, or is no text
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         module = _execute(f"align_user_stage_{digest[:12]}", path, name)
         return Program(name, path.resolve(), _declared(module, name), digest)
