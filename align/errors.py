@@ -53,6 +53,18 @@ class AlignError(Exception):
         return f"{head}\n  -> {self.remedy}" if self.remedy else head
 
 
+class OutOfMemory(AlignError):
+    """A stage's training took more memory than there was.
+
+    Args:
+        step: that it ran out in.
+    """
+
+    def __init__(self, what: str, remedy: str, step: int, exit: Exit) -> None:
+        self.step = step
+        super().__init__(what, remedy, exit=exit)
+
+
 class Faults(AlignError):
     """All faults of one input at once, so that nobody mends them one run at a time."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -35,8 +37,22 @@ def load(path: Path, name: str, purpose: str) -> Callable[..., Any]:
         del sys.modules[called]
         what = f"the file of the {purpose} cannot be imported: {type(error).__name__}: {error}"
         raise AlignError(what, "correct it", exit=Exit.STAGE_FAILED) from error
-    found: Callable[..., Any] = getattr(module, name)
-    return found
+    return _in_one_process(getattr(module, name))
+
+
+def _in_one_process(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function; a process that it forks and that comes back from it ends here, or two would train."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **named: Any) -> Any:
+        process = os.getpid()
+        try:
+            return function(*arguments, **named)
+        finally:
+            if os.getpid() != process:
+                os._exit(1)
+
+    return called
 
 
 def taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

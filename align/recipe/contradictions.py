@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, FaultList
@@ -11,12 +12,12 @@ from align.forgetting.keys import ForgettingKeys
 from align.parameterization import chain
 from align.penalties import keys as penalties
 from align.policy.base import Base
-from align.recipe import pipeline, training_arguments
+from align.recipe import optimization, pipeline, training_arguments
 from align.recipe.document import Document, dotted
 from align.stage.keys import Setting
 
 if TYPE_CHECKING:
-    from align.recipe.plan import StagePlan
+    from align.recipe.plan import Loaded, StagePlan
 
 Layers = Mapping[str, Sequence[chain.Layer]]
 """The adapters of a policy, by the stage that hands it on."""
@@ -136,6 +137,15 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers) -> list[AlignError
         *(read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found),
         *_idle(read, plan),
     ]
+
+
+def goes(loaded: Loaded, plan: StagePlan, training: dict[str, Any]) -> bool:
+    """Whether a stage could be trained with these training arguments in place of its own."""
+    given = {name: value for name, value in training.items() if value != plan.training.get(name)}
+    keys = plan.keys.model_copy(update={"training": {**plan.keys.training, **given}})
+    layers = of_chain(loaded.document, loaded.stages, FaultList())
+    other = replace(plan, training=training, keys=keys)
+    return not of_stage(loaded.document, other, layers) and not any(optimization.faults(training))
 
 
 def of_base(read: Document, plans: Sequence[StagePlan], base: Base) -> Iterator[AlignError]:

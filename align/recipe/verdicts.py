@@ -257,7 +257,7 @@ ENGINE: Final = {
     "sync_ref_model": _REFERENCE,
     "ref_model_mixup_alpha": _REFERENCE,
     "ref_model_sync_steps": _REFERENCE,
-    "auto_find_batch_size": "the batch size affects the result; lower per_device_train_batch_size",
+    "auto_find_batch_size": "use the stage's `on_out_of_memory`, which keeps the global batch as it is",
     "skip_memory_metrics": "memory is in `metrics.jsonl` and `outcome.json`; leave it out",
     "do_train": _SAID_ELSEWHERE,
     "do_eval": "use the stage's `eval_data`",

@@ -16,12 +16,17 @@ def seal(checkpoint: Path) -> None:
 
 def whole_checkpoint(checkpoints: Path) -> Path | None:
     """The last whole checkpoint; torn and altered ones after it are removed."""
-    found = [p for p in checkpoints.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    for path in latest_first(checkpoints):
         if _is_whole(path):
             return path
         remove(path)
     return None
+
+
+def latest_first(checkpoints: Path) -> list[Path]:
+    """All checkpoints, whole or not."""
+    found = [path for path in checkpoints.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -59,7 +59,7 @@ class Heart:
     """Writes the signs of one process."""
 
     def __init__(self, path: Path, rank: int, world: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock, self.written, self.signs = clock, 0.0, 0
+        self.clock, self.written, self.signs, self.made = clock, 0.0, 0, 0
         machine = int(os.environ.get("GROUP_RANK", "0"))  # torch's name for it
         told = {"pid": os.getpid(), "machine": machine, "host": socket.gethostname()}
         self.now = Beat(rank=rank, world=world, phase="waiting", **told)
@@ -70,6 +70,7 @@ class Heart:
     def beat(self, phase: Phase | None = None, *, step: int | None = None, stage: str | None = None) -> None:
         """Tell of life; another phase or stage at once, another step ten times a second at most, the same one once."""
         self.signs += 1
+        self.made = self.made if step is None else step
         phase = phase or self.now.phase
         same = phase == self.now.phase and stage in (None, self.now.stage)
         pace = SECONDS if step in (None, self.now.step) else STEP_SECONDS
@@ -118,6 +119,11 @@ def during(phase: Phase) -> Iterator[None]:
         yield
     finally:
         beat(before)
+
+
+def made() -> int:
+    """How many training steps of its stage this process has made; 0 where it is none of a child."""
+    return _heart.made if _heart is not None else 0
 
 
 def leave(code: int) -> None:

@@ -220,6 +220,7 @@ class Ticket(BaseModel):
     ask_base: bool = False  # these alone, where the probes of the base are measured already
     ask_only: bool = False  # the same of a stage that is trained; with `measure_only`
     processes: int
+    parts: int = 1  # that each minibatch of the recipe is cut into, where the memory was too small for it
     launch: Launch = Launch()
     trackers: list[str]
     run_name: str
@@ -329,6 +330,7 @@ class Failure(Record):
         traceback: of what nobody expected.
         rank: the process that failed first.
         secondhand: all that went wrong is that another process was gone.
+        out_of_memory: the training step in which the memory ran out: fewer rows at a time may fit.
     """
 
     what: str
@@ -337,3 +339,4 @@ class Failure(Record):
     traceback: str | None = None
     rank: int = 0
     secondhand: bool = False
+    out_of_memory: int | None = None

@@ -30,6 +30,11 @@ class StageDir:
         return self.root / "decision.json"
 
     @property
+    def batch(self) -> Path:
+        """How many rows at a time the memory was enough for, where it was not for those of the recipe."""
+        return self.root / "batch.json"
+
+    @property
     def attempts(self) -> Path:
         """Other attempts at the stage than the one that stands in its folder, by their numbers."""
         return self.root / "attempts"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from align.errors import AlignError, Exit
+from align.errors import AlignError, Exit, OutOfMemory
 from align.parameterization import chain
 from align.recipe.launch_refusals import compiles
 from align.run_folder import files, messages, reading
@@ -270,6 +270,9 @@ class Child:
             remedy = f"the traceback is in {here.log_of(failure.rank)}; fix the cause and run the same command again"
         if failure.rank:
             files.write_json(here.error, failure.written())
+        if failure.out_of_memory is not None:
+            self.spent = True  # it is gone, and another one has to be started
+            return OutOfMemory(failure.what, remedy, failure.out_of_memory, Exit(failure.exit))
         return AlignError(failure.what, remedy, exit=Exit(failure.exit))
 
     def _memory(self, here: StageDir, stage: str, code: int) -> str:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError, Exit
+from align.errors import AlignError, Exit, OutOfMemory
 from align.forgetting import measurements
 from align.recipe import replays
 from align.recipe.pipeline import BASE
@@ -20,7 +20,7 @@ from align.run_folder.interpolation import InterpolationRequest, InterpolationRe
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Ticket
 from align.run_folder.stage_dir import StageDir
-from align.runner import answers, tickets
+from align.runner import answers, memory, tickets
 from align.runner.child import Child
 from align.runner.live_page import LivePage
 from align.runner.progress import Watcher
@@ -274,6 +274,7 @@ class Executor:
     def _execute(self, plan: StagePlan, ticket: Ticket) -> None:
         here = self.dir.stage(plan.id)
         take_inputs(self.loaded, self.dir, plan, ticket)
+        ticket = memory.fitting(here, ticket)
         if not ticket.measure_only:
             self._assert_whole(plan)
         self._tell_unlearnt(plan, ticket)
@@ -298,6 +299,14 @@ class Executor:
         self.page.write(measured=True)
         try:
             self.child.execute(plan.id, ticket.launch)
+        except OutOfMemory as error:
+            self.note(plan, status="failed")
+            text = memory.halve(here, ticket, self.loaded, plan, error.step)
+            if text is None:
+                raise
+            self.watcher.warn(plan.id, text)
+            self._execute(plan, ticket)
+            return
         except AlignError:
             self.note(plan, status="failed")
             raise

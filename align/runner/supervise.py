@@ -15,7 +15,7 @@ from align.run_folder.heartbeats import Beat
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure
 from align.run_folder.stage_dir import StageDir
-from align.runner import processes, stacks
+from align.runner import logs, processes, stacks
 from align.runner.hung import Listener, Silence
 
 EVERY = 0.5  # seconds between two looks
@@ -90,6 +90,8 @@ class Supervisor:
             return False
         self.looked = now
         self.beats = heartbeats.read(self.run)
+        for beat in self._own():
+            logs.cut(self.run.stage(beat.stage).log_of(beat.rank))
         silence = self.listener.hear(self.beats, now, self._working(), self._moving())
         if self._dead() or any(beat.left for beat in self.beats.values()):
             return not self._is_leaving(now)

@@ -53,7 +53,8 @@ _COSMETIC = (
 # Keys of a stage that stand in the fingerprint by content, not by name.
 _BY_CONTENT = (
     *("data", "eval_data", "replay", "reward", "rewrite"),
-    *("parameterization", "training", "launch", "stage", "policy", "too_long", "on_alarm", "on_nan"),
+    *("parameterization", "training", "launch", "stage", "policy", "too_long", "on_alarm"),
+    *("on_nan", "on_out_of_memory"),
     *("ewc", "l2_sp", "kl_coef"),
 )
 

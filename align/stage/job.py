@@ -26,6 +26,7 @@ from align.run_folder.stage_dir import StageDir
 from align.stage.callbacks import Alive, Interrupted, Ready, Seal, Stop, Watch, figures
 from align.stage.finite import Exploding, Finite, assert_finite
 from align.stage.keys import StageKeys
+from align.stage.room import Room
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -191,7 +192,7 @@ class Job:
         engine.prepare(trainer)
         proof = Ready(lambda: engine.prove(trainer, self.ticket.launch))
         samples = hasattr(trainer, "restored")  # the loss of such a trainer is no measure of how well it does
-        guards = [Finite(self, trainer), *([] if samples else [Exploding(self)])]
+        guards = [Finite(self, trainer), *([] if samples else [Exploding(self)]), Room(trainer)]
         for callback in (*guards, *proving, watch, *watching, Seal(), stop, Alive(), proof):
             trainer.add_callback(callback)
         self._penalise(trainer)

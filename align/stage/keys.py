@@ -82,6 +82,11 @@ class StageKeys(BaseModel):
         description="what to do at a step whose gradients are NaN or infinite: end the stage and keep its last "
         "checkpoint, or make no update in it and go on; the fourth such step in a row ends it",
     )
+    on_out_of_memory: Literal["halve", "stop"] = Field(
+        "halve",
+        description="what to do where the memory runs out in training: go on from the last checkpoint with half as "
+        "many rows at a time, and twice as many of them accumulated, so that the batch stays; or end the stage",
+    )
     training: dict[str, Any] = Field(
         default_factory=dict, description="training arguments, as in `{learning_rate: 1e-4}`"
     )

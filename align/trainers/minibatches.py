@@ -22,12 +22,18 @@ else:
 
 Batch = dict[str, Any]
 
-_NUMBER = "minibatch"  # of an answer, in what TRL makes of a rollout
+NUMBER = "minibatch"  # of an answer, or its part of one, in what TRL makes of a rollout
+MEANS = ("loss_tokens",)  # figures without dimensions that are of a minibatch; others are of the whole rollout
 
 
 class Minibatches(Trainer):
-    """Mixed in before a TRL trainer that samples answers; each method calls `super()`."""
+    """Mixed in before a TRL trainer that samples answers; each method calls `super()`.
 
+    Attributes:
+        parts: that each minibatch is cut into, where a process has no memory for a whole one; they are accumulated.
+    """
+
+    parts: int = 1
     args: Any
     model: Any
     passes: Passes
@@ -46,7 +52,9 @@ class Minibatches(Trainer):
         inner: Any = super()._get_per_token_logps_and_entropies
         if batch_size is None or not self.grouped or rest.get("compute_entropy") or rest.get("compute_aux_loss"):
             return inner(model, input_ids, attention_mask, logits_to_keep, batch_size, **rest)
-        order = by_length(attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:], batch_size)
+        order = by_length(
+            attention_mask[:, :-logits_to_keep], attention_mask[:, -logits_to_keep:], batch_size * self.parts
+        )
         found, values = [], []
         for rows in torch.split(order, batch_size):
             ids, mask, kept = cut(input_ids[rows], attention_mask[rows], logits_to_keep)
@@ -62,20 +70,22 @@ class Minibatches(Trainer):
     def _generate_and_score_completions(self, inputs: list[Any]) -> Batch:
         out: Batch = super()._generate_and_score_completions(inputs)
         size = self.args.per_device_train_batch_size
-        return out | {_NUMBER: by_length(out["prompt_mask"], out["completion_mask"], size).argsort() // size}
+        order = by_length(out["prompt_mask"], out["completion_mask"], size * self.parts)
+        return out | {NUMBER: order.argsort() // size}
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         batch = super()._prepare_inputs(generation_batch)
         if not self.grouped or not self.model.training:
             return batch
-        steps = self.args.steps_per_generation
-        if self._step % steps == 0:  # a pass over the rollout begins
+        if self._step % self.args.steps_per_generation == 0:  # a pass over the rollout begins
             assert self._buffered_inputs is not None
-            drawn = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self._step)
-            order = torch.randperm(steps, generator=drawn).tolist()
+            whole = self.args.steps_per_generation // self.parts
+            drawn = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self._step // self.parts)
+            order = torch.randperm(whole, generator=drawn).tolist()
             if self._step == 0:  # out of memory shows at the first update
-                order.sort(key=lambda number: number < steps - 1)
-            self._buffered_inputs = regrouped(self._buffered_inputs, order)
+                order.sort(key=lambda number: number < whole - 1)
+            parts = [number * self.parts + part for number in order for part in range(self.parts)]
+            self._buffered_inputs = regrouped(self._buffered_inputs, parts)
             batch = self._buffered_inputs[0]
         return trimmed(batch)
 
@@ -118,7 +128,7 @@ def regrouped(batches: Sequence[Batch], order: Sequence[int]) -> list[Batch]:
 
     A figure of the rollout as a whole, a tensor without dimensions, goes into every one.
     """
-    number = torch.cat([batch[_NUMBER] for batch in batches])
+    number = torch.cat([batch[NUMBER] for batch in batches])
     rows = [(number == wanted).nonzero().squeeze(1) for wanted in order]
 
     def chosen(name: str, at: torch.Tensor) -> Any:
@@ -128,6 +138,19 @@ def regrouped(batches: Sequence[Batch], order: Sequence[int]) -> list[Batch]:
         return torch.cat([batch[name] for batch in batches])[at]
 
     return [{name: chosen(name, at) for name in batches[0]} for at in rows]
+
+
+def halved(batches: Sequence[Batch], parts: int) -> list[Batch]:
+    """The minibatches of a rollout, each cut into so many parts of like size, in their order."""
+    found = []
+    for batch in batches:
+        size = next(len(tensor) for tensor in batch.values() if tensor.ndim) // parts
+        for part in range(parts):
+            rows = slice(part * size, (part + 1) * size)
+            cut = {name: tensor[rows] if tensor.ndim else tensor for name, tensor in batch.items()}
+            cut |= {name: cut[name] / parts for name in MEANS if name in cut}
+            found.append(cut | ({NUMBER: cut[NUMBER] * parts + part} if NUMBER in cut else {}))
+    return found
 
 
 def trimmed(batch: Batch) -> Batch:

@@ -91,7 +91,7 @@ class Online(RolloutRecord, Minibatches, BaseTrainer):
     """
 
     def __init__(self, *, job: Job, value: bool = False, **arguments: Any) -> None:
-        self.job, self.seen = job, Seen()
+        self.job, self.seen, self.parts = job, Seen(), job.ticket.parts
         self.record = Recorder(job, Health(None, 0), remedies=WITHOUT_A_CRITIC)
         self.sets = shared_base.plan(job.ticket, job.run.root, value=value)
         args, model = arguments["args"], arguments["model"]

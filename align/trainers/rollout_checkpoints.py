@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from align.errors import AlignError, Exit
 from align.rl import critic
 from align.run_folder import files
+from align.trainers.minibatches import halved
 
 if TYPE_CHECKING:
     from trl import RLOOTrainer as Trainer
@@ -31,6 +32,7 @@ class RolloutCheckpoints(Trainer):
     """Mixed in before a TRL trainer that samples answers; each method of TRL's and transformers' calls `super()`."""
 
     record: Recorder
+    times: int = 1  # as many passes has a rollout now as when the checkpoint was written
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
@@ -42,15 +44,26 @@ class RolloutCheckpoints(Trainer):
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint holds besides TRL's and transformers' own; JSON."""
-        return {"step": self._step, "processes": self.accelerator.num_processes} | self.record.state()
+        made = {"step": self._step, "passes": self.passes_per_rollout, "processes": self.accelerator.num_processes}
+        return made | self.record.state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put it back."""
-        self._step, before = state["step"], state["processes"]
-        if self._step % self.passes_per_rollout and before != self.accelerator.num_processes:
-            what = f"the checkpoint is in the middle of a rollout with {before} processes, but there are "
-            what += f"{self.accelerator.num_processes} now"
+        """Put it back. The same rollout may be cut into smaller minibatches now, and so have more passes.
+
+        Raises:
+            AlignError: it is in the middle of a rollout that cannot go on in this way.
+        """
+        step, now = state["step"], self.passes_per_rollout
+        passes, before = state.get("passes", now), state["processes"]  # an older align has not written the first
+        what = "the checkpoint is in the middle of a rollout"
+        if step % passes and before != self.accelerator.num_processes:
+            what += f" with {before} processes, but there are {self.accelerator.num_processes} now"
             raise AlignError(what, f"run with `--processes {before}`", exit=Exit.BAD_INPUT)
+        if step % passes and now % passes:
+            what += f" of {passes} passes, and there would be {now} now"
+            remedy = "write `per_device_train_batch_size` and `steps_per_generation` as they were, or a part of the "
+            raise AlignError(what, f"{remedy}first and as many times the second", exit=Exit.BAD_INPUT)
+        self._step, self.times = step * now // passes, now // passes
         self.record.load(state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -89,7 +102,7 @@ class RolloutCheckpoints(Trainer):
             for name, tensor in load_file(file).items():
                 number, _, key = name.partition("/")
                 batches.setdefault(int(number), {})[key] = tensor.to(self.accelerator.device)
-            self._buffered_inputs = [batches[number] for number in sorted(batches)]
+            self._buffered_inputs = halved([batches[number] for number in sorted(batches)], self.times)
 
     def restored(self, checkpoint: Path) -> None:
         """Put back what a checkpoint holds of ours besides a rollout under way."""

@@ -21,17 +21,17 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from align import report
-from align.errors import AlignError, Exit, of_the_machine
-from align.parameterization import chain
+from align.errors import AlignError, Exit, OutOfMemory, of_the_machine
 from align.run_folder import files, heartbeats, messages
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Failure, Ticket
 from align.run_folder.stage_dir import StageDir
-from align.worker import signals
+from align.worker import memory, signals
 
 POLL_SECONDS = 0.05
 
@@ -115,14 +115,16 @@ def execute_ticket(run: RunDir, ticket: Ticket, *, interpolated: bool = False) -
     try:
         return _do(run, ticket, interpolated=interpolated)
     except AlignError as error:
+        if isinstance(error, OutOfMemory):
+            traceback.print_exc()
         return _failed(here, error)
     except SystemExit as error:
         traceback.print_exc()
         return _failed(here, _left(error, ticket), traceback.format_exc())
     except Exception as error:
         traceback.print_exc()
-        if _is_out_of_memory(error):
-            return _failed(here, _out_of_memory(ticket))
+        if memory.ran_out(error):
+            return _failed(here, memory.failure(ticket))
         if full := _of_the_disk(error):
             return _failed(here, full)
         if signals.asked(run) and _is_secondhand(error):
@@ -181,23 +183,6 @@ def _is_secondhand(error: Exception) -> bool:
     return of_peers or (text.startswith("DataLoader worker") and "is killed by signal" in text)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, of torch's own memory on a CPU, or of Python."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-def _out_of_memory(ticket: Ticket) -> AlignError:
-    doubled = "gradient_accumulation_steps"
-    if "steps_per_generation" in ticket.training:  # a rollout stays as large as it was
-        doubled = f"{doubled} and steps_per_generation"
-    ways = [f"halve training.per_device_train_batch_size and double {doubled}", "turn gradient_checkpointing on"]
-    if not chain.Layer.of(ticket.parameterization, ticket.stage).quantized:
-        ways.append("use qlora")
-    remedy = f"{', '.join(ways[:-1])}, or {ways[-1]}"
-    return AlignError(f"stage '{ticket.stage}' ran out of memory", remedy, exit=Exit.STAGE_FAILED)
-
-
 def _unexpected(error: Exception, ticket: Ticket) -> AlignError:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     where = f" in rank {_rank()}" if _world() > 1 else ""
@@ -214,7 +199,8 @@ def _left(error: SystemExit, ticket: Ticket) -> AlignError:
 
 def _failed(here: StageDir, error: AlignError, trace: str | None = None, *, secondhand: bool = False) -> Exit:
     """Tell the parent why; of several processes, it knows which failed first."""
-    told = {"secondhand": True} if secondhand else {}
+    told: dict[str, Any] = {"secondhand": True} if secondhand else {}
+    told |= {"out_of_memory": error.step} if isinstance(error, OutOfMemory) else {}
     failure = Failure(what=error.what, remedy=error.remedy, exit=int(error.exit), traceback=trace, rank=_rank(), **told)
     try:
         files.write_json(here.error_of(_rank()), failure.written())

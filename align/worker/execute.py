@@ -28,12 +28,12 @@ from align.policy import load as models
 from align.policy.switchboard import only
 from align.recipe import verdicts
 from align.rl import shared_base
-from align.run_folder import files
+from align.run_folder import files, heartbeats
 from align.run_folder.paths import RunDir
 from align.run_folder.records import LOADING, Outcome, Policy, Ticket
 from align.stage import program as programs
 from align.stage.job import Job
-from align.worker import card, measuring, saving, usage, writing
+from align.worker import card, measuring, memory, saving, usage, writing
 from align.worker.handover import Builder
 from align.worker.proofs import Proving
 from align.worker.rows import learnt, read_rows, recall
@@ -146,10 +146,19 @@ def build(at: Loaded) -> Built:
 
 
 def train(at: Loaded) -> dict[str, Any]:
-    """Train the job's model in place; its final metrics."""
+    """Train the job's model in place; its final metrics.
+
+    Raises:
+        OutOfMemory: fewer rows at a time may fit.
+    """
     keep_near(at.job)
     at.proofs.begin(at.job)
-    metrics = at.program.stage.train(at.job)
+    try:
+        metrics = at.program.stage.train(at.job)
+    except Exception as error:
+        if memory.ran_out(error):
+            raise memory.failure(at.ticket, heartbeats.made() + 1) from error
+        raise
     shutil.rmtree(at.job.dir.tokens, ignore_errors=True)
     _free()  # the trainer, its optimizer and what stood beside the policy are held by cycles
     return metrics

@@ -1,0 +1,38 @@
+"""Room on the disk for a checkpoint, looked at before it is written: what is torn helps nobody."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.errors import AlignError, Exit
+from align.run_folder import checkpoints
+
+MOMENTS = 2  # that an optimizer keeps for each weight, beside the weight
+
+
+class Room(TrainerCallback):
+    """Ends a stage before a checkpoint that would not fit; the one before it is kept."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if not control.should_save or not state.is_local_process_zero or args.output_dir is None:
+            return
+        folder = Path(args.output_dir)
+        needed = self._needed(folder)
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        if needed > free:
+            what = f"the checkpoint of step {state.global_step} takes {needed / 1e6:,.1f} MB of disk space, but "
+            remedy = "free some space, and run the same command again: it goes on from the checkpoint before"
+            raise AlignError(f"{what}'{folder}' has {free / 1e6:,.1f} MB", remedy, exit=Exit.MACHINE)
+
+    def _needed(self, folder: Path) -> int:
+        """Bytes of the last checkpoint; of the first, of what is trained."""
+        for last in checkpoints.latest_first(folder):
+            return sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
+        trained = (one for one in self.trainer.model.parameters() if one.requires_grad)
+        return int(sum(one.numel() * one.element_size() for one in trained)) * (1 + MOMENTS)
