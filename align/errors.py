@@ -118,6 +118,7 @@ _OF_THE_MACHINE = {  # what could not be done, and what to do
     errno.EPERM: ("opened", _PERMISSION),
     errno.ENAMETOOLONG: ("opened", "choose a shorter name"),
     errno.ELOOP: ("opened", "replace the link by what it is to point to"),
+    errno.EEXIST: ("made as a folder", "move away what stands there"),
     errno.EISDIR: ("opened as a file", "move it away"),
     errno.ENOTDIR: ("opened as a folder", "move it away"),
     errno.EIO: ("opened or written", f"the disk failed: see the system's log (`dmesg`), {_AGAIN} on a disk that works"),

@@ -15,12 +15,13 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 
 import runs
-from align.errors import AlignError
+from align.errors import AlignError, of_the_machine
 from align.forgetting import measurements
 from align.policy import base as bases
 from align.policy import stack
 from align.run_folder import checkpoints, files, reading
 from align.run_folder.paths import RunDir
+from align.run_folder.run_record import RunRecord
 from align.trainers import kept_reference
 
 
@@ -38,6 +39,40 @@ def test_a_record_of_another_shape_or_that_was_altered_is_none(value: Any, tmp_p
 def test_a_record_is_read_with_and_without_its_seal(value: Any, tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", value)
     assert reading.whole(tmp_path / "a.json", Record) == Record(steps=3)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, f'{{"a": {"9" * 5000}}}', "\x00", '"\xff'])
+def test_json_that_nothing_can_read_is_as_if_it_was_not_written(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="latin-1")
+    assert files.read_json(path) is None and reading.lines(path) == []
+    with pytest.raises(AlignError, match=r"a\.json.*: the file is damaged"):
+        reading.read(path, Record)
+
+
+def test_a_seal_over_half_a_character(tmp_path: Path) -> None:
+    assert files.unsealed({"a": "\ud800", "seal": "x"}) is None
+
+
+def test_a_disk_that_fails_is_told_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.symlink_to("/proc/self/mem")
+    for read in (files.read_json, files.file_sha256, reading.text):
+        with pytest.raises(OSError, match="Input/output error") as error:
+            read(path)
+        assert error.value.filename == str(path)
+
+
+def test_a_file_where_a_folder_belongs_is_told() -> None:
+    said = of_the_machine(FileExistsError(errno.EEXIST, "File exists", "run/data"))
+    assert said is not None and said.what == "'run/data' cannot be made as a folder: File exists"
+
+
+@pytest.mark.parametrize("changed", [{"created": "2026x-11-30"}, {"stages": {"sft": {"stage": "sft", "started": "x"}}}])
+def test_a_record_with_a_time_that_is_none_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    files.write_json(tmp_path / "run.json", {"name": "a", **changed})
+    with pytest.raises(AlignError, match="Invalid isoformat"):
+        reading.sound(tmp_path / "run.json", RunRecord, reading.OTHER)
 
 
 def checkpoint(folder: Path, step: int) -> Path:

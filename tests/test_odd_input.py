@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import runs
+from align import lab
 from align.errors import AlignError, Faults
 from align.recipe import document
 from align.recipe.load import load, locate
+from align.runner.lines import line
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -128,6 +134,78 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 def test_a_pattern_over_the_whole_disk_is_refused(tmp_path: Path) -> None:
     assert "the pattern '/**/*.zzz' would search the whole disk" in told(tmp_path, "stages.sft.data=/**/*.zzz")
+
+
+def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder, given by mistake, would be walked through for a minute."""
+    monkeypatch.setattr("align.data.sources.MOST", 3)
+    for number in range(4):
+        (tmp_path / f"{number}.jsonl").touch()
+    assert "holds more than 3 files and folders" in told(tmp_path, f"stages.sft.data={tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["odd.txt", "odd.csv", "odd.jsonl", "odd.json"])
+def test_text_of_another_encoding_is_refused(name: str, tmp_path: Path) -> None:
+    """Without a mark at its beginning UTF-16 is valid UTF-8, full of NULs."""
+    text = "first\n" if name.endswith("txt") else '{"text": "a"}\n'
+    (tmp_path / name).write_bytes(text.encode("utf-16-le"))
+    assert f"{name}:1: the line contains NUL characters" in told(tmp_path, f"stages.sft.data={tmp_path / name}")
+
+
+def lab_but(folder: Path, change: Callable[[Path], Any]) -> str:
+    """What is said of the lab's model with one of its files changed."""
+    base = folder / "base"
+    shutil.copytree(lab.MODEL_DIR, base)
+    change(base)
+    return told(folder, "model.base=./base")
+
+
+def changed(name: str, **keys: Any) -> Callable[[Path], Any]:
+    """A JSON file with some keys changed."""
+
+    def change(base: Path) -> None:
+        path = base / name
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({**found, **keys}))
+
+    return change
+
+
+def linked(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to("gone")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda base: (base / "chat_template.jinja").write_bytes(b"\xff"), "the chat_template.jinja of the model"),
+        (linked, "the model.safetensors of the model './base' is a link to nothing"),
+        (lambda base: (base / "generation_config.json").write_text(""), "the generation_config.json of the model"),
+        (changed("config.json", rope_parameters=1.5), "has a rope_parameters that is not a mapping, but 1.5"),
+        (changed("config.json", text_config=[1]), "has a text_config that is not a mapping, but a list"),
+        (lambda base: (base / "config.json").write_text("[" * 100_000), "the config.json of the model"),
+        (lambda base: (base / "config.json").write_text(f'{{"a": {"9" * 5000}}}'), "the config.json of the model"),
+    ],
+)
+def test_a_damaged_model_is_told(change: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
+    assert says in lab_but(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed("tokenizer_config.json", extra_special_tokens=256),
+        changed("tokenizer.json", added_tokens=[{"id": 3}, {"id": 4, "content": ["a"]}, {"id": [], "content": "a"}, 5]),
+        changed("tokenizer.json", model={"vocab": 3}),
+    ],
+)
+def test_odd_tokens_do_not_trace_back(change: Callable[[Path], Any], tmp_path: Path) -> None:
+    lab_but(tmp_path, change)
+
+
+def test_what_a_terminal_obeys_is_shown(tmp_path: Path) -> None:
+    assert line("a\x1b]0;title\x07\n\tb\x9b", "note").plain == "note a\\x1b]0;title\\x07\n\tb\\x9b"
 
 
 def test_a_current_folder_that_is_gone_is_told(tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ def test_no_private_name_is_touched_that_the_table_has_not() -> None:
             private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("_")
             if private and node.attr not in ours:
                 found[node.attr].add(file)
-    assert found == {name: files for name, (_, files) in PRIVATE.items()} | {"_exit": {"functions/calling.py", "worker/__main__.py"}}
+    assert found == {name: files for name, (_, files) in PRIVATE.items()} | {
+        "_exit": {"functions/calling.py", "worker/__main__.py"}
+    }
 
 
 @pytest.mark.parametrize("name", PRIVATE)

@@ -13,6 +13,7 @@ from align.errors import AlignError, Place
 
 _BOM: Final = b"\xef\xbb\xbf"
 _WIDE_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
+_NUL: Final = "the line contains NUL characters: the file is UTF-16, or no text"
 _SAVE_AS_UTF8: Final = "save the file as UTF-8"
 
 
@@ -62,18 +63,24 @@ def lines(file: DataFile) -> Iterator[tuple[int, str | AlignError]]:
                 if number == 1 and raw.startswith(_WIDE_BOMS):
                     return  # every other line would be reported as well
                 continue
+            if "\0" in text:
+                yield number, AlignError(_NUL, _SAVE_AS_UTF8, place=Place(file.label, number))
+                return
             if text.strip():
                 yield number, text
 
 
 def whole_text(file: DataFile) -> str:
-    """The text of a file without its byte order mark; raises AlignError where it is not UTF-8."""
+    """The text of a file without its byte order mark; raises AlignError where it is not UTF-8 text."""
     with _open(file) as stream:
         raw = stream.read().removeprefix(_BOM)
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _not_utf8(file.label, raw.count(b"\n", 0, error.start) + 1, error) from None
+    if "\0" in text:
+        raise AlignError(_NUL, _SAVE_AS_UTF8, place=Place(file.label, text.count("\n", 0, text.index("\0")) + 1))
+    return text
 
 
 def _open(file: DataFile) -> BinaryIO:

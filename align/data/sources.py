@@ -23,6 +23,7 @@ from align.errors import AlignError
 __all__ = ["DataSource", "Row", "identity", "read", "scan"]
 
 LAB: Final = "lab/"
+MOST: Final = 100_000  # files and folders below one that is given as data
 
 Format = Literal[
     "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "unpaired", "prompt"
@@ -167,8 +168,12 @@ def _elsewhere(source: DataSource, text: str, places: list[Path]) -> list[DataFi
 
 def _folder(folder: Path, source: DataSource) -> list[DataFile]:
     """Every data file under a folder; where their names tell splits, those of other splits are left out."""
-    names = layout.data_files(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     label = _local(folder).label
+    below = list(islice(folder.rglob("*"), MOST + 1))
+    if len(below) > MOST:
+        what = f"the folder {label} holds more than {MOST:,} files and folders"
+        raise AlignError(what, "give the one that the data are in, or a pattern such as data/*.jsonl")
+    names = layout.data_files(path.relative_to(folder).as_posix() for path in below if path.is_file())
     if not names:
         what = f"the folder {label} has no file with a supported extension"
         raise AlignError(what, f"supported are {', '.join(READERS)}; all but .parquet may be followed by .gz")

@@ -84,7 +84,7 @@ def find(model_folder: Path) -> str | None:
         return None
     found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
     if isinstance(found, list):
-        named = {entry["name"]: entry["template"] for entry in found}
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else None
 

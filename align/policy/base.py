@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align import user_paths
-from align.errors import AlignError, Exit
+from align.errors import AlignError, Exit, shown
 from align.run_folder import files as run_files
 
 LAB = "lab"
@@ -46,7 +46,7 @@ class Base:
     @property
     def context(self) -> int | None:
         """The positions that the model was made for; None where its configuration sets no such limit."""
-        config = self.config.get("text_config") or self.config
+        config = self.config.get("text_config") or self.config  # mappings, as `check_folder` has seen
         scaled = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("factor")
         found = config.get("max_position_embeddings") or config.get("n_positions")
         return found if isinstance(found, int) and not scaled else None
@@ -122,15 +122,29 @@ def check_folder(name: str, folder: Path, *, weights: bool = True) -> dict[str, 
         what = f"'{name}' has no config.json, so it is not a model"
         raise AlignError(what, "give a folder that save_pretrained of transformers wrote")
     config = _json(name, folder / "config.json")
+    _check_shape(name, config)
     if weights:
         _check_weights(name, folder)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         what = f"the model '{name}' has no tokenizer"
         raise AlignError(what, "save the tokenizer into the same folder (tokenizer.save_pretrained)")
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json"):
         if (folder / file).is_file():
             _json(name, folder / file)
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        _read(name, template)
     return config
+
+
+def _check_shape(name: str, config: dict[str, Any]) -> None:
+    """Raises AlignError where a key of a config.json that is read here holds something else than a mapping."""
+    text = config.get("text_config")
+    for one in (config, text if isinstance(text, dict) else {}):
+        for key in ("text_config", "rope_parameters", "rope_scaling", "quantization_config"):
+            if one.get(key) is not None and not isinstance(one[key], dict):
+                what = f"the config.json of the model '{name}' has a {key} that is not a mapping, but {shown(one[key])}"
+                raise AlignError(what, _COPY_AGAIN)
 
 
 def _base_of(adapter: Path) -> str:
@@ -140,15 +154,24 @@ def _base_of(adapter: Path) -> str:
     return "give the base model that it was trained on" + (f", '{base}'" if base else "")
 
 
+def _read(name: str, path: Path) -> str:
+    try:
+        with run_files.named(path):
+            return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise AlignError(f"the {path.name} of the model '{name}' is not UTF-8", _COPY_AGAIN) from None
+
+
 def _json(name: str, path: Path) -> dict[str, Any]:
     what = f"the {path.name} of the model '{name}' is"
+    text = _read(name, path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         what = f"{what} broken JSON, at line {error.lineno} column {error.colno}"
         raise AlignError(what, _COPY_AGAIN) from None
-    except UnicodeDecodeError:
-        raise AlignError(f"{what} not UTF-8", _COPY_AGAIN) from None
+    except run_files.NO_JSON:
+        raise AlignError(f"{what} not JSON that anything could read", _COPY_AGAIN) from None
     if not isinstance(content, dict):
         raise AlignError(f"{what} not a JSON object", _COPY_AGAIN)
     return content
@@ -156,6 +179,10 @@ def _json(name: str, path: Path) -> dict[str, Any]:
 
 def _check_weights(name: str, folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
+    gone = next((file for file in files if not file.is_file()), None)
+    if gone is not None:
+        what = f"the {gone.name} of the model '{name}' is {'a folder' if gone.is_dir() else 'a link to nothing'}"
+        raise AlignError(what, _COPY_AGAIN)
     if not files:
         what = f"the model '{name}' holds no safetensors weights"
         if any(path for pattern in _PICKLED for path in folder.glob(pattern)):
@@ -194,7 +221,7 @@ def heads(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check_whole(name: str, file: Path) -> None:
     """A safetensors file begins with the length of its header, which says where each tensor ends."""
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with run_files.named(file), file.open("rb") as stream:
         start = stream.read(len(_LFS))
         stream.seek(8)
         length = int.from_bytes(start[:8], "little")
@@ -205,7 +232,7 @@ def _check_whole(name: str, file: Path) -> None:
     try:
         tensors = json.loads(header)
         needed = max((t["data_offsets"][1] for key, t in tensors.items() if key != "__metadata__"), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (*run_files.NO_JSON, AttributeError, KeyError, TypeError):
         raise AlignError(f"the {file.name} of the model '{name}' is not a safetensors file", _COPY_AGAIN) from None
     if size < 8 + length + needed:
         what = f"the {file.name} of the model '{name}' is cut short: {size:,} of {8 + length + needed:,} bytes"

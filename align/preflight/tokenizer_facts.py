@@ -80,10 +80,20 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     whole = _mapping(folder / "tokenizer.json")
     if not whole:
         return _mapping(folder / "vocab.json")
-    vocabulary = (whole.get("model") or {}).get("vocab") or {}
+    model = whole.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # Unigram: pairs of a token and its score, by id
-        vocabulary = {token: id for id, (token, *_) in enumerate(vocabulary)}
-    return {**vocabulary, **{token["content"]: token["id"] for token in whole.get("added_tokens") or []}}
+        vocabulary = {entry[0]: id for id, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+    found = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    found |= {_text(token): token.get("id") for token in _added(whole)}
+    # what is no token and no number is left to the library that reads the file, and refuses it
+    return {token: id for token, id in found.items() if isinstance(token, str) and token and isinstance(id, int)}
+
+
+def _added(whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tokens that a tokenizer.json has beside its vocabulary."""
+    listed = whole.get("added_tokens")
+    return [token for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
 
 
 def _named(config: dict[str, Any]) -> Iterator[str]:
@@ -92,7 +102,8 @@ def _named(config: dict[str, Any]) -> Iterator[str]:
         if key.endswith("_token"):
             yield from filter(None, [_text(value)])
         elif key in ("additional_special_tokens", "extra_special_tokens"):
-            yield from filter(None, map(_text, value.values() if isinstance(value, dict) else value or []))
+            listed = list(value.values()) if isinstance(value, dict) else value
+            yield from filter(None, map(_text, listed if isinstance(listed, list) else []))
 
 
 def _used(folder: Path, beyond: dict[str, int], texts: Iterable[Any]) -> Iterator[str]:
@@ -113,8 +124,8 @@ def _used(folder: Path, beyond: dict[str, int], texts: Iterable[Any]) -> Iterato
 def _special(folder: Path, config: dict[str, Any]) -> set[str]:
     """The tokens that are no words."""
     decoder = config.get("added_tokens_decoder")
-    added = [*(_mapping(folder / "tokenizer.json").get("added_tokens") or [])]
-    added += list(decoder.values()) if isinstance(decoder, dict) else []
+    added = _added(_mapping(folder / "tokenizer.json"))
+    added += [token for token in decoder.values() if isinstance(token, dict)] if isinstance(decoder, dict) else []
     return {*_named(config), *(_text(token) for token in added if token.get("special"))}
 
 

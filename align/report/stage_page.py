@@ -119,7 +119,7 @@ def _outcome_facts(outcome: Outcome) -> Iterable[Fact]:
     method = outcome.parameterization.get("method")
     if method:
         yield Fact("Method", str(method))
-    if outcome.parameters:
+    if {"total", "trainable"} <= outcome.parameters.keys():
         total, trainable = outcome.parameters["total"], outcome.parameters["trainable"]
         share = f" ({trainable / total:.2%})" if total else ""
         yield Fact("Trains", f"{trainable:,} of {total:,} weights{share}")

@@ -16,6 +16,7 @@ from typing import Any
 from align.errors import AlignError
 
 PART = ".aligning"  # ends the name of a file that is being written
+NO_JSON = (ValueError, RecursionError)  # what is raised of text that is not JSON, or is nested or long beyond measure
 _FOLDERS = ("base", "data", "launch", "stages")  # of a run
 
 
@@ -79,9 +80,20 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, default: Any = None) -> Any:
     """Read JSON; `default` when the file is missing or torn, as if it had never been written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        with named(path):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, *NO_JSON):
         return default
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Within, a disk that fails is told with the file that it fails at, which reading alone does not tell."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -93,12 +105,12 @@ def read_object(path: Path) -> dict[str, Any]:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with named(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

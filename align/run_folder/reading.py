@@ -21,7 +21,8 @@ OTHER = "give another --run-dir, or remove the file: the run then starts over"
 
 def text(path: Path) -> str:
     """The content of a file, and nothing where there is none."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    with files.named(path):
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def read(path: Path, kind: type[R]) -> R:
@@ -35,6 +36,8 @@ def read(path: Path, kind: type[R]) -> R:
     except json.JSONDecodeError as error:
         place = Place(str(path), error.lineno, error.colno)
         raise AlignError(f"the file is damaged: {error.msg}", REMEDY, place=place) from error
+    except files.NO_JSON as error:
+        raise AlignError("the file is damaged", REMEDY, place=Place(str(path))) from error
     return _validated(value, kind, path, REMEDY)
 
 
@@ -82,7 +85,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     for line in text(path).split("\n"):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except files.NO_JSON:
             continue
         if isinstance(value, dict):
             found.append(value)
@@ -120,4 +123,5 @@ def _validated(value: Any, kind: type[R], path: Path, remedy: str) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise AlignError(f"{where}: {first['msg']}", remedy, place=Place(str(path))) from error
+        said = "it has to be a mapping" if first["type"] == "model_type" else first["msg"]
+        raise AlignError(f"{where}: {said}", remedy, place=Place(str(path))) from error

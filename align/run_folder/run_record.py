@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeAlias
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import ConfigDict, field_validator
+from pydantic import AfterValidator, ConfigDict, field_validator
 
 from align.run_folder.records import FORMAT, Record
 
 STAGE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 Status: TypeAlias = Literal["pending", "running", "done", "stopped", "failed", "interrupted"]
+
+
+def _moment(value: str | None) -> str | None:
+    """ISO 8601; raises ValueError where it is not."""
+    if value is not None:
+        datetime.fromisoformat(value)
+    return value
+
+
+Moment: TypeAlias = Annotated[str | None, AfterValidator(_moment)]
 
 
 class Kept(Record):
@@ -36,9 +47,9 @@ class StageEntry(Kept):
     inputs: Mapping[str, str | list[str]] = {}
     fingerprint: str | None = None
     status: Status = "pending"
-    started: str | None = None
+    started: Moment = None
     resumed_from: str | None = None
-    ended: str | None = None
+    ended: Moment = None
     seconds: float | None = None
 
 
@@ -62,7 +73,7 @@ class RunRecord(Kept):
 
     format: int = FORMAT
     name: str
-    created: str | None = None
+    created: Moment = None
     stages: Mapping[str, StageEntry] = {}
     align: str = "unknown"
     pipeline: str | None = None
