@@ -1,0 +1,1 @@
+"""What `benchmarks.fuzz` damages: recipes, data files, models and run folders."""
