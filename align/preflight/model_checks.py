@@ -13,7 +13,7 @@ from align.data.lengths import Lengths
 from align.errors import AlignError
 from align.policy import base as bases
 from align.policy.base import Base
-from align.preflight import replayed, rows_that_fit, tokenizer_facts, written
+from align.preflight import model_code, replayed, rows_that_fit, tokenizer_facts, written
 from align.preflight.rows_that_fit import StageRows
 from align.preflight.stage_tables import StageTables
 from align.recipe.keys import ModelKeys
@@ -39,6 +39,8 @@ class ModelChecks(StageTables):
             revision = self.commit or keys.revision
             looked_up = {"offline": self.offline, "weights": self.weights, "code": keys.trust_remote_code}
             base = bases.resolve(keys.base, revision, root=self.loaded.root, **looked_up)
+            if base.path is not None and not keys.trust_remote_code:
+                model_code.check(base)
         except AlignError as error:
             self.add(error, ("model", "base"))
             return None

@@ -69,6 +69,11 @@ class StageDir:
         """What one of several processes prints."""
         return self.log if rank == 0 else self.root / f"log.rank{rank}.txt"
 
+    @property
+    def logs(self) -> list[Path]:
+        """What the processes of the stage have printed."""
+        return [path for path in (self.log, *sorted(self.root.glob("log.rank*.txt"))) if path.is_file()]
+
     def error_of(self, rank: int) -> Path:
         """Why one of several processes failed."""
         return self.error if rank == 0 else self.root / f"error.rank{rank}.json"

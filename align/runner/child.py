@@ -12,7 +12,7 @@ from contextlib import suppress
 from align.errors import AlignError, Exit, OutOfMemory
 from align.parameterization import chain
 from align.recipe.launch_refusals import compiles
-from align.run_folder import files, messages, reading
+from align.run_folder import files, messages, reading, secrets
 from align.run_folder.comparison import ComparisonRequest, ComparisonResult
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
 from align.run_folder.launch import ALONE, Launch
@@ -103,6 +103,13 @@ class Child:
 
     def _until(self, done: Callable[[], bool], stage: str, at: str = "") -> None:
         """Wait, and see whether the processes are well."""
+        try:
+            self._wait(done, stage, at)
+        finally:
+            for log in (self.dir.child_log, *self.dir.stage(stage).logs):
+                secrets.hide_in(log)
+
+    def _wait(self, done: Callable[[], bool], stage: str, at: str) -> None:
         process, supervisor = self._at_work()
         while not done():
             self.watcher.refresh()

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from align.errors import AlignError, Exit
 from align.recipe.notify_keys import Notify
 from align.report import records, sentence
+from align.run_folder import secrets
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Record
 from align.version import VERSION
@@ -29,7 +30,6 @@ FORMAT = 1  # of the document
 PATIENCE = 10.0  # seconds that a hook may take, and that the end of a run waits for all that is still to be told
 Event = Literal["end", "gate", "failure", "interrupt"]
 
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|HOOK|NOTIFY", re.IGNORECASE)
 _URL = re.compile(r"(\w+://)(?:[^\s/@'\"]*@)?([^\s/?#'\"]+)([^\s?#'\"]*)(\?[^\s'\"]*)?")
 
 
@@ -105,9 +105,8 @@ class Notifier:
 
     def _secrets(self) -> list[str]:
         """What is told to nobody, the longest first, since one may be a part of another."""
-        secrets = [self.url, *self.words[1:]]
-        secrets += [value for name, value in os.environ.items() if _SECRET.search(name)]
-        return sorted((text for text in secrets if len(text) >= 8), key=len, reverse=True)
+        own = [text for text in (self.url, *self.words[1:]) if len(text) >= secrets.SHORTEST]
+        return sorted([*own, *secrets.values()], key=len, reverse=True)
 
     def _work(self) -> None:
         while (document := self.waiting.get()) is not None:
@@ -216,16 +215,16 @@ def _state(run: RunDir, event: Event) -> dict[str, Any]:
     }
 
 
-def _masked(value: Any, secrets: list[str]) -> Any:
+def _masked(value: Any, hidden: list[str]) -> Any:
     """The same without secrets: values of the environment that are called so, and what of a URL may be one."""
     if isinstance(value, dict):
-        return {key: _masked(inner, secrets) for key, inner in value.items()}
+        return {key: _masked(inner, hidden) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_masked(inner, secrets) for inner in value]
+        return [_masked(inner, hidden) for inner in value]
     if not isinstance(value, str):
         return value
-    for secret in secrets:
-        value = value.replace(secret, "***")
+    for secret in hidden:
+        value = value.replace(secret, secrets.HIDDEN)
     return _without_urls(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -204,6 +205,8 @@ class Job:
         if checkpoint is None or not self._trained_whole(trainer, checkpoint):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except pickle.UnpicklingError as error:  # torch reads tensors and numbers alone
+                raise _no_tensors(checkpoint) from error
             finally:
                 _close(self.ticket.trackers)
         self.steps = trainer.state.global_step
@@ -299,6 +302,15 @@ class _Encoding:
         if now - self.time >= ENCODING_SECONDS:
             self.time = now
             self.tell(f"encoding rows, {done:,} of {self.rows:,}")
+
+
+def _no_tensors(checkpoint: Path | None) -> AlignError:
+    """Of a checkpoint that runs code when it is read, and that nothing was run of."""
+    what = (
+        f"a file of the checkpoint '{checkpoint}' holds more than tensors and numbers, as a pickle that runs code does"
+    )
+    remedy = "nothing of it was run; remove that checkpoint, and the same command goes on from the one before"
+    return AlignError(what, remedy, exit=Exit.STAGE_FAILED)
 
 
 def _close(trackers: list[str]) -> None:

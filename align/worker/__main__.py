@@ -25,7 +25,7 @@ from typing import Any
 
 from align import report
 from align.errors import AlignError, Exit, OutOfMemory, of_the_machine
-from align.run_folder import files, heartbeats, messages
+from align.run_folder import files, heartbeats, messages, secrets
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir
@@ -201,7 +201,8 @@ def _failed(here: StageDir, error: AlignError, trace: str | None = None, *, seco
     """Tell the parent why; of several processes, it knows which failed first."""
     told: dict[str, Any] = {"secondhand": True} if secondhand else {}
     told |= {"out_of_memory": error.step} if isinstance(error, OutOfMemory) else {}
-    failure = Failure(what=error.what, remedy=error.remedy, exit=int(error.exit), traceback=trace, rank=_rank(), **told)
+    what, remedy, trace = secrets.hidden(error.what), secrets.hidden(error.remedy), trace and secrets.hidden(trace)
+    failure = Failure(what=what, remedy=remedy, exit=int(error.exit), traceback=trace, rank=_rank(), **told)
     try:
         files.write_json(here.error_of(_rank()), failure.written())
     except OSError:  # the disk is full: the exit code says so, and the log if it can
