@@ -23,7 +23,7 @@ CHAINS = {"SFT -> DPO": ("sft", "dpo"), "SFT -> reward -> PPO": ("sft", "reward"
 ARGUMENTS = "training_args.bin"  # has the path of the run, and is not read again
 
 
-def recipe(chain: str) -> str:
+def recipe(chain: str, seed: int = 3, probes: bool = False) -> str:
     """JSON is YAML."""
 
     def training(stage: str, **more: Any) -> dict[str, Any]:
@@ -45,10 +45,10 @@ def recipe(chain: str) -> str:
     return json.dumps(
         {
             "name": "kills",
-            "seed": 3,
+            "seed": seed,
             "model": {"base": "lab", "dtype": "float32"},
             "parameterization": {"method": "lora"},
-            "forgetting": {"probes": "none"},
+            "forgetting": {"probes": "lab", "items": 25} if probes else {"probes": "none"},
             "stages": {name: stages[name] for name in CHAINS[chain]},
         }
     )
@@ -57,10 +57,10 @@ def recipe(chain: str) -> str:
 class Run:
     """`align run` in the background, again and again in one folder."""
 
-    def __init__(self, folder: Path, disk: Path, chain: str) -> None:
+    def __init__(self, folder: Path, disk: Path, chain: str, *, seed: int = 3, probes: bool = False) -> None:
         self.folder, self.dir, self.stages = folder, RunDir(disk / "run"), CHAINS[chain]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe(chain), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(recipe(chain, seed, probes), encoding="utf-8")
 
     def start(self) -> warm.Forked:
         """The command, forked, and its training process likewise."""

@@ -88,6 +88,7 @@ class Told:
         self.rows, self.groups = [{}] * 30, [0] * 24 + [1] * 6
         self.run = RunDir(Path("runs/nan"))
         self.global_batch, self.keys = 10, SimpleNamespace(on_nan=on_nan)
+        self.model = torch.nn.Linear(2, 2)
         self.ticket = SimpleNamespace(stage="sft", launch=launch, train=SimpleNamespace(path="data/sft.jsonl"))
 
     def warn(self, text: str) -> None:
@@ -221,3 +222,20 @@ def test_a_loss_that_explodes_is_told_once() -> None:
 @pytest.mark.parametrize("losses", [(2.0, 0.1, 0.5, 0.2), (2.0, 2.5, 2.9), (0.7, 0.0, 3.0), (5.0,)])
 def test_a_loss_that_goes_up_and_down_is_not_told(losses: tuple[float, ...]) -> None:
     assert told_of(*losses) == []
+
+
+def test_weights_that_come_in_without_being_numbers_are_told_as_that(tmp_path: Path) -> None:
+    """A lower rate would not help."""
+    from safetensors.torch import load_file, save_file
+
+    from align import lab
+
+    shutil.copytree(lab.MODEL_DIR, tmp_path / "base")
+    file = tmp_path / "base/model.safetensors"
+    held = load_file(file)
+    name = next(name for name in held if "mlp" in name)
+    held[name][0, 0] = float("nan")
+    save_file(held, file, metadata={"format": "pt"})
+    recipe = RECIPE.replace("base: lab", "base: ./base").replace(f"    stage: {HERE / 'nan_stage.py'}\n", "")
+    said = runs.run(runs.write(tmp_path, recipe), tmp_path / "run", code=Exit.STAGE_FAILED.value).stderr
+    assert "the weights that stage 'sft' starts from contain NaN or infinite values, in " in " ".join(said.split())

@@ -84,8 +84,8 @@ def test_a_disk_that_is_full(stage: str, disk: Path, whole: dict[str, str], tmp_
 def test_a_disk_that_cannot_be_written(disk: Path, whole: dict[str, str], tmp_path: Path) -> None:
     recipe, run = runs.write(tmp_path, RECIPE), disk / "run"
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    said = " ".join(runs.run(recipe, run, code=4, cold=True).stderr.split())
-    assert "cannot be written: Read-only file system -> choose a folder on a writable disk" in said
+    said = " ".join(runs.run(recipe, run, code=2, cold=True).stderr.split())
+    assert "cannot be written (Read-only file system) -> give another --run-dir" in said
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     runs.run(recipe, run)
     assert runs.weights(run) == whole

@@ -92,3 +92,12 @@ def test_what_ends_the_process_is_told(tmp_path: Path) -> None:
     assert "error the training process ended with code 0, at" in said, said
     said = trained(tmp_path, BODIES["asks to exit"], code=1)["said"]
     assert "of own.py raised SystemExit: 3 (line 4; the first prompt was" in said
+
+
+@pytest.mark.slow
+def test_a_function_that_hangs_is_named(tmp_path: Path) -> None:
+    """After a minute, which is the least that is taken for hanging."""
+    body = "globals().update(n=globals().get('n', 0) + 1); n < 3 or __import__('time').sleep(1000)"
+    said = trained(tmp_path, body, code=1)["said"]
+    assert "the training process hangs in a rollout after step 2" in said, said
+    assert "own.py:4 in reward" in said

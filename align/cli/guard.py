@@ -11,6 +11,8 @@ from align.cli import printed
 from align.errors import AlignError, Exit, Faults, of_the_machine
 from align.runner.lines import line
 
+SHOWN = 50  # faults of one input
+
 
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; an expected failure is shown as its sentences, without a traceback."""
@@ -18,8 +20,11 @@ def guarded(command: Callable[[], Any]) -> int:
         _assert_folder()
         command()
     except AlignError as error:
-        for fault in error.faults if isinstance(error, Faults) else [error]:
+        faults = error.faults if isinstance(error, Faults) else [error]
+        for fault in faults[:SHOWN]:
             printed.errors().print(line(str(fault), "error", "red"), soft_wrap=True)
+        if len(faults) > SHOWN:
+            printed.errors().print(line(f"{len(faults) - SHOWN:,} more faults are not shown", "error", "red"))
         return error.exit
     except KeyboardInterrupt:
         return _interrupted()

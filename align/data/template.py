@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from align import user_paths
+from align.data.patience import TookTooLongError, within
 from align.errors import AlignError, Place
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
+SECONDS: Final = 10.0  # of one row; a template may loop for as good as ever
 PLAIN: Final = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -68,7 +70,11 @@ def rendered(
 
     given = {"tools": None, "documents": None} | {k: value for k, value in variables.items() if value is not None}
     try:
-        return compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **given)
+        with within(SECONDS):
+            return compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **given)
+    except TookTooLongError:
+        what = f"the chat template is not done with a row after {SECONDS:g} s"
+        raise AlignError(what, "choose another chat_template") from None
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         what = f"the chat template rejects the messages: {str(error).rstrip('.')}"
         raise AlignError(what, "change the row, or choose another chat_template") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -34,6 +35,7 @@ class Job(Protocol):
     rows: list[dict[str, Any]]
     groups: list[int]
     global_batch: int
+    model: Any
 
     def warn(self, text: str) -> None: ...
 
@@ -85,13 +87,16 @@ class Finite(TrainerCallback):
         Raises:
             AlignError: the stage is not to leave it out, or too many in a row were.
         """
+        stage = self.job.ticket.stage
+        if step == 1 and (name := _not_finite(self.job.model.named_parameters())):
+            what = f"the weights that stage '{stage}' starts from contain NaN or infinite values, in {name}"
+            raise AlignError(what, "choose another base, or train the stage before again", exit=Exit.STAGE_FAILED)
         self.skipped += 1
         rows = self._rows(step)
         where = f"step {step}, {rows}" if rows else f"step {step}"
         if self.job.keys.on_nan == "skip" and self.skipped <= IN_A_ROW:
             self.job.warn(f"{where} was left out: {how}")
             return
-        stage = self.job.ticket.stage
         before = f", and {IN_A_ROW} steps before it were left out" if self.skipped > IN_A_ROW else ""
         remedy = f"lower `stages.{stage}.training.learning_rate`, or see whether something is wrong with its rows"
         skip = "" if before else f"; `on_nan: skip` in stage '{stage}' leaves such a step out"
@@ -145,10 +150,15 @@ class Exploding(TrainerCallback):
 
 def assert_finite(model: nn.Module, stage: str) -> None:
     """Raises AlignError where training left a weight that is no number."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-            raise AlignError(
-                f"the training of stage '{stage}' diverged: {name} contains NaN or infinite values",
-                f"lower `stages.{stage}.training.learning_rate`, or train in float32",
-                exit=Exit.STAGE_FAILED,
-            )
+    name = _not_finite((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    if name is not None:
+        raise AlignError(
+            f"the training of stage '{stage}' diverged: {name} contains NaN or infinite values",
+            f"lower `stages.{stage}.training.learning_rate`, or train in float32",
+            exit=Exit.STAGE_FAILED,
+        )
+
+
+def _not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The first of these weights that holds something that is no number."""
+    return next((name for name, weight in weights if not bool(torch.isfinite(weight).all())), None)
