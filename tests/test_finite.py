@@ -17,7 +17,7 @@ from align.errors import AlignError, Exit
 from align.rl.critic import NAME as CRITIC
 from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
-from align.stage.finite import Exploding, Finite
+from align.stage.finite import Finite, Learning
 from align.trainers.ppo import PpoTrainer
 
 HERE = Path(__file__).parent
@@ -205,7 +205,7 @@ def test_a_step_that_deepspeed_leaves_out_ends_the_stage() -> None:
 
 def told_of(*losses: float) -> list[str]:
     told: Any = Told()
-    watch, state = Exploding(told), TrainerState()
+    watch, state = Learning(told), TrainerState()
     for number, loss in enumerate(losses):
         state.global_step = number + 1
         state.log_history.append({"loss": loss, "step": number + 1})
@@ -222,6 +222,30 @@ def test_a_loss_that_explodes_is_told_once() -> None:
 @pytest.mark.parametrize("losses", [(2.0, 0.1, 0.5, 0.2), (2.0, 2.5, 2.9), (0.7, 0.0, 3.0), (5.0,)])
 def test_a_loss_that_goes_up_and_down_is_not_told(losses: tuple[float, ...]) -> None:
     assert told_of(*losses) == []
+
+
+def test_a_loss_that_is_higher_at_the_end_is_told() -> None:
+    """As with a rate of a million, at which a model says the same whatever it reads."""
+    losses, told = (4.7, 6.1, 6.7, 6.7, 6.7, 6.7), Told()
+    watch, state = Learning(told), TrainerState()
+    state.log_history = [{"loss": loss} for loss in losses]
+    watch.on_train_end(None, state, None)  # type: ignore[arg-type]
+    assert told.said == [
+        "the loss has risen: 6.7 in the last third of the steps, 5.4 in the first; lower the stage's `learning_rate`"
+    ]
+    state.log_history = [{"loss": loss} for loss in losses[::-1]]
+    watch.on_train_end(None, state, None)  # type: ignore[arg-type]
+    assert len(told.said) == 1
+
+
+def test_gradients_that_are_zero_are_told_once() -> None:
+    told = Told()
+    watch, state = Learning(told), TrainerState()
+    for step, (norm, rate) in enumerate([(0.0, 0.0), (0.0, 1e-3), (2.0, 1e-3), (0.0, 1e-3), (0.0, 1e-3), (0.0, 1e-3)]):
+        state.global_step = step + 1
+        watch.on_log(None, state, None, logs={"grad_norm": norm, "learning_rate": rate})  # type: ignore[arg-type]
+    (said,) = told.said
+    assert said.startswith("all gradients are 0 at step 5, as they were before: nothing is learnt")
 
 
 def test_weights_that_come_in_without_being_numbers_are_told_as_that(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ stages:
     policy: base
     data: {source: lab/helpdesk, limit: 32}
     reward: ./own.py:reward
-    training: {bf16: false, learning_rate: 1.0e-3, max_steps: 4, per_device_train_batch_size: 8, save_steps: 1,
+    training: {bf16: false, learning_rate: 1.0e-3, max_steps: 6, per_device_train_batch_size: 8, save_steps: 1,
+      steps_per_generation: 1,
       max_completion_length: 12}
 """
 REWARD = """\

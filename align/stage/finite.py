@@ -24,6 +24,9 @@ IN_A_ROW = 3  # so many steps may be left out, one after another
 NAMED = 16  # rows of a step that are named
 TIMES = 3.0  # a loss explodes at so many times its lowest,
 ABOVE = 1.5  # and so many times its first
+EMPTY = 2  # logged gradients of 0, one after another, are no accident
+RISEN = 1.1  # times the loss of the first third of the steps,
+LEAST = 2  # where a third has so many that were logged
 
 
 class Job(Protocol):
@@ -124,11 +127,12 @@ class Finite(TrainerCallback):
         return f"with lines {told}{more} of {self.job.run.root / ticket.train.path}{replayed}"
 
 
-class Exploding(TrainerCallback):
-    """Warns, once, of a loss that has become many times what it was."""
+class Learning(TrainerCallback):
+    """Warns, once each, of a loss that has become many times what it was, of gradients that are all 0, and at the end
+    of a loss that is above that of the start."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.told = job, False
+        self.job, self.told, self.empty = job, set[str](), 0
 
     def on_log(
         self,
@@ -138,14 +142,38 @@ class Exploding(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]  # those before a resumption too
-        if self.told or "loss" not in (logs or {}) or len(losses) < 2:
-            return
-        first, lowest, last = losses[0], min(losses), losses[-1]
-        if lowest > 0 and last > max(TIMES * lowest, ABOVE * first):
-            self.told = True
-            figures = f"it is {last:.3g} at step {state.global_step}, and was {lowest:.3g}"
-            self.job.warn(f"the loss explodes: {figures}; lower the stage's `learning_rate`")
+        found, logs = losses(state), logs or {}  # those before a resumption too
+        if "loss" in logs and len(found) > 1:
+            first, lowest, last = found[0], min(found), found[-1]
+            if lowest > 0 and last > max(TIMES * lowest, ABOVE * first):
+                figures = f"it is {last:.3g} at step {state.global_step}, and was {lowest:.3g}"
+                self._warn("explodes", f"the loss explodes: {figures}; lower the stage's `learning_rate`")
+        if "grad_norm" in logs and logs.get("learning_rate"):
+            self.empty = self.empty + 1 if float(logs["grad_norm"]) == 0 else 0
+        if self.empty == EMPTY:
+            what = f"all gradients are 0 at step {state.global_step}, as they were before: nothing is learnt"
+            self._warn(
+                "empty", f"{what}; lower the stage's `learning_rate`, or see whether its rows can teach anything"
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        found = losses(state)
+        third = len(found) // 3
+        if third >= LEAST:
+            first, last = sum(found[:third]) / third, sum(found[-third:]) / third
+            if last > RISEN * max(first, found[0]) > 0 and "explodes" not in self.told:
+                figures = f"{last:.3g} in the last third of the steps, {first:.3g} in the first"
+                self._warn("risen", f"the loss has risen: {figures}; lower the stage's `learning_rate`")
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self.told:
+            self.told.add(kind)
+            self.job.warn(text)
+
+
+def losses(state: TrainerState) -> list[float]:
+    """The losses that were logged, in the order of steps."""
+    return [entry["loss"] for entry in state.log_history if "loss" in entry]
 
 
 def assert_finite(model: nn.Module, stage: str) -> None:

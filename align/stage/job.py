@@ -25,7 +25,7 @@ from align.run_folder.paths import RunDir
 from align.run_folder.records import Fisher, Ticket
 from align.run_folder.stage_dir import StageDir
 from align.stage.callbacks import Alive, Interrupted, Ready, Seal, Stop, Watch, figures
-from align.stage.finite import Exploding, Finite, assert_finite
+from align.stage.finite import Finite, Learning, assert_finite
 from align.stage.keys import StageKeys
 from align.stage.room import Room
 
@@ -193,7 +193,7 @@ class Job:
         engine.prepare(trainer)
         proof = Ready(lambda: engine.prove(trainer, self.ticket.launch))
         samples = hasattr(trainer, "restored")  # the loss of such a trainer is no measure of how well it does
-        guards = [Finite(self, trainer), *([] if samples else [Exploding(self)]), Room(trainer)]
+        guards = [Finite(self, trainer), *([] if samples else [Learning(self)]), Room(trainer)]
         for callback in (*guards, *proving, watch, *watching, Seal(), stop, Alive(), proof):
             trainer.add_callback(callback)
         self._penalise(trainer)
