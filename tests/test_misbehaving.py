@@ -22,7 +22,7 @@ stages:
     data: {source: lab/helpdesk, limit: 32}
     reward: ./own.py:reward
     training: {bf16: false, learning_rate: 1.0e-3, max_steps: 6, per_device_train_batch_size: 8, save_steps: 1,
-      steps_per_generation: 1,
+      steps_per_generation: 1, num_iterations: 1,
       max_completion_length: 12}
 """
 REWARD = """\
@@ -100,5 +100,5 @@ def test_a_function_that_hangs_is_named(tmp_path: Path) -> None:
     """After a minute, which is the least that is taken for hanging."""
     body = "globals().update(n=globals().get('n', 0) + 1); n < 3 or __import__('time').sleep(1000)"
     said = trained(tmp_path, body, code=1)["said"]
-    assert "the training process hangs in a rollout after step 2" in said, said
+    assert "the training process hangs in the rollout after step 2" in said, said
     assert "own.py:4 in reward" in said
