@@ -21,7 +21,8 @@ from typing import Any
 from unittest import mock
 
 import compared_runs
-from align.cli import app, guarded
+from align.cli.commands import app
+from align.cli.guard import guarded
 from error_cases import Case, cases
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")

@@ -707,7 +707,7 @@ def test_a_limit_on_the_kl_that_is_broken_has_a_next_step(
 def test_it_reads_without_torch(tmp_path: Path) -> None:
     home = folder(tmp_path / "mine", sources=[], replayed=0.0)
     code = (
-        "import sys; from align.cli import app\n"
+        "import sys; from align.cli.commands import app\n"
         f"try: app(['advise', {str(home)!r}])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from align.cli import app, guarded
+from align.cli.commands import app
+from align.cli.guard import guarded
 from error_cases import CHATS, RECIPE, cases, page
 
 HERE = Path(__file__).parent

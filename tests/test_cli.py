@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from align import cli, shipped
+from align import shipped
+from align.cli import guard
+from align.cli.commands import app
 from align.errors import AlignError, Exit, Faults, Place
 from align.parameterization import method
 from align.recipe.load import locate
@@ -24,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "bitsandbytes")
 DRIVER = f"""\
 import sys
-from align.cli import app, guarded
+from align.cli.commands import app
+from align.cli.guard import guarded
 code = guarded(app)
 print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 sys.exit(code)
@@ -51,6 +54,7 @@ OPTIONS = {
         "--sbatch",
     ],
     "check": ["recipe", "--set", "--offline"],
+    "doctor": ["--hub", "--quick", "--json"],
     "status": ["run_dir"],
     "report": ["run_dir", "--json"],
     "advise": ["run_dir", "--json"],
@@ -82,7 +86,7 @@ def align(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 
 def test_the_options_are_frozen() -> None:
-    assert dict(commands(typer.main.get_command(cli.app))) == OPTIONS
+    assert dict(commands(typer.main.get_command(app))) == OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -138,14 +142,14 @@ def test_the_recipes_for_gpus_are_right(name: str, capsys: pytest.CaptureFixture
 def guarded(*arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["align", *arguments])
-        return cli.guarded(cli.app)
+        return guard.guarded(app)
 
 
 def raising(error: BaseException) -> int:
     def command() -> None:
         raise error
 
-    return cli.guarded(command)
+    return guard.guarded(command)
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

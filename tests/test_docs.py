@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from align import shipped
-from align.cli import app
+from align.cli.commands import app
 from align.data.fields import FIELDS
 from align.data.formats import FORMATS, normalise
 from align.data.marks import MARKS

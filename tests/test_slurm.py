@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from align.cli import app
+from align.cli.commands import app
 from align.errors import AlignError
 from align.runner import slurm
 from align.runner.options import Options

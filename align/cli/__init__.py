@@ -1,6 +1,16 @@
 """The `align` command. Imports nothing heavy: each command imports what it needs."""
 
-from align.cli.commands import app, main
-from align.cli.guard import guarded
+from __future__ import annotations
 
-__all__ = ["app", "guarded", "main"]
+import sys
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        from align.cli import commands
+    except ModuleNotFoundError as error:
+        from align.doctor import bare
+
+        sys.exit(bare.main(error))
+    commands.main()

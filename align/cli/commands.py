@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from align.cli import data, guard, lab, look, spectrum, train, use
+from align.cli import data, guard, lab, look, machine, spectrum, train, use
 from align.runner import signals
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Train")(train.run)
 app.command(rich_help_panel="Train")(look.check)
 
+app.command(rich_help_panel="Look")(machine.doctor)
 app.command(rich_help_panel="Look")(look.status)
 app.command(rich_help_panel="Look")(look.report)
 app.command(rich_help_panel="Look")(look.advise)
