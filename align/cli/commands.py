@@ -12,7 +12,6 @@ from align.runner import signals
 app = typer.Typer(
     name="align",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Take a base model through a chain of post-training stages, and measure after each one what it forgot.",

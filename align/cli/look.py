@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from align.cli import printed
-from align.cli.options import Recipe, RunFolder, Set
+from align.cli.options import AsJson, Recipe, RunFolder, Set
 from align.errors import AlignError
 from align.runner.lines import line
 
@@ -34,7 +35,7 @@ def check(
     print(f"{recipe}: ok")
 
 
-def status(run_dir: RunFolder) -> None:
+def status(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Show the state of each stage of a run."""
     from rich.table import Table
 
@@ -48,23 +49,30 @@ def status(run_dir: RunFolder) -> None:
     if record is None:
         what = f"'{run_dir}' is not a run folder" if run_dir.exists() else f"there is no run folder '{run_dir}'"
         raise AlignError(what, "give a folder that `align run` wrote, such as runs/NAME")
-    table = Table(box=None, title=Text(record.name, style="italic"), title_justify="left")
-    for name in ("stage", "program", "from", "status", "steps", "seconds"):
-        table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
+    rows = []
     for id in record.order:
         entry = record.stages.get(id, StageEntry(stage=""))
         outcome = files.read_object(folder.stage(id).outcome)
         decision = reading.whole(folder.stage(id).decision, Decision)
         state = "interrupted" if entry.status == "running" and not held else entry.status
-        cells = [
-            id,
-            entry.stage,
-            entry.inputs.get("policy", ""),
-            ", ".join(filter(None, (state, decision.not_as_trained if decision else ""))),
-            outcome.get("steps", ""),
-            "" if entry.seconds is None else entry.seconds,
-        ]
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        rows.append(
+            {
+                "stage": id,
+                "program": entry.stage,
+                "from": entry.inputs.get("policy"),
+                "status": ", ".join(filter(None, (state, decision.not_as_trained if decision else ""))),
+                "steps": outcome.get("steps"),
+                "seconds": entry.seconds,
+            }
+        )
+    if as_json:
+        print(json.dumps({"name": record.name, "stages": rows}, indent=1))
+        return
+    table = Table(box=None, title=Text(record.name, style="italic"), title_justify="left")
+    for name in ("stage", "program", "from", "status", "steps", "seconds"):
+        table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row.values()))
     Console().print(table)
 
 
@@ -95,8 +103,6 @@ def advise(
     as_json: Annotated[bool, typer.Option("--json", help="Print the advice as one JSON document.")] = False,
 ) -> None:
     """Say why a finished run forgot, or learnt nothing, and which changes of its recipe are most likely to help."""
-    import json
-
     from align.advice import words
     from align.advice.advise import advise as advice_on
     from align.report import records, shown
@@ -123,8 +129,6 @@ def compare(
 
     [dim]align compare runs/dpo_qlora runs/dpo_qlora_no_replay --html compare.html[/dim]
     """
-    import json
-
     from align.compare import build, words
     from align.compare.terminal import Comparison
 
@@ -146,7 +150,7 @@ def compare(
         print(f"page: {printed.near(html)}")
 
 
-def list_() -> None:
+def list_(as_json: AsJson = False) -> None:
     """List the available recipes, pipelines, stages and parameterizations."""
     from rich.table import Table
 
@@ -155,14 +159,18 @@ def list_() -> None:
     from align.recipe import pipeline
     from align.stage.program import load
 
-    console = Console()
     sections: list[tuple[str, dict[str, str]]] = [
         ("recipes", {name: _purpose(shipped.find("recipes", name)) for name in shipped.names("recipes")}),
         ("pipelines", {name: pipeline.preset(name).description for name in shipped.names("pipelines")}),
         ("stages", {name: load(name, Path()).stage.description for name in shipped.names("stages")}),
         ("parameterizations", {name: methods.load(name).DESCRIPTION for name in methods.files()}),
-        ("other PEFT methods", {"": ", ".join(methods.others())}),
     ]
+    others = methods.others()
+    if as_json:
+        print(json.dumps({**dict(sections), "other PEFT methods": list(others)}, indent=1))
+        return
+    console = Console()
+    sections.append(("other PEFT methods", {"": ", ".join(others)}))
     for title, entries in sections:
         table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold")
         table.add_column(no_wrap=True, width=28)
@@ -183,8 +191,6 @@ def _purpose(path: Path | None) -> str:
 
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
-    import json
-
     from align.recipe.json_schema import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from align.cli.options import AsJson
 from align.errors import Exit
 
 
@@ -15,7 +16,7 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only look: make no step of the lab model, which takes some minutes.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at the machine and its packages, train a step in each precision and engine, and say what is missing."""
     from align.doctor import diagnosis

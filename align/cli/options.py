@@ -9,6 +9,7 @@ import typer
 
 Recipe = Annotated[str, typer.Argument(help="A recipe file, or a name of `align list`.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: stages.dpo.beta=0.2")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/dpo_qlora.")]
 
 # `align run`, in the order of its help
