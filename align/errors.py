@@ -57,11 +57,12 @@ class OutOfMemory(AlignError):
     """A stage's training took more memory than there was.
 
     Args:
-        step: that it ran out in.
+        phase: as heartbeats have it.
+        step: the last one that was made.
     """
 
-    def __init__(self, what: str, remedy: str, step: int, exit: Exit) -> None:
-        self.step = step
+    def __init__(self, what: str, remedy: str, phase: str, step: int, exit: Exit) -> None:
+        self.phase, self.step = phase, step
         super().__init__(what, remedy, exit=exit)
 
 
@@ -118,7 +119,6 @@ _OF_THE_MACHINE = {  # what could not be done, and what to do
     errno.EPERM: ("opened", _PERMISSION),
     errno.ENAMETOOLONG: ("opened", "choose a shorter name"),
     errno.ELOOP: ("opened", "replace the link by what it is to point to"),
-    errno.EEXIST: ("made as a folder", "move away what stands there"),
     errno.EISDIR: ("opened as a file", "move it away"),
     errno.ENOTDIR: ("opened as a folder", "move it away"),
     errno.EIO: ("opened or written", f"the disk failed: see the system's log (`dmesg`), {_AGAIN} on a disk that works"),

@@ -66,6 +66,8 @@ def cut(path: Path, other: Path) -> None:
 def flipped(path: Path, other: Path) -> None:
     """One bit in the middle, under the old time."""
     stat, content = path.stat(), bytearray(path.read_bytes())
+    if not content:
+        content = bytearray(1)
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -81,6 +81,10 @@ class Keys(ReplayingKeys):
             raise ValueError("the loss 'exo_pair' needs label smoothing: write `label_smoothing: 0.001`")
         return value
 
+    def splits(self, training: dict[str, Any]) -> bool:
+        """`aot` sorts the pairs of a pass; `bco_pair` keeps a mean over passes, `sft` one over a pass's tokens."""
+        return not {"aot", "aot_unpaired", "bco_pair", "sft"} & set(_listed(self.loss_type))
+
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """An f-divergence applies to the difference of two answers, which not every loss uses."""
         found = super().contradictions(setting)

@@ -18,6 +18,10 @@ class Keys(ReplayingKeys, RewardedKeys):
 
     beta: float = Field(0.0, ge=0, description="coefficient of the KL penalty in each token's loss; 0: no reference")
 
+    def splits(self, training: dict[str, Any]) -> bool:
+        """`bnpo` takes the mean over the tokens of a pass."""
+        return bool(training.get("loss_type") != "bnpo")
+
 
 def train(job: Job) -> dict[str, Any]:
     """Train against the ticket's rewards."""

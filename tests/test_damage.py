@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 
 import runs
-from align.errors import AlignError, of_the_machine
+from align.errors import AlignError
 from align.forgetting import measurements
 from align.policy import base as bases
 from align.policy import stack
@@ -63,9 +63,11 @@ def test_a_disk_that_fails_is_told_with_the_file(tmp_path: Path) -> None:
         assert error.value.filename == str(path)
 
 
-def test_a_file_where_a_folder_belongs_is_told() -> None:
-    said = of_the_machine(FileExistsError(errno.EEXIST, "File exists", "run/data"))
-    assert said is not None and said.what == "'run/data' cannot be made as a folder: File exists"
+@pytest.mark.parametrize("name", ["data", "data/inner"])
+def test_a_file_where_a_folder_belongs_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(AlignError, match=r"data.*' cannot be made as a folder: a file stands there"):
+        files.write_text(tmp_path / name / "x.json", "{}")
 
 
 @pytest.mark.parametrize("changed", [{"created": "2026x-11-30"}, {"stages": {"sft": {"stage": "sft", "started": "x"}}}])

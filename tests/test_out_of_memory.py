@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import runs
 import tight_memory
+from align.errors import AlignError
+from align.run_folder import files
+from align.run_folder.records import Ticket
 from align.run_folder.stage_dir import StageDir
+from align.runner import memory
+from align.stage import program
+from align.worker import memory as lack
 from test_sharing_engines import worst
 
 RECIPE = """\
@@ -106,31 +114,104 @@ def test_the_rows_at_a_time_are_halved_until_they_fit(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("changed", "rows", "batch"),
+    ("changed", "rows", "batch", "lower"),
     [
-        (("    data:", "    on_out_of_memory: stop\n    data:"), "4:2", 8),
-        (("per_device_train_batch_size: 8", "per_device_train_batch_size: 6"), "1:2", 3),
+        (
+            ("    data:", "    on_out_of_memory: stop\n    data:"),
+            "4:2",
+            8,
+            "lower `per_device_train_batch_size`, which is 8, ",
+        ),
+        (
+            ("per_device_train_batch_size: 8", "per_device_train_batch_size: 6"),
+            "1:2",
+            3,
+            "lower `per_device_train_batch_size`, which is 3, ",
+        ),
     ],
     ids=["stop", "an odd number"],
 )
 def test_a_stage_that_cannot_go_on_says_what_may_fit(
-    changed: tuple[str, str], rows: str, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: tuple[str, str], rows: str, batch: int, lower: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = written(tmp_path, RECIPE.replace(*changed))
     monkeypatch.setenv("MEMORY", rows)
     said = " ".join(runs.run(recipe, tmp_path / "run", code=1).stderr.split())
-    assert "error stage 'sft' ran out of memory" in said
-    assert "gradient_checkpointing on, or use qlora" in said
+    assert f"error stage 'sft' ran out of memory -> write `gradient_checkpointing: true`, {lower}or use qlora" in said
     ticket = json.loads((tmp_path / "run/stages/sft/ticket.json").read_text(encoding="utf-8"))
     assert ticket["training"]["per_device_train_batch_size"] == batch
 
 
+def test_an_evaluation_has_rows_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = written(tmp_path)
+    runs.run(recipe, tmp_path / "whole")
+    monkeypatch.setenv("EVALUATED", "2")
+    said = " ".join(runs.run(recipe, tmp_path / "run").stderr.split())
+    for had, has in ((8, 4), (4, 2)):
+        assert f"with {had} rows at a time; it goes on with `per_device_eval_batch_size: {has}`" in said
+    assert "with 8 rows at a time; it goes on with `per_device_train_batch_size" not in said
+    assert runs.weights(tmp_path / "run") == runs.weights(tmp_path / "whole")
+
+
+def ticket(**training: Any) -> Ticket:
+    given = {"stage": "ppo", "training": training, "warnings": ["told before"], "processes": 1}
+    return Ticket.model_construct(**given)
+
+
+def test_what_fits_is_held_against_the_recipe(tmp_path: Path) -> None:
+    """However often it was halved, and in which process."""
+    here, asked = StageDir(tmp_path), ticket(per_device_train_batch_size=8, steps_per_generation=2)
+    assert memory.fitting(here, asked) is asked
+    for rows, parts in ((4, 2), (2, 4), (1, 8)):
+        files.write_json(here.batch, files.sealed(memory.Batch(rows=rows, warnings=("less",)).model_dump(mode="json")))
+        found = memory.fitting(here, asked)
+        assert (found.parts, found.training["gradient_accumulation_steps"]) == (parts, parts)
+        assert found.training["steps_per_generation"] == 2 * parts and found.warnings == ["told before", "less"]
+    files.write_json(here.batch, files.sealed(memory.Batch(evaluated=4).model_dump(mode="json")))
+    assert memory.fitting(here, asked).training == {**asked.training, "per_device_eval_batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (AlignError("the reward raised ZeroDivisionError (the first prompt was 'My PC is out of memory')"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_is_a_lack_of_memory(error: Exception, is_one: bool) -> None:
+    assert lack.ran_out(error) is is_one
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "splits"),
+    [
+        ("dpo", {}, True),
+        ("dpo", {"loss_type": "aot"}, False),
+        ("dpo", {"loss_type": ["sigmoid", "sft"]}, False),
+        ("ppo", {"reward": "./own.py:short"}, True),
+        ("ppo", {"reward": "./own.py:short", "target_kl": 0.1}, False),
+        ("sft", {}, True),
+    ],
+)
+def test_a_loss_that_is_not_that_of_its_parts_is_not_split(stage: str, keys: dict[str, Any], splits: bool) -> None:
+    found = program.load(stage, Path()).stage.keys.model_validate({"data": "lab/helpdesk", **keys})
+    assert found.splits({}) is splits
+
+
 @pytest.mark.slow
-def test_every_stage_ends_with_the_weights_of_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [4, 2])
+def test_every_stage_ends_with_the_weights_of_its_batch(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that samples answers, within a rollout."""
     recipe = written(tmp_path, OTHERS)
     runs.run(recipe, tmp_path / "whole")
-    monkeypatch.setenv("MEMORY", "4:4")
+    monkeypatch.setenv("MEMORY", f"{rows}:4")
     said = runs.run(recipe, tmp_path / "run").stderr
     assert said.count("out of memory in step 4 with 8 rows at a time") == len(STAGES)
     assert "`gradient_accumulation_steps: 2` and `steps_per_generation: 4`" in " ".join(said.split())
@@ -152,4 +233,4 @@ def test_a_real_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     few = ("--set", "stages.sft.training.per_device_train_batch_size=4")
     said = " ".join(runs.run(recipe, tmp_path / "none", *few, code=1).stderr.split())
     assert "with 2 rows at a time; it goes on with" in said
-    assert "error stage 'sft' ran out of memory -> halve" in said
+    assert "error stage 'sft' ran out of memory -> write `gradient_checkpointing: true`, or use qlora" in said

@@ -45,6 +45,15 @@ def test_an_error_of_the_block_is_its_own() -> None:
 def test_a_template_that_loops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "SECONDS", 0.2)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(AlignError, match="the chat template is not done with a row"):
+    with pytest.raises(AlignError, match="the chat template took more than"):
         template.render(loops, [], add_generation_prompt=False, bos_token=None, eos_token=None)
     assert template.render("a", [], add_generation_prompt=False, bos_token=None, eos_token=None) == "a"
+
+
+@pytest.mark.parametrize("text", ["{{ 9 ** 99999999 }}", "{{ 'x' * 99999999999 }}", "{{ [1] * 99999999999 }}"])
+def test_an_operator_that_makes_too_much_is_refused(text: str) -> None:
+    """One call of it could not be ended, and jinja2 would make it while it reads the template."""
+    with pytest.raises(AlignError, match="is too large"):
+        template.render(text, [], add_generation_prompt=False, bos_token=None, eos_token=None)
+    small = "{{ 2 ** 10 * 3 }}{{ 'a' * 2 }}"
+    assert template.render(small, [], add_generation_prompt=False, bos_token="", eos_token="") == "3072aa"

@@ -1,5 +1,6 @@
-"""Shipped stages whose memory runs out where a process has too many rows at a time, as MEMORY says: `4 rows from step 3
-on` is `4:3`; or where it is MEGABYTES more than a process has when it begins to train. For the tests."""
+"""Shipped stages whose memory runs out, for the tests: where a process has too many rows at a time, as MEMORY says,
+`4 rows from step 3 on` as `4:3`; in an evaluation of more than EVALUATED; or where it is MEGABYTES more than a process
+has when it begins to train."""
 
 import os
 import resource
@@ -43,10 +44,17 @@ def tight(name: str) -> Stage:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + int(os.environ["MEGABYTES"]) * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+        def evaluation_loop(self, *arguments, **named):
+            if self.args.per_device_eval_batch_size > int(os.environ.get("EVALUATED", "1024")):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+            return evaluated(self, *arguments, **named)
+
+        evaluated, Trainer.evaluation_loop = Trainer.evaluation_loop, evaluation_loop
         Trainer.training_step = training_step
         try:
             return stage.train(job)
         finally:
-            Trainer.training_step = whole
+            Trainer.training_step, Trainer.evaluation_loop = whole, evaluated
 
     return replace(stage, train=train)

@@ -24,7 +24,7 @@ def guarded(command: Callable[[], Any]) -> int:
         for fault in faults[:SHOWN]:
             printed.errors().print(line(str(fault), "error", "red"), soft_wrap=True)
         if len(faults) > SHOWN:
-            printed.errors().print(line(f"{len(faults) - SHOWN:,} more faults are not shown", "error", "red"))
+            printed.errors().print(line(f"and {len(faults) - SHOWN:,} more, which are not shown", "error", "red"))
         return error.exit
     except KeyboardInterrupt:
         return _interrupted()

@@ -23,7 +23,7 @@ from align.errors import AlignError
 __all__ = ["DataSource", "Row", "identity", "read", "scan"]
 
 LAB: Final = "lab/"
-MOST: Final = 100_000  # files and folders below one that is given as data
+MOST: Final = 1_000_000  # files below a folder that is given as data: more are a home or a disk, by mistake
 
 Format = Literal[
     "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "unpaired", "prompt"
@@ -169,11 +169,11 @@ def _elsewhere(source: DataSource, text: str, places: list[Path]) -> list[DataFi
 def _folder(folder: Path, source: DataSource) -> list[DataFile]:
     """Every data file under a folder; where their names tell splits, those of other splits are left out."""
     label = _local(folder).label
-    below = list(islice(folder.rglob("*"), MOST + 1))
+    below = list(islice(_below(folder), MOST + 1))
     if len(below) > MOST:
-        what = f"the folder {label} holds more than {MOST:,} files and folders"
+        what = f"the folder {label} holds more than {MOST:,} files"
         raise AlignError(what, "give the one that the data are in, or a pattern such as data/*.jsonl")
-    names = layout.data_files(path.relative_to(folder).as_posix() for path in below if path.is_file())
+    names = layout.data_files(path.relative_to(folder).as_posix() for path in below)
     if not names:
         what = f"the folder {label} has no file with a supported extension"
         raise AlignError(what, f"supported are {', '.join(READERS)}; all but .parquet may be followed by .gz")
@@ -182,6 +182,13 @@ def _folder(folder: Path, source: DataSource) -> list[DataFile]:
     if not of_split and "split" in source.model_fields_set:
         layout.by_name(names, layout.Wanted(f"the folder {label}", source.split, None))
     return [_local(folder / name) for name in of_split or names]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder, without those of hidden folders: of a cache, of version control."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for path in (Path(here) / name for name in files) if path.is_file())
 
 
 def _local(path: Path) -> DataFile:

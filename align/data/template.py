@@ -20,6 +20,7 @@ from align.errors import AlignError, Place
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
+LARGEST: Final = 10_000_000  # of what an operator of a template makes: characters, items or bits
 SECONDS: Final = 10.0  # of one row; a template may loop for as good as ever
 PLAIN: Final = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
@@ -73,7 +74,7 @@ def rendered(
         with within(SECONDS):
             return compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **given)
     except TookTooLongError:
-        what = f"the chat template is not done with a row after {SECONDS:g} s"
+        what = f"the chat template took more than {SECONDS:g} s to render a row"
         raise AlignError(what, "choose another chat_template") from None
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         what = f"the chat template rejects the messages: {str(error).rstrip('.')}"
@@ -168,7 +169,25 @@ def environment(generated: tuple[str, str] = ("", "")) -> Environment:
     def strftime_now(form: str) -> str:
         return datetime.now().strftime(form)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Bounds operators of which one call could take for ever or all the memory; none is worked out beforehand."""
+
+        intercepted_binops = frozenset({"**", "*"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            listed = [isinstance(one, str | list | tuple) for one in (left, right)]
+            if operator == "**" and isinstance(left, int) and isinstance(right, int):
+                large = left.bit_length() * abs(right) > LARGEST
+            elif any(listed) and not all(listed):
+                sizes = [len(one) if isinstance(one, str | list | tuple) else one for one in (left, right)]
+                large = all(isinstance(one, int) for one in sizes) and sizes[0] * sizes[1] > LARGEST
+            else:
+                large = False
+            if large:
+                raise TemplateError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
+
+    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = to_json
     made.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return made

@@ -31,8 +31,11 @@ def load(path: Path, name: str, purpose: str) -> Callable[..., Any]:
     if str(path.parent) not in sys.path:  # as for a script: it may import what lies beside it
         sys.path.append(str(path.parent))
     sys.modules[called] = module  # where dataclasses and pickle look for it
+    process = os.getpid()
     try:
         spec.loader.exec_module(module)
+        if os.getpid() != process:  # the file forks, and two would train
+            os._exit(1)
     except (Exception, SystemExit) as error:
         del sys.modules[called]
         what = f"the file of the {purpose} cannot be imported: {type(error).__name__}: {error}"
@@ -48,6 +51,10 @@ def _in_one_process(function: Callable[..., Any]) -> Callable[..., Any]:
         process = os.getpid()
         try:
             return function(*arguments, **named)
+        except SystemExit as asked:
+            if os.getpid() != process:
+                os._exit(asked.code if isinstance(asked.code, int) else int(asked.code is not None))
+            raise
         finally:
             if os.getpid() != process:
                 os._exit(1)

@@ -27,6 +27,15 @@ def tokenizer_classes() -> frozenset[str]:
     return frozenset({*named, *(f"{name}Fast" for name in named), *_ANY_TOKENIZER})
 
 
+@lru_cache
+def tokenized_models() -> frozenset[str]:
+    """The `model_type`s whose tokenizer AutoTokenizer takes from transformers, whatever the model's files name."""
+    text = _source("tokenization_auto.py")
+    listed = text.partition("MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS: set[str] = {")[2].partition("}")[0]
+    mapped = text.partition("TOKENIZER_MAPPING_NAMES = ")[2].partition("\n)\n")[0]
+    return frozenset({*re.findall(r'"([\w.-]+)",', listed), *re.findall(r'^\s*\("([\w.-]+)",', mapped, re.MULTILINE)})
+
+
 def _source(name: str) -> str:
     file = fields.folder("transformers") / "models" / "auto" / name
     return file.read_text(encoding="utf-8") if file.is_file() else ""

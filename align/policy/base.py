@@ -171,7 +171,7 @@ def _json(name: str, path: Path) -> dict[str, Any]:
         what = f"{what} broken JSON, at line {error.lineno} column {error.colno}"
         raise AlignError(what, _COPY_AGAIN) from None
     except run_files.NO_JSON:
-        raise AlignError(f"{what} not JSON that anything could read", _COPY_AGAIN) from None
+        raise AlignError(f"{what} not valid JSON: nested too deep, or with too long a number", _COPY_AGAIN) from None
     if not isinstance(content, dict):
         raise AlignError(f"{what} not a JSON object", _COPY_AGAIN)
     return content

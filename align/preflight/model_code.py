@@ -24,7 +24,8 @@ def check(base: Base) -> None:
     if tokenizer is not None and not isinstance(tokenizer, str):
         what = f"the tokenizer_config.json of the model '{base.name}' has a tokenizer_class that is not text"
         raise AlignError(f"{what}, but {shown(tokenizer)}", "copy or download the model again")
-    if _maps(config, "AutoTokenizer") and tokenizer not in auto_classes.tokenizer_classes():
+    own = _maps(config, "AutoTokenizer") and tokenizer not in auto_classes.tokenizer_classes()
+    if own and kind not in auto_classes.tokenized_models():
         what = f"the tokenizer of the model '{base.name}' is Python code that comes with it, which is not run"
         raise AlignError(what, _TRUST)
 
@@ -35,13 +36,13 @@ def _unknown(base: Base, kind: Any) -> AlignError:
         return AlignError(what, "give a folder that save_pretrained of transformers wrote")
     if _maps(base.config, "AutoModelForCausalLM"):
         return AlignError(f"the model '{base.name}' is Python code that comes with it, which is not run", _TRUST)
-    what = f"the installed transformers has no causal language model of the model_type {shown(kind)[:100]}"
+    what = f"the installed transformers knows no causal language model of the model_type {shown(kind)[:100]}"
     known = auto_classes.causal_models()
     meant = did_you_mean(kind, known) if isinstance(kind, str) and nearest(kind, known) else ""
-    return AlignError(f"{what}, which '{base.name}' is", meant or "choose another base, or a newer transformers")
+    return AlignError(f"{what}, which '{base.name}' names", meant or "choose another base, or a newer transformers")
 
 
 def _maps(config: dict[str, Any], auto: str) -> bool:
     """Whether a configuration names code of its own for one of the Auto classes."""
     found = config.get("auto_map")
-    return isinstance(found, dict) and auto in found
+    return auto in found if isinstance(found, dict) else bool(found) and auto == "AutoTokenizer"

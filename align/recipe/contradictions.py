@@ -140,7 +140,9 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers) -> list[AlignError
 
 
 def goes(loaded: Loaded, plan: StagePlan, training: dict[str, Any]) -> bool:
-    """Whether a stage could be trained with these training arguments in place of its own."""
+    """Whether a stage could be trained with these training arguments, of fewer rows at a time, in place of its own."""
+    if not plan.keys.splits(training):
+        return False
     given = {name: value for name, value in training.items() if value != plan.training.get(name)}
     keys = plan.keys.model_copy(update={"training": {**plan.keys.training, **given}})
     layers = of_chain(loaded.document, loaded.stages, FaultList())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,6 +77,10 @@ class PpoKeys(RewardedKeys):
         "warn",
         description="what to do if a run goes wrong (reward hacking, mode collapse, ...): warn, or stop the stage",
     )
+
+    def splits(self, training: dict[str, Any]) -> bool:
+        """`target_kl` is held against each pass."""
+        return self.target_kl is None
 
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """What the critic cannot be here, and a weight of nothing."""

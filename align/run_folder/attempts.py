@@ -99,7 +99,7 @@ def _move(stage: StageDir, moving: Moving) -> None:
     if moving.aside is not None:
         to = stage.attempts / moving.aside
         to.mkdir(parents=True, exist_ok=True)
-        _entries(stage.root, to, but=(stage.attempts, stage.moving, stage.decision))
+        _entries(stage.root, to, but=(stage.attempts, stage.moving, stage.decision, stage.batch))
         files.write_json(stage.moving, Moving(back=moving.back).model_dump())
     if moving.back is not None:
         kept = StageDir(stage.attempts / moving.back)

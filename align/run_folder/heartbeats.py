@@ -112,18 +112,16 @@ def beat(phase: Phase | None = None, *, step: int | None = None, stage: str | No
 
 @contextmanager
 def during(phase: Phase) -> Iterator[None]:
-    """Within, the process is in this phase; then in the one before."""
+    """Within, the process is in this phase; then in the one before, unless it fails there."""
     before = _heart.now.phase if _heart is not None else "start-up"
     beat(phase)
-    try:
-        yield
-    finally:
-        beat(before)
+    yield
+    beat(before)
 
 
-def made() -> int:
-    """How many training steps of its stage this process has made; 0 where it is none of a child."""
-    return _heart.made if _heart is not None else 0
+def where() -> tuple[Phase, int]:
+    """The phase that this process is in, and the last training step that it has made."""
+    return (_heart.now.phase, _heart.made) if _heart is not None else ("start-up", 0)
 
 
 def leave(code: int) -> None:

@@ -87,6 +87,11 @@ class RunDir:
         """A file whose presence asks every process of the child to save and end."""
         return self.queue / "stop"
 
+    @property
+    def child_logs(self) -> list[Path]:
+        """What the launchers of all machines have printed."""
+        return [path for path in (self.child_log, *sorted(self.root.glob("child.machine*.log"))) if path.is_file()]
+
     def child_log_of(self, machine: int) -> Path:
         """What the processes of one of several machines print before they know their stage."""
         return self.child_log if machine == 0 else self.root / f"child.machine{machine}.log"
@@ -139,7 +144,7 @@ class RunDir:
             return
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         target = self.superseded / f"{stamp}-{path.name}"
-        target.parent.mkdir(exist_ok=True)
+        files.make_folder(target.parent)
         files.move(path, target)
 
     def _refuse_another(self) -> None:

@@ -322,6 +322,13 @@ class Outcome(BaseModel):
     artifacts: dict[str, dict[str, Any]]
 
 
+class Shortage(Record):
+    """Where in training the memory ran out: the phase, as heartbeats have it, and the last step that was made."""
+
+    phase: str
+    step: int
+
+
 class Failure(Record):
     """error.json: why a stage failed and what to do.
 
@@ -330,7 +337,7 @@ class Failure(Record):
         traceback: of what nobody expected.
         rank: the process that failed first.
         secondhand: all that went wrong is that another process was gone.
-        out_of_memory: the training step in which the memory ran out: fewer rows at a time may fit.
+        out_of_memory: where in training the memory ran out: fewer rows at a time may fit.
     """
 
     what: str
@@ -339,4 +346,4 @@ class Failure(Record):
     traceback: str | None = None
     rank: int = 0
     secondhand: bool = False
-    out_of_memory: int | None = None
+    out_of_memory: Shortage | None = None

@@ -26,14 +26,16 @@ def hidden(text: str) -> str:
 
 
 def hide_in(path: Path) -> None:
-    """Take them out of a file in place, so that whoever appends to it goes on."""
+    """Take them out of a file in place, so that whoever appends to it goes on. What a link points to is left alone."""
     found = [value.encode("utf-8", "surrogateescape") for value in values()]
-    with suppress(OSError):
-        content = path.read_bytes() if found else b""
+    if not found:
+        return
+    with suppress(OSError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
+        content = file.read()
         if not any(value in content for value in found):
             return
         for value in found:
             content = content.replace(value, HIDDEN.encode())
-        with path.open("r+b") as file:
-            file.write(content)
-            file.truncate()
+        file.seek(0)
+        file.write(content)
+        file.truncate()

@@ -90,14 +90,14 @@ class Child:
 
     def _hand_over(self, here: StageDir, message: Execute | Interpolate, launched: Launch) -> None:
         self.stage = message.stage
-        for old in here.errors:  # whoever began the stage has taken away its own
-            if old != here.error:
-                old.unlink()
         if self.machines.asked():
             raise KeyboardInterrupt
         ticket = files.read_object(here.ticket)
         needs = [ticket["policy"]["base"]["path"]] if "policy" in ticket else []
         _, supervisor = self._started(launched, needs)
+        for old in here.errors:  # of processes that are gone now; whoever began the stage has taken away its own
+            if old != here.error:
+                old.unlink()
         self._send(message)
         supervisor.begin(compiles=compiles(ticket.get("training", {})))
 
@@ -106,8 +106,7 @@ class Child:
         try:
             self._wait(done, stage, at)
         finally:
-            for log in (self.dir.child_log, *self.dir.stage(stage).logs):
-                secrets.hide_in(log)
+            self._hide()
 
     def _wait(self, done: Callable[[], bool], stage: str, at: str) -> None:
         process, supervisor = self._at_work()
@@ -204,7 +203,13 @@ class Child:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=10)
         self._end_all()
+        self._hide()
         shutil.rmtree(self.dir.queue, ignore_errors=True)
+
+    def _hide(self) -> None:
+        """Take secrets out of what the processes have printed."""
+        for log in (*self.dir.child_logs, *(self.dir.stage(self.stage).logs if self.stage else ())):
+            secrets.hide_in(log)
 
     def _end_all(self) -> None:
         self.machines.end()
@@ -279,7 +284,8 @@ class Child:
             files.write_json(here.error, failure.written())
         if failure.out_of_memory is not None:
             self.spent = True  # it is gone, and another one has to be started
-            return OutOfMemory(failure.what, remedy, failure.out_of_memory, Exit(failure.exit))
+            phase, step = failure.out_of_memory.phase, failure.out_of_memory.step
+            return OutOfMemory(failure.what, remedy, phase, step, Exit(failure.exit))
         return AlignError(failure.what, remedy, exit=Exit(failure.exit))
 
     def _memory(self, here: StageDir, stage: str, code: int) -> str:

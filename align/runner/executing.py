@@ -274,7 +274,6 @@ class Executor:
     def _execute(self, plan: StagePlan, ticket: Ticket) -> None:
         here = self.dir.stage(plan.id)
         take_inputs(self.loaded, self.dir, plan, ticket)
-        ticket = memory.fitting(here, ticket)
         if not ticket.measure_only:
             self._assert_whole(plan)
         self._tell_unlearnt(plan, ticket)
@@ -283,6 +282,19 @@ class Executor:
         ticket.ask_base = not ticket.measure_base and answers.missing(self.dir.base_answers, ticket.prompts)
         if ticket.ask_base:
             self.dir.supersede(self.dir.base_answers)
+        while (done := self._trained(plan, memory.fitting(here, ticket))) is None:
+            ticket.measure_base = self._base_is_missing()
+        self._tell(plan, done, here)
+        shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
+
+    def _trained(self, plan: StagePlan, ticket: Ticket) -> Ticket | None:
+        """Have the child execute a ticket, from the last checkpoint on; None where the memory ran out and fewer rows at
+        a time may fit.
+
+        Raises:
+            AlignError: the stage failed, or the child died.
+        """
+        here = self.dir.stage(plan.id)
         checkpoint = checkpoints.whole_checkpoint(here.checkpoints)
         ticket.resume_from = checkpoint.relative_to(here.root).as_posix() if checkpoint else None
         here.error.unlink(missing_ok=True)
@@ -299,19 +311,14 @@ class Executor:
         self.page.write(measured=True)
         try:
             self.child.execute(plan.id, ticket.launch)
-        except OutOfMemory as error:
+        except AlignError as error:
             self.note(plan, status="failed")
-            text = memory.halve(here, ticket, self.loaded, plan, error.step)
+            text = memory.halve(here, ticket, self.loaded, plan, error) if isinstance(error, OutOfMemory) else None
             if text is None:
                 raise
             self.watcher.warn(plan.id, text)
-            self._execute(plan, ticket)
-            return
-        except AlignError:
-            self.note(plan, status="failed")
-            raise
-        self._tell(plan, ticket, here)
-        shutil.rmtree(here.checkpoints, ignore_errors=True)  # the result is whole
+            return None
+        return ticket
 
     def _tell_unlearnt(self, plan: StagePlan, ticket: Ticket) -> None:
         """Warn of rows that are replayed and that the policy never learnt, since their stage was rolled back."""

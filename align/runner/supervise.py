@@ -91,7 +91,8 @@ class Supervisor:
         self.looked = now
         self.beats = heartbeats.read(self.run)
         for beat in self._own():
-            logs.cut(self.run.stage(beat.stage).log_of(beat.rank))
+            if beat.left is None and not processes.is_gone(beat.pid):
+                logs.cut(self.run.stage(beat.stage).log_of(beat.rank))
         silence = self.listener.hear(self.beats, now, self._working(), self._moving())
         if self._dead() or any(beat.left for beat in self.beats.values()):
             return not self._is_leaving(now)

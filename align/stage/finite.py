@@ -157,6 +157,8 @@ class Learning(TrainerCallback):
             )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step < state.max_steps:  # it was asked to stop
+            return
         found = losses(state)
         third = len(found) // 3
         if third >= LEAST:

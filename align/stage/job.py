@@ -193,8 +193,8 @@ class Job:
         engine.prepare(trainer)
         proof = Ready(lambda: engine.prove(trainer, self.ticket.launch))
         samples = hasattr(trainer, "restored")  # the loss of such a trainer is no measure of how well it does
-        guards = [Finite(self, trainer), *([] if samples else [Learning(self)]), Room(trainer)]
-        for callback in (*guards, *proving, watch, *watching, Seal(), stop, Alive(), proof):
+        guards = [Finite(self, trainer), *([] if samples else [Learning(self)])]
+        for callback in (*guards, *proving, watch, *watching, Seal(), stop, Room(trainer), Alive(), proof):
             trainer.add_callback(callback)
         self._penalise(trainer)
         args = trainer.args
@@ -205,8 +205,10 @@ class Job:
         if checkpoint is None or not self._trained_whole(trainer, checkpoint):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            except pickle.UnpicklingError as error:  # torch reads tensors and numbers alone
-                raise _no_tensors(checkpoint) from error
+            except pickle.UnpicklingError as error:
+                if checkpoint is None or trainer.state.global_step > _step_of(checkpoint):
+                    raise
+                raise _no_tensors(checkpoint) from error  # torch reads tensors and numbers alone
             finally:
                 _close(self.ticket.trackers)
         self.steps = trainer.state.global_step
@@ -304,12 +306,14 @@ class _Encoding:
             self.tell(f"encoding rows, {done:,} of {self.rows:,}")
 
 
-def _no_tensors(checkpoint: Path | None) -> AlignError:
-    """Of a checkpoint that runs code when it is read, and that nothing was run of."""
-    what = (
-        f"a file of the checkpoint '{checkpoint}' holds more than tensors and numbers, as a pickle that runs code does"
-    )
-    remedy = "nothing of it was run; remove that checkpoint, and the same command goes on from the one before"
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _no_tensors(checkpoint: Path) -> AlignError:
+    """Of a checkpoint that could run code when it is read, and that nothing was run of."""
+    what = f"a file of the checkpoint '{checkpoint}' holds pickled objects other than tensors and numbers"
+    remedy = "they could run code and were not loaded; remove that checkpoint: the stage goes on from the one before"
     return AlignError(what, remedy, exit=Exit.STAGE_FAILED)
 
 

@@ -91,6 +91,10 @@ class StageKeys(BaseModel):
         default_factory=dict, description="training arguments, as in `{learning_rate: 1e-4}`"
     )
 
+    def splits(self, training: dict[str, Any]) -> bool:
+        """Whether the loss of a batch is that of its parts together, passed through the model one by one."""
+        return True
+
     def contradictions(self, setting: Setting) -> list[tuple[str, str, str]]:
         """What does not go together with where the stage stands: the key, what is wrong, and the way out."""
         return []

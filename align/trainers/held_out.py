@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from align.policy.partitioned import is_shared_out
+from align.run_folder import heartbeats
 from align.stage.random_state import unmoved
 from align.trainers.means import Means, Tally
 
@@ -93,7 +94,8 @@ class HeldOut(Means):
         """transformers' loop over this process's batches, then the figures over all processes."""
         self._pieces = Tally({unit: unit for unit in self.units.values()})
         # before the first step it is no part of the training, which goes on as without it
-        with without_router_loss(self), nullcontext() if self.state.global_step else unmoved():
+        apart = nullcontext() if self.state.global_step else unmoved()
+        with heartbeats.during("evaluation"), without_router_loss(self), apart:
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         losses = self._pieces.over_processes(self.accelerator).values()
         output.metrics[f"{metric_key_prefix}_loss"] = sum(losses.values()) + self.rest_of_loss()

@@ -7,7 +7,8 @@ old log-probabilities were made, and its ratio is exactly 1; the order of miniba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,17 +141,28 @@ def regrouped(batches: Sequence[Batch], order: Sequence[int]) -> list[Batch]:
     return [{name: chosen(name, at) for name in batches[0]} for at in rows]
 
 
-def halved(batches: Sequence[Batch], parts: int) -> list[Batch]:
-    """The minibatches of a rollout, each cut into so many parts of like size, in their order."""
-    found = []
-    for batch in batches:
-        size = next(len(tensor) for tensor in batch.values() if tensor.ndim) // parts
-        for part in range(parts):
-            rows = slice(part * size, (part + 1) * size)
-            cut = {name: tensor[rows] if tensor.ndim else tensor for name, tensor in batch.items()}
-            cut |= {name: cut[name] / parts for name in MEANS if name in cut}
-            found.append(cut | ({NUMBER: cut[NUMBER] * parts + part} if NUMBER in cut else {}))
-    return found
+def divided(batches: Sequence[Batch], times: Fraction) -> list[Batch]:
+    """The minibatches of a rollout as `times` as many: each cut into parts of like size, or those joined that follow
+    each other."""
+    joined, parts = times.denominator, times.numerator
+    whole = [_joined(batches[at : at + joined]) for at in range(0, len(batches), joined)]
+    return [part for batch in whole for part in _parts(batch, parts)]
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    first, count = batches[0], len(batches)
+    found = {name: torch.cat([one[name] for one in batches]) if first[name].ndim else first[name] for name in first}
+    found |= {name: found[name] * count for name in MEANS if name in found}
+    return found | ({NUMBER: found[NUMBER] // count} if NUMBER in found else {})
+
+
+def _parts(batch: Batch, parts: int) -> Iterator[Batch]:
+    size = next(len(tensor) for tensor in batch.values() if tensor.ndim) // parts
+    for part in range(parts):
+        rows = slice(part * size, (part + 1) * size)
+        cut = {name: tensor[rows] if tensor.ndim else tensor for name, tensor in batch.items()}
+        cut |= {name: cut[name] / parts for name in MEANS if name in cut}
+        yield cut | ({NUMBER: cut[NUMBER] * parts + part} if NUMBER in cut else {})
 
 
 def trimmed(batch: Batch) -> Batch:

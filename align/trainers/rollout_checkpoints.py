@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from align.errors import AlignError, Exit
 from align.rl import critic
 from align.run_folder import files
-from align.trainers.minibatches import halved
+from align.trainers.minibatches import divided
 
 if TYPE_CHECKING:
     from trl import RLOOTrainer as Trainer
@@ -32,7 +33,7 @@ class RolloutCheckpoints(Trainer):
     """Mixed in before a TRL trainer that samples answers; each method of TRL's and transformers' calls `super()`."""
 
     record: Recorder
-    times: int = 1  # as many passes has a rollout now as when the checkpoint was written
+    times = Fraction(1)  # as many passes has a rollout now as when the checkpoint was written
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
@@ -59,11 +60,11 @@ class RolloutCheckpoints(Trainer):
         if step % passes and before != self.accelerator.num_processes:
             what += f" with {before} processes, but there are {self.accelerator.num_processes} now"
             raise AlignError(what, f"run with `--processes {before}`", exit=Exit.BAD_INPUT)
-        if step % passes and now % passes:
+        if step % passes and (step * now) % passes:
             what += f" of {passes} passes, and there would be {now} now"
-            remedy = "write `per_device_train_batch_size` and `steps_per_generation` as they were, or a part of the "
-            raise AlignError(what, f"{remedy}first and as many times the second", exit=Exit.BAD_INPUT)
-        self._step, self.times = step * now // passes, now // passes
+            remedy = "write `per_device_train_batch_size` and `steps_per_generation` as they were"
+            raise AlignError(what, remedy, exit=Exit.BAD_INPUT)
+        self._step, self.times = step * now // passes, Fraction(now, passes)
         self.record.load(state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -102,7 +103,7 @@ class RolloutCheckpoints(Trainer):
             for name, tensor in load_file(file).items():
                 number, _, key = name.partition("/")
                 batches.setdefault(int(number), {})[key] = tensor.to(self.accelerator.device)
-            self._buffered_inputs = halved([batches[number] for number in sorted(batches)], self.times)
+            self._buffered_inputs = divided([batches[number] for number in sorted(batches)], self.times)
 
     def restored(self, checkpoint: Path) -> None:
         """Put back what a checkpoint holds of ours besides a rollout under way."""

@@ -29,7 +29,7 @@ from align.run_folder import files, heartbeats, messages, secrets
 from align.run_folder.comparison import ComparisonRequest
 from align.run_folder.messages import Compare, Execute, Finish, Interpolate
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Failure, Ticket
+from align.run_folder.records import Failure, Shortage, Ticket
 from align.run_folder.stage_dir import StageDir
 from align.worker import memory, signals
 
@@ -200,7 +200,7 @@ def _left(error: SystemExit, ticket: Ticket) -> AlignError:
 def _failed(here: StageDir, error: AlignError, trace: str | None = None, *, secondhand: bool = False) -> Exit:
     """Tell the parent why; of several processes, it knows which failed first."""
     told: dict[str, Any] = {"secondhand": True} if secondhand else {}
-    told |= {"out_of_memory": error.step} if isinstance(error, OutOfMemory) else {}
+    told |= {"out_of_memory": Shortage(phase=error.phase, step=error.step)} if isinstance(error, OutOfMemory) else {}
     what, remedy, trace = secrets.hidden(error.what), secrets.hidden(error.remedy), trace and secrets.hidden(trace)
     failure = Failure(what=what, remedy=remedy, exit=int(error.exit), traceback=trace, rank=_rank(), **told)
     try:

@@ -157,7 +157,7 @@ def train(at: Loaded) -> dict[str, Any]:
         metrics = at.program.stage.train(at.job)
     except Exception as error:
         if memory.ran_out(error):
-            raise memory.failure(at.ticket, heartbeats.made() + 1) from error
+            raise memory.failure(at.ticket, heartbeats.where()) from error
         raise
     shutil.rmtree(at.job.dir.tokens, ignore_errors=True)
     _free()  # the trainer, its optimizer and what stood beside the policy are held by cycles
