@@ -82,7 +82,7 @@ def test_a_run_that_quantises_its_base_measures_that_first(tmp_path: Path, monke
     assert 0.9 < found["ratio"] < 1.1 and found["n"] == 30 and found["ci95"][0] <= found["ratio"] <= found["ci95"][1]
     assert stages.outcomes["sft"].warnings[:2] == ["2 of 28 rows are left", "told: 30"]
     told = [json.loads(line) for line in (stages.run.stage("sft").progress).read_text().splitlines()]
-    assert [entry.get("at") or entry["warning"] for entry in told] == [
+    assert list(dict.fromkeys(entry.get("at") or entry["warning"] for entry in told)) == [  # again, where it takes long
         "measuring the base on 1 probe, before anything is trained", "told: 30", "loading", "measuring the policy",
     ]  # fmt: skip
 
