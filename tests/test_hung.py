@@ -295,10 +295,12 @@ def test_within_a_phase_the_one_before_comes_back(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(heartbeats, "_heart", None)
     heartbeats.begin(run, 0, 1)
     heartbeats.beat("step", step=4)
-    with pytest.raises(RuntimeError), heartbeats.during("measuring"):
+    with heartbeats.during("measuring"):
         assert heartbeats.read(run)[0].phase == "measuring"
-        raise RuntimeError
     assert (heartbeats.read(run)[0].phase, heartbeats.read(run)[0].step) == ("step", 4)
+    with pytest.raises(RuntimeError), heartbeats.during("measuring"):
+        raise RuntimeError
+    assert heartbeats.where() == ("measuring", 4), "where it failed"
 
 
 # ---- who it was ---------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("align.data.sources.MOST", 3)
     for number in range(4):
         (tmp_path / f"{number}.jsonl").touch()
-    assert "holds more than 3 files and folders" in told(tmp_path, f"stages.sft.data={tmp_path}")
+    assert "holds more than 3 files" in told(tmp_path, f"stages.sft.data={tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["odd.txt", "odd.csv", "odd.jsonl", "odd.json"])

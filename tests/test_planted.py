@@ -73,7 +73,6 @@ CODE = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
         ("config.json", {"model_type": "lama"}, "did you mean 'llama'?"),
         ("config.json", {"model_type": "t5"}, "knows no causal language model of the model_type 't5'"),
         ("config.json", {"model_type": 3}, "knows no causal language model of the model_type 3"),
-        ("config.json", {"model_type": None}, "has no model_type"),
         (
             "tokenizer_config.json",
             {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Tokenizer", None]}},

@@ -194,9 +194,8 @@ def test_out_of_memory_says_what_to_do(
     code, error = execute(stages, monkeypatch, raising)
     assert code == 1
     assert error == {
-        "what": "stage 'sft' ran out of memory",
-        "remedy": "halve training.per_device_train_batch_size and double gradient_accumulation_steps, "
-        "turn gradient_checkpointing on, or use qlora",
+        "what": "stage 'sft' ran out of memory before or after its training",
+        "remedy": "use qlora, choose a smaller base, or end what else takes memory there",
         "exit": 1,
         "traceback": None,  # the way out is shown in place of the log
         "rank": 0,

@@ -32,7 +32,7 @@ def guarded(command: Callable[[], Any]) -> int:
         sys.stderr.close()
         return Exit.DONE
     except OSError as error:
-        expected = of_the_machine(error)
+        expected = in_the_way(error) if isinstance(error, FileExistsError) else of_the_machine(error)
         if expected is None:
             raise
         printed.errors().print(line(str(expected), "error", "red"))
@@ -42,6 +42,12 @@ def guarded(command: Callable[[], Any]) -> int:
             return _interrupted()
         return leave.code if isinstance(leave.code, int) else Exit.BAD_INPUT
     return Exit.DONE
+
+
+def in_the_way(error: FileExistsError) -> AlignError:
+    """A file that stands where a folder of a run is to be made."""
+    what = f"'{error.filename}' cannot be made as a folder: a file stands there"
+    return AlignError(what, "move that file away", exit=Exit.MACHINE)
 
 
 def _assert_folder() -> None:

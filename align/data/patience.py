@@ -27,7 +27,7 @@ class _Watch:
         with self.lock:
             self.until[threading.get_ident()] = time.monotonic() + seconds
             if self.thread is None or not self.thread.is_alive():  # a fork takes no other thread along
-                self.thread = threading.Thread(target=self._look, daemon=True)
+                self.thread = threading.Thread(target=self._look, name="align-patience", daemon=True)
                 self.thread.start()
 
     def end(self) -> bool:

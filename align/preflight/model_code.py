@@ -15,7 +15,7 @@ _TRUST = "read it, and write `trust_remote_code: true` under `model:` if it is t
 def check(base: Base) -> None:
     """Raises AlignError where transformers would not load a base whose own code is not to run."""
     kind, known = base.config.get("model_type"), auto_classes.causal_models()
-    if known and kind not in known:
+    if known and kind is not None and kind not in known:
         raise _unknown(base, kind)
     if base.path is None:
         return
@@ -31,9 +31,6 @@ def check(base: Base) -> None:
 
 
 def _unknown(base: Base, kind: Any) -> AlignError:
-    if kind is None:
-        what = f"the config.json of the model '{base.name}' has no model_type"
-        return AlignError(what, "give a folder that save_pretrained of transformers wrote")
     if _maps(base.config, "AutoModelForCausalLM"):
         return AlignError(f"the model '{base.name}' is Python code that comes with it, which is not run", _TRUST)
     what = f"the installed transformers knows no causal language model of the model_type {shown(kind)[:100]}"

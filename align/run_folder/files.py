@@ -13,29 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError, Exit
+from align.errors import AlignError
 
 PART = ".aligning"  # ends the name of a file that is being written
 NO_JSON = (ValueError, RecursionError)  # what is raised of text that is not JSON, or is nested or long beyond measure
 _FOLDERS = ("base", "data", "launch", "stages")  # of a run
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder, with those above it, where it is not there yet.
-
-    Raises:
-        AlignError: a file stands there.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        what = f"'{path}' cannot be made as a folder: a file stands there, or above it"
-        raise AlignError(what, "move that file away", exit=Exit.MACHINE) from None
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never half of it."""
-    make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

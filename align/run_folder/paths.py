@@ -144,7 +144,7 @@ class RunDir:
             return
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         target = self.superseded / f"{stamp}-{path.name}"
-        files.make_folder(target.parent)
+        target.parent.mkdir(exist_ok=True)
         files.move(path, target)
 
     def _refuse_another(self) -> None:
