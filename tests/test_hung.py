@@ -101,6 +101,18 @@ def test_a_rollout_between_quick_steps_has_a_limit_of_its_own() -> None:
     assert world.wait(20) is not None
 
 
+def test_what_came_and_went_between_two_looks_is_known_too() -> None:
+    """A rollout of a tenth of a second, of which the parent saw nothing."""
+    world = World()
+    world.beat("step")
+    world.steps(*(1.0,) * 3)
+    world.beat("step", passed={"rollout": 9.0, "step": 1.0}, step=4)
+    assert world.wait(1) is None
+    world.beat("rollout", step=4)
+    found = world.wait(1000)
+    assert found is not None and found.limit == 60.0, "not 90: it cannot have taken longer than since the last look"
+
+
 def test_a_process_that_computes_does_not_hang_where_nothing_is_usual_yet() -> None:
     """A stage of the user's own, with a loop of its own."""
     world = World()
@@ -279,6 +291,24 @@ def test_a_heart_writes_once_a_second_and_at_each_change(tmp_path: Path) -> None
     heart.leave(130)
     beat = heartbeats.read(run)[1]
     assert (beat.left, beat.pid, beat.world, run.heartbeat(1).stat().st_size) == (130, os.getpid(), 2, heartbeats.BYTES)
+
+
+def test_a_process_tells_how_long_its_phases_took(tmp_path: Path) -> None:
+    run, now = RunDir(tmp_path), [0.0]
+    heart = Heart(run.heartbeat(0), 0, 1, clock=lambda: now[0])
+
+    def go(seconds: float, phase: Phase | None = None, **told: Any) -> dict[Phase, float]:
+        now[0] += seconds
+        heart.beat(phase, **told)
+        return heartbeats.read(run)[0].passed
+
+    assert go(5.0, "step", step=0, stage="sft") == {}, "what came before the stage is none of it"
+    assert go(0.2, "rollout") == {"step": 0.2}
+    assert go(0.3) == {"step": 0.2}
+    assert go(0.1, "step") == {"step": 0.2, "rollout": 0.3}, "the longest between two signs, written or not"
+    assert go(0.1, "rollout") == {"step": 0.2, "rollout": 0.3}
+    assert go(0.9, "step") == {"step": 0.2, "rollout": 0.9}
+    assert go(0.1, "start-up", step=0, stage="ppo") == {}, "each stage trains in its own way"
 
 
 def test_a_file_that_is_being_written_is_passed_over(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_real_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     said = " ".join(runs.run(recipe, tmp_path / "run").stderr.split())
     assert "sft: out of memory in step 1 with 1024 rows at a time; it goes on with" in said
     assert worst(tmp_path / "whole", tmp_path / "run", "sft") < 1e-5
-    monkeypatch.setenv("MEGABYTES", "20")
+    monkeypatch.setenv("MEGABYTES", "1")  # too little for one row
     few = ("--set", "stages.sft.training.per_device_train_batch_size=4")
     said = " ".join(runs.run(recipe, tmp_path / "none", *few, code=1).stderr.split())
     assert "with 2 rows at a time; it goes on with" in said

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from align.run_folder.paths import RunDir
 from align.run_folder.records import Record
 
 SECONDS = 1.0  # at least, between two signs of the same phase
 STEP_SECONDS = 0.1  # and of another step, so that the step that is named is the one that hangs
-BYTES = 512  # of a file: each sign writes over the whole of the one before
+BYTES = 1024  # of a file: each sign writes over the whole of the one before
 
 Phase = Literal["waiting", "start-up", "step", "rollout", "evaluation", "measuring", "saving", "harness", "closing"]
 
@@ -38,6 +38,8 @@ class Beat(Record):
             task of the language model evaluation harness runs, which tells nothing of its progress.
         step: the last one that was made.
         seconds: on the process's own monotonic clock.
+        passed: phases of this stage that were gone through, with the longest seconds between two signs in each:
+            who reads now and then does not see a short one.
         left: the exit code that it has left with.
     """
 
@@ -52,6 +54,7 @@ class Beat(Record):
     stage: str = ""
     step: int = 0
     seconds: float = 0.0
+    passed: dict[Phase, float] = Field(default_factory=dict)
     left: int | None = None
 
 
@@ -60,6 +63,7 @@ class Heart:
 
     def __init__(self, path: Path, rank: int, world: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.written, self.signs, self.made = clock, 0.0, 0, 0
+        self.last, self.longest = clock(), 0.0  # sign, and time between two in this phase
         machine = int(os.environ.get("GROUP_RANK", "0"))  # torch's name for it
         told = {"pid": os.getpid(), "machine": machine, "host": socket.gethostname()}
         self.now = Beat(rank=rank, world=world, phase="waiting", **told)
@@ -69,16 +73,31 @@ class Heart:
 
     def beat(self, phase: Phase | None = None, *, step: int | None = None, stage: str | None = None) -> None:
         """Tell of life; another phase or stage at once, another step ten times a second at most, the same one once."""
-        self.signs += 1
+        now = self.clock()
+        self.signs, self.last, self.longest = self.signs + 1, now, max(self.longest, now - self.last)
         self.made = self.made if step is None else step
         phase = phase or self.now.phase
         same = phase == self.now.phase and stage in (None, self.now.stage)
         pace = SECONDS if step in (None, self.now.step) else STEP_SECONDS
-        if same and self.clock() - self.written < pace:
+        if same and now - self.written < pace:
             return
-        given = {"phase": phase, "step": step, "stage": stage}
+        given = {
+            "phase": phase,
+            "step": step,
+            "stage": stage,
+            "passed": self.now.passed if same else self._passed(stage),
+        }
         self.now = self.now.model_copy(update={name: value for name, value in given.items() if value is not None})
         self._write()
+
+    def _passed(self, stage: str | None) -> dict[Phase, float]:
+        """The phases gone through, with the one that ends now; none of the stage before."""
+        before, longest = self.now, self.longest
+        self.longest = 0.0
+        if stage not in (None, before.stage):
+            return {}
+        seconds = round(max(before.passed.get(before.phase, 0.0), longest), 3)
+        return {**before.passed, before.phase: seconds}
 
     def leave(self, code: int) -> None:
         """The last sign: the process leaves of its own."""

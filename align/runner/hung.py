@@ -129,3 +129,7 @@ class Listener:
         usual, apart = self._usual(before), min(max(0.0, beat.seconds - before.seconds), heard)
         usual.longest, usual.count = max(usual.longest, apart), usual.count + beat.signs - before.signs
         usual.whole = usual.whole or (beat.phase, beat.stage) != (before.phase, before.stage)
+        for phase, longest in beat.passed.items():  # between two looks
+            usual = self._usual(beat.but(phase=phase))
+            if not usual.whole:
+                usual.longest, usual.whole = max(usual.longest, min(longest, heard)), True
