@@ -203,7 +203,9 @@ def measure(folder: Path, trial: Trial, whole: Whole) -> Found:
             if filler is not None:
                 filler.unlink()
             for name, hashes in run.checkpoints().items():
-                other = next((file for file in hashes if hashes[file] != whole.checkpoints[name].get(file)), None)
+                # one that is written as its command has died is none of an undisturbed run: what follows it tells
+                same = whole.checkpoints.get(name, hashes)
+                other = next((file for file in hashes if hashes[file] != same.get(file)), None)
                 differs = differs or (f"{other} of {name}" if other else "")
 
         process = run.start()

@@ -18,7 +18,7 @@ from align.report import masked
 from align.run_folder import aside, attempts, checkpoints, files, handed_on, reading
 from align.run_folder.interpolation import InterpolationRequest, InterpolationResult
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Ticket
+from align.run_folder.records import Policy, Ticket
 from align.run_folder.stage_dir import StageDir
 from align.runner import answers, memory, tickets
 from align.runner.child import Child
@@ -345,7 +345,8 @@ class Executor:
 
 
 def take_inputs(loaded: Loaded, run: RunDir, plan: StagePlan, ticket: Ticket) -> None:
-    """Fill in what only the stages before can tell: their policy and reward models.
+    """Fill in what only the stages before can tell: their policy and reward models. Where the base is, today's recipe
+    says: a run may have been moved since.
 
     Raises:
         AlignError: one of them has not run.
@@ -354,7 +355,7 @@ def take_inputs(loaded: Loaded, run: RunDir, plan: StagePlan, ticket: Ticket) ->
         policy = handed_on.policy(run, plan.policy)
         if policy is None:
             raise _not_run(run, plan, plan.policy)
-        ticket.policy = policy
+        ticket.policy = _on_base_of(ticket, policy)
     for id in before(loaded, plan):
         if handed_on.undecided(run.stage(id)):
             what = f"stage '{plan.id}' starts from '{id}', and it is not decided yet what goes on from that in"
@@ -367,7 +368,13 @@ def take_inputs(loaded: Loaded, run: RunDir, plan: StagePlan, ticket: Ticket) ->
             outcome = reading.outcome(run.stage(reward.stage))
             if outcome is None:
                 raise _not_run(run, plan, reward.stage)
-            reward.model = outcome.reward
+            reward.model = _on_base_of(ticket, outcome.reward) if outcome.reward else None
+
+
+def _on_base_of(ticket: Ticket, policy: Policy) -> Policy:
+    """A policy of the run, with the base where the ticket has it."""
+    own = ticket.policy.base
+    return policy.model_copy(update={"base": own}) if policy.base.identity == own.identity else policy
 
 
 def before(loaded: Loaded, plan: StagePlan) -> Iterator[str]:
