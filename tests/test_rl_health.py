@@ -308,6 +308,14 @@ def test_a_rollout_counts_in_a_critics_favour_or_against_it_by_what_there_was_to
     assert rollouts.explained_variance(bad[9:12]) == pytest.approx((0.2 - 4 * 0.5 * 2) / 9)
 
 
+def test_a_critic_that_is_off_by_next_to_nothing_is_not_dead() -> None:
+    """As the score comes to its maximum, nothing is left to explain: rlhf_full ends with returns that vary by 0.15."""
+    spread = {number: 2.0 if number < 8 else 0.2 for number in range(1, 17)}
+    history = [replace(one, returns_std=spread[one.number]) for one in steady(explained_variance=0.3)]
+    assert raised(changed(history, FROM_10, explained_variance=-1.1)) == []
+    assert raised(changed(history, FROM_10, explained_variance=-12.0)) == [("dead_critic", 13)], "off by 0.42, of 4"
+
+
 def test_rollouts_without_an_explained_variance_are_skipped() -> None:
     history = changed(steady(explained_variance=None), {8, 9, 10}, explained_variance=-0.5)
     assert raised(history) == [("dead_critic", 10)]

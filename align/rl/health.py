@@ -62,6 +62,10 @@ CRITIC_WINDOW: Final = 5
 definition: 1 - Var(returns - values) / Var(returns)). Not the mean of their figures: where the returns of one rollout
 hardly vary, its figure is far below 0 whatever the critic does, and alone outweighs four good ones."""
 
+CRITIC_NEAR: Final = 0.1
+"""Dead critic: what it is off by / the variance of the returns at the start. Where all answers come to score alike,
+returns vary by less than any critic is exact, and one that is off by so little is alive. The tenth is ours."""
+
 CLIPPED: Final = 0.3
 """Share of clipped tokens. Ours: from them nothing is learnt (Schulman et al. 2017, arXiv 1707.06347, eq. 7)."""
 
@@ -177,11 +181,19 @@ class Health:
         if len(learnt) < CRITIC_ROLLOUTS or len(known) <= CRITIC_WINDOW // 2:
             return None
         figure = explained_variance(window)
-        if figure is None or figure >= 0:
+        if figure is None or figure >= 0 or _near(every, window, figure):
             return None
         return (
             f"explained variance {figure:.3g} over {CRITIC_WINDOW} rollouts, below 0: a constant would predict better"
         )
+
+
+def _near(every: list[Rollout], window: list[Rollout], figure: float) -> bool:
+    """Whether a critic of that explained variance is off by next to nothing, beside how the returns varied at first."""
+    first, now = ([std**2 for std in _figures(some, "returns_std")] for some in (every[:START], window))
+    if len(first) < START or len(now) < len(window):
+        return False
+    return (1 - figure) * sum(now) / len(now) < CRITIC_NEAR * sum(first) / len(first)
 
 
 def start(history: Sequence[Rollout]) -> dict[str, float]:
