@@ -145,7 +145,7 @@ def test_a_checkpoint_behind_a_link_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("record", [{}, [], 3, {"bytes": 1}])
 def test_a_file_of_which_nothing_is_known_is_damaged(record: Any, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
-    assert files.damaged({"a": record}, tmp_path, since=0.0) == "a"
+    assert files.damaged({"a": record}, tmp_path) == "a"
 
 
 def measured(folder: Path) -> Path:

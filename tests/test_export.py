@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,18 @@ def test_base_is_offered_only_where_its_weights_are_loaded(run: Path) -> None:
     trained = outcome.model_copy(update={"policy": outcome.policy.model_copy(update={"weights": "stages/x/model"})})
     assert list(policy_switch.policies(run, trained)) == []
     assert next(iter(policy_switch.policies(run, outcome))) == "base"
+
+
+def test_what_a_disk_has_altered_is_not_handed_out(run: Path, tmp_path: Path) -> None:
+    """One bit under the old size and time."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    stage = list(find.finished(copy))[-1]
+    path = next((copy / "stages" / stage / "model").glob("*.safetensors"))
+    stat, held = path.stat(), bytearray(path.read_bytes())
+    held[len(held) // 2] ^= 1
+    path.write_bytes(held)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(AlignError) as refused:
+        find.find(copy, None)
+    assert refused.value.what == f"a file of stage '{stage}' is damaged: {path}"

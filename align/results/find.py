@@ -63,13 +63,22 @@ def find(folder: Path, stage: str | None, *, rewards: bool = False) -> tuple[Tic
 
 
 def _check_beneath(run: RunDir, stage: str, policy: Policy) -> None:
-    """Raises AlignError where a policy stands on that of a stage that is being decided on: its files may be of another
-    attempt by now."""
+    """Raises AlignError where a policy stands on that of a stage that is being decided on, whose files may be those of
+    another attempt by now, or where a file of a model is not as it was written."""
     paths = [adapter.path for adapter in policy.adapters] + ([policy.weights] if policy.weights else [])
     for below in run.stages_of(*paths):
         if below.root.name != stage and handed_on.undecided(below):
             what = f"stage '{stage}' of '{run.root}' stands on '{below.root.name}', of which it is not decided yet what"
             raise AlignError(f"{what} goes on", "let the run end: align run")
+        source = handed_on.folder(below)
+        outcome = reading.outcome(source)
+        written = {
+            name: one for name, one in (outcome.artifacts if outcome else {}).items() if name.startswith("model/")
+        }
+        torn = files.damaged(written, source.root)
+        if torn is not None:
+            what = f"a file of stage '{below.root.name}' is damaged: {source.root / torn}"
+            raise AlignError(what, "run the recipe again: the stage is trained again, or copy the file again")
 
 
 def model(outcome: Outcome) -> Policy:

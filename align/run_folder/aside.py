@@ -6,15 +6,12 @@ What a user wanted trained anew carries no mark, and never comes back.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from pydantic import BaseModel
 
 from align.run_folder import attempts, files, reading
 from align.run_folder.paths import RunDir
 from align.run_folder.stage_dir import StageDir
-
-EVERY: Final = -1.0  # a time before that of any file: each is hashed
 
 
 class Aside(BaseModel):
@@ -37,7 +34,7 @@ def bring_back(run: RunDir, id: str, fingerprint: str) -> bool:
         outcome = reading.outcome(there)
         if outcome is None or attempts.fingerprint(there) != fingerprint:
             continue
-        if files.damaged(outcome.artifacts, there.root, since=EVERY) is None:
+        if files.damaged(outcome.artifacts, there.root) is None:
             files.move(there.root, run.stage(id).root)
             run.stage(id).aside.unlink(missing_ok=True)
             return True

@@ -36,4 +36,4 @@ def _is_whole(checkpoint: Path) -> bool:
     recorded = (unsealed(read_json(checkpoint / COMPLETE)) or {}).get("files")
     if not recorded or not isinstance(recorded, dict):
         return False
-    return damaged(recorded, checkpoint, since=0.0) is None
+    return damaged(recorded, checkpoint) is None

@@ -157,12 +157,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def damaged(recorded: dict[str, dict[str, Any]], root: Path, since: float) -> str | None:
-    """The first recorded file that is not as recorded. Cheapest test first.
-
-    A file of the recorded size that was not changed after `since` (seconds, as `st_mtime`) is believed;
-    others are hashed.
-    """
+def damaged(recorded: dict[str, dict[str, Any]], root: Path) -> str | None:
+    """The first recorded file that is not as recorded, by its size or its hash: a disk may alter what it holds, and not
+    its time."""
     for name, record in recorded.items():
         path = root / name
         try:
@@ -173,6 +170,6 @@ def damaged(recorded: dict[str, dict[str, Any]], root: Path, since: float) -> st
             return name
         if stat.st_size != record["bytes"]:
             return name
-        if stat.st_mtime > since and file_sha256(path) != record["sha256"]:
+        if file_sha256(path) != record["sha256"]:
             return name
     return None

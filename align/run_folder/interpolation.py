@@ -84,5 +84,4 @@ def is_whole(here: StageDir, result: InterpolationResult) -> bool:
     if result.policy is None:
         return True
     decided = reading.outcome(here.decided)
-    since = here.interpolation_result.stat().st_mtime
-    return decided is not None and files.damaged(decided.artifacts, here.decided.root, since) is None
+    return decided is not None and files.damaged(decided.artifacts, here.decided.root) is None

@@ -167,8 +167,7 @@ class Executor:
         unasked = outcome.probes_sha256 != ticket.probes_sha256 or (begun and not asking)
         rewritten = {str(here.card.relative_to(here.root))} if begun else set()  # it shows what is measured again
         recorded = {path: known for path, known in outcome.artifacts.items() if path not in rewritten}
-        since = 0.0 if self._is_wanted(plan) else file.stat().st_mtime  # a disk may alter what it holds
-        torn = files.damaged(recorded, here.root, since=since)
+        torn = files.damaged(recorded, here.root)
         if torn is not None or outcome.fingerprint != ticket.fingerprint:
             bad = f"has a damaged file, {torn}" if torn else "belongs to another recipe"
             self.watcher.say(f"{name}: its result {bad}; it runs again, the old one is kept in superseded/")
@@ -230,18 +229,11 @@ class Executor:
         for id in before(self.loaded, plan):
             source = handed_on.folder(self.dir.stage(id))
             outcome = reading.outcome(source)
-            torn = outcome and files.damaged(outcome.artifacts, source.root, since=0.0)
+            torn = outcome and files.damaged(outcome.artifacts, source.root)
             if torn:
                 what = f"stage '{plan.id}' starts from '{id}', of which a file is damaged: {source.root / torn}"
                 remedy = f"remove '{self.dir.stage(id).outcome}' and run again: '{id}' is trained again"
                 raise AlignError(what, remedy, exit=Exit.STAGE_FAILED)
-
-    def _is_wanted(self, plan: StagePlan) -> bool:
-        """Whether a stage that is still to be trained starts from this one, or is scored by it."""
-        return any(
-            plan.id in before(self.loaded, other) and reading.outcome(self.dir.stage(other.id)) is None
-            for other in self.loaded.stages
-        )
 
     def _answers_are_missing(self, plan: StagePlan) -> bool:
         """Whether a policy, or the base, has not answered the prompts of the recipe as it is now."""
