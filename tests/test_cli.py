@@ -54,6 +54,7 @@ OPTIONS = {
         "--sbatch",
     ],
     "check": ["recipe", "--set", "--offline"],
+    "plan": ["recipe", "--set", "--run-dir", "--gpu", "--json"],
     "doctor": ["--hub", "--quick", "--json"],
     "status": ["run_dir", "--json"],
     "report": ["run_dir", "--json"],
@@ -91,7 +92,15 @@ def test_the_options_are_frozen() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["check", "recipes/dpo_qlora.yaml"], ["list"], ["schema"], ["run", "--help"], ["spectrum", "--help"]],
+    [
+        ["--help"],
+        ["check", "recipes/dpo_qlora.yaml"],
+        ["list"],
+        ["schema"],
+        ["plan", "--help"],
+        ["run", "--help"],
+        ["spectrum", "--help"],
+    ],
     ids=" ".join,
 )
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:

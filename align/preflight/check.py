@@ -18,6 +18,7 @@ from align.preflight import (
     own_probes,
     probe_sizes,
     replayed,
+    rows_that_fit,
     saved_quantization,
     written,
 )
@@ -177,10 +178,7 @@ class _Checking(ModelChecks):
         """Note what comes later than the end of the run."""
         if self.offline and not rows.train:
             return
-        answers = 2 if "unpaired" in plan.program.stage.rows else 1  # of a pair, each on its own
-        count = sum(answers if example.kind == "preference" else 1 for example in rows.train)
-        if plan.replay and plan.mixes and "prompt" not in plan.program.stage.rows:
-            count += mixing.replay_rows(count, plan.replay.ratio)
+        count = rows_that_fit.of_an_epoch(plan, rows)
         found = run_length.notes(plan, count, len(rows.evaluation), plan.launch.processes)
         self.notes.extend(f"stage {plan.id}: {text}" for text in found)
 

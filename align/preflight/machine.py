@@ -129,6 +129,18 @@ def _unmet(skip: tuple[str, ...]) -> Iterator[AlignError]:
             yield AlignError(what, install, exit=Exit.MACHINE)
 
 
+def disk_of(loaded: Loaded, plan: StagePlan, base: Base) -> int | None:
+    """Bytes that a stage's checkpoints, its result and what is kept of its attempts take at most; None for a base whose
+    weights are not here."""
+    weights = sum(file.stat().st_size for file in base.path.glob("*.safetensors")) if base.path else 0
+    keys = loaded.recipe.forgetting
+    used = action_keys.used(keys.on_violation)
+    more = (keys.retry.times if keys.retry and "retry" in used else 0) + ("interpolate" in used)
+    share = _FULL_SHARE if plan.trains_base else _ADAPTER_SHARE
+    weighed = _FISHER_SHARE if plan.keys.ewc and plan.keys.ewc.weight else 0
+    return round(weights * (share * (1 + more * _KEPT_SHARE) + weighed)) if weights else None
+
+
 def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
     """Refuse a run whose checkpoints will not fit.
 
@@ -137,13 +149,7 @@ def check_disk(loaded: Loaded, base: Base, run: Path) -> None:
     """
     if base.path is None:
         return
-    weights = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
-    shares = (_FULL_SHARE if plan.trains_base else _ADAPTER_SHARE for plan in loaded.stages)
-    keys = loaded.recipe.forgetting
-    used = action_keys.used(keys.on_violation)
-    more = (keys.retry.times if keys.retry and "retry" in used else 0) + ("interpolate" in used)
-    weighed = sum(_FISHER_SHARE for plan in loaded.stages if plan.keys.ewc and plan.keys.ewc.weight)
-    needed = weights * (sum(share * (1 + more * _KEPT_SHARE) for share in shares) + weighed)
+    needed = sum(disk_of(loaded, plan, base) or 0 for plan in loaded.stages)
     folder = next(p for p in (run.resolve(), *run.resolve().parents) if p.exists())
     held = sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) if run.is_dir() else 0
     free = shutil.disk_usage(folder).free + held  # what an earlier attempt wrote is not needed again

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from align.data import truncation
+from align.data import mixing, truncation
 from align.data.checks import Table
 from align.data.each_turn import each_turn
 from align.data.encode import Turns
@@ -131,6 +131,15 @@ def whole(rows: StageRows, lengths: Lengths, context: int) -> Iterator[AlignErro
         if long is not None:
             what = f"a {called} has {long[1]:,} tokens, more than the model's context of {context:,}"
             yield AlignError(what, "shorten it, or remove it", place=long[0].place)
+
+
+def of_an_epoch(plan: StagePlan, rows: StageRows) -> int:
+    """How many rows an epoch has, those that are mixed in included; of a pair that KTO takes apart, each answer."""
+    answers = 2 if "unpaired" in plan.program.stage.rows else 1
+    count = sum(answers if example.kind == "preference" else 1 for example in rows.train)
+    if plan.replay and plan.mixes and "prompt" not in plan.program.stage.rows:
+        count += mixing.replay_rows(count, plan.replay.ratio)
+    return count
 
 
 def max_length(plan: StagePlan) -> int | None:

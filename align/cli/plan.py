@@ -1,0 +1,105 @@
+"""`align plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from align.cli import printed
+from align.cli.options import AsJson, Recipe, RunDir, Set
+from align.runner.lines import line
+
+if TYPE_CHECKING:
+    from align.planning.records import Forecast
+    from align.planning.target import Target
+
+
+def plan(
+    recipe: Recipe,
+    set: Set = [],  # noqa: B006 - typer reads the default, nobody changes it
+    run_dir: RunDir = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan for a GPU of this memory, 24GB, instead of this machine.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what would run, and what each stage takes: steps, tokens, memory, disk. Nothing is trained.
+
+    [dim]align plan recipes/dpo_qlora.yaml --gpu 24GB[/dim]
+    """
+    from align.api import folder_of
+    from align.planning import forecast, target
+    from align.preflight.check import prepare
+    from align.recipe import load as recipes
+
+    device = target.asked(gpu) if gpu else target.here()
+    path = recipes.locate(recipe)
+    loaded = recipes.load(path, set)
+    prepared = prepare(loaded, weights=False)
+    made = forecast.make(loaded, prepared, folder_of(loaded.recipe.name, run_dir), device)
+    if as_json:
+        print(json.dumps(_document(made, device), indent=1, ensure_ascii=False))
+        return
+    _show(made, device)
+    for stage in made.stages:
+        if stage.fits is False and stage.memory is not None:
+            _show_changes(path, set, stage.id, device, stage.memory.peak)
+
+
+def _document(made: Forecast, device: Target) -> dict[str, object]:
+    stages = [
+        {
+            **stage.model_dump(mode="json", exclude={"memory", "standing"}),
+            "action": stage.standing.action,
+            "why": stage.standing.why,
+            "peak_memory_bytes": stage.memory.peak if stage.memory else None,
+            "device_memory_bytes": device.taken(stage.memory.peak) if stage.memory else None,
+            "parts": stage.memory.parts if stage.memory else {},
+            "phase": stage.memory.phase if stage.memory else None,
+            "left_out": list(stage.memory.left_out) if stage.memory else [],
+            "not_traced": stage.why,
+            "measured_peak_bytes": stage.standing.peak,
+        }
+        for stage in made.stages
+    ]
+    return {**made.model_dump(mode="json", exclude={"stages"}), "stages": stages}
+
+
+def _show(made: Forecast, device: Target) -> None:
+    from rich.table import Table
+
+    from align.planning import words
+
+    printed.found(made.notes, made.warnings)
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(line(f"{made.name}, on {made.device} ({words.size(made.memory)}), in {made.run_dir}"))
+    table = Table(box=None, pad_edge=False)
+    for name in words.COLUMNS:
+        table.add_column(name, justify="right" if name in ("rows", "tokens", "longest", "disk") else "left")
+    for stage in made.stages:
+        table.add_row(*map(line, words.row(stage)))
+    Console(highlight=False).print(table)
+    for stage in made.stages:
+        out.print(line(stage.id))
+        for text in words.details(stage):
+            out.print(line(f"  {text}"))
+    for stage in made.stages:
+        taken = device.taken(stage.memory.peak) if stage.memory else 0
+        if (verdict := words.verdict(made, stage, taken)) is not None:
+            out.print(line(verdict))
+
+
+def _show_changes(path: Path, set: list[str], stage: str, device: Target, peak: int) -> None:
+    from align.planning import changes, words
+    from align.recipe import load as recipes
+
+    out = Console(highlight=False, soft_wrap=True)
+    found = changes.helpful(lambda more: recipes.load(path, [*set, *more]), stage, device, peak)
+    for change in found:
+        fits = "fits" if device.fits(change.peak) else "does not fit either"
+        given = " ".join(f"--set '{text}'" for text in change.texts)
+        out.print(line(f"  {given}: {words.size(device.taken(change.peak))}, {fits}"))

@@ -1,0 +1,120 @@
+"""A stage as it is traced: the longest rows that it has, two updates, nothing measured. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.data.lengths import Lengths
+from align.planning import depths, longest
+from align.planning.records import Asked
+from align.planning.target import Target
+from align.policy.base import replaced_tokens
+from align.preflight.check import Prepared, write_rows
+from align.recipe.plan import Loaded, StagePlan
+from align.run_folder.launch import Launch
+from align.run_folder.paths import RunDir
+from align.run_folder.records import Policy, Reward
+from align.runner import tickets
+
+STEPS = 2  # updates: the first makes what the optimizer keeps
+ROWS = 64  # at least; KTO compares rows with each other, and a rollout takes many
+
+
+def ask(
+    loaded: Loaded,
+    prepared: Prepared,
+    plan: StagePlan,
+    policies: Mapping[str, Policy],
+    run: RunDir,
+    target: Target,
+    lengths: Lengths | None,
+) -> Asked:
+    """The question about one stage.
+
+    Args:
+        policies: what each stage hands on.
+        run: a folder for the rows.
+    """
+    rows, base = prepared.rows[plan.id], policies["base"].base
+    ticket = tickets.ticket_of(loaded, prepared, plan, run, base)
+    per_device, accumulation = plan.global_batch
+    answered = int(plan.training.get("steps_per_generation") or accumulation) if plan.program.stage.samples else 1
+    batch, _ = longest.longest(rows.trained, lengths, per_device)
+    accumulated = min(accumulation, 2)
+    count = max(ROWS, per_device * max(accumulated, answered) * (STEPS + 1))
+    train = [batch[at % len(batch)] for at in range(count)]
+    beside = longest.longest(rows.replayed, lengths, per_device)[0] if ticket.replay and not plan.mixes else []
+    replay = write_rows(run, [beside[at % len(beside)] for at in range(count)]) if beside else None
+    asked = {
+        "policy": policies[plan.policy],
+        "rewards": [_reward(one, policies) for one in ticket.rewards],
+        "train": write_rows(run, train),
+        "replay": replay,
+        "replay_sources": [one.model_copy(update={"count": count}) for one in ticket.replay_sources[:1]]
+        if replay
+        else [],
+        "replay_ratio": ticket.replay_ratio if replay else 0.0,
+        "training": _training(plan, target, accumulated),
+        "probes": "none",
+        "inside": None,
+        "evaluation": None,
+        "fisher": None,
+        "writing": None,
+        "trackers": [],
+        "prompts": [],
+        "latency": False,
+        "processes": 1,
+        "launch": Launch(),
+    }
+    layers = depths.layers(prepared.base.config)
+    assert layers is not None
+    return Asked(
+        ticket=ticket.model_copy(update=asked),
+        layers=layers,
+        depths=depths.of(plan, prepared.base.config),
+        block=target.block,
+        casts=not target.gpu,
+    )
+
+
+def _training(plan: StagePlan, target: Target, accumulated: int) -> dict[str, Any]:
+    """The recipe's arguments, less what writes, measures, compiles or waits."""
+    given = {**target.arguments(plan.training), **plan.training}
+    left = (
+        "eval_",
+        "dataloader_",
+        "torch_compile",
+        "use_liger",
+        "use_vllm",
+        "vllm_",
+        "save_",
+        "logging_",
+        "num_train_",
+    )
+    kept = {name: value for name, value in given.items() if not name.startswith(left)}
+    return kept | {
+        "max_steps": STEPS,
+        "gradient_accumulation_steps": accumulated,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+
+
+def _reward(reward: Reward, policies: Mapping[str, Policy]) -> Reward:
+    """A reward model of a stage as that stage will hand it on."""
+    given = policies.get(reward.stage) if reward.stage else None
+    return reward if given is None else reward.model_copy(update={"model": given})
+
+
+def countable(config: dict[str, Any]) -> bool:
+    """Whether a base's config says how many layers it has."""
+    return depths.layers(config) is not None
+
+
+def lengths_of(loaded: Loaded, prepared: Prepared) -> Lengths | None:
+    """Counts the tokens of rows as the base's tokenizer makes them."""
+    assert prepared.base.path is not None
+    replaced = replaced_tokens(loaded.recipe.model.model_dump())
+    return Lengths.of(Path(prepared.base.path), prepared.chat_template, replaced)
