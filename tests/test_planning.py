@@ -25,6 +25,7 @@ from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.records import BaseModelIdentity
 
 GB = 2**30
+ROOT = Path(__file__).parents[1]
 
 
 def loaded(folder: Path, stages: dict[str, Any], **more: Any) -> Loaded:
@@ -222,6 +223,13 @@ def test_a_plan_of_a_run_that_is_half_done(finished: tuple[Path, Path], tmp_path
     sft, dpo = changed["stages"]
     assert sft["action"] == "run" and sft["why"].startswith("its recipe changed")
     assert sft["peak_memory_bytes"] == found["stages"][0]["peak_memory_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo_and_rlhf", "rlhf_full", "grpo_lora", "rloo_lora", "kto_lora"])
+def test_shipped_recipes_are_traced(tmp_path: Path, name: str) -> None:
+    found = said(ROOT / "recipes" / f"{name}.yaml", tmp_path / "run", tmp_path)
+    assert {stage["id"]: stage["not_traced"] for stage in found["stages"] if stage["method"] != "trace"} == {}
 
 
 def test_a_second_plan_is_kept(finished: tuple[Path, Path], tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _stage(
     traced: Traced | None,
 ) -> StageForecast:
     rows = prepared.rows[plan.id]
-    trained = rows.trained if plan.mixes else rows.train
+    trained = rows.trained if questions.mixes(plan) else rows.train
     _, most = longest.longest(trained, lengths, 1)
     per_device, accumulation = plan.global_batch
     batch = per_device * accumulation * plan.launch.processes

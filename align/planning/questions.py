@@ -41,11 +41,12 @@ def ask(
     ticket = tickets.ticket_of(loaded, prepared, plan, run, base)
     per_device, accumulation = plan.global_batch
     answered = int(plan.training.get("steps_per_generation") or accumulation) if plan.program.stage.samples else 1
-    batch, _ = longest.longest(rows.trained, lengths, per_device)
+    mixed = mixes(plan)
+    batch, _ = longest.longest(rows.trained if mixed else rows.train, lengths, per_device)
     accumulated = min(accumulation, 2)
     count = max(ROWS, per_device * max(accumulated, answered) * (STEPS + 1))
     train = [batch[at % len(batch)] for at in range(count)]
-    beside = longest.longest(rows.replayed, lengths, per_device)[0] if ticket.replay and not plan.mixes else []
+    beside = longest.longest(rows.replayed, lengths, per_device)[0] if ticket.replay and not mixed else []
     replay = write_rows(run, [beside[at % len(beside)] for at in range(count)]) if beside else None
     asked = {
         "policy": policies[plan.policy],
@@ -77,6 +78,11 @@ def ask(
         block=target.block,
         casts=not target.gpu,
     )
+
+
+def mixes(plan: StagePlan) -> bool:
+    """Whether replayed rows are in one batch with the stage's; one that samples answers learns them beside its own."""
+    return plan.mixes and not plan.program.stage.samples
 
 
 def _training(plan: StagePlan, target: Target, accumulated: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from align.planning.records import Asked, Traced
 from align.run_folder import files
 
+PATIENCE = 120  # seconds for a stage; most take five
 METHOD = 1  # raised when the same question gets another answer
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "align-suite")
 _OWN = {"fingerprint", "run_name", "seed", "warnings", "probes", "prompts", "program_path", "stage"}
@@ -37,7 +39,7 @@ def trace(folder: Path, asked: Sequence[Asked]) -> dict[str, Traced]:
     made = _child(folder, missing) if missing else {}
     for one in missing:
         id = one.ticket.stage
-        answer = made.get(id) or Traced(stage=id, failed="the process that traces it ended")
+        answer = made.get(id) or Traced(stage=id, failed=f"the trace broke off, or took longer than {PATIENCE} s")
         if answer.failed is None:
             _keep(_key(one), answer)
         found[id] = answer
@@ -49,10 +51,12 @@ def _child(folder: Path, asked: Sequence[Asked]) -> dict[str, Traced]:
     # the same on every machine: what a GPU would change is said in the question
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-P", "-m", "align.planning.trace", str(folder)]
-    with tempfile.TemporaryFile("w+") as log:
-        said = subprocess.run(
-            words, env={**os.environ, **quiet}, stdout=subprocess.PIPE, stderr=log, text=True, check=False
-        ).stdout
+    environment, limit = {**os.environ, **quiet}, PATIENCE * len(asked)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(words, env=environment, stdout=out, stderr=log, check=False, timeout=limit)
+        out.seek(0)
+        said = out.read()
     found = {}
     for line in said.splitlines():
         try:

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from transformers import Trainer, TrainerCallback
+from transformers import AutoConfig, Trainer, TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer import dpo_trainer, kto_trainer
 
@@ -30,13 +30,13 @@ GOLDEN = 0.618  # of which the multiples lie evenly between 0 and 1
 
 
 @contextmanager
-def in_place(tally: Tally, depth: int | None) -> Iterator[None]:
+def in_place(tally: Tally, base_folder: Path, depth: int | None) -> Iterator[None]:
     """Within, models come from configs, adapters from their settings, and a stage trains without a word to anyone."""
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
-        (models, "load_weights", _loading(tally, depth)),
+        (models, "load_weights", _loading(tally, base_folder, depth)),
         (stack, "put", _put),
         (stack, "resume", _resume),
-        (score_head, "of_adapter", _head),
+        (score_head, "of_adapter", _head(base_folder)),
         (scan, "scan_tensors", _ranked),
         (KeptReference, "refer_steps", _refer),
         (KeptReference, "refer_held_out", lambda self, rows, columns: rows),
@@ -55,7 +55,7 @@ def in_place(tally: Tally, depth: int | None) -> Iterator[None]:
         yield
 
 
-def _loading(tally: Tally, depth: int | None) -> Callable[..., Any]:
+def _loading(tally: Tally, base_folder: Path, depth: int | None) -> Callable[..., Any]:
     def load_weights(
         folder: str,
         keys: dict[str, Any],
@@ -65,7 +65,8 @@ def _loading(tally: Tally, depth: int | None) -> Callable[..., Any]:
     ) -> Any:
         phase = "building" if tally.phase == "building" else "loading"
         with tally.during(phase):
-            return base.make(Path(folder), keys, dtype, quantization, gives, depth)
+            there = Path(folder) if Path(folder).is_dir() else base_folder  # of a stage that has not run
+            return base.make(there, keys, dtype, quantization, gives, depth)
 
     return load_weights
 
@@ -91,8 +92,15 @@ def _made(model: Any, adapter: Adapter, name: str) -> Any:
     return method.apply(model, method.Keys.model_validate(adapter.settings), name)
 
 
-def _head(folder: Path, device: torch.device) -> Any:
-    raise NotImplementedError("a reward model's head that stands apart")
+def _head(base_folder: Path) -> Callable[..., Any]:
+    """Of a reward model that a stage will have trained as an adapter."""
+
+    def of_adapter(folder: Path, device: torch.device) -> Any:
+        config = AutoConfig.from_pretrained(base_folder)
+        width = config.get_text_config(decoder=True).hidden_size
+        return score_head.Score(width, 1, bias=False).requires_grad_(False)
+
+    return of_adapter
 
 
 def _ranked(tensors: Any, estimator: str = "mp") -> list[choose.Record]:

@@ -34,7 +34,7 @@ def trace(folder: Path, asked: Asked) -> Traced:
 def _at(run: RunDir, asked: Asked, depth: int) -> Moments:
     ticket = asked.ticket
     tally = Tally(asked.block, casts=asked.casts)
-    with FakeTensorMode(allow_non_fake_inputs=True), tally, in_place(tally, depth):
+    with FakeTensorMode(allow_non_fake_inputs=True), tally, in_place(tally, Path(ticket.policy.base.path), depth):
         torch.manual_seed(0)
         at = execute.load(run, ticket, lambda: False)
         execute.build(at)
