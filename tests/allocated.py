@@ -33,16 +33,16 @@ def peak(run: RunDir, ticket: Ticket) -> int:
     every: Any = profiled.profiler
     events = every.kineto_results.events()
     built = next(event.start_ns() for event in events if event.name() == "built")
-    moves = sorted(((one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]"), key=lambda m: m[0])
     # a file that is mapped counts whole, as long as one tensor of it is used: instead, what is used of it is counted
-    whole = (Path(ticket.policy.base.path) / "model.safetensors").stat().st_size
-    file = whole if any(size == whole for _, size in moves) else 0
-    mapped = sum(held.values()) + file - sum(size for when, size in moves if when < built)
+    file = (Path(ticket.policy.base.path) / "model.safetensors").stat().st_size
+    moved = [(one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]" and abs(one.nbytes()) != file]
+    moved.sort(key=lambda move: move[0])
+    mapped = sum(held.values()) - sum(size for when, size in moved if when < built)
     live = most = 0
-    for _, size in moves:
+    for _, size in moved:
         live += size
         most = max(most, live)
-    return most - file + max(0, mapped)
+    return most + max(0, mapped)
 
 
 def _tensors(model: Any) -> list[torch.Tensor]:

@@ -36,7 +36,7 @@ def case(folder: Path, model: Path, method: str, program: str, **training: Any) 
     if program == "ppo":
         files.write_text(folder / "own.py", OWN)
         rewards = [Reward(name="own", kind="function", weight=1.0, path=str(folder / "own.py"), function="reward")]
-        given |= {"max_completion_length": 16, "steps_per_generation": 1, "num_iterations": 1}
+        given = {"max_completion_length": 16, "steps_per_generation": 1, "num_iterations": 1} | given
     chosen = settings(method, **({"spectrum": {"snr_threshold": 0.5}} if method == "spectrum" else {}))
     ticket = stages.ticket(
         "one", program, base, chosen, rows=[rows[at % BATCH] for at in range(ROWS)], rewards=rewards, **given

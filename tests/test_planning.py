@@ -16,16 +16,18 @@ import runs
 from align.errors import AlignError
 from align.lab import MODEL_DIR
 from align.planning import depths, longest, memory, policies, target
-from align.planning.questions import lengths_of
+from align.planning.questions import ask, lengths_of
 from align.planning.records import Traced
 from align.planning.trace.stage import trace
 from align.preflight.check import prepare
 from align.recipe import load as recipes
 from align.recipe.plan import Loaded, StagePlan
+from align.run_folder.paths import RunDir
 from align.run_folder.records import BaseModelIdentity
 
 GB = 2**30
 ROOT = Path(__file__).parents[1]
+PACKED = {"packing": True, "max_length": 256, "per_device_train_batch_size": 4}
 
 
 def loaded(folder: Path, stages: dict[str, Any], **more: Any) -> Loaded:
@@ -88,6 +90,27 @@ def test_two_depths_tell_a_third(tmp_path: Path) -> None:
     two = Traced(stage="one", moments={depth: found.moments[depth] for depth in (1, 2)})
     four = Traced(stage="one", moments={4: found.moments[4]})
     assert memory.of_whole(two, 4).peak == pytest.approx(memory.of_whole(four, 4).peak, rel=1e-3)
+
+
+def test_a_plan_runs_no_reward_function(tmp_path: Path) -> None:
+    """It may cost money, or ask a server."""
+    stages, asked = planned.case(tmp_path, MODEL_DIR, "lora", "ppo", max_completion_length=200)
+    (tmp_path / "own.py").write_text("raise SystemExit('it was run')\n")
+    found = trace(stages.run.root, asked)
+    assert found.failed is None
+    assert found.moments[4]["sampling"]["key-value cache"] > 0
+
+
+def test_packs_are_full(tmp_path: Path) -> None:
+    found = loaded(tmp_path, {"sft": {"data": {"source": "lab/helpdesk", "limit": 8}, "training": PACKED}})
+    prepared = prepare(found)
+    base = BaseModelIdentity(name="lab", path=str(MODEL_DIR), identity="planned")
+    lengths = lengths_of(found, prepared)
+    where = (RunDir(tmp_path / "run"), target.asked("24GB"))
+    asked = ask(found, prepared, found.stages[0], policies.handed_on(found.stages, base), *where, lengths)
+    rows = prepared.rows["sft"].train
+    most = longest.longest(rows, lengths, 1)[1]
+    assert asked.ticket.train.count * most >= 3 * 4 * 256
 
 
 def test_what_cannot_be_traced_says_why(tmp_path: Path) -> None:
@@ -219,6 +242,13 @@ def test_a_plan_of_a_run_that_is_half_done(finished: tuple[Path, Path], tmp_path
     assert inherited["training.save_total_limit"] == (2, "default")
     assert "training.max_steps" not in inherited
 
+    weights = next((run / "stages/sft/model").glob("*.safetensors"))
+    held = weights.read_bytes()
+    weights.write_bytes(held[:-1])
+    sft = said(recipe, run, tmp_path, "--gpu", "1GB")["stages"][0]
+    assert (sft["action"], sft["why"]) == ("run", f"a file of its result is missing or cut, model/{weights.name}")
+    weights.write_bytes(held)
+
     changed = said(recipe, run, tmp_path, "--gpu", "1GB", "--set", "stages.sft.training.learning_rate=2.0e-3")
     sft, dpo = changed["stages"]
     assert sft["action"] == "run" and sft["why"].startswith("its recipe changed")
@@ -226,9 +256,10 @@ def test_a_plan_of_a_run_that_is_half_done(finished: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--gpu", "24GB")])
 @pytest.mark.parametrize("name", ["dpo_and_rlhf", "rlhf_full", "grpo_lora", "rloo_lora", "kto_lora"])
-def test_shipped_recipes_are_traced(tmp_path: Path, name: str) -> None:
-    found = said(ROOT / "recipes" / f"{name}.yaml", tmp_path / "run", tmp_path)
+def test_shipped_recipes_are_traced(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
+    found = said(ROOT / "recipes" / f"{name}.yaml", tmp_path / "run", tmp_path, *more)
     assert {stage["id"]: stage["not_traced"] for stage in found["stages"] if stage["method"] != "trace"} == {}
 
 
@@ -247,6 +278,7 @@ def test_a_second_plan_is_kept(finished: tuple[Path, Path], tmp_path: Path) -> N
     assert second["stages"][0]["parts"]["weights"] == 10**12 > first["stages"][0]["parts"]["weights"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recipe = runs.write(tmp_path, runs.RECIPE.replace("method: qlora", "method: lora"))

@@ -32,15 +32,16 @@ def plan(
     [dim]align plan recipes/dpo_qlora.yaml --gpu 24GB[/dim]
     """
     from align.api import folder_of
-    from align.planning import forecast, target
+    from align.planning import forecast, standing, target
     from align.preflight.check import prepare
     from align.recipe import load as recipes
 
     device = target.asked(gpu) if gpu else target.here()
     path = recipes.locate(recipe)
     loaded = recipes.load(path, set)
-    prepared = prepare(loaded, weights=False)
-    made = forecast.make(loaded, prepared, folder_of(loaded.recipe.name, run_dir), device)
+    folder = folder_of(loaded.recipe.name, run_dir)
+    prepared = prepare(loaded, weights=False, commit=standing.commit(loaded, folder))
+    made = forecast.make(loaded, prepared, folder, device)
     if as_json:
         print(json.dumps(_document(made, device), indent=1, ensure_ascii=False))
         return

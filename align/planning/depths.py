@@ -11,10 +11,21 @@ WHOLE = 6  # layers; a model of no more is traced as it is
 _SHARES = 8  # the largest denominator of a share of layers that are trained
 
 
+_PATTERNS = (
+    *("sliding_window_pattern", "full_attention_interval", "attn_layer_period", "layers_block_type"),
+    *("hybrid_override_pattern", "attn_layer_indices", "decoder_sparse_step", "mlp_only_layers"),
+)
+
+
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that is about the language model."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
 def layers(config: dict[str, Any]) -> int | None:
     """Of a base, by its config.json; None where it does not say."""
-    text = config.get("text_config")
-    for part in (text if isinstance(text, dict) else {}, config):
+    for part in (_text(config), config):
         for name in ("num_hidden_layers", "n_layer", "num_layers"):
             if isinstance(part.get(name), int):
                 return int(part[name])
@@ -54,7 +65,9 @@ def _denominator(plan: StagePlan) -> int:
 
 def _period(config: dict[str, Any], count: int) -> int:
     """After how many layers their kinds repeat."""
-    kinds = config.get("layer_types")
+    kinds = _text(config).get("layer_types")
+    if kinds is None and any(_text(config).get(name) not in (None, 0, 1, []) for name in _PATTERNS):
+        return count  # of a kind that the config does not list
     if not isinstance(kinds, list) or len(kinds) != count:
         return 1
     return next(size for size in range(1, count + 1) if all(kinds[i] == kinds[i - size] for i in range(size, count)))
@@ -62,5 +75,5 @@ def _period(config: dict[str, Any], count: int) -> int:
 
 def _dense(config: dict[str, Any]) -> int:
     """Layers at the beginning that are of another kind than all others."""
-    found = config.get("first_k_dense_replace")
+    found = _text(config).get("first_k_dense_replace")
     return found if isinstance(found, int) else 0

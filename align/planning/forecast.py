@@ -12,7 +12,7 @@ from align.planning import formula, longest, memory, policies, questions, standi
 from align.planning.records import Asked, Forecast, Inherited, Memory, Method, StageForecast, Standing, Traced
 from align.planning.target import Target
 from align.preflight import rows_that_fit
-from align.preflight.check import Prepared
+from align.preflight.check import Prepared, StageRows
 from align.preflight.machine import disk_of
 from align.recipe import run_length
 from align.recipe.plan import Loaded, StagePlan
@@ -71,11 +71,12 @@ def _stage(
 ) -> StageForecast:
     rows = prepared.rows[plan.id]
     trained = rows.trained if questions.mixes(plan) else rows.train
-    _, most = longest.longest(trained, lengths, 1)
+    limit = rows_that_fit.max_length(plan)
+    _, most = longest.longest(trained, lengths, 1, limit)
     per_device, accumulation = plan.global_batch
     batch = per_device * accumulation * plan.launch.processes
     steps = run_length.steps(plan, rows_that_fit.of_an_epoch(plan, rows), plan.launch.processes)
-    mean = longest.mean_tokens(trained, lengths)
+    mean = _mean_tokens(plan, rows, lengths, limit)
     found, method, why = _memory(prepared, plan, target, most, asked, traced)
     return StageForecast(
         id=plan.id,
@@ -89,7 +90,7 @@ def _stage(
         global_batch=batch,
         steps=steps,
         longest=most,
-        tokens=None if mean is None or steps is None or plan.program.stage.samples else round(mean * steps * batch),
+        tokens=None if mean is None or steps is None else round(mean * steps * batch),
         memory=found,
         method=method,
         why=why,
@@ -97,6 +98,15 @@ def _stage(
         disk=disk_of(loaded, plan, prepared.base),
         inherited=tuple(_inherited(loaded, plan)),
     )
+
+
+def _mean_tokens(plan: StagePlan, rows: StageRows, lengths: Lengths | None, limit: int | None) -> float | None:
+    """Of a row of an update; None where none can be told."""
+    if plan.program.stage.samples or plan.training.get("packing"):
+        return None
+    own, ratio = longest.mean_tokens(rows.train, lengths, limit), plan.replay.ratio if plan.replay else 0.0
+    replayed = longest.mean_tokens(rows.replayed, lengths, limit) if questions.mixes(plan) else None
+    return own if own is None or replayed is None else (1 - ratio) * own + ratio * replayed
 
 
 def _memory(
@@ -127,19 +137,22 @@ def _left_out(plan: StagePlan) -> Iterator[str]:
 
 def _inherited(loaded: Loaded, plan: StagePlan) -> Iterator[Inherited]:
     """The values that do not stand in the stage's own entry."""
-    document, at = loaded.document, ("stages", plan.id)
+    data = loaded.document.data  # with all that the command line sets
 
     def own(*path: str) -> bool:
-        return document.has((*at, *path)) or any(key.startswith(".".join((*at, *path))) for key in document.overrides)
+        node: Any = data["stages"][plan.id]
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        return node is not None
 
     if not own("parameterization"):
-        source: Literal["recipe", "default"] = "recipe" if document.has(("parameterization",)) else "default"
+        source: Literal["recipe", "default"] = "recipe" if data.get("parameterization") else "default"
         given = plan.method_keys.model_dump(mode="json", exclude_unset=True, exclude_defaults=True)
         for name, value in _flat({"method": plan.method_keys.method, **given}, "parameterization"):
             yield Inherited(key=name, value=value, source=source)
     if plan.replay is not None and not own("replay"):
         yield Inherited(key="replay.ratio", value=plan.replay.ratio, source="recipe")
-    if not own("launch") and document.has(("launch",)):
+    if not own("launch") and data.get("launch"):
         yield Inherited(key="launch", value=str(plan.launch), source="recipe")
     for name, value in plan.training.items():
         if not own("training", name):

@@ -17,11 +17,14 @@ from align.recipe.plan import StagePlan
 INNER = (
     16  # hidden states' worth that a layer keeps for its backward pass; attention and a gated MLP at its usual width
 )
-NF4 = 4.13 / 8  # bytes of a weight with double quantisation
+NF4, EIGHT_BITS = 4.13 / 8, 1.0  # bytes of a weight, with double quantisation and in eight bits
 
 
 def memory(plan: StagePlan, base: Base, longest: int, target: Target) -> Memory | None:
-    """None where the files of the base do not tell enough."""
+    """None where the files of the base do not tell enough, and of a stage that samples answers, which holds more models
+    than its own."""
+    if plan.program.stage.samples:
+        return None
     text = base.config.get("text_config")
     config = text if isinstance(text, dict) else base.config
     width, layers, words = (config.get(name) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
@@ -33,7 +36,9 @@ def memory(plan: StagePlan, base: Base, longest: int, target: Target) -> Memory 
     rank = (plan.method_keys.model_dump(mode="json").get("lora") or {}).get("r", 16)
     trained = total if full else sum(rank * sum(shape) for shape in shapes if len(shape) == 2)
     kept = 4 if full else 2
-    weights = total * (NF4 if quantized else kept) + (0 if full else 4 * trained)
+    bits = (plan.method_keys.model_dump(mode="json").get("quantization") or {}).get("bits")
+    packed = EIGHT_BITS if bits == 8 else NF4
+    weights = total * (packed if quantized else kept) + (0 if full else 4 * trained)
     pairs = 2 if "preference" in plan.program.stage.rows else 1
     tokens = plan.global_batch[0] * longest * pairs
     checkpointed = plan.training.get("gradient_checkpointing", target.gpu)

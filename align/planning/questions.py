@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from align.planning import depths, longest
 from align.planning.records import Asked
 from align.planning.target import Target
 from align.policy.base import replaced_tokens
+from align.preflight import rows_that_fit
 from align.preflight.check import Prepared, write_rows
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.launch import Launch
@@ -42,9 +44,9 @@ def ask(
     per_device, accumulation = plan.global_batch
     answered = int(plan.training.get("steps_per_generation") or accumulation) if plan.program.stage.samples else 1
     mixed = mixes(plan)
-    batch, _ = longest.longest(rows.trained if mixed else rows.train, lengths, per_device)
+    batch, most = longest.longest(rows.trained if mixed else rows.train, lengths, per_device)
     accumulated = min(accumulation, 2)
-    count = max(ROWS, per_device * max(accumulated, answered) * (STEPS + 1))
+    count = max(ROWS, per_device * max(accumulated, answered) * (STEPS + 1)) * _packed(plan, most)
     train = [batch[at % len(batch)] for at in range(count)]
     beside = longest.longest(rows.replayed, lengths, per_device)[0] if ticket.replay and not mixed else []
     replay = write_rows(run, [beside[at % len(beside)] for at in range(count)]) if beside else None
@@ -80,6 +82,12 @@ def ask(
     )
 
 
+def _packed(plan: StagePlan, most: int) -> int:
+    """How many rows of so many tokens a pack has room for; 1 where rows are not packed."""
+    room = rows_that_fit.max_length(plan)
+    return -(-room // most) if plan.training.get("packing") and room and most else 1
+
+
 def mixes(plan: StagePlan) -> bool:
     """Whether replayed rows are in one batch with the stage's; one that samples answers learns them beside its own."""
     return plan.mixes and not plan.program.stage.samples
@@ -100,6 +108,14 @@ def _training(plan: StagePlan, target: Target, accumulated: int) -> dict[str, An
         "num_train_",
     )
     kept = {name: value for name, value in given.items() if not name.startswith(left)}
+    kept.pop("tf32", None)  # of a GPU, and none of the memory
+    if kept.pop("fp16", None):
+        kept["bf16"] = True  # of the same size
+    generations = kept.get("num_generations")
+    if plan.launch.processes > 1 and isinstance(generations, int):
+        kept["num_generations"] = max(2, math.gcd(generations, math.prod(plan.global_batch)))
+    if plan.program.stage.samples:  # a rollout is as large as it is, however little of it is accumulated here
+        kept.setdefault("steps_per_generation", plan.global_batch[1])
     return kept | {
         "max_steps": STEPS,
         "gradient_accumulation_steps": accumulated,

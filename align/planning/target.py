@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from align.errors import AlignError
 
 BLOCK = 512  # bytes; CUDA's caching allocator rounds every tensor up to as many
 CONTEXT = 600_000_000  # bytes; of the CUDA context and its libraries, beside all tensors
+PROCESS = 600_000_000  # bytes; of Python and its libraries in main memory
 FRAGMENTS = 0.03  # of the peak; what the caching allocator reserves and cannot use
 
 
@@ -37,7 +39,7 @@ class Target:
 
     def taken(self, peak: int) -> int:
         """Bytes of the device that a peak of tensors takes."""
-        return round(peak * (1 + FRAGMENTS)) + CONTEXT if self.gpu else peak
+        return round(peak * (1 + FRAGMENTS)) + CONTEXT if self.gpu else peak + PROCESS
 
     def fits(self, peak: int) -> bool | None:
         """Whether a peak of tensors fits; None where that is not known."""
@@ -57,7 +59,7 @@ def asked(size: str) -> Target:
     Raises:
         AlignError: it is no size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?\s*", size, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(?:GB|GiB|G)?\s*", size, re.IGNORECASE)
     if not found or not float(found[1]):
         raise AlignError(f"--gpu {size}: this is no amount of memory", "write for example --gpu 24GB")
     return Target(f"a GPU of {found[1]} GB", gpu=True, memory=round(float(found[1]) * 2**30))
@@ -67,7 +69,9 @@ def here() -> Target:
     """The first GPU of this machine, by its driver; without one, its processor and its main memory."""
     if program := shutil.which("nvidia-smi"):
         query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        said = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20).stdout.splitlines()
+        said: list[str] = []
+        with suppress(OSError, subprocess.TimeoutExpired):  # of a driver that hangs
+            said = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20).stdout.splitlines()
         if said and "," in said[0]:
             name, _, size = said[0].rpartition(",")
             if size.strip().isdigit():

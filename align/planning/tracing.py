@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from align.errors import AlignError
 from align.planning.records import Asked, Traced
 from align.run_folder import files
 
@@ -34,37 +36,60 @@ def trace(folder: Path, asked: Sequence[Asked]) -> dict[str, Traced]:
     Args:
         folder: that the rows of the tickets are in.
     """
-    found = {one.ticket.stage: _known(_key(one)) for one in asked}
-    missing = [one for one in asked if found[one.ticket.stage] is None]
-    made = _child(folder, missing) if missing else {}
-    for one in missing:
-        id = one.ticket.stage
-        answer = made.get(id) or Traced(stage=id, failed=f"the trace broke off, or took longer than {PATIENCE} s")
-        if answer.failed is None:
-            _keep(_key(one), answer)
-        found[id] = answer
-    return {id: answer for id, answer in found.items() if answer is not None}
+    found: dict[str, Traced] = {}
+    missing = []
+    for one in asked:
+        known = _known(_key(one))
+        if known is None:
+            missing.append(one)
+        else:
+            found[one.ticket.stage] = known
+    while missing:  # a stage that ends its process takes no other with it
+        made, why = _child(folder, missing)
+        if not made:
+            id = missing.pop(0).ticket.stage
+            found[id] = Traced(stage=id, failed=why)
+        for one in [one for one in missing if one.ticket.stage in made]:
+            answer = made[one.ticket.stage]
+            if answer.failed is None:
+                _keep(_key(one), answer)
+            found[one.ticket.stage] = answer
+            missing.remove(one)
+    return found
 
 
-def _child(folder: Path, asked: Sequence[Asked]) -> dict[str, Traced]:
+def _child(folder: Path, asked: Sequence[Asked]) -> tuple[dict[str, Traced], str]:
+    """What it said of the first stages, until it ended or was silent for too long; and why it said nothing."""
     files.write_json(folder / "asked.json", {"stages": [one.model_dump(mode="json") for one in asked]})
-    # the same on every machine: what a GPU would change is said in the question
+    # the same whether there is a GPU or not: what one would change is said in the question
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-P", "-m", "align.planning.trace", str(folder)]
-    environment, limit = {**os.environ, **quiet}, PATIENCE * len(asked)
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
-        with suppress(subprocess.TimeoutExpired):
-            subprocess.run(words, env=environment, stdout=out, stderr=log, check=False, timeout=limit)
-        out.seek(0)
-        said = out.read()
-    found = {}
-    for line in said.splitlines():
-        try:
-            one = Traced.model_validate_json(line)
-        except ValidationError:  # what a library prints
-            continue
-        found[one.stage] = one
-    return found
+    found: dict[str, Traced] = {}
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(words, env={**os.environ, **quiet}, stdout=subprocess.PIPE, stderr=log, text=True)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        assert process.stdout is not None
+        clock = threading.Timer(PATIENCE, end)
+        clock.start()
+        for line in process.stdout:
+            try:
+                one = Traced.model_validate_json(line)
+            except ValidationError:  # what a library prints
+                continue
+            found[one.stage] = one
+            clock.cancel()
+            clock = threading.Timer(PATIENCE, end)
+            clock.start()
+        process.wait()
+        clock.cancel()
+        log.seek(0)
+        last = (log.read().strip().splitlines() or ["it ended without a word"])[-1]
+    return found, f"it took longer than {PATIENCE} s" if late.is_set() else last
 
 
 def _key(asked: Asked) -> str:
@@ -73,15 +98,32 @@ def _key(asked: Asked) -> str:
     question["ticket"] = {name: value for name, value in question["ticket"].items() if name not in _OWN}
     base = Path(asked.ticket.policy.base.path)
     held = {name: files.file_sha256(base / name) for name in _FILES if (base / name).is_file()}
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return files.digest([METHOD, question, held, versions])
+    versions = {name: _version(name) for name in _LIBRARIES}
+    return files.digest([METHOD, question, held, versions, _processor()])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """What decides whether a stage computes in bfloat16 on a CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), "")
 
 
 def _known(key: str) -> Traced | None:
     try:
-        return Traced.model_validate(files.read_object(cache() / f"{key}.json"))
-    except ValidationError:
+        found = Traced.model_validate(files.read_object(cache() / f"{key}.json"))
+    except (ValidationError, OSError, AlignError):
         return None
+    return found if found.moments else None
 
 
 def _keep(key: str, answer: Traced) -> None:

@@ -72,9 +72,10 @@ def _check_beneath(run: RunDir, stage: str, policy: Policy) -> None:
             raise AlignError(f"{what} goes on", "let the run end: align run")
         source = handed_on.folder(below)
         outcome = reading.outcome(source)
-        written = {
-            name: one for name, one in (outcome.artifacts if outcome else {}).items() if name.startswith("model/")
-        }
+        if outcome is None:
+            what = f"the record of stage '{below.root.name}' is damaged or missing: {source.outcome}"
+            raise AlignError(what, "run the recipe again")
+        written = {name: one for name, one in outcome.artifacts.items() if name.startswith("model/")}
         torn = files.damaged(written, source.root)
         if torn is not None:
             what = f"a file of stage '{below.root.name}' is damaged: {source.root / torn}"

@@ -20,7 +20,7 @@ from align.planning.trace import base
 from align.planning.trace.tally import Tally
 from align.policy import load as models
 from align.policy import score_head, stack
-from align.rl import critic
+from align.rl import critic, scoring
 from align.run_folder.records import Adapter, Gives
 from align.spectrum import choose, scan
 from align.stage.job import Job
@@ -45,6 +45,8 @@ def in_place(tally: Tally, base_folder: Path, depth: int | None) -> Iterator[Non
         (RLOOTrainer, "_generate_single_turn", _sampling(tally)),
         (GRPOTrainer, "_generate_single_turn", lambda *given: (_sampling(tally)(*given), None)),
         (critic, "save", lambda model, folder: None),
+        (scoring.Function, "__init__", lambda self, reward: setattr(self, "name", reward.name)),
+        (scoring.Function, "__call__", lambda self, asked: [0.0] * len(asked.completions)),
         (nn.Module, "_apply", _converted),
         (Trainer, "_move_model_to_device", lambda self, model, device: model),
         (Job, "fit", _fit(tally)),
@@ -65,8 +67,9 @@ def _loading(tally: Tally, base_folder: Path, depth: int | None) -> Callable[...
     ) -> Any:
         phase = "building" if tally.phase == "building" else "loading"
         with tally.during(phase):
-            there = Path(folder) if Path(folder).is_dir() else base_folder  # of a stage that has not run
-            return base.make(there, keys, dtype, quantization, gives, depth)
+            own = Path(folder) == base_folder or not Path(folder).is_dir()  # of a stage that has not run
+            there, layers = (base_folder, depth) if own else (Path(folder), None)
+            return base.make(there, keys, dtype, quantization, gives, layers)
 
     return load_weights
 
@@ -147,13 +150,15 @@ def _sampled(tally: Tally, trainer: Any, prompt_ids: list[list[int]]) -> list[li
     """Answers of the greatest length, and what sampling them takes: a pass over the prompts, and then the keys and
     values of all tokens."""
     most, count = trainer.args.max_completion_length, len(prompt_ids)
+    trainer.model.eval()  # in training, checkpointed layers keep no keys and values
     with torch.no_grad():
         asked = torch.ones(count, max(map(len, prompt_ids)), dtype=torch.long)
         out = trainer.model(input_ids=asked, use_cache=True, logits_to_keep=1)
         pairs = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
-        held = [one.new_empty(*one.shape[:2], one.shape[2] + most, *one.shape[3:]) for pair in pairs for one in pair]
-        tally.name(held, "key-value cache")
-        tally.note()
+        shapes = [(*one.shape[:2], one.shape[2] + most, *one.shape[3:]) for pair in pairs for one in pair]
+        with tally.all_is("key-value cache"):
+            held = [pairs[0][0].new_empty(shape) for shape in shapes]
+    trainer.model.train()
     del out, pairs, held
     return [[trainer.processing_class.eos_token_id] * most for _ in prompt_ids]
 

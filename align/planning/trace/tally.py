@@ -76,6 +76,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives 
         self.total = 0
         self._most: dict[str, int] = {}
         self._known: dict[int, tuple[weakref.ref[Any], Part, int]] = {}
+        self._made: Part | None = None
         self._gradients = [0, 0]  # that are whole in this backward pass, and of how many
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,6 +121,13 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives 
         yield
         self.phase = before
 
+    @contextmanager
+    def all_is(self, part: Part) -> Iterator[None]:
+        """Within, whatever is made is of that part."""
+        self._made = part
+        yield
+        self._made = None
+
     def forget_moments(self) -> None:
         """Begin anew: what comes next is what counts."""
         self.moments, self._most = {}, {}
@@ -159,6 +167,8 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives 
         self.note()
 
     def _part(self, tensor: torch.Tensor) -> Part:
+        if self._made is not None:
+            return self._made
         if self.phase in ("building", "loading"):
             return "weights" if self.phase == "building" else "other models"
         wide = tensor.dim() > 1 and tensor.size(-1) == self.vocabulary and tensor.is_floating_point()
