@@ -40,7 +40,8 @@ def plan(
     path = recipes.locate(recipe)
     loaded = recipes.load(path, set)
     folder = folder_of(loaded.recipe.name, run_dir)
-    prepared = prepare(loaded, weights=False, commit=standing.commit(loaded, folder))
+    commit = standing.commit(loaded, folder)
+    prepared = prepare(loaded, weights=False, commit=commit)
     made = forecast.make(loaded, prepared, folder, device)
     if as_json:
         print(json.dumps(_document(made, device), indent=1, ensure_ascii=False))
@@ -48,7 +49,7 @@ def plan(
     _show(made, device)
     for stage in made.stages:
         if stage.fits is False and stage.memory is not None:
-            _show_changes(path, set, stage.id, device, stage.memory.peak)
+            _show_changes(path, set, stage.id, device, stage.memory.peak, commit)
 
 
 def _document(made: Forecast, device: Target) -> dict[str, object]:
@@ -94,12 +95,12 @@ def _show(made: Forecast, device: Target) -> None:
             out.print(line(verdict))
 
 
-def _show_changes(path: Path, set: list[str], stage: str, device: Target, peak: int) -> None:
+def _show_changes(path: Path, set: list[str], stage: str, device: Target, peak: int, commit: str | None) -> None:
     from align.planning import changes, words
     from align.recipe import load as recipes
 
     out = Console(highlight=False, soft_wrap=True)
-    found = changes.helpful(lambda more: recipes.load(path, [*set, *more]), stage, device, peak)
+    found = changes.helpful(lambda more: recipes.load(path, [*set, *more]), stage, device, peak, commit)
     for change in found:
         fits = "fits" if device.fits(change.peak) else "does not fit either"
         given = " ".join(f"--set '{text}'" for text in change.texts)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import AlignError
-from align.planning import memory, policies, questions, tracing
+from align.planning import memory, questions, tracing
 from align.planning.target import Target
 from align.preflight.check import prepare
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.paths import RunDir
-from align.run_folder.records import BaseModelIdentity
 
 Load = Callable[[Sequence[str]], Loaded]
 
@@ -31,18 +30,19 @@ class Change:
     peak: int
 
 
-def helpful(load: Load, stage: str, target: Target, peak: int) -> list[Change]:
+def helpful(load: Load, stage: str, target: Target, peak: int, commit: str | None) -> list[Change]:
     """The changes that lower the peak of a stage, the one that costs the least first.
 
     Args:
         load: reads the recipe with more that is set.
         peak: bytes that it takes as it is.
+        commit: of a model of the Hub, where the run was begun with one.
     """
     plan = next(one for one in load(()).stages if one.id == stage)
     found = []
     for texts in _candidates(plan, target):
         try:
-            took = _peak(load(texts), stage, target)
+            took = _peak(load(texts), stage, target, commit)
         except AlignError:  # the recipe has something else against it
             continue
         if took is not None and took < peak:
@@ -67,17 +67,14 @@ def _candidates(plan: StagePlan, target: Target) -> Iterator[tuple[str, ...]]:
         yield (f"{at}.parameterization={{method: qlora}}",)
 
 
-def _peak(loaded: Loaded, stage: str, target: Target) -> int | None:
-    prepared = prepare(loaded, weights=False)
-    base = prepared.base
-    if base.path is None or not questions.countable(base.config):
-        return None
-    identity = BaseModelIdentity(name=base.name, path=str(base.path), identity="planned")
-    after = policies.handed_on(loaded.stages, identity)
-    plan = next(one for one in loaded.stages if one.id == stage)
+def _peak(loaded: Loaded, stage: str, target: Target, commit: str | None) -> int | None:
+    prepared = prepare(loaded, weights=False, commit=commit)
+    stages = [one for one in loaded.stages if one.id == stage]
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunDir(Path(temporary))
         lengths = questions.lengths_of(loaded, prepared)
-        asked = questions.ask(loaded, prepared, plan, after, folder, target, lengths)
-        traced = tracing.trace(folder.root, [asked])[stage]
-    return None if traced.failed else memory.of_whole(traced, asked.layers).peak
+        asked = questions.every(loaded, prepared, stages, folder, target, lengths)
+        traced = tracing.trace(folder.root, list(asked.values()))
+    if stage not in traced or traced[stage].failed:
+        return None
+    return memory.of_whole(traced[stage], asked[stage].layers).peak

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.data.lengths import Lengths
-from align.planning import formula, longest, memory, policies, questions, standing, tracing
+from align.planning import formula, longest, memory, questions, standing, tracing
 from align.planning.records import Asked, Forecast, Inherited, Memory, Method, StageForecast, Standing, Traced
 from align.planning.target import Target
 from align.preflight import rows_that_fit
@@ -17,7 +17,6 @@ from align.preflight.machine import disk_of
 from align.recipe import run_length
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.paths import RunDir
-from align.run_folder.records import BaseModelIdentity
 
 
 def make(loaded: Loaded, prepared: Prepared, run: RunDir, target: Target) -> Forecast:
@@ -30,7 +29,7 @@ def make(loaded: Loaded, prepared: Prepared, run: RunDir, target: Target) -> For
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunDir(Path(temporary))
         stands = standing.of(loaded, prepared, run, folder)
-        asked = _asked(loaded, prepared, folder, target, lengths)
+        asked = questions.every(loaded, prepared, loaded.stages, folder, target, lengths)
         traced = tracing.trace(folder.root, list(asked.values()))
     stages = tuple(
         _stage(loaded, prepared, plan, target, lengths, stands[plan.id], asked.get(plan.id), traced.get(plan.id))
@@ -45,18 +44,6 @@ def make(loaded: Loaded, prepared: Prepared, run: RunDir, target: Target) -> For
         notes=tuple(prepared.notes),
         warnings={id: tuple(texts) for id, texts in prepared.warnings.items()},
     )
-
-
-def _asked(
-    loaded: Loaded, prepared: Prepared, folder: RunDir, target: Target, lengths: Lengths | None
-) -> dict[str, Asked]:
-    """The questions about those stages of which the depth is known."""
-    base = prepared.base
-    if base.path is None or not questions.countable(base.config):
-        return {}
-    identity = BaseModelIdentity(name=base.name, path=str(base.path), identity="planned")
-    after = policies.handed_on(loaded.stages, identity)
-    return {plan.id: questions.ask(loaded, prepared, plan, after, folder, target, lengths) for plan in loaded.stages}
 
 
 def _stage(

@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.data.lengths import Lengths
-from align.planning import depths, longest
+from align.planning import depths, longest, policies
 from align.planning.records import Asked
 from align.planning.target import Target
 from align.policy.base import replaced_tokens
 from align.preflight import rows_that_fit
 from align.preflight.check import Prepared, write_rows
+from align.recipe.pipeline import BASE
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder.launch import Launch
 from align.run_folder.paths import RunDir
-from align.run_folder.records import Policy, Reward
+from align.run_folder.records import BaseModelIdentity, Policy, Reward
 from align.runner import tickets
 
 STEPS = 2  # updates: the first makes what the optimizer keeps
 ROWS = 64  # at least; KTO compares rows with each other, and a rollout takes many
 
 
+def every(
+    loaded: Loaded,
+    prepared: Prepared,
+    stages: Sequence[StagePlan],
+    run: RunDir,
+    target: Target,
+    lengths: Lengths | None,
+) -> dict[str, Asked]:
+    """The questions about these stages, by their ids; none where the config of the base does not say how deep it is."""
+    base = prepared.base
+    if base.path is None or depths.layers(base.config) is None:
+        return {}
+    identity = BaseModelIdentity(name=base.name, path=str(base.path), identity="planned")
+    after = policies.handed_on(loaded.stages, identity)
+    return {plan.id: ask(loaded, prepared, plan, after, run, target, lengths) for plan in stages}
+
+
 def ask(
     loaded: Loaded,
     prepared: Prepared,
     plan: StagePlan,
-    policies: Mapping[str, Policy],
+    after: Mapping[str, Policy],
     run: RunDir,
     target: Target,
     lengths: Lengths | None,
@@ -36,10 +54,10 @@ def ask(
     """The question about one stage.
 
     Args:
-        policies: what each stage hands on.
+        after: what each stage hands on.
         run: a folder for the rows.
     """
-    rows, base = prepared.rows[plan.id], policies["base"].base
+    rows, base = prepared.rows[plan.id], after[BASE].base
     ticket = tickets.ticket_of(loaded, prepared, plan, run, base)
     per_device, accumulation = plan.global_batch
     answered = int(plan.training.get("steps_per_generation") or accumulation) if plan.program.stage.samples else 1
@@ -51,8 +69,8 @@ def ask(
     beside = longest.longest(rows.replayed, lengths, per_device)[0] if ticket.replay and not mixed else []
     replay = write_rows(run, [beside[at % len(beside)] for at in range(count)]) if beside else None
     asked = {
-        "policy": policies[plan.policy],
-        "rewards": [_reward(one, policies) for one in ticket.rewards],
+        "policy": after[plan.policy],
+        "rewards": [_reward(one, after) for one in ticket.rewards],
         "train": write_rows(run, train),
         "replay": replay,
         "replay_sources": [one.model_copy(update={"count": count}) for one in ticket.replay_sources[:1]]
@@ -124,15 +142,10 @@ def _training(plan: StagePlan, target: Target, accumulated: int) -> dict[str, An
     }
 
 
-def _reward(reward: Reward, policies: Mapping[str, Policy]) -> Reward:
+def _reward(reward: Reward, after: Mapping[str, Policy]) -> Reward:
     """A reward model of a stage as that stage will hand it on."""
-    given = policies.get(reward.stage) if reward.stage else None
+    given = after.get(reward.stage) if reward.stage else None
     return reward if given is None else reward.model_copy(update={"model": given})
-
-
-def countable(config: dict[str, Any]) -> bool:
-    """Whether a base's config says how many layers it has."""
-    return depths.layers(config) is not None
 
 
 def lengths_of(loaded: Loaded, prepared: Prepared) -> Lengths | None:

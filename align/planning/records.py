@@ -98,7 +98,7 @@ class StageForecast(Record):
         rows, held_out, replayed: that it trains on, is evaluated on, and replays beside the rows.
         steps: updates; None where only the run can tell.
         longest: tokens of its longest row.
-        tokens: about how many pass through the model in training; of stages that sample answers, at most.
+        tokens: about how many pass through the model in training; None of packed rows and of sampled answers.
         memory: None where it is not known.
         method: `trace`, or `formula` where the stage could not be traced, or `unknown`.
         why: it could not.

@@ -13,8 +13,6 @@ _PHASES = {
     "forward": "in the forward pass",
     "updating": "in the update",
     "a step": "in a step",
-    "building": "while the model is loaded",
-    "loading": "while what stands beside the model is loaded",
 }
 COLUMNS = ("stage", "trains", "rows", "steps", "tokens", "longest", "memory", "disk", "plan")
 

@@ -124,8 +124,9 @@ def _weight(weight: torch.Tensor, module: Any, asked: dict[str, Any], dtype: tor
         offset=torch.empty(()) if nested is not None else None,
         state2=nested,
     )
-    packed: Any = nn.Parameter(torch.empty(-(-count // 2), 1, dtype=torch.uint8), requires_grad=False)
-    packed.quant_state, packed.quant_type, packed.blocksize = state, asked["bnb_4bit_quant_type"], size
-    packed.compress_statistics, packed.bnb_quantized = asked["bnb_4bit_use_double_quant"], True
+    packed = nn.Parameter(torch.empty(-(-count // 2), 1, dtype=torch.uint8), requires_grad=False)
+    marks: Any = packed
+    marks.quant_state, marks.quant_type, marks.blocksize = state, asked["bnb_4bit_quant_type"], size
+    marks.compress_statistics, marks.bnb_quantized = asked["bnb_4bit_use_double_quant"], True
     module.quant_state = state
-    return packed  # type: ignore[no-any-return]
+    return packed

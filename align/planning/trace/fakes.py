@@ -125,7 +125,7 @@ def _refer(self: Any, rows: Any, columns: Sequence[str]) -> None:
 def _converted(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
     """torch would swap the tensors, which it cannot with those that have no content."""
     for child in self.children() if recurse else ():
-        child._apply(fn)  # type: ignore[no-untyped-call]
+        child._apply(fn)  # type: ignore[no-untyped-call]  # torch gives it no types
     for name, held in list(self._parameters.items()):
         if held is not None:
             with torch.no_grad():

@@ -69,7 +69,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives 
     """
 
     def __init__(self, block: int = 1, *, casts: bool = True) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.block, self.casts, self.phase, self.vocabulary = block, casts, "building", 0
         self.moments: Moments = {}
         self.alive: dict[Part, int] = {}
@@ -142,7 +142,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives 
             self._gradients[0] += 1
 
         for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(whole)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(whole)  # type: ignore[no-untyped-call]  # as above
 
     def _seen(self, out: Any) -> Any:
         for found in tree_leaves(out):
