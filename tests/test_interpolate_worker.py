@@ -65,7 +65,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     go("lora", BASE, LORA, 2e-2, 20)
     mild = go("mild", BASE, LORA, 1e-3, 4)
     go("further", mild, LORA, 2e-2, 20)
-    go("full", BASE, FULL, 3e-3, 16)
+    go("full", BASE, FULL, 8e-3, 16)
     go("qlora", BASE, QLORA, 2e-2, 20)
     go("dora", BASE, DORA, 2e-3, 1)
     return at
