@@ -67,7 +67,15 @@ OPTIONS = {
     "merge": ["out", "adapter", "--rank", "--form"],
     "spectrum": ["model", "--snr-threshold", "--estimator", "--json", "--workers"],
     "lab build": ["out", "--seed"],
-    "data show": ["recipe", "stage", "--row", "--set"],
+    "data show": [
+        *("data", "stage", "--row", "--set", "--model", "--chat-template", "--max-length", "--split", "--format"),
+        "--json",
+    ],
+    "data check": [
+        *("data", "--stage", "--against", "--model", "--chat-template", "--max-length", "--split", "--format"),
+        *("--rejects", "--json"),
+    ],
+    "data convert": ["data", "to", "--stage", "--on-bad-row", "--rejects", "--split", "--format"],
 }
 
 
@@ -100,6 +108,8 @@ def test_the_options_are_frozen() -> None:
         ["plan", "--help"],
         ["run", "--help"],
         ["spectrum", "--help"],
+        ["data", "show", "lab/helpdesk", "--model", "lab"],
+        ["data", "check", "lab/helpdesk", "--stage", "sft"],
     ],
     ids=" ".join,
 )

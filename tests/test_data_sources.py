@@ -182,7 +182,7 @@ def test_text_parquet_and_gzip(write: Write, tmp_path: Path) -> None:
             "x",
             "the file extension '.xlsx' is not supported\n"
             "  -> supported are .jsonl, .ndjson, .json, .parquet, .csv, .tsv, "
-            ".txt; all but .parquet may be followed by .gz",
+            ".txt; all but .parquet may be followed by .gz or .zst",
         ),
     ],
 )

@@ -39,8 +39,10 @@ lab_app = typer.Typer(no_args_is_help=True, help="The lab model that ships with 
 lab_app.command("build")(lab.build)
 app.add_typer(lab_app, name="lab", rich_help_panel="Use")
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at the rows that a stage trains on.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at rows, check and convert them.")
 data_app.command("show")(data.show)
+data_app.command("check")(data.check)
+data_app.command("convert")(data.convert)
 app.add_typer(data_app, name="data", rich_help_panel="Look")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from align.data import hints, notes
+from align.data import hints, notes, weighing
 from align.data.faults import raise_all
 from align.data.fields import LABELS
 from align.data.formats import Example, Kind, normalise, prompt_of, with_columns
-from align.data.rows import Row
+from align.data.rows import Row, Unreadable
 from align.data.sources import DataSource, scan
 from align.errors import AlignError
 
@@ -36,12 +36,17 @@ _IS: Final[dict[Kind, str]] = {
 
 @dataclass(frozen=True)
 class Table:
-    """What a stage trains on; `sha256` is that of all examples in this order, wherever they came from."""
+    """What a stage trains on; `sha256` is that of all examples in this order, wherever they came from.
+
+    Attributes:
+        skipped: the faults of the rows that `on_bad_row: skip` left out.
+    """
 
     examples: list[Example]
     sha256: str
     name: str
     warnings: list[str] = field(default_factory=list)
+    skipped: list[AlignError] = field(default_factory=list)
 
 
 def load(
@@ -52,6 +57,7 @@ def load(
     stage: str,
     columns: bool = False,
     whose: str = "",
+    seed: int = 0,
     max_faults: int = 20,
 ) -> Table:
     """All rows of `sources`, one source after the other; raises one AlignError for all faults together.
@@ -62,29 +68,68 @@ def load(
         stage: the stage's name, for messages.
         columns: prompts keep the other columns of their rows.
         whose: what the rows are for, in messages, where that is not the stage itself: "the replay of stage 'dpo'".
+        seed: which rows are taken of a source of which its weight leaves a part.
         max_faults: how many faults are told one by one before the rest is only counted.
     """
     if not sources:
         raise AlignError(f"stage '{stage}' has no data", "name it with the key data")
-    faults: list[AlignError] = []
-    read: list[Example] = []
-    for found in _examples(sources, root, accepts, whose or f"stage '{stage}'", columns):
-        if isinstance(found, Example):
-            read.append(found)
-        else:
-            faults.append(found)
+    whose = whose or f"stage '{stage}'"
+    every = [_read(source, root, accepts, whose, columns) for source in sources]
+    faults = [fault for one in every for fault in one.faults]
+    read = [example for one in every for example in one.examples]
     if "prompt" in accepts:
         faults += _two_kinds_of_prompts(read)
-    examples = [example for example in read if example.kind in accepts]
-    if read and not examples and not faults:
+    parts = [[example for example in one.examples if example.kind in accepts] for one in every]
+    if read and not any(parts) and not faults:
         what = f"stage '{stage}' trains on answers, but every row is labelled undesirable"
         faults.append(AlignError(what, "give other data", place=read[0].place))
     raise_all(faults, max_faults, "errors in the data")
     name = " + ".join(source.source for source in sources)
-    return _table(examples, name, undesirable=len(read) - len(examples), asked="prompt" in accepts)
+    undesirable = len(read) - sum(map(len, parts))
+    parts, warnings = weighing.weighed(sources, parts, seed)
+    table = _table([example for part in parts for example in part], name, undesirable, asked="prompt" in accepts)
+    skipped = [fault for one in every for fault in one.skipped]
+    said = [_left_out(one) for one in every if one.skipped]
+    return replace(table, warnings=said + warnings + table.warnings, skipped=skipped)
 
 
-def _table(examples: list[Example], name: str, *, undesirable: int, asked: bool) -> Table:
+@dataclass
+class _Read:
+    """The rows of one source, and what is wrong with it."""
+
+    name: str
+    examples: list[Example] = field(default_factory=list)
+    faults: list[AlignError] = field(default_factory=list)
+    skipped: list[AlignError] = field(default_factory=list)
+
+
+def _read(source: DataSource, root: Path, accepts: frozenset[Kind], whose: str, columns: bool) -> _Read:
+    """All rows of a source. A fault of the file, after which no more of it is read, is never skipped; nor are the
+    faults of a source that has no good row."""
+    read = _Read(source.source)
+    for found in scan(source, root=root):
+        try:
+            if isinstance(found, AlignError):
+                raise found
+            checked = fits(normalise(found, source.format), found, accepts, whose)
+            read.examples.append(with_columns(checked, found) if columns else checked)
+        except AlignError as error:
+            of_a_row = error.place is not None and not isinstance(error, Unreadable)
+            (read.skipped if of_a_row and source.on_bad_row == "skip" else read.faults).append(error)
+    if not read.examples:
+        read.faults, read.skipped = read.faults + read.skipped, []
+    return read
+
+
+def _left_out(read: _Read) -> str:
+    count = len(read.skipped)
+    rows = f"{count:,} of {count + len(read.examples):,} rows of '{read.name}'"
+    return (
+        f"{rows} {'was' if count == 1 else 'were'} skipped; the first: {read.skipped[0].place}: {read.skipped[0].what}"
+    )
+
+
+def _table(examples: list[Example], name: str, undesirable: int, *, asked: bool) -> Table:
     """Checked examples with their hash, and what is worth a warning about them.
 
     Args:
@@ -112,23 +157,19 @@ def _two_kinds_of_prompts(examples: Sequence[Example]) -> list[AlignError]:
     return []
 
 
-def _examples(
-    sources: list[DataSource], root: Path, accepts: frozenset[Kind], whose: str, columns: bool
-) -> Iterator[Example | AlignError]:
-    for source in sources:
-        for found in scan(source, root=root):
-            try:
-                if isinstance(found, Row):
-                    checked = _checked(found, source.format, accepts, whose)
-                    yield with_columns(checked, found) if columns else checked
-                else:
-                    yield found
-            except AlignError as error:
-                yield error
-
-
-def _checked(row: Row, format: str, accepts: frozenset[Kind], whose: str) -> Example:
+def understood(row: Row, format: str = "auto") -> Example:
+    """The example that a row is, whatever it is for; raises AlignError where it is none, or prefers nothing."""
     example = normalise(row, format)
+    _refuse_no_preference(example)
+    return example
+
+
+def fits(example: Example, row: Row, accepts: frozenset[Kind], whose: str) -> Example:
+    """The example as a stage trains on it that accepts these kinds, or an undesirable answer, which is left out.
+
+    Raises:
+        AlignError: it trains on none of its kind.
+    """
     if "prompt" in accepts:
         example = prompt_of(example)
         if example.value.get("tools"):
@@ -150,7 +191,11 @@ def _checked(row: Row, format: str, accepts: frozenset[Kind], whose: str) -> Exa
                 "write true for a desirable answer, false for an undesirable one",
             )
         raise AlignError(what, remedy, place=row.place)
+    _refuse_no_preference(example)
+    return example
+
+
+def _refuse_no_preference(example: Example) -> None:
     if example.kind == "preference" and notes.said(example.value["chosen"]) == notes.said(example.value["rejected"]):
         what = "'chosen' and 'rejected' are identical, so the pair expresses no preference"
-        raise AlignError(what, "remove the row, or correct one of the two", place=row.place)
-    return example
+        raise AlignError(what, "remove the row, or correct one of the two", place=example.place)

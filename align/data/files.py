@@ -15,9 +15,10 @@ from pathlib import PurePath
 from typing import Final
 
 from align.data.json_rows import read_json, read_json_lines
-from align.data.rows import DataFile, Found, RecordPlace, Row, lines, whole_text
+from align.data.rows import DataFile, Found, RecordPlace, Row, Unreadable, lines, unreadable, whole_text
 from align.errors import AlignError, Place
 
+COMPRESSED: Final = (".gz", ".zst")
 _LONGEST_CELL: Final = 2**31 - 1
 _ADD_ROWS: Final = "add rows, or remove the file from the recipe"
 
@@ -33,31 +34,32 @@ def read_file(file: DataFile) -> Iterator[Found]:
             if file.path.suffix
             else "the file has no extension"
         )
-        yield AlignError(
-            what, f"supported are {', '.join(READERS)}; all but .parquet may be followed by .gz", place=place
-        )
+        yield Unreadable(what, f"supported are {SUPPORTED}", place=place)
         return
     try:
         if not file.path.stat().st_size:
-            yield AlignError("the file is empty", _ADD_ROWS, place=place)
+            yield Unreadable("the file is empty", _ADD_ROWS, place=place)
             return
         any_found = False
         for found in reader(file):
             any_found = True
             yield found
         if not any_found:
-            yield AlignError("the file has no rows", _ADD_ROWS, place=place)
+            yield Unreadable("the file has no rows", _ADD_ROWS, place=place)
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        yield AlignError("the gzip file is incomplete or damaged", "copy or compress it again", place=place)
+        yield Unreadable("the gzip file is incomplete or damaged", "copy or compress it again", place=place)
     except OSError as error:
+        if file.path.suffix.lower() == ".zst" and error.errno is None:  # pyarrow's, of what it decompresses
+            yield Unreadable("the zstd file is incomplete or damaged", "copy or compress it again", place=place)
+            return
         what = f"the file cannot be read: {error.strerror or error}"
-        yield AlignError(what, "check that it is complete and that you have permission to read it", place=place)
+        yield Unreadable(what, "check that it is complete and that you have permission to read it", place=place)
 
 
 def ending(name: str) -> str:
-    """The ending that decides the reader: `.jsonl` for `x.jsonl` and for `x.jsonl.gz`."""
+    """The ending that decides the reader: `.jsonl` for `x.jsonl`, `x.jsonl.gz` and `x.jsonl.zst`."""
     path = PurePath(name.lower())
-    if path.suffix == ".gz" and PurePath(path.stem).suffix != ".parquet":
+    if path.suffix in COMPRESSED and PurePath(path.stem).suffix != ".parquet":
         return PurePath(path.stem).suffix
     return path.suffix
 
@@ -99,9 +101,9 @@ def _read_table(file: DataFile, delimiter: str) -> Iterator[Found]:
     except csv.Error as error:
         what = f"the record is not well-formed: {error}"
         remedy = 'put values in double quotes, and write a double quote inside a value as ""'
-        yield AlignError(what, remedy, place=Place(file.label, begin))
+        yield Unreadable(what, remedy, place=Place(file.label, begin))
     except AlignError as error:
-        yield error
+        yield unreadable(error)
 
 
 def _header(cells: list[str], place: Place) -> list[str]:
@@ -129,10 +131,10 @@ def _read_parquet(file: DataFile) -> Iterator[Found]:
                     yield Row(value, RecordPlace(file.label, row=number), filled=True)
     except UnicodeDecodeError:
         what = "a string in one of the next rows is not valid UTF-8"
-        yield AlignError(what, "write the file again", place=RecordPlace(file.label, row=number + 1))
+        yield Unreadable(what, "write the file again", place=RecordPlace(file.label, row=number + 1))
     except (pyarrow.ArrowException, OSError) as error:
         what = f"the file is not readable Parquet: {str(error).splitlines()[0].rstrip('.')}"
-        yield AlignError(what, "download or write it again", place=Place(file.label))
+        yield Unreadable(what, "download or write it again", place=Place(file.label))
 
 
 READERS: Final[dict[str, Callable[[DataFile], Iterator[Found]]]] = {
@@ -145,3 +147,6 @@ READERS: Final[dict[str, Callable[[DataFile], Iterator[Found]]]] = {
     ".txt": _read_passages,
 }
 """The reader of each ending."""
+
+SUPPORTED: Final = f"{', '.join(READERS)}; all but .parquet may be followed by {' or '.join(COMPRESSED)}"
+"""What can be read, for messages."""

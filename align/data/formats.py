@@ -49,12 +49,14 @@ class Example:
 
     Attributes:
         unused: what its row holds besides, as `'score'` or `'score' in messages`.
+        format: the name of the format that its row has.
     """
 
     kind: Kind
     value: dict[str, Any]
     place: Place
     unused: tuple[str, ...] = field(default=(), compare=False)
+    format: str = field(default="", compare=False)
 
     def canonical(self) -> str:
         """The same text for the same content, whatever file it came from."""
@@ -90,14 +92,15 @@ def normalise(row: Row, format: str = "auto", *, labelled: bool = True) -> Examp
         found = FORMATS[format]
         if not found.fits(value):
             raise _unknown(row, f"not the format '{format}'", f"give {found.needs}, or remove `format`")
-        return _example(found, value, row)
+        return _example(format, value, row)
     for name, found in FORMATS.items():
         if found.fits(value) and (labelled or name != "unpaired"):
-            return _example(found, value, row)
+            return _example(name, value, row)
     raise _unknown(row, "no known format", _GIVE + hints.columns(row.value))
 
 
-def _example(format: Format, value: dict[str, Any], row: Row) -> Example:
+def _example(name: str, value: dict[str, Any], row: Row) -> Example:
+    format = FORMATS[name]
     media.refuse(row.value, row.place)
     fields = _Fields(value)
     made = format.make(fields, row.place)
@@ -105,7 +108,7 @@ def _example(format: Format, value: dict[str, Any], row: Row) -> Example:
         listed = "tools" if value.get("tools") else "functions"
         if not isinstance(made.get("prompt"), str) and (found := tools.schemas(fields[listed], listed, row.place)):
             made["tools"] = found
-    return Example(format.kind, made, row.place, tuple(_unused(fields, made)))
+    return Example(format.kind, made, row.place, tuple(_unused(fields, made)), name)
 
 
 class _Fields(dict[str, Any]):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from align.data.fields import FIELDS
-from align.data.rows import DataFile, Found, Row, lines, whole_text
+from align.data.rows import DataFile, Found, Row, lines, unreadable, whole_text
 from align.errors import AlignError, Place
 
 
@@ -174,7 +174,7 @@ def read_json(file: DataFile) -> Iterator[Found]:
         else:
             yield from _object_rows(source, start)
     except AlignError as error:
-        yield error
+        yield unreadable(error)
 
 
 def _object_rows(source: _Json, start: int) -> Iterator[Found]:

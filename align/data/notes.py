@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
-from typing import Any, Final
+from typing import Final
 
 from align.data.formats import Example
 from align.data.messages import Message
@@ -29,9 +30,32 @@ UNUSED_SHOWN: Final = 8
 """Names of what is not used that are told before the rest is only counted."""
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """What is counted of preference pairs.
+
+    Attributes:
+        prompts, answers: how many different prompts and chosen answers they have.
+        longer, shorter: pairs whose chosen answer is the longer one, and the shorter one.
+        chosen, rejected: characters of an answer on average.
+    """
+
+    total: int
+    prompts: int
+    answers: int
+    longer: int
+    shorter: int
+    chosen: float
+    rejected: float
+
+
 def unused(examples: Sequence[Example]) -> list[str]:
     """One note for all that rows and their messages hold and nothing reads."""
-    counts = Counter(name for example in examples for name in example.unused)
+    return unused_of(Counter(name for example in examples for name in example.unused))
+
+
+def unused_of(counts: Counter[str]) -> list[str]:
+    """The same from how many rows have each thing that is not used."""
     if not counts:
         return []
     if len(counts) == 1:
@@ -51,9 +75,23 @@ def preferences(examples: Sequence[Example]) -> list[str]:
     pairs = [example.value for example in examples if example.kind == "preference"]
     if not pairs:
         return []
-    total, warnings = len(pairs), []
-    prompts = len({said(pair["prompt"]) for pair in pairs})
-    answers = len({said(pair["chosen"]) for pair in pairs})
+    sizes = [(length(pair["chosen"]), length(pair["rejected"])) for pair in pairs]
+    return preferences_of(
+        Pairs(
+            total=len(pairs),
+            prompts=len({said(pair["prompt"]) for pair in pairs}),
+            answers=len({said(pair["chosen"]) for pair in pairs}),
+            longer=sum(a > b for a, b in sizes),
+            shorter=sum(a < b for a, b in sizes),
+            chosen=mean(a for a, _ in sizes),
+            rejected=mean(b for _, b in sizes),
+        )
+    )
+
+
+def preferences_of(pairs: Pairs) -> list[str]:
+    """The same from what was counted of at least one pair."""
+    total, prompts, warnings = pairs.total, pairs.prompts, []
     if prompts < FEW_PROMPTS:
         few = f"the {total:,} pairs have only {prompts} different prompts: the model may memorise these prompts"
         if prompts == 1:
@@ -62,31 +100,28 @@ def preferences(examples: Sequence[Example]) -> list[str]:
         warnings.append(few)
     elif total - prompts > REPEATED_PROMPTS * total:
         warnings.append(f"{total - prompts:,} of {total:,} pairs ({_percent(total - prompts, total)}) repeat a prompt")
-    if total >= FEW_PAIRS and total - answers > REPEATED_ANSWERS * total:
+    if total >= FEW_PAIRS and total - pairs.answers > REPEATED_ANSWERS * total:
         warnings.append(
-            f"the {total:,} pairs have only {answers:,} different chosen answers: the model may memorise these"
+            f"the {total:,} pairs have only {pairs.answers:,} different chosen answers: the model may memorise these"
         )
     return warnings + _length_bias(pairs)
 
 
-def _length_bias(pairs: Sequence[dict[str, Any]]) -> list[str]:
+def _length_bias(pairs: Pairs) -> list[str]:
     """A warning if one side is nearly always the longer one: then length alone tells the two apart."""
-    chosen = [len(_content(pair["chosen"])) for pair in pairs]
-    rejected = [len(_content(pair["rejected"])) for pair in pairs]
-    longer = sum(a > b for a, b in zip(chosen, rejected, strict=True))
-    shorter = sum(a < b for a, b in zip(chosen, rejected, strict=True))
-    if len(pairs) < FEW_PAIRS or max(longer, shorter) <= LENGTH_BIAS * len(pairs):
+    if pairs.total < FEW_PAIRS or max(pairs.longer, pairs.shorter) <= LENGTH_BIAS * pairs.total:
         return []
-    count, word = (longer, "longer") if longer > shorter else (shorter, "shorter")
+    count, word = (pairs.longer, "longer") if pairs.longer > pairs.shorter else (pairs.shorter, "shorter")
     return [
-        f"chosen is {word} than rejected in {count:,} of {len(pairs):,} pairs ({_percent(count, len(pairs))}; "
-        f"{mean(chosen):,.0f} vs. {mean(rejected):,.0f} characters on average): "
+        f"chosen is {word} than rejected in {count:,} of {pairs.total:,} pairs ({_percent(count, pairs.total)}; "
+        f"{pairs.chosen:,.0f} vs. {pairs.rejected:,.0f} characters on average): "
         f"the model may learn to be {'long' if word == 'longer' else 'brief'} rather than good"
     ]
 
 
-def _content(side: Side) -> str:
-    return side if isinstance(side, str) else "".join(turn["content"] for turn in side)
+def length(side: Side) -> int:
+    """Characters of a prompt or an answer; of messages, of what they say."""
+    return len(side) if isinstance(side, str) else sum(len(turn["content"]) for turn in side)
 
 
 def _percent(part: int, whole: int) -> str:

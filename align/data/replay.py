@@ -34,9 +34,10 @@ class Source:
     rows: Sequence[dict[str, Any]]
 
 
-def quotas(n: int, weights: Sequence[float]) -> list[int]:
+def quotas(n: int, weights: Sequence[float | Fraction]) -> list[int]:
     """`n` split by weight into whole numbers, by the largest remainders; of equal ones the first come first."""
-    exact = [Fraction(weight) * n / sum(map(Fraction, weights)) for weight in weights]
+    shares = [Fraction(weight) for weight in weights]
+    exact = [share * n / sum(shares) for share in shares]
     found = [floor(one) for one in exact]
     by_remainder = sorted(range(len(weights)), key=lambda i: (found[i] - exact[i], i))
     for i in by_remainder[: n - sum(found)]:

@@ -48,6 +48,15 @@ class DataFile:
     label: str
 
 
+class Unreadable(AlignError):
+    """A fault after which no more of its file is read."""
+
+
+def unreadable(error: AlignError) -> Unreadable:
+    """A fault that a reader cannot read on after."""
+    return Unreadable(error.what, error.remedy, place=error.place, exit=error.exit)
+
+
 Found: TypeAlias = Row | AlignError
 """What a reader yields: a row, or the fault that spoils one."""
 
@@ -59,12 +68,14 @@ def lines(file: DataFile) -> Iterator[tuple[int, str | AlignError]]:
             try:
                 text = (raw.removeprefix(_BOM) if number == 1 else raw).decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                yield number, _not_utf8(file.label, number, error)
+                fault = _not_utf8(file.label, number, error)
                 if number == 1 and raw.startswith(_WIDE_BOMS):
-                    return  # every other line would be reported as well
+                    yield number, unreadable(fault)  # every other line would be reported as well
+                    return
+                yield number, fault
                 continue
             if "\0" in text:
-                yield number, AlignError(_NUL, _SAVE_AS_UTF8, place=Place(file.label, number))
+                yield number, Unreadable(_NUL, _SAVE_AS_UTF8, place=Place(file.label, number))
                 return
             if text.strip():
                 yield number, text
@@ -84,8 +95,13 @@ def whole_text(file: DataFile) -> str:
 
 
 def _open(file: DataFile) -> BinaryIO:
-    if file.path.suffix.lower() == ".gz":
+    suffix = file.path.suffix.lower()
+    if suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(file.path))
+    if suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(file.path), compression="zstd"))
     return file.path.open("rb")
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from align import user_paths
 from align.data import layout
 from align.data.fields import FIELDS
-from align.data.files import READERS, ending, read_file
+from align.data.files import READERS, SUPPORTED, ending, read_file
 from align.data.rows import DataFile, Found, RecordPlace, Row
 from align.errors import AlignError
 
@@ -46,6 +46,12 @@ class DataSource(BaseModel):
     format: Annotated[Format, Field(description="The format of the rows; auto: inferred from their fields")] = "auto"
     columns: Annotated[dict[str, str], Field(description="Renames: {prompt: question} reads 'question' as prompt")] = {}
     limit: Annotated[int | None, Field(ge=1, description="Take only this many rows from the start")] = None
+    weight: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="The share of this source among several, by weight")
+    ] = None
+    on_bad_row: Annotated[
+        Literal["stop", "skip"], Field(description="What a row that cannot be read does: stop the run, or be left out")
+    ] = "stop"
 
     @model_validator(mode="before")
     @classmethod
@@ -176,7 +182,7 @@ def _folder(folder: Path, source: DataSource) -> list[DataFile]:
     names = layout.data_files(path.relative_to(folder).as_posix() for path in below)
     if not names:
         what = f"the folder {label} has no file with a supported extension"
-        raise AlignError(what, f"supported are {', '.join(READERS)}; all but .parquet may be followed by .gz")
+        raise AlignError(what, f"supported are {SUPPORTED}")
     # Training on the test files that lie beside the training files would go unnoticed.
     of_split = [name for name in names if layout.split_of(name) in (None, layout.canonical(source.split))]
     if not of_split and "split" in source.model_fields_set:

@@ -36,7 +36,7 @@ from align.run_folder.records import Reward, Rows
 from align.stage.rewarded import RewardedKeys
 from align.stage.rewrite_keys import scoring
 
-__all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows"]
+__all__ = ["Prepared", "StageRows", "check_disk", "prepare", "write_rows", "write_skipped"]
 
 LEAKS_SHOWN = 5
 
@@ -53,6 +53,7 @@ class Prepared:
     notes: list[str]
     warnings: dict[str, list[str]] = field(default_factory=dict)  # by stage: what is heard again when it has run
     checkers: written.Checkers = field(default_factory=dict)  # of what policies write themselves
+    skipped: list[AlignError] = field(default_factory=list)  # faults of rows that `on_bad_row` left out
 
 
 def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, commit: str | None = None) -> Prepared:
@@ -93,7 +94,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.leaks(plan, whole[plan.id])
     raise_all(checking.leaked, LEAKS_SHOWN, "items of the gate that are trained on")
     assert base is not None
-    return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings, checkers)
+    return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings, checkers, checking.skipped)
 
 
 @dataclass(kw_only=True)
@@ -233,3 +234,13 @@ def write_rows(run: RunDir, examples: list[Example]) -> Rows:
     files.write_if_other(path, content)
     kinds = sorted({example.kind for example in examples})
     return Rows(path=run.relative(path), sha256=sha256, count=len(examples), kinds=kinds)
+
+
+def write_skipped(run: RunDir, skipped: list[AlignError]) -> None:
+    """List the rows that were left out for their faults in RUN/data/skipped.jsonl; where there are none, no file."""
+    path = run.data / "skipped.jsonl"
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    lines = [{"place": str(one.place), "error": one.what, "remedy": one.remedy} for one in skipped]
+    files.write_if_other(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -34,6 +34,7 @@ class StageTables:
     notes: list[str]
     faults: FaultList = field(default_factory=FaultList)
     tables: dict[str, Table] = field(default_factory=dict)
+    skipped: list[AlignError] = field(default_factory=list)  # of rows that `on_bad_row` left out
 
     def rows(self, plan: StagePlan, before: Mapping[str, StageRows | None]) -> StageRows | None:
         """The rows of a stage; None where something is wrong with them.
@@ -144,11 +145,18 @@ class StageTables:
             try:
                 root, stage = self.loaded.root, plan.id
                 self.tables[name] = checks.load(
-                    sources, root=root, accepts=accepts, stage=stage, columns=columns, whose=_whose(at, stage)
+                    sources,
+                    root=root,
+                    accepts=accepts,
+                    stage=stage,
+                    columns=columns,
+                    whose=_whose(at, stage),
+                    seed=self.loaded.recipe.seed,
                 )
             except AlignError as error:
                 self.add(error, at, sources)
                 return None
+            self.skipped += self.tables[name].skipped
             self.notes.extend(f"stage {plan.id}: {text}" for text in self.tables[name].warnings)
         return self.tables[name]
 

@@ -55,6 +55,13 @@ def locate(name: str) -> Path:
     raise AlignError(f"there is no recipe '{name}'", errors.did_you_mean(bare, shipped.names("recipes")))
 
 
+def is_recipe(name: str) -> bool:
+    """Whether a name means a recipe rather than data: it ends as one, or a shipped one has it."""
+    if name.endswith((".yaml", ".yml")):
+        return True
+    return not user_paths.there(Path(name)) and shipped.find("recipes", name) is not None
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and check a recipe.
 

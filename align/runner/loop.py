@@ -11,7 +11,7 @@ from typing import Any
 from align import report
 from align.errors import AlignError, Exit
 from align.forgetting import measurements
-from align.preflight.check import Prepared, check_disk, prepare
+from align.preflight.check import Prepared, check_disk, prepare, write_skipped
 from align.recipe import resolved
 from align.recipe.plan import Loaded, StagePlan
 from align.run_folder import aside, attempts, files, handed_on, reading
@@ -125,6 +125,7 @@ class Run:
             self._set(hub=Pinned(base=(hub.base, hub.revision), commit=prepared.base.revision))
         self.tickets = tickets.build(self.loaded, prepared, self.dir)
         resolved.write(self.dir.recipe, self.loaded)
+        write_skipped(self.dir, prepared.skipped)
 
     def _check_base(self, prepared: Prepared) -> None:
         """The base row of the matrix belongs to one base, loaded in one way and asked one set of questions: the first

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import AlignError
+from align.inspection import rows as show_rows
 from align.recipe import load
-from align.results import show_rows
 
 ANSWERS = {
     "prompt": [{"role": "user", "content": "What is 7 plus 2?"}],
