@@ -54,6 +54,7 @@ OPTIONS = {
         "--sbatch",
     ],
     "check": ["recipe", "--set", "--offline"],
+    "import": ["file", "--out", "--stage", "--processes", "--json"],
     "plan": ["recipe", "--set", "--run-dir", "--gpu", "--json"],
     "doctor": ["--hub", "--quick", "--json"],
     "status": ["run_dir", "--json"],

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from align.cli import data, guard, lab, look, machine, plan, spectrum, train, use
+from align.cli import data, guard, importing, lab, look, machine, plan, spectrum, train, use
 from align.runner import signals
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Train")(train.run)
 app.command(rich_help_panel="Train")(look.check)
 app.command(rich_help_panel="Train")(plan.plan)
+app.command("import", rich_help_panel="Train")(importing.import_)
 
 app.command(rich_help_panel="Look")(machine.doctor)
 app.command(rich_help_panel="Look")(look.status)
