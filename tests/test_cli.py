@@ -59,7 +59,10 @@ OPTIONS = {
     "doctor": ["--hub", "--quick", "--json"],
     "status": ["run_dir", "--json"],
     "report": ["run_dir", "--json"],
-    "advise": ["run_dir", "--json"],
+    "advise": [
+        *("run_dir", "--model", "--data", "--gpu", "--gpus", "--tasks", "--goal", "--far", "--out", "--json"),
+    ],
+    "init": ["--out"],
     "compare": ["runs", "--json", "--html"],
     "list": ["--json"],
     "schema": [],

@@ -35,7 +35,7 @@ from align.rl.rollouts import Rollout
 from align.stage import keys, program
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "llms.txt", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = {"errors.md"}  # shows command lines that are wrong on purpose
 RECIPES = ROOT / "docs" / "recipes.md"  # a recipe at a glance; its pages, by subject:
 SUBJECTS = ROOT / "docs" / "recipes"

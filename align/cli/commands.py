@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from align.cli import data, guard, importing, lab, look, machine, plan, spectrum, train, use
+from align.cli import advising, data, guard, importing, lab, look, machine, plan, spectrum, train, use
 from align.runner import signals
 
 app = typer.Typer(
@@ -21,12 +21,13 @@ app = typer.Typer(
 app.command(rich_help_panel="Train")(train.run)
 app.command(rich_help_panel="Train")(look.check)
 app.command(rich_help_panel="Train")(plan.plan)
+app.command(rich_help_panel="Train")(advising.init)
 app.command("import", rich_help_panel="Train")(importing.import_)
 
 app.command(rich_help_panel="Look")(machine.doctor)
 app.command(rich_help_panel="Look")(look.status)
 app.command(rich_help_panel="Look")(look.report)
-app.command(rich_help_panel="Look")(look.advise)
+app.command(rich_help_panel="Look")(advising.advise)
 app.command(rich_help_panel="Look")(look.compare)
 app.command("list", rich_help_panel="Look")(look.list_)
 app.command(rich_help_panel="Look")(look.schema)

@@ -98,28 +98,6 @@ def report(
     printed.result(run_dir)
 
 
-def advise(
-    run_dir: RunFolder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the advice as one JSON document.")] = False,
-) -> None:
-    """Say why a finished run forgot, or learnt nothing, and which changes of its recipe are most likely to help."""
-    from align.advice import words
-    from align.advice.advise import advise as advice_on
-    from align.report import records, shown
-    from align.run_folder.paths import RunDir
-
-    folder = RunDir(run_dir)
-    if folder.record.is_file() and folder.is_held():
-        raise AlignError(f"'{run_dir}' is under way", "wait until it has ended")
-    found = advice_on(shown.facts(records.load(run_dir)))
-    if as_json:
-        print(json.dumps(words.document(found), indent=1))
-        return
-    out = Console(highlight=False, soft_wrap=True)
-    for told in words.text(found):
-        out.print(line(told))
-
-
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is compared with.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead.")] = False,

@@ -53,7 +53,7 @@ def write(model: str | None, data: str | None, *, method: str, stage: str, overr
         methods.load(method)
     with _option("--stage", stage):
         stages.load(stage, Path())
-    name = "-".join(_word(part) for part in (model, Path(data).stem, _stem(stage), method))
+    name = "-".join(word(part) for part in (model, Path(data).stem, _stem(stage), method))
     path = Path(f"{name}.yaml")
     text = _TEXT.format(
         id=_stem(stage).replace(".", "-"),
@@ -64,7 +64,7 @@ def write(model: str | None, data: str | None, *, method: str, stage: str, overr
         model=_quoted(model),
         data=_quoted(data),
         program=f"    stage: {_quoted(stage)}\n" if stage != _stem(stage) else "",
-        template="  chat_template: plain\n" if _bare(model) else "",
+        template="  chat_template: plain\n" if bare(model) else "",
     )
     whole = _overridden(text, str(path), overrides) if overrides else text
     if path.is_file():
@@ -115,10 +115,10 @@ def _option(flag: str, value: str) -> Iterator[None]:
 
 def _stem(stage: str) -> str:
     """The name of a stage, also of one that is given by its file."""
-    return _word(stage.removesuffix(".py"))
+    return word(stage.removesuffix(".py"))
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", Path(text).name).strip("-.") or "run"
 
 
@@ -127,7 +127,7 @@ def _quoted(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z./~][A-Za-z0-9_./-]*[./][A-Za-z0-9_-]+|lab", text) else json.dumps(text)
 
 
-def _bare(model: str) -> bool:
+def bare(model: str) -> bool:
     """A local model without a chat template gets the plain one, in the open."""
     from align.data import template
 
