@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks import clock
+from benchmarks import clock, page
 from benchmarks.small_runs import Run, warm
 
 PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
@@ -199,8 +199,7 @@ def main() -> None:
     warm.end()
     print(table(every))
     if asked.write:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(re.sub(rf"{MARK}\n(\|.*\n)*", lambda _: f"{MARK}\n{table(every)}\n", page), encoding="utf-8")
+        page.fill(PAGE, MARK, table(every))
 
 
 if __name__ == "__main__":

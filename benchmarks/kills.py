@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from align.runner import processes
-from benchmarks import clock
+from benchmarks import clock, page
 from benchmarks.small_runs import CHAINS, SAVE_STEPS, STEPS, Run, recipe, warm
 
 PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
@@ -281,9 +281,7 @@ def main() -> None:
     warm.end()
     print(table(every))
     if asked.write:
-        page = PAGE.read_text(encoding="utf-8")
-        page = re.sub(rf"{MARK}\n(\|.*\n)*", lambda _: f"{MARK}\n{table(every)}\n", page)
-        PAGE.write_text(page, encoding="utf-8")
+        page.fill(PAGE, MARK, table(every))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clock
+from benchmarks import clock, page
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -136,9 +135,7 @@ def main() -> None:
         print(*case, found, flush=True)
     print(table(root))
     if asked.write:
-        page = PAGE.read_text(encoding="utf-8")
-        page = re.sub(rf"{MARK}\n(\|.*\n)*", lambda _: f"{MARK}\n{table(root)}\n", page)
-        PAGE.write_text(page, encoding="utf-8")
+        page.fill(PAGE, MARK, table(root))
 
 
 if __name__ == "__main__":

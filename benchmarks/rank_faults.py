@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from pathlib import Path
 from align.run_folder import heartbeats
 from align.run_folder.paths import RunDir
 from align.runner import processes
-from benchmarks import clock
+from benchmarks import clock, page
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 MARK = "<!-- table: rank faults -->"
@@ -207,11 +206,6 @@ def held(root: Path) -> list[Found]:
     return [Found(**json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
 
 
-def filled(page: str, found: list[Found]) -> str:
-    """The page with its table made new."""
-    return re.sub(rf"{MARK}\n(\|.*\n)*", lambda _: f"{MARK}\n{table(found)}\n", page)
-
-
 def main() -> None:
     """Every fault in every phase, engine by engine; what a folder holds already is not run again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,7 +233,7 @@ def main() -> None:
                     print(table(found[-1:]).split("\n")[-1], flush=True)
         found = held(root)
     if asked.write:
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        page.fill(PAGE, MARK, table(found))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ for CUDA, buffers and fragments.
 from __future__ import annotations
 
 import argparse
-import re
 
+from benchmarks import page
 from benchmarks.gpu.memory import ROOT, Shape
 from benchmarks.gpu.ppo import GRADIENT_AND_ADAM, NF4, RANK, lora, weights
 
@@ -94,17 +94,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def filled(page: str) -> str:
-    """The page with its table made new.
-
-    Raises:
-        ValueError: it has no mark.
-    """
-    if MARK not in page:
-        raise ValueError(f"docs/scale.md has no mark {MARK}")
-    return re.sub(rf"{MARK}\n(\|.*\n)*", lambda _: f"{MARK}\n{table()}\n", page)
-
-
 def main() -> None:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,7 +101,7 @@ def main() -> None:
     asked = parser.parse_args()
     print(table())
     if asked.write:
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        page.fill(PAGE, MARK, table())
 
 
 if __name__ == "__main__":

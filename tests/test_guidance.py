@@ -33,7 +33,7 @@ THIRTEEN = {"full": Needs(200 * GB, GB), "lora": Needs(28 * GB, GB), "qlora": Ne
 def situation(label: float | None, **keys: Any) -> Situation:
     """Of a model of 7 billion parameters, unless the keys say otherwise."""
     given = {"parameters": 7 * BILLION, "rows": 5_000, "stage": "sft", "needs": SEVEN} | keys
-    return Situation(memory=None if label is None else round(label * GB), label=label, **given)
+    return Situation(memory=None if label is None else round(label * 2**30), label=label, **given)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,6 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
     for shown in words.shown(now, choice, "a GPU of 24 GB"):
         Console(width=120, highlight=False).print(shown)
     said = capsys.readouterr().out
-    assert "7 B parameters, 5,000 rows for sft, 2 x a GPU of 24 GB" in said
+    assert "7 B parameters, 5,000 rows for sft, 2 x a GPU of 24 GB (25.8 GB)" in said
     assert set(GOALS) == {"balanced", "quality", "prototype", "domain", "provider"}
     assert words.document(now, choice, "x.yaml")["methods"]["qlora"]["fits"] is True

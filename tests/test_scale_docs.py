@@ -18,7 +18,7 @@ from align.runner import launch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
 
-from benchmarks import scale  # noqa: E402
+from benchmarks import page, scale  # noqa: E402
 from benchmarks.gpu import ppo  # noqa: E402
 
 PAGE = ROOT / "docs" / "scale.md"
@@ -100,9 +100,9 @@ def test_the_codes_not_to_retry() -> None:
 
 
 def test_the_table_is_what_the_formulas_give() -> None:
-    assert scale.filled(TEXT) == TEXT, "python -m benchmarks.scale --write"
-    with pytest.raises(ValueError, match=r"docs/scale.md has no mark"):
-        scale.filled("# Scale\n")
+    assert page.filled(TEXT, scale.MARK, scale.table()) == TEXT, "python -m benchmarks.scale --write"
+    with pytest.raises(ValueError, match="the page has no mark"):
+        page.filled("# Scale\n", scale.MARK, scale.table())
 
 
 def test_the_shapes_count_as_published() -> None:

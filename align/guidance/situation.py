@@ -18,8 +18,7 @@ METHODS: Final = ("full", "lora", "qlora", "adapter", "prefix_tuning")
 """Those that are chosen from."""
 
 BILLION: Final = 10**9
-GB: Final = 2**30
-"""As on the label of a GPU."""
+GB: Final = 10**9
 
 
 @dataclass(frozen=True)

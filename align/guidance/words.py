@@ -11,7 +11,7 @@ from rich.text import Text
 
 from align.guidance import rules
 from align.guidance.rules import Choice
-from align.guidance.situation import Situation
+from align.guidance.situation import GB, Situation
 from align.runner.lines import line
 
 PROVIDER = (
@@ -24,7 +24,7 @@ def shown(now: Situation, choice: Choice, device: str) -> Iterator[RenderableTyp
     """The situation, what each method takes, and the choice."""
     many = f"{now.devices} x " if now.devices > 1 else ""
     size = f"{now.billions:.3g} B" if now.parameters >= 10**8 else f"{now.parameters / 10**6:.3g} M"
-    yield line(f"{size} parameters, {now.rows:,} rows for {now.stage}, {many}{device}")
+    yield line(f"{size} parameters, {now.rows:,} rows for {now.stage}, {many}{device}{_bytes(now.memory)}")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for head in ("method", "takes, one row at a time", "", "handbooks"):
         table.add_column(head)
@@ -35,6 +35,11 @@ def shown(now: Situation, choice: Choice, device: str) -> Iterator[RenderableTyp
     yield Text(f"{choice.method}:", style="bold green")
     for reason in choice.reasons:
         yield line(f"  - {reason}")
+
+
+def _bytes(memory: int | None) -> str:
+    """Of a device: its label counts 2^30 bytes, all figures here 10^9."""
+    return "" if memory is None else f" ({memory / GB:.3g} GB)"
 
 
 def document(now: Situation, choice: Choice, recipe: str) -> dict[str, Any]:
