@@ -55,7 +55,7 @@ OPTIONS = {
     ],
     "check": ["recipe", "--set", "--offline"],
     "import": ["file", "--out", "--stage", "--processes", "--json"],
-    "plan": ["recipe", "--set", "--run-dir", "--gpu", "--json"],
+    "plan": ["recipe", "--set", "--run-dir", "--gpu", "--calibrate", "--json"],
     "doctor": ["--hub", "--quick", "--json"],
     "status": ["run_dir", "--json"],
     "report": ["run_dir", "--json"],

@@ -11,11 +11,13 @@ from rich.console import Console
 
 from align.cli import printed
 from align.cli.options import AsJson, Recipe, RunDir, Set
+from align.errors import AlignError
 from align.runner.lines import line
 
 if TYPE_CHECKING:
     from align.planning.records import Forecast
     from align.planning.target import Target
+    from align.recipe.plan import Loaded
 
 
 def plan(
@@ -25,6 +27,10 @@ def plan(
     gpu: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan for a GPU of this memory, 24GB, instead of this machine.")
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Train a few updates of each stage here, and say how long all take."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what would run, and what each stage takes: steps, tokens, memory, disk. Nothing is trained.
@@ -36,6 +42,8 @@ def plan(
     from align.preflight.check import prepare
     from align.recipe import load as recipes
 
+    if calibrate and gpu:
+        raise AlignError("--calibrate measures this machine, not a GPU of another size", "leave --gpu out")
     device = target.asked(gpu) if gpu else target.here()
     path = recipes.locate(recipe)
     loaded = recipes.load(path, set)
@@ -43,6 +51,8 @@ def plan(
     commit = standing.commit(loaded, folder)
     prepared = prepare(loaded, weights=False, commit=commit)
     made = forecast.make(loaded, prepared, folder, device)
+    if calibrate:
+        made = _calibrated(made, path, set, loaded)
     if as_json:
         print(json.dumps(_document(made, device), indent=1, ensure_ascii=False))
         return
@@ -52,12 +62,22 @@ def plan(
             _show_changes(path, set, stage.id, device, stage.memory.peak, commit)
 
 
+def _calibrated(made: Forecast, path: Path, overrides: list[str], loaded: Loaded) -> Forecast:
+    from align.planning import calibration
+    from align.runner.progress import Watcher
+
+    with Watcher(printed.errors()) as watcher:
+        took = calibration.seconds(path, overrides, loaded, watcher)
+    return made.but(stages=tuple(stage.but(seconds_per_step=took.get(stage.id)) for stage in made.stages))
+
+
 def _document(made: Forecast, device: Target) -> dict[str, object]:
     stages = [
         {
             **stage.model_dump(mode="json", exclude={"memory", "standing"}),
             "action": stage.standing.action,
             "why": stage.standing.why,
+            "seconds": stage.seconds,
             "peak_memory_bytes": stage.memory.peak if stage.memory else None,
             "device_memory_bytes": device.taken(stage.memory.peak) if stage.memory else None,
             "parts": stage.memory.parts if stage.memory else {},

@@ -104,6 +104,7 @@ class StageForecast(Record):
         why: it could not.
         fits: whether the device holds it; None where that is not known.
         disk: bytes that its checkpoints and its result take at most.
+        seconds_per_step: of an update on this machine, where it was measured.
     """
 
     id: str
@@ -124,6 +125,12 @@ class StageForecast(Record):
     fits: bool | None
     disk: int | None
     inherited: tuple[Inherited, ...]
+    seconds_per_step: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all updates."""
+        return None if self.seconds_per_step is None or self.steps is None else self.seconds_per_step * self.steps
 
 
 class Forecast(Record):

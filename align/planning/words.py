@@ -50,9 +50,20 @@ def count(number: int) -> str:
     return str(number)
 
 
+def duration(seconds: float) -> str:
+    """Hours and minutes, or seconds."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def details(stage: StageForecast) -> Iterator[str]:
     """What the table has no room for: why it runs, what its memory is made of, what it has from elsewhere."""
     yield f"{stage.program} from {stage.policy}; {stage.standing.action}: {stage.standing.why}"
+    if stage.seconds_per_step is not None:
+        whole = "" if stage.seconds is None else f"about {duration(stage.seconds)}, "
+        yield f"time: {whole}{stage.seconds_per_step:.3g} s an update here; start-up, measuring and saving come on top"
     if stage.memory is not None:
         yield f"memory: {composition(stage.memory)}"
         yield from (f"not in it: {one}" for one in stage.memory.left_out)
