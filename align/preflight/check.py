@@ -16,6 +16,7 @@ from align.preflight import (
     machine,
     module_names,
     own_probes,
+    practice,
     probe_sizes,
     replayed,
     rows_that_fit,
@@ -89,6 +90,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     checking.raise_any()
     for plan in loaded.stages:
         checking.notes += [f"stage {plan.id}: {text}" for text in plan.keys.notes(whole[plan.id].train)]
+        if base is not None:
+            checking.notes += [f"stage {plan.id}: {text}" for text in practice.notes(plan, whole[plan.id], base)]
         checking.batch(plan, whole[plan.id])
         checking.length(plan, whole[plan.id])
         checking.leaks(plan, whole[plan.id])
