@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from align import api
 from align.errors import AlignError
-from align.importing import translate
+from align.importing import shared, translate
 from align.importing.translate import Imported
 from align.lab import MODEL_DIR
 from align.recipe import load
@@ -107,8 +108,9 @@ def test_a_file_of_llama_factory() -> None:
     assert found.mapped["lora_rank"] == "parameterization.lora.r"
     assert found.mapped["warmup_ratio"] == "stages.sft.training.warmup_steps"
     assert found.lost == {
+        "template": shared.TEMPLATE,
         "dataset: org/rows": "it stands in a dataset_info.json that was not found: write its file, or its name on the "
-        "Hub, in `data`"
+        "Hub, in `data`",
     }
 
 
@@ -125,6 +127,7 @@ def test_what_llama_factory_does_where_its_file_says_nothing() -> None:
         "gradient_accumulation_steps": 1,
         "num_train_epochs": 3.0,
         "train_sampling_strategy": "random",
+        "bf16": False,
     }
 
 
@@ -196,13 +199,14 @@ def test_the_datasets_of_llama_factory_are_looked_up() -> None:
         "org/chats",
         {"source": "data/t.jsonl", "columns": {"messages": "talk"}, "limit": 7},
     ]
-    assert not found.lost
+    assert found.lost.keys() == {"template"}
     mixed = {"dataset": "mine,chats", "mix_strategy": "interleave_under", "interleave_probs": "0.7,0.3"}
     recipe = imported(FACTORY | mixed | {"max_samples": None})[1]
     weights = [one["weight"] for one in recipe["stages"]["sft"]["data"]]
     assert weights == [0.7, 0.3]
 
 
+ALPACA = "datasets: type alpaca"  # of which the words '### Instruction:' are lost
 AXOLOTL: dict[str, Any] = {
     "base_model": "org/model",
     "model_type": "LlamaForCausalLM",
@@ -273,7 +277,7 @@ def test_a_file_of_axolotl() -> None:
             }
         },
     }
-    assert found.lost == {}
+    assert found.lost == {ALPACA: found.lost[ALPACA]}
 
 
 @pytest.mark.parametrize(
@@ -350,7 +354,7 @@ def test_stages_and_methods_of_axolotl(
 )
 def test_what_has_no_place_is_told_with_the_reason(changes: dict[str, Any], lost: dict[str, str]) -> None:
     found = imported(AXOLOTL | changes)[0]
-    assert found.lost.keys() == lost.keys()
+    assert found.lost.keys() == {ALPACA, *lost}
     assert all(found.lost[key].startswith(why) for key, why in lost.items()), found.lost
     for key in lost:
         assert f"#   {key}: " in found.text, "it stands in the recipe as a comment"
@@ -407,7 +411,7 @@ def test_a_file_of_trl() -> None:
             }
         },
     }
-    assert not found.lost
+    assert found.lost.keys() == {"assistant_only_loss"}, "where the rows are not here, nobody knows what is trained on"
 
 
 def test_a_command_line_of_trl() -> None:
@@ -448,7 +452,7 @@ def test_a_command_with_a_file() -> None:
             "'x.yaml' does not say which trainer of TRL it is for",
         ),
         ("ls -l\n", "x.sh", "'x.sh' has no command line of TRL"),
-        ("trl vllm-serve --model m\n", "x.sh", "align has no stage for `trl vllm`"),
+        ("trl vllm-serve --model m\n", "x.sh", "'x.sh' has no command line of TRL"),
         ("a: [1\n", "x.yaml", "x.yaml:2:1: broken YAML"),
     ],
 )
@@ -479,3 +483,199 @@ def test_what_is_imported_passes_the_check() -> None:
     imported(AXOLOTL | here | {"special_tokens": None})
     found = api.check("recipe.yaml")
     assert [str(stage) for stage in found.stages] == ["sft: sft from base, lora, 25 rows, 5 held out"]
+
+
+# What a file means, where its words alone do not tell -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "completion_only"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {}, False),
+        ({"text": "a"}, {}, False),
+        ({"prompt": "a", "completion": "b"}, {}, None),  # align's default, true, as TRL has it
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"assistant_only_loss": True},
+            True,
+        ),
+        ({"prompt": "a", "completion": "b"}, {"completion_only_loss": False}, False),
+    ],
+)
+def test_what_trl_trains_on_depends_on_the_rows(
+    row: dict[str, Any], given: dict[str, Any], completion_only: bool | None
+) -> None:
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n")
+    found, recipe = imported(TRL | given | {"dataset_name": "rows.jsonl"}, stage="sft")
+    assert recipe["stages"]["sft"].get("completion_only_loss") == completion_only
+    assert not found.lost
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        FACTORY | {"stage": "rm", "val_size": None},
+        AXOLOTL | {"reward_model": True},
+        TRL | {"dataset_name": "org/pairs", "center_rewards_coefficient": None},
+    ],
+)
+def test_a_reward_model_gets_no_regulariser_that_its_tool_has_not(given: dict[str, Any]) -> None:
+    recipe = imported(given, stage="reward")[1]
+    assert recipe["stages"]["reward"]["center_rewards_coefficient"] is None
+
+
+def test_ppo_of_llama_factory() -> None:
+    ppo = {"stage": "ppo", "reward_model": "org/reward", "max_new_tokens": 256, "ppo_target": 6.0}
+    recipe = imported({k: v for k, v in FACTORY.items() if "eval" not in k and k != "val_size"} | ppo)[1]
+    assert recipe["stages"]["ppo"]["reward"] == "org/reward"
+    assert recipe["stages"]["ppo"]["kl"] == {"target": 6.0}
+    assert recipe["stages"]["ppo"]["training"]["max_completion_length"] == 256
+
+
+def test_the_defaults_of_trl_online() -> None:
+    given = {"model_name_or_path": "org/m", "dataset_name": "org/p", "reward_model_name_or_path": "org/r"}
+    training = imported(given | {"gradient_accumulation_steps": 8}, stage="grpo")[1]["stages"]["grpo"]["training"]
+    assert (training["max_completion_length"], training["steps_per_generation"]) == (512, 8)
+    assert training["lr_scheduler_type"] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("changes", "training"),
+    [
+        ({"stage": "pt"}, {"packing": True}),
+        ({"disable_shuffling": True}, {"train_sampling_strategy": "sequential"}),
+        ({"bf16": None}, {"bf16": False}),
+        ({"bf16": None, "fp16": True}, {"fp16": True}),
+        ({"use_galore": True}, {"optim": "galore_adamw", "optim_args": "rank=16, update_proj_gap=200, scale=2.0"}),
+        ({"enable_liger_kernel": True}, {"use_liger_kernel": True}),
+    ],
+)
+def test_more_of_llama_factory(changes: dict[str, Any], training: dict[str, Any]) -> None:
+    assert imported(FACTORY | changes)[1]["stages"]["sft"]["training"].items() >= training.items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "training"),
+    [
+        ({"warmup_ratio": None}, {"warmup_steps": 0.03}),
+        ({"sequence_len": None}, {"max_length": 512}),
+        ({"num_epochs": 1, "evals_per_epoch": 1, "saves_per_epoch": 1}, {"save_strategy": "epoch"}),
+        ({"max_steps": 100, "num_epochs": 4, "evals_per_epoch": 4}, {"max_steps": 100, "eval_steps": 0.0625}),
+        ({"lr_scheduler": "rex"}, {"lr_scheduler_type": "cosine"}),
+    ],
+)
+def test_more_of_axolotl(changes: dict[str, Any], training: dict[str, Any]) -> None:
+    assert imported(AXOLOTL | changes)[1]["stages"]["sft"]["training"].items() >= training.items()
+
+
+def test_weights_that_axolotl_trains_in_bfloat16() -> None:
+    assert imported(AXOLOTL | {"adapter": None})[1]["model"]["dtype"] == "bfloat16"
+    assert "dtype" not in imported(AXOLOTL)[1]["model"], "a frozen base is in bfloat16 anyhow"
+
+
+def test_every_key_of_a_dataset_is_told() -> None:
+    given = {"path": "json", "data_files": ["a.json", "b.json"], "type": "chat_template", "train_on_eos": "none"}
+    found, recipe = imported(AXOLOTL | {"datasets": [given | {"roles_to_train": ["user"]}]})
+    assert recipe["stages"]["sft"]["data"] == ["a.json", "b.json"]
+    assert {"datasets: train_on_eos", "datasets: roles_to_train"} <= found.lost.keys()
+    held = imported(AXOLOTL | {"test_datasets": {"path": "org/t", "split": "test", "type": "chat_template"}})[1]
+    assert held["stages"]["sft"]["eval_data"] == {"source": "org/t", "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "launch"),
+    [
+        ("zero2.json", None, {"zero_stage": 2}),
+        ("ds_config_v3_stage2.json", None, {"zero_stage": 2}),
+        ("zero3_bf16_cpuoffload_all.json", None, {"zero_stage": 3, "offload_optimizer": True}),
+        ("mine.json", {"zero_optimization": {"stage": 3}, "train_batch_size": 2}, {"zero_stage": 3}),
+        ("zero1.json", None, None),
+    ],
+)
+def test_what_a_deepspeed_file_says(name: str, content: Any, launch: dict[str, Any] | None) -> None:
+    if content:
+        Path(name).write_text(json.dumps(content))
+    found, recipe = imported(AXOLOTL | {"deepspeed": name, "optimizer": "adamw_torch"}, processes=8)
+    assert recipe.get("launch") == (launch and {"engine": "deepspeed", "processes": 8, **launch})
+    assert ("deepspeed" in found.lost) == (launch is None)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("trl sft --model_name_or_path m --dataset_name d --use_peft False", {"method": "full"}),
+        ("trl sft --model_name_or_path m --dataset_name d --no_bf16 2>&1 | tee log", {"bf16": False}),
+        (
+            "pip install trl\n# trl dpo\ntrl sft --model_name_or_path m --dataset_name d --packing true",
+            {"packing": True},
+        ),
+        (
+            "accelerate launch --num_processes 8 trl/scripts/sft.py --model_name_or_path m --dataset_name d",
+            {"processes": 8},
+        ),
+        ("python -m trl.scripts.sft --model_name_or_path m --dataset_name d && echo done", {"method": "full"}),
+        (
+            "trl sft --model_name_or_path m --dataset_name d --gradient_checkpointing_kwargs '{\"a\": false}'",
+            {"method": "full"},
+        ),
+    ],
+)
+def test_command_lines(line: str, expected: dict[str, Any]) -> None:
+    recipe = imported(line + "\n", "train.sh")[1]
+    flat = {**recipe["parameterization"], **recipe["stages"]["sft"]["training"], **recipe.get("launch", {})}
+    assert flat.items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "sentence"),
+    [
+        ("trl sft --model_name_or_path $M\n", "x.sh", "the command line has a variable of the shell: $M"),
+        ("trl sft --run_name 'a\n", "x.sh", "the command line is not well-formed"),
+        (FACTORY | {"stage": "dpo", "pref_loss": "orpo"}, "x.yaml", "'x.yaml' trains by `pref_loss: orpo`"),
+        (FACTORY | {"stage": "grow"}, "x.yaml", "'x.yaml' trains by `stage: grow`"),
+        (FACTORY | {"val_size": "10%"}, "x.yaml", "'x.yaml' has a value of a kind"),
+        (AXOLOTL | {"rl": ["dpo"]}, "x.yaml", "`rl` of 'x.yaml' is not a name"),
+        (AXOLOTL | {"adapter": "dora"}, "x.yaml", "there is no adapter 'dora' here"),
+        ("- a\n", "x.yaml", ""),
+        ("", "x.yaml", ""),
+    ],
+)
+def test_odd_files_are_refused_in_a_sentence(given: dict[str, Any] | str, name: str, sentence: str) -> None:
+    with pytest.raises(AlignError) as refused:
+        imported(given, name)
+    assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"special_tokens": ["<pad>"]},
+        {"special_tokens": "<pad>"},
+        {"val_set_size": "5%"},
+        {"micro_batch_size": 0, "batch_size": 8, "gradient_accumulation_steps": None},
+        {"plugins": "axolotl.integrations.liger.LigerPlugin"},
+        {"revision_of_model": 12345678},
+        {"wandb_name": "my first run/2"},
+    ],
+)
+def test_odd_values_do_no_harm(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(AlignError):  # of align's own checks
+        imported(AXOLOTL | changes)
+
+
+def test_files_of_trl_that_do_not_tell_are_asked_about() -> None:
+    given = {"model_name_or_path": "m", "dataset_name": "d"}
+    assert (
+        "kto" in imported(given | {"desirable_weight": 2.0, "beta": 0.2, "per_device_train_batch_size": 4})[1]["stages"]
+    )
+    assert "sft" in imported(given | {"packing": True})[1]["stages"]
+    with pytest.raises(AlignError, match="does not say which trainer"):
+        imported(given | {"beta": 0.2})
+
+
+def test_kto_by_ones_is_done_by_twos() -> None:
+    given = {"model_name_or_path": "m", "dataset_name": "d", "per_device_train_batch_size": 1}
+    found, recipe = imported(given | {"gradient_accumulation_steps": 8}, stage="kto")
+    training = recipe["stages"]["kto"]["training"]
+    assert (training["per_device_train_batch_size"], training["gradient_accumulation_steps"]) == (2, 4)
+    assert found.lost["per_device_train_batch_size"].endswith("two at a time, and half as many times")

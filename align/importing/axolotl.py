@@ -8,6 +8,8 @@ from typing import Any, Final
 from align.errors import AlignError
 from align.importing import shared
 from align.importing.draft import Draft
+from align.parameterization import method as methods
+from align.recipe.from_flags import word
 
 NAME: Final = "Axolotl"
 _METHODS: Final = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "grpo": "grpo"}
@@ -63,6 +65,8 @@ def translate(given: dict[str, Any], file: Path, processes: int | None) -> Draft
         AlignError: it trains by a method that align does not have.
     """
     kind = given.get("rl")
+    if kind is not None and not isinstance(kind, str):
+        raise AlignError(f"`rl` of '{file}' is not a name", f"it is one of {', '.join(_METHODS)}")
     stage = "reward" if given.get("reward_model") is True else _METHODS.get(str(kind), "sft")
     if (kind and kind not in _METHODS) or given.get("process_reward_model"):
         method = f"rl: {kind}" if kind else "process_reward_model"
@@ -72,7 +76,7 @@ def translate(given: dict[str, Any], file: Path, processes: int | None) -> Draft
         )
     draft = Draft(NAME, given, stage)
     name = draft.get("wandb_name") or draft.get("trackio_run_name") or file.stem
-    draft.put("name", str(name), "wandb_name", "trackio_run_name")
+    draft.put("name", word(str(name)), "wandb_name", "trackio_run_name")
     draft.put("seed", draft.get("seed", 42), "seed")
     draft.mapped |= {key: f"stages.{stage}" for key in ("rl", "reward_model") if key in given}
     shared.sort_out(draft)
@@ -80,7 +84,7 @@ def translate(given: dict[str, Any], file: Path, processes: int | None) -> Draft
     _method(draft)
     _data(draft)
     _loss(draft, str(kind))
-    _processes(draft, processes)
+    _processes(draft, processes, file)
     _training(draft)
     _plugins(draft)
     swanlab = [key for key in given if "swanlab" in key]
@@ -104,16 +108,22 @@ def _model(draft: Draft) -> None:
     if attention in ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"):
         draft.put("model.attn_implementation", attention, "attn_implementation", "flash_attention", "sdp_attention")
     draft.lose("transformers has no such attention", "attn_implementation", "xformers_attention")
-    tokens = dict(draft.get("special_tokens", {}))
+    given = draft.get("special_tokens", {})
+    if not isinstance(given, dict):
+        draft.lose("it is no mapping of tokens by name", "special_tokens")
+        given = {}
+    tokens = dict(given)
     for name in ("eos_token", "pad_token"):
         if tokens.pop(name, None):
-            draft.put(f"model.{name}", draft.get("special_tokens")[name], "special_tokens")
+            draft.put(f"model.{name}", given[name], "special_tokens")
     if tokens:
         named = ", ".join(tokens)
         draft.mapped.pop("special_tokens", None)
         draft.lost["special_tokens"] = f"only eos_token and pad_token can be set; {named} are those of the tokenizer"
     draft.leave("none is set", "special_tokens")
-    draft.leave("the model's own chat template is used; `model.chat_template` names another", "chat_template")
+    if draft.get("chat_template", "tokenizer_default") == "tokenizer_default":
+        draft.leave("the model's own chat template is used", "chat_template")
+    draft.lose(shared.TEMPLATE, "chat_template")
     draft.lose("write it to a .jinja file, and name that in `model.chat_template`", "chat_template_jinja")
     draft.leave("the end of a turn is found in the chat template", "eot_tokens")
     if draft.get("torch_dtype"):
@@ -144,6 +154,7 @@ def _method(draft: Draft) -> None:
         }
         named |= {"peft_use_dora": "use_dora", "peft_use_rslora": "use_rslora", "lora_target_modules": "target_modules"}
         named |= {"lora_modules_to_save": "modules_to_save", "lora_target_parameters": "target_parameters"}
+        named |= {"peft_layers_to_transform": "layers_to_transform"}
         modules = values["target_modules"]
         if isinstance(modules, str):
             draft.lose("write the names of modules, not a pattern", "lora_target_modules")
@@ -154,12 +165,18 @@ def _method(draft: Draft) -> None:
         draft.leave("it is found in the model", "lora_fan_in_fan_out")
     elif adapter is None:
         draft.put("parameterization.method", "full", "adapter")
+        if draft.get("bf16", draft.get("bfloat16")) in ("auto", True) and not draft.has("model.dtype"):
+            draft.put("model.dtype", "bfloat16", "bf16", "bfloat16")  # Axolotl trains the weights in it
         draft.leave(
             "all weights are trained",
             *(key for key in draft.given if key.startswith("lora_") and key != "lora_model_dir"),
         )
         draft.lose("full training needs a base that is not quantized", "load_in_4bit", "load_in_8bit")
     else:
+        try:
+            methods.load(str(adapter))
+        except AlignError:
+            raise AlignError(f"there is no adapter '{adapter}' here", "align list shows the methods") from None
         draft.put("parameterization.method", adapter, "adapter")
     draft.leave("it is off", "load_in_4bit", "load_in_8bit")
 
@@ -170,14 +187,16 @@ def _method(draft: Draft) -> None:
 def _data(draft: Draft) -> None:
     key = "datasets" if draft.get("datasets") else "pretraining_dataset"
     given = draft.get(key, [])
-    sources = [_source(draft, one, key) for one in (given if isinstance(given, list) else [given])]
+    sources = _sources(draft, given, key)
     if sources:
         draft.put(".data", shared.short(sources), key)
     else:
         draft.lost["datasets"] = f"name the data: `stages.{draft.stage}.data`"
     held, share = draft.get("test_datasets", []), draft.get("val_set_size", 0)
     if held:
-        draft.put(".eval_data", shared.short([_source(draft, one, "test_datasets") for one in held]), "test_datasets")
+        draft.put(".eval_data", shared.short(_sources(draft, held, "test_datasets")), "test_datasets")
+    elif isinstance(share, str):
+        draft.lose("give a share, as 0.05, or a number of rows", "val_set_size")
     elif share:
         draft.put(".eval_data", share if share < 1 else int(share), "val_set_size")
     elif draft.stage == "reward":
@@ -188,16 +207,37 @@ def _data(draft: Draft) -> None:
     draft.leave("only answers are trained on, as by default", "train_on_inputs")
 
 
+_READ: Final = frozenset(
+    {"path", "data_files", "split", "name", "revision", "type", "ds_type"}
+    | {"field_messages", "field_chosen", "field_rejected", "field", "field_tools"}
+)
+
+
+def _sources(draft: Draft, given: Any, key: str) -> list[dict[str, Any]]:
+    """The sources of a list of data sets, or of one; a source for each of several files."""
+    found = []
+    for one in given if isinstance(given, list) else [given]:
+        files = one.get("data_files") if isinstance(one, dict) else None
+        listed = files if isinstance(files, list) else [files]
+        found += [_source(draft, {**one, "data_files": file} if file else one, key) for file in listed]
+    return found
+
+
 def _source(draft: Draft, given: Any, key: str) -> dict[str, Any]:
     """A data set as a source of a recipe."""
     if not isinstance(given, dict):
         return {"source": str(given)}
+    for name, value in given.items():
+        mapped = name == "message_property_mappings" and value == {"role": "role", "content": "content"}
+        usual = name == "roles" or (name == "chat_template" and value == "tokenizer_default")
+        if name not in _READ and value not in (None, False) and not mapped and not usual:
+            draft.lost[f"{key}: {name}"] = "a source of a recipe has nothing of the kind"
     source: dict[str, Any] = {"source": str(given.get("path", ""))}
     files = given.get("data_files")
     if files:
-        listed = files if isinstance(files, list) else [files]
+        listed = [files]
         if str(source["source"]) in ("json", "csv", "parquet", "text"):
-            source["source"] = str(listed[0])
+            source["source"] = str(files)
         else:
             draft.lost[f"{key}: data_files"] = (
                 f"give a dataset whose splits tell its files apart, not {', '.join(map(str, listed))}"
@@ -224,8 +264,9 @@ def _source(draft: Draft, given: Any, key: str) -> dict[str, Any]:
             "field_system": "system",
         }
         columns = {ours: kind[theirs] for theirs, ours in names.items() if kind.get(theirs) not in (None, ours)}
-        if kind.get("format"):
-            draft.lost[f"{key}: type.format"] = "the chat template writes prompts, not a format string"
+        for name in ("format", "no_input_format", "system_prompt", "system_format"):
+            if kind.get(name):
+                draft.lost[f"{key}: type.{name}"] = "the chat template writes prompts, not a format string"
     else:
         names = {"field_messages": "messages", "field_chosen": "chosen", "field_rejected": "rejected", "field": "text"}
         names |= {"field_tools": "tools"}
@@ -235,6 +276,9 @@ def _source(draft: Draft, given: Any, key: str) -> dict[str, Any]:
             draft.lost[f"{key}: type"] = f"align tells formats by their fields; look at '{kind}': align data show"
         elif format not in ("auto", None) and draft.stage == "sft":
             source["format"] = format
+        if str(kind).startswith("alpaca"):
+            why = "rows become conversations in the model's chat template, without the words '### Instruction:'"
+            draft.lost[f"{key}: type {kind}"] = why
     if columns.get("messages") in ("conversations", "conversation"):
         del columns["messages"]  # read by that name too
     if columns:
@@ -282,17 +326,21 @@ def _training(draft: Draft) -> None:
         if draft.get(theirs) is not None and theirs not in draft.mapped:
             draft.argument(ours, draft.get(theirs), theirs)
     if draft.get("batch_size") and not draft.get("gradient_accumulation_steps"):
-        each = max(1, draft.get("batch_size") // draft.get("micro_batch_size", 1))
+        each = max(1, draft.get("batch_size") // max(1, draft.get("micro_batch_size", 1)))
         draft.argument("gradient_accumulation_steps", each, "batch_size")
     draft.leave("`gradient_accumulation_steps` says it", "batch_size")
     shared.steps(draft)
     if draft.get("num_epochs") is not None and "num_epochs" in draft.open:
         draft.argument("num_train_epochs", draft.get("num_epochs"), "num_epochs")
-    shared.warmup(draft)
+    if draft.get("warmup_steps") is None and draft.get("warmup_ratio") is None:
+        draft.argument("warmup_steps", 0.03)  # of all steps, and there at most 100
+    else:
+        shared.warmup(draft)
     if draft.get("optimizer"):
         optimizer = {"adamw_8bit": "adamw_bnb_8bit"}.get(draft.get("optimizer"), draft.get("optimizer"))
         draft.argument("optim", optimizer, "optimizer")
     _schedule(draft)
+    draft.lose("rows that are longer than `max_length` are cut", "excess_length_strategy")
     if draft.get("group_by_length"):
         draft.argument("train_sampling_strategy", "group_by_length", "group_by_length")
     if draft.get("gradient_checkpointing") == "offload":
@@ -309,7 +357,10 @@ def _training(draft: Draft) -> None:
         **({} if draft.has("training.max_steps") else {"num_train_epochs": 1}),
         gradient_checkpointing=False,
         train_sampling_strategy="random",
+        max_length=512,
     )
+    shared.of_tool(draft, lr_scheduler_type="cosine")
+    shared.two_at_a_time(draft)
     wandb = [key for key in draft.given if key.startswith("wandb_") or key == "use_wandb"]
     if draft.get("wandb_project") or draft.get("use_wandb"):
         draft.put("trackers", ["wandb"], "use_wandb", "wandb_name")
@@ -333,6 +384,8 @@ def _schedule(draft: Draft) -> None:
         draft.put("training.lr_scheduler_kwargs", {"min_lr_rate": ratio})
     else:
         draft.argument("lr_scheduler_type", draft.get("lr_scheduler", "cosine"), "lr_scheduler")
+        if not draft.has("training.lr_scheduler_type"):
+            draft.put("training.lr_scheduler_type", "cosine")
     draft.lose(
         "write `lr_scheduler_type: cosine_with_min_lr` with `lr_scheduler_kwargs`", "cosine_min_lr_ratio", "eta_min"
     )
@@ -364,15 +417,18 @@ def _how_often(draft: Draft) -> None:
         if not often or key not in draft.open:
             draft.leave("it is off", key)
             continue
-        epochs = 1 if draft.has("training.max_steps") else float(draft.get("num_epochs", 1))
-        share = round(1 / (often * epochs), 4)
+        share = round(1 / (often * float(draft.get("num_epochs", 1))), 4)
+        if share >= 1:  # once, at the end: Axolotl then evaluates nothing, and saves by epoch
+            draft.argument(f"{ours}_strategy", "epoch", key)
+            continue
         if ours == "eval":
             draft.argument("eval_strategy", "steps")
-        draft.argument(f"{ours}_steps", share if share < 1 else 0.5, key)
+        draft.argument(f"{ours}_steps", share, key)
 
 
 def _plugins(draft: Draft) -> None:
-    plugins = [str(name).rpartition(".")[2] for name in draft.get("plugins", [])]
+    given = draft.get("plugins", [])
+    plugins = [str(name).rpartition(".")[2] for name in (given if isinstance(given, list) else [given])]
     liger = [key for key in _LIGER.split() if draft.get(key)]
     if "LigerPlugin" in plugins or liger:
         draft.argument("use_liger_kernel", True, "plugins", *liger)
@@ -384,11 +440,14 @@ def _plugins(draft: Draft) -> None:
     draft.lose("align has no such kernels", *_KERNELS.split())
 
 
-def _processes(draft: Draft, processes: int | None) -> None:
+def _processes(draft: Draft, processes: int | None, file: Path) -> None:
     if draft.get("deepspeed"):
-        shared.launch(draft, processes, "deepspeed", shared.zero_stage(str(draft.get("deepspeed"))), "deepspeed")
+        shared.deepspeed(draft, processes, file)
     elif draft.get("fsdp") or draft.get("fsdp_config") or draft.get("fsdp_version"):
         shared.launch(draft, processes, "fsdp", None, "fsdp", "fsdp_config", "fsdp_version")
+        settings = draft.get("fsdp_config")
+        if processes is not None and isinstance(settings, dict) and settings.get("offload_params"):
+            draft.lost["fsdp_config: offload_params"] = "weights are not offloaded"
     elif processes is not None:
         draft.put("launch.processes", processes)
     draft.leave("it is off", "fsdp", "fsdp_config", "deepspeed")

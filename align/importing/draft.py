@@ -107,7 +107,7 @@ class Draft:
             same = value == argument.default
             (self.leave if same else self.lose)(verdict.remedy, *keys)
         elif fault := argument_values.fault(argument, value, config):
-            self.lose(fault.what.format(key=name), *keys)
+            self.lose(fault.what.replace("{key}", name), *keys)
         else:
             self.put(f"training.{name}", value, *keys)
 
@@ -133,7 +133,7 @@ class Draft:
             del training[idle.name]
             for key in [key for key, place in self.mapped.items() if place == self.place(f"training.{idle.name}")]:
                 del self.mapped[key]
-                self.idle[key] = idle.what.format(key=key)
+                self.idle[key] = idle.what.replace("{key}", key)
 
     def finish(self) -> dict[str, Any]:
         """The recipe, its keys in their usual order; what nothing was said of is lost."""
@@ -157,15 +157,18 @@ def number(value: Any) -> Any:
     return value
 
 
+_TEXTS: Final = ("name", "revision", "revision_of_model", "_config", "base_model", "name_or_path", "dataset")
 _WORDS: Final = {"yes": True, "no": False, "on": True, "off": False, "true": True, "false": False}
 
 
 def read(given: Mapping[str, Any]) -> dict[str, Any]:
     """The file's keys with numbers as numbers, and the words of YAML 1.1 for true and false as such; the strategies
-    of transformers have a `no` of their own."""
+    of transformers have a `no` of their own, and names and revisions may look like numbers."""
     found = {}
     for key, value in given.items():
-        if str(key).endswith("_strategy"):
+        if str(key).endswith(_TEXTS) and isinstance(value, int | float | str) and not isinstance(value, bool):
+            found[str(key)] = str(value)
+        elif str(key).endswith("_strategy"):
             found[str(key)] = "no" if value is False else value
         else:
             found[str(key)] = _WORDS.get(value.lower(), number(value)) if isinstance(value, str) else value

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from align.errors import AlignError
+from align.errors import AlignError, did_you_mean
 from align.importing import shared
 from align.importing.draft import Draft
+from align.recipe.from_flags import word
 
 NAME: Final = "LLaMA-Factory"
 _STAGES: Final = {"pt": "sft", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
@@ -51,8 +52,16 @@ def translate(given: dict[str, Any], file: Path, processes: int | None) -> Draft
     """
     if not given.get("do_train", "dataset" in given):
         raise AlignError(f"'{file}' does not train", "give a file that `llamafactory-cli train` trains with")
-    draft = Draft(NAME, given, _STAGES.get(str(given.get("stage", "sft")), "sft"))
-    draft.put("name", str(draft.get("run_name", file.stem)), "run_name")
+    stage, loss = str(given.get("stage", "sft")), given.get("pref_loss", "sigmoid")
+    if stage not in _STAGES:
+        raise AlignError(
+            f"'{file}' trains by `stage: {stage}`, which align does not have", did_you_mean(stage, _STAGES)
+        )
+    if stage == "dpo" and loss not in _LOSSES:
+        known = ", ".join(_LOSSES)
+        raise AlignError(f"'{file}' trains by `pref_loss: {loss}`, which align does not have", f"it has {known}")
+    draft = Draft(NAME, given, _STAGES[stage])
+    draft.put("name", word(str(draft.get("run_name", file.stem))), "run_name")
     draft.put("seed", draft.get("seed", 42), "seed")
     draft.mapped |= {key: f"stages.{draft.stage}" for key in ("stage",) if key in given}
     shared.sort_out(draft)
@@ -60,7 +69,7 @@ def translate(given: dict[str, Any], file: Path, processes: int | None) -> Draft
     _method(draft)
     _data(draft, file)
     _loss(draft)
-    _processes(draft, processes)
+    _processes(draft, processes, file)
     _training(draft)
     draft.lose("align has nothing of the kind", *_UNLIKE.split(), *(key for key in given if key.startswith("badam_")))
     draft.arguments()
@@ -79,7 +88,10 @@ def _model(draft: Draft) -> None:
     draft.leave("transformers chooses", "flash_attn")
     if draft.get("pure_bf16"):
         draft.put("model.dtype", "bfloat16", "pure_bf16")
-    draft.leave("the model's own chat template is used; `model.chat_template` names another", "template")
+    draft.lose(
+        shared.TEMPLATE,
+        "template",
+    )
     draft.leave("reasoning is trained as the chat template writes it", "enable_thinking")
     draft.lose("merge the adapter into the base first: `align merge`", "adapter_name_or_path", "create_new_adapter")
 
@@ -120,6 +132,8 @@ def _method(draft: Draft) -> None:
         layers = "`parameterization.layers_to_finetune: [30, 31]`"
         why = f"name the layers: {layers}; by default the signal-to-noise ratio chooses"
         draft.lose(why, "freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
+        if "freeze_trainable_layers" not in draft.given:
+            draft.lost["freeze_trainable_layers"] = f"the last 2 are trained by default there; {why}"
         draft.lose("the base is not quantized", "quantization_bit")
     draft.lose("it goes with LoRA alone", *(key for key in keys if key in draft.open))
 
@@ -128,11 +142,12 @@ def _quantized(draft: Draft, bits: Any) -> None:
     if bits in (4, 8):
         draft.put("parameterization.quantization.bits", bits, "quantization_bit")
         kind = draft.get("quantization_type")
-        if kind is not None:
+        if kind is not None and bits == 4:
             draft.put("parameterization.quantization.bnb_4bit_quant_type", kind, "quantization_type")
         double = draft.get("double_quantization")
         if double is not None and bits == 4:
             draft.put("parameterization.quantization.bnb_4bit_use_double_quant", double, "double_quantization")
+        draft.lose("it is of 4 bits", "quantization_type", "double_quantization")
     elif bits is not None:
         draft.lose("bases are quantized to 4 or 8 bits", "quantization_bit")
     if draft.get("quantization_method", "bnb") in ("bnb", "bitsandbytes"):
@@ -173,7 +188,7 @@ def _data(draft: Draft, file: Path) -> None:
     elif draft.stage == "reward":
         draft.put(".eval_data", 0, "val_size")
     draft.leave("no rows are held out", "val_size", "eval_dataset")
-    draft.put("training.max_length", draft.get("cutoff_len", 2048), "cutoff_len")
+    draft.argument("max_length", draft.get("cutoff_len", 2048), "cutoff_len")
     if draft.stage == "sft":
         if draft.get("train_on_prompt"):
             draft.put(".completion_only_loss", False, "train_on_prompt")
@@ -212,13 +227,26 @@ def _source(draft: Draft, name: str, info: tuple[Path | None, dict[str, Any]]) -
         draft.lost[f"dataset: {name}"] = f"it {where}: write its file, or its name on the Hub, in `data`"
     elif "hf_hub_url" in entry:
         source["source"] = entry["hf_hub_url"]
+    elif "file_name" in entry:
+        source["source"] = str(Path(folder or "") / str(entry["file_name"]))
     else:
-        source["source"] = str(Path(folder or "") / str(entry.get("file_name", name)))
+        source["source"] = name
+        given = ", ".join(key for key in entry if "url" in key or key == "cloud_file_name") or "neither file nor URL"
+        draft.lost[f"dataset: {name}"] = f"it has {given}: write its file, or its name on the Hub, in `data`"
+    if entry and entry.get("tags"):
+        usual = {"role", "content", "from", "value", "user", "assistant", "human", "gpt", "system", "observation"}
+        other = [str(tag) for tag in entry["tags"].values() if tag not in usual | {"function_call"}]
+        if other:
+            draft.lost[f"dataset: {name}: tags"] = (
+                f"messages have role and content, or from and value, not {', '.join(other)}"
+            )
     if entry:
         source |= {key: entry[key] for key in ("subset", "split") if entry.get(key)}
         if draft.given.get("stage") == "pt":  # of a plain text, the prompt is all there is
             entry = {**entry, "columns": {"text": entry.get("columns", {}).get("prompt", "text")}}
-        columns = {_COLUMNS[theirs]: ours for theirs, ours in entry.get("columns", {}).items() if theirs in _COLUMNS}
+        columns = {
+            _COLUMNS[theirs]: ours for theirs, ours in (entry.get("columns") or {}).items() if theirs in _COLUMNS
+        }
         columns = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
         if columns.get("messages") in ("conversations", "conversation"):
             del columns["messages"]  # read by that name too
@@ -241,13 +269,13 @@ def _loss(draft: Draft) -> None:
             draft.put(".loss_type", [loss, "sft"] if ftx else loss, "pref_loss")
             if ftx:
                 draft.put(".loss_weights", [1.0, ftx], "pref_ftx")
-        draft.lose(f"losses of DPO here are {', '.join(_LOSSES)} and what TRL has besides", "pref_loss")
         draft.lose(
             "label smoothing of the sigmoid loss is `loss_type: robust` here, which is another formula",
             "dpo_label_smoothing",
         )
     elif draft.stage == "kto":
         draft.put(".beta", draft.get("pref_beta", 0.1), "pref_beta")
+        draft.lose("the loss of SFT is not added to KTO's here", "pref_ftx")
         for key, ours in (("kto_chosen_weight", "desirable_weight"), ("kto_rejected_weight", "undesirable_weight")):
             if key in draft.given:
                 draft.put(f".{ours}", draft.get(key), key)
@@ -281,7 +309,9 @@ def _training(draft: Draft) -> None:
         draft.argument("gradient_checkpointing_kwargs", kwargs, "use_reentrant_gc")
     for name in ("galore", "apollo"):
         _low_rank(draft, name)
-    if draft.get("neat_packing") or draft.get("packing"):
+    if draft.get("enable_liger_kernel"):
+        draft.argument("use_liger_kernel", True, "enable_liger_kernel")
+    if draft.get("neat_packing") or draft.get("packing", draft.get("stage") == "pt"):
         draft.argument("packing", True, "packing", "neat_packing")
     shared.trackers(draft, draft.get("report_to", "none"), "report_to")
     if draft.get("use_swanlab"):
@@ -290,28 +320,18 @@ def _training(draft: Draft) -> None:
     if draft.get("bf16") is False and not draft.get("fp16"):
         draft.argument("bf16", False, "bf16")
     draft.arguments()
-    if draft.stage == "kto":
-        _two_at_a_time(draft)
     shared.defaults(
         draft,
         learning_rate=5e-5,
         per_device_train_batch_size=8,
         gradient_accumulation_steps=1,
         **({} if draft.has("training.max_steps") else {"num_train_epochs": 3.0}),
-        train_sampling_strategy="random",
+        train_sampling_strategy="sequential" if draft.get("disable_shuffling") else "random",
+        **({} if draft.get("bf16") or draft.get("fp16") or draft.get("pure_bf16") else {"bf16": False}),
     )
-
-
-def _two_at_a_time(draft: Draft) -> None:
-    """KTO estimates the KL from the other answers of a batch, of which one alone has none."""
-    accumulated = draft.get("gradient_accumulation_steps", 1)
-    if draft.get("per_device_train_batch_size", 8) == 1:
-        draft.put("training.per_device_train_batch_size", 2)
-        draft.put("training.gradient_accumulation_steps", max(1, accumulated // 2))
-        draft.mapped.pop("per_device_train_batch_size", None)
-        draft.lost["per_device_train_batch_size"] = (
-            "KTO needs two answers in a batch: two at a time, and half as many times"
-        )
+    draft.leave("rows come in the order of the file", "disable_shuffling")
+    shared.of_tool(draft, lr_scheduler_type="linear", warmup_steps=0)
+    shared.two_at_a_time(draft)
 
 
 def _low_rank(draft: Draft, name: str) -> None:
@@ -323,7 +343,10 @@ def _low_rank(draft: Draft, name: str) -> None:
     layerwise = "_layerwise" if draft.get(f"{name}_layerwise") else ""
     settings = {"rank": f"{name}_rank", "update_proj_gap": f"{name}_update_interval", "scale": f"{name}_scale"}
     settings |= {"proj": "apollo_proj", "scale_type": "apollo_scale_type"} if name == "apollo" else {}
-    told = [f"{ours}={draft.get(key)}" for ours, key in settings.items() if draft.get(key) is not None]
+    usual: dict[str, Any] = {"galore_rank": 16, "galore_update_interval": 200, "galore_scale": 2.0}
+    usual |= {"apollo_rank": 16, "apollo_update_interval": 200, "apollo_scale": 32.0}
+    usual |= {"apollo_proj": "random", "apollo_scale_type": "channel"}
+    told = [f"{ours}={draft.get(key, usual[key])}" for ours, key in settings.items()]
     draft.put("training.optim", f"{name}_adamw{layerwise}", f"use_{name}", f"{name}_layerwise")
     target = draft.get(f"{name}_target", "all")
     targets = "all-linear" if target == "all" else shared.modules(target)
@@ -332,9 +355,9 @@ def _low_rank(draft: Draft, name: str) -> None:
         draft.put("training.optim_args", ", ".join(told), *settings.values())
 
 
-def _processes(draft: Draft, processes: int | None) -> None:
+def _processes(draft: Draft, processes: int | None, file: Path) -> None:
     if draft.get("deepspeed"):
-        shared.launch(draft, processes, "deepspeed", shared.zero_stage(str(draft.get("deepspeed"))), "deepspeed")
+        shared.deepspeed(draft, processes, file)
     elif draft.get("fsdp"):
         shared.launch(draft, processes, "fsdp", None, "fsdp")
     elif processes is not None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any, Final
 
 from align.importing.draft import Draft
+from align.libraries.trl import known as fields
+from align.stage import program
 
+TEMPLATE: Final = (
+    "the model's own chat template is used: see that it is this one, or name a file in `model.chat_template`"
+)
 ATTENTION: Final = {
     "fa2": "flash_attention_2",
     "fa3": "flash_attention_3",
@@ -17,7 +25,7 @@ TRACKERS: Final = ("tensorboard", "wandb", "mlflow", "trackio")
 ELSEWHERE: Final = {
     "the run folder holds all of it: `--run-dir`": "output_dir overwrite_output_dir logging_dir save_only_model",
     "a run goes on by itself when it is started again": (
-        "resume_from_checkpoint auto_resume_from_checkpoints do_train save_safetensors"
+        "resume_from_checkpoint auto_resume_from_checkpoints save_safetensors"
     ),
     "align prepares rows itself, and keeps them": (
         "preprocessing_num_workers overwrite_cache dataset_prepared_path tokenized_path preprocessing_batch_size "
@@ -25,6 +33,7 @@ ELSEWHERE: Final = {
         "data_shared_file_system shuffle_merged_datasets dataset_num_proc"
     ),
     "the report has every curve": "plot_loss",
+    "a recipe always trains": "do_train",
     "the timeout between processes is a day": "ddp_timeout",
     "the model's own files say it": (
         "model_type tokenizer_type is_llama_derived_model is_falcon_derived_model is_mistral_derived_model "
@@ -115,14 +124,37 @@ def trackers(draft: Draft, given: Any, *keys: str) -> None:
     known = [name for name in names if name in TRACKERS]
     if known:
         draft.put("trackers", known, *keys)
+        others = [str(name) for name in names if name not in TRACKERS]
+        if others:
+            draft.lost[f"{keys[0]}: {', '.join(others)}"] = f"trackers are {', '.join(TRACKERS)}"
     elif names in ([], ["none"], ["all"]):
         draft.leave("nobody is told by default", *keys)
     draft.lose(f"trackers are {', '.join(TRACKERS)}", *(key for key in keys if key in draft.open))
 
 
-def zero_stage(text: str) -> int:
-    """The stage that the name of a DeepSpeed configuration tells."""
-    return 3 if "3" in text.rpartition("/")[2] else 2
+def deepspeed(draft: Draft, processes: int | None, file: Path) -> None:
+    """The stage of ZeRO, and whether the optimizer is offloaded: as the configuration says, or its name."""
+    given = draft.get("deepspeed")
+    settings, name = given if isinstance(given, dict) else None, str(given)
+    for path in (Path(name), file.parent / name):
+        if settings is None and path.is_file():
+            settings = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(settings, dict):
+        zero = settings.get("zero_optimization") or {}
+        stage, offload = zero.get("stage", 0), bool(zero.get("offload_optimizer"))
+        parameters = bool(zero.get("offload_param"))
+    else:
+        told = re.search(r"(?:zero|z|stage)[_-]?(\d)", name.rpartition("/")[2].lower())
+        stage, offload = int(told[1]) if told else None, "offload" in name
+        parameters = offload and "all" in name
+    if stage not in (2, 3):
+        draft.lose(f"ZeRO is of stage 2 or 3 here, and '{name}' tells {stage}", "deepspeed")
+        return
+    launch(draft, processes, "deepspeed", stage, "deepspeed")
+    if offload and processes is not None:
+        draft.put("launch.offload_optimizer", True)
+    if parameters:
+        draft.lost["deepspeed: offload_param"] = "weights are not offloaded, only the optimizer"
 
 
 def launch(draft: Draft, processes: int | None, engine: str, stage: int | None, *keys: str) -> None:
@@ -141,6 +173,39 @@ def evaluation(draft: Draft, *keys: str) -> None:
     """How often the validation loss is computed: of no use without held-out rows."""
     if not draft.has(".eval_data"):
         draft.leave("no rows are held out", *keys)
+
+
+def of_tool(draft: Draft, **values: Any) -> None:
+    """For everything that the stage would set otherwise than TRL: the tool's value, or TRL's own."""
+    stage = program.load(draft.stage, Path()).stage
+    known = fields(draft.config)
+    for name in {
+        **stage.defaults.get("all", {}),
+        **stage.defaults.get("full", {}),
+        **stage.defaults.get("adapter", {}),
+    }:
+        value = values.get(name, known[name].default if name in known else None)
+        if name == "steps_per_generation" and value is None:
+            value = draft.get("gradient_accumulation_steps", 1)
+        if value is not None and not draft.has(f"training.{name}") and not draft.has(f".{name}"):
+            draft.argument(name, value)
+    if draft.stage == "reward" and not draft.has(".center_rewards_coefficient"):
+        draft.put(".center_rewards_coefficient", draft.get("center_rewards_coefficient"), "center_rewards_coefficient")
+
+
+def two_at_a_time(draft: Draft) -> None:
+    """KTO estimates the KL from the other answers of a batch, of which one alone has none."""
+    node = draft.recipe["stages"][draft.stage]["training"]
+    if draft.stage != "kto" or node.get("per_device_train_batch_size") != 1:
+        return
+    accumulated = node.get("gradient_accumulation_steps", 1)
+    node["per_device_train_batch_size"] = 2
+    node["gradient_accumulation_steps"] = max(1, accumulated // 2)
+    same = "and half as many times" if accumulated % 2 == 0 else f"so that an update has {2 * max(1, accumulated // 2)}"
+    for key, place in list(draft.mapped.items()):
+        if place.endswith(".per_device_train_batch_size"):
+            del draft.mapped[key]
+            draft.lost[key] = f"KTO needs two answers in a batch: two at a time, {same}"
 
 
 def dtype(given: Any) -> Any:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any, Final
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from align.errors import AlignError
 from align.importing import axolotl, llama_factory, trl_cli
 from align.importing.draft import Draft, read
-from align.recipe import document
+from align.recipe import document, writing
 
 _TOOLS: Final = ", ".join((llama_factory.NAME, axolotl.NAME, trl_cli.NAME))
 _SHORT: Final = 60  # characters of a value in a comment
@@ -49,8 +44,12 @@ def translate(file: Path, *, stage: str | None = None, processes: int | None = N
     Raises:
         AlignError: it is no file of a known tool, it does not train, or by a method that align does not have.
     """
-    draft = _draft(file, stage, processes)
-    recipe = draft.finish()
+    try:
+        draft = _draft(file, stage, processes)
+        recipe = draft.finish()
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        what = f"'{file}' has a value of a kind that no key of its tool takes: {error}"
+        raise AlignError(what, "see which key it is, and correct it") from error
     return Imported(draft.tool, _text(recipe, draft, file), draft.mapped, draft.idle, draft.lost)
 
 
@@ -66,7 +65,10 @@ def _draft(file: Path, stage: str | None, processes: int | None) -> Draft:
             path = named if named.is_file() else file.parent / named
             given = read(document.read(path).data) | given
         return trl_cli.translate(given, file, processes, name)
-    given = read(document.read(file).data)
+    data = document.read(file).data
+    if not isinstance(data, dict):
+        raise AlignError(f"'{file}' is not a mapping of keys", f"known are files of {_TOOLS}")
+    given = read(data)
     if axolotl.fits(given):
         return axolotl.translate(given, file, processes)
     if llama_factory.fits(given):
@@ -99,40 +101,12 @@ def _text(recipe: dict[str, Any], draft: Draft, file: Path) -> str:
         for key, why in draft.lost.items():
             value = f": {_shown(draft.given[key])}" if key in draft.given else ""
             head.append(f"#   {key}{value} - {why}")
-    out, yaml = StringIO(), YAML(typ="rt", pure=True)
-    yaml.width = 4096
-    yaml.representer.add_representer(float, _float)
-    yaml.dump(_flow(recipe, 0), out)
-    return "\n".join(head) + "\n" + out.getvalue()
-
-
-def _float(representer: Any, value: float) -> Any:
-    """With a point, which YAML 1.1 wants of a number: 5.0e-06."""
-    text = repr(value)
-    pointed = text.replace("e", ".0e") if "e" in text and "." not in text else text
-    return representer.represent_scalar("tag:yaml.org,2002:float", pointed)
+    return "\n".join(head) + "\n" + writing.dump(recipe)
 
 
 def _shown(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."
-
-
-def _flow(value: Any, depth: int) -> Any:
-    """Mappings as blocks, and lists of scalars on a line."""
-    if isinstance(value, dict):
-        found = CommentedMap({key: _flow(each, depth + 1) for key, each in value.items()})
-        if depth > 3:
-            found.fa.set_flow_style()
-        return found
-    if isinstance(value, list):
-        listed = CommentedSeq([_flow(each, 9) for each in value])
-        if not any(isinstance(each, dict) for each in value):
-            listed.fa.set_flow_style()
-        return listed
-    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
-        return DoubleQuotedScalarString(value)  # which YAML 1.1 takes for true or false
-    return value
 
 
 def write(imported: Imported, out: Path) -> None:

@@ -7,20 +7,32 @@ import shlex
 from pathlib import Path
 from typing import Any, Final
 
+from align import user_paths
+from align.data import formats, sources
 from align.errors import AlignError
 from align.importing import shared
-from align.importing.draft import Draft, number
+from align.importing.draft import Draft, read
 from align.libraries.trl import known
+from align.recipe.from_flags import word
 
 NAME: Final = "TRL"
 STAGES: Final = ("sft", "dpo", "kto", "reward", "grpo", "rloo")
-_COMMAND: Final = re.compile(r"\btrl\s+(\w+)\b|\b(?:trl/scripts|examples/scripts)/(\w+)\.py")
+_COMMAND: Final = re.compile(
+    r"(?:^|[\s;&|])trl[ \t]+(\w+)(?=\s|$)|(?:trl/scripts|examples/scripts)/(\w+)\.py|trl\.scripts\.(\w+)"
+)
+_PROCESSES: Final = re.compile(r"--num_processes[ =](\d+)")
 _SCRIPT: Final = {  # of ScriptArguments
     "dataset_name": "source",
     "dataset_config": "subset",
     "dataset_train_split": "split",
 }
-_TELLS: Final = {"dpo": {"loss_type", "beta"}, "grpo": {"reward_funcs", "num_generations"}}
+_TELLS: Final = {  # by keys that no other trainer has
+    "grpo": {"reward_funcs", "epsilon_high", "scale_rewards"},
+    "kto": {"desirable_weight", "undesirable_weight"},
+    "dpo": {"precompute_ref_log_probs", "f_divergence_type", "discopop_tau", "use_weighting"},
+    "sft": {"packing", "assistant_only_loss", "completion_only_loss", "dataset_text_field", "eval_packing"},
+    "reward": {"center_rewards_coefficient"},
+}
 
 
 def fits(given: dict[str, Any]) -> bool:
@@ -29,24 +41,45 @@ def fits(given: dict[str, Any]) -> bool:
 
 
 def of_command(text: str) -> tuple[str, dict[str, Any]] | None:
-    """The subcommand and the arguments of a TRL command line in a text; None where there is none."""
-    found = _COMMAND.search(text)
+    """The subcommand and the arguments of the first TRL command line in a text; None where there is none.
+
+    Raises:
+        AlignError: a quote is not closed, or a value is a variable of the shell.
+    """
+    lines = [line for line in re.sub(r"\\\r?\n", " ", text).splitlines() if not line.lstrip().startswith("#")]
+    found = next((match for line in lines if (match := _COMMAND.search(line))), None)
     if found is None:
         return None
-    rest = re.sub(r"\\\r?\n", " ", text[found.end() :]).splitlines()[0]
-    words, given = shlex.split(rest, comments=True), dict[str, Any]()
+    line = found.string
+    try:
+        lexer = shlex.shlex(line[found.end() :], posix=True, punctuation_chars=True)
+        lexer.wordchars += "@%+^$:{}[]!,"
+        words = list(lexer)
+    except ValueError as error:
+        raise AlignError(f"the command line is not well-formed: {error}", "close the quote") from None
+    given: dict[str, Any] = {}
     name = None
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
+    for text_, following in zip(words, [*words[1:], ""], strict=True):
+        if text_.isdigit() and following.startswith(">"):  # 2>&1
+            break
+        if set(text_) <= set("();<>|&"):  # the shell's own, what follows is not the command's
+            break
+        if text_.startswith("--"):
+            name, equals, value = text_[2:].partition("=")
             name = name.replace("-", "_")
-            given[name] = number(value) if equals else True
+            given[name] = value if equals else True
         elif name is not None:
             before = given[name]
-            value = number(word)
-            given[name] = value if before is True else [*before, value] if isinstance(before, list) else [before, value]
-    stage = str(found.group(1) or found.group(2)).removesuffix("_modeling")
-    return stage, given
+            given[name] = text_ if before is True else [*before, text_] if isinstance(before, list) else [before, text_]
+    variable = next((str(value) for value in given.values() if "$" in str(value)), None)
+    if variable is not None:
+        raise AlignError(f"the command line has a variable of the shell: {variable}", "write its value")
+    for key in [key for key in given if key.startswith("no_") and given[key] is True]:
+        given[key.removeprefix("no_")] = not given.pop(key)
+    if processes := _PROCESSES.search(line[: found.start()]):
+        given["num_processes"] = int(processes[1])
+    stage = next(name for name in found.groups() if name)
+    return stage.removesuffix("_modeling"), read(given)
 
 
 def translate(given: dict[str, Any], file: Path, processes: int | None, stage: str | None) -> Draft:
@@ -66,7 +99,7 @@ def translate(given: dict[str, Any], file: Path, processes: int | None, stage: s
     if stage not in STAGES:
         raise AlignError(f"align has no stage for `trl {stage}`", f"it has {', '.join(STAGES)}")
     draft = Draft(NAME, given, stage)
-    draft.put("name", str(draft.get("run_name", file.stem)), "run_name")
+    draft.put("name", word(str(draft.get("run_name", file.stem))), "run_name")
     draft.put("seed", draft.get("seed", 42), "seed")
     shared.sort_out(draft)
     _model(draft)
@@ -79,9 +112,13 @@ def translate(given: dict[str, Any], file: Path, processes: int | None, stage: s
     if "reward_model_name_or_path" in given:
         draft.put(".reward", draft.get("reward_model_name_or_path"), "reward_model_name_or_path")
     draft.lose("write the function as `reward: ./rewards.py:name`", "reward_funcs")
+    if processes is None and isinstance(draft.get("num_processes"), int):
+        processes = draft.get("num_processes")
     if processes is not None:
-        draft.put("launch.processes", processes)
-    draft.leave("accelerate starts the processes: `launch`", "num_processes", "config_file", "accelerate_config", "env")
+        draft.put("launch.processes", processes, "num_processes")
+    draft.lose("say how the processes share the model: `launch`", "config_file", "accelerate_config")
+    draft.leave("set it in the environment", "env")
+    _loss(draft, file)
     draft.arguments()
     config = known(draft.config)
     shared.defaults(
@@ -90,7 +127,42 @@ def translate(given: dict[str, Any], file: Path, processes: int | None, stage: s
         train_sampling_strategy="random",
         logging_steps=config["logging_steps"].default,
     )
+    shared.of_tool(draft)
+    shared.two_at_a_time(draft)
     return draft
+
+
+def _loss(draft: Draft, file: Path) -> None:
+    """TRL's SFT trains on the answers of prompts with completions, and on every token of a conversation."""
+    if draft.stage != "sft":
+        return
+    if draft.get("assistant_only_loss"):
+        draft.put(".completion_only_loss", True, "assistant_only_loss")
+    if draft.get("completion_only_loss") is not None:
+        draft.put(".completion_only_loss", draft.get("completion_only_loss"), "completion_only_loss")
+    if draft.has(".completion_only_loss"):
+        return
+    kind = _kind(draft, file)
+    if kind in ("chat", "text"):
+        draft.put(".completion_only_loss", False, "assistant_only_loss")
+    elif kind is None:
+        draft.lost["assistant_only_loss"] = (
+            "TRL trains on every token of a conversation by default, align on the answers: "
+            "`completion_only_loss: false` does as TRL"
+        )
+
+
+def _kind(draft: Draft, file: Path) -> str | None:
+    """The kind of the first row; None where the rows are not here."""
+    data = draft.recipe.get("stages", {}).get(draft.stage, {}).get("data")
+    name = data.get("source") if isinstance(data, dict) else data
+    if not name or user_paths.find(str(name), file.parent) is None:
+        return None
+    try:
+        first = next(sources.read(sources.DataSource(source=str(name)), root=file.parent), None)
+        return None if first is None else formats.normalise(first).kind
+    except AlignError:
+        return None
 
 
 def _model(draft: Draft) -> None:
@@ -122,6 +194,7 @@ def _method(draft: Draft) -> None:
         draft.lose("full training needs a base that is not quantized", "load_in_4bit", "load_in_8bit")
         return
     modules = draft.get("lora_target_modules")
+    modules = modules[0] if isinstance(modules, list) and len(modules) == 1 else modules  # as TRL does
     listed = [modules] if isinstance(modules, str) and modules != "all-linear" else modules
     if modules is None:
         draft.lost["lora_target_modules"] = (
