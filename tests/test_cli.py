@@ -76,7 +76,17 @@ OPTIONS = {
         "--json",
     ],
     "data check": [
-        *("data", "--stage", "--against", "--model", "--chat-template", "--max-length", "--split", "--format"),
+        *(
+            "data",
+            "--stage",
+            "--against",
+            "--against-split",
+            "--model",
+            "--chat-template",
+            "--max-length",
+            "--split",
+            "--format",
+        ),
         *("--rejects", "--json"),
     ],
     "data convert": ["data", "to", "--stage", "--on-bad-row", "--rejects", "--split", "--format"],

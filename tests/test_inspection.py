@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +260,7 @@ def test_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert (one.rows, one.bad, one.turns, one.said.repeated(), one.bare.repeated()) == (4, 1, {1: 3, 2: 1}, 1, 2)
     assert found.warnings == [
         "1 of 4 rows are duplicates (the first: x.jsonl:3 repeats x.jsonl:1)",
-        "1 more differs from another only in case, spaces or punctuation",
+        "1 more differs from another only in case, spaces or punctuation (the first: x.jsonl:4 is as x.jsonl:3)",
         "1 row has 'id', which is not used",
     ]
     assert {name: list(lengths.values) for name, lengths in one.lengths.items()} == {
@@ -273,7 +276,7 @@ def test_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for text in (
         "x.jsonl: 4 rows\n",
-        "turns       1 answer in 3 (75%), 2 answers in 1 (25%)",
+        "turns       1 answer in 3 (75 %), 2 answers in 1 (25 %)",
         "row 2 (x.jsonl:2)\nuser: Capital of Peru?\nassistant: Lima.\nuser: Sure?\nassistant: Yes.",
     ):
         assert text in said, said
@@ -330,7 +333,7 @@ def test_held_out_prompts_that_are_trained_on() -> None:
     held = look.over(write("b.jsonl", jsonl({"messages": [other, LIMA]}, {"messages": [ASK, CUSCO]})), How()).survey
     assert [str(place) for place in survey.leaked(trained, held)] == ["b.jsonl:2"]
     assert words.leaks({"b.jsonl": survey.leaked(trained, held)}) == [
-        "it has the prompts of 1 row of 'b.jsonl' (first: b.jsonl:2)"
+        "1 row of 'b.jsonl' has a prompt that is trained on (first: b.jsonl:2)"
     ]
 
 
@@ -386,16 +389,138 @@ def test_options_that_name_what_is_not_there(how: How, sentence: str) -> None:
 
 
 def test_memory_does_not_grow_with_the_file() -> None:
-    """64 bytes a row, and no row itself: of 20,000 rows of 2 KB, less than a tenth."""
+    """About 130 bytes a row, good or bad, and no row itself: of 20,000 rows of 2 KB and 9,000 bad ones."""
     import tracemalloc
 
     rows = jsonl({"prompt": "p" * 1000, "completion": "c" * 1000})
     with Path("x.jsonl").open("wb") as file:
-        for _ in range(20_000):
+        for number in range(20_000):
             file.write(rows)
+            if number < 9_000:
+                file.write(jsonl({"x": "y" * 5000}))
     look.over("x.jsonl", How())  # what is imported once
     tracemalloc.start()
-    look.over("x.jsonl", How())
+    found = look.over("x.jsonl", How())
+    assert found.warnings and list(words.summary(found))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4_000_000
+    assert found.bad == 9_000
+    assert peak < 20_000 * 200 + 9_000 * 1_500  # a fault is a sentence, a remedy and a place
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+
+def align(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `align data ...`."""
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "align", "data", *arguments], capture_output=True, text=True, env=environment
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_check_says_what_is_wrong_and_exits_with_2() -> None:
+    write("x.jsonl", jsonl(PC, {"x": 1}, PC))
+    write("t.jsonl", jsonl(PC))
+    code, out, said = align("check", "x.jsonl", "--against", "t.jsonl", "--rejects", "bad.jsonl")
+    assert (code, out) == (2, "")
+    assert "error x.jsonl:2: the row has the field 'x'" in said
+    assert "1 row of 't.jsonl' has a prompt that is trained on (first: t.jsonl:1)" in said
+    assert json.loads(Path("bad.jsonl").read_text())["row"] == {"x": 1}
+    code, out, _ = align("check", "x.jsonl", "--json")
+    [found] = json.loads(out)
+    assert (code, found["bad_rows"], [fault["place"] for fault in found["faults"]]) == (2, 1, ["x.jsonl:2"])
+    assert align("check", "t.jsonl")[:2] == (0, "t.jsonl: 1 row, ok\n")
+    code, _, said = align("check", "t.jsonl", "--against", "no.jsonl")
+    assert (code, "there is no file or folder 'no.jsonl'" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "x.jsonl", "--rejects", "x.jsonl"),
+        ("check", "here", "--rejects", "here/bad.jsonl"),
+        ("convert", "x.jsonl", "x.jsonl"),
+        ("convert", "here", "here/all.jsonl"),
+        ("convert", "x.jsonl", "o.jsonl", "--on-bad-row", "skip", "--rejects", "o.jsonl"),
+        ("convert", "x.jsonl", "o.jsonl", "--on-bad-row", "skip", "--rejects", "x.jsonl"),
+    ],
+)
+def test_what_is_read_is_never_written_over(arguments: tuple[str, ...]) -> None:
+    content = jsonl(PC, {"x": 1})
+    write("x.jsonl", content)
+    Path("here").mkdir()
+    write("here/y.jsonl", content)
+    code, _, said = align(*arguments)
+    assert code == 2
+    assert "is among the data that are read" in said or "is named twice" in said
+    assert Path("x.jsonl").read_bytes() == content
+    assert [path.name for path in Path("here").iterdir()] == ["y.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("show", ""), "the name of the data is empty"),
+        (("show", "no.jsonl", "--json"), "there is no file or folder 'no.jsonl'"),
+        (("show", "x.jsonl", "--row", "9"), "there is no row 9: 'x.jsonl' has 2"),
+        (("show", "dpo_qlora"), "'dpo_qlora' is a recipe"),
+        (("show", "dpo_qlora", "sft", "--json"), "'dpo_qlora' is a recipe, which has its own model and data"),
+        (("show", "x.jsonl", "sft"), "'x.jsonl' is not a recipe, so it has no stages"),
+        (("check", "dpo_qlora"), "'dpo_qlora' is a recipe"),
+        (("convert", "x.jsonl", "o.jsonl", "--rejects", "r.jsonl"), "--rejects needs --on-bad-row skip"),
+        (("convert", "x.jsonl", "o.csv"), "'o.csv' would be written as JSONL"),
+        (("convert", "x.jsonl", "o.jsonl", "--on-bad-row", "ship"), "--on-bad-row does not take 'ship'"),
+    ],
+)
+def test_options_that_cannot_be_meant(arguments: tuple[str, ...], sentence: str) -> None:
+    write("x.jsonl", jsonl(PC, PC))
+    code, _, said = align(*arguments)
+    assert code == 2
+    assert sentence in said
+
+
+def test_what_a_conversion_leaves_out_is_told() -> None:
+    write("x.jsonl", jsonl({"prompt": "2 + 2", "solution": "4"}))
+    code, out, said = align("convert", "x.jsonl", "o.jsonl")
+    assert (code, out) == (0, "o.jsonl: 1 rows\n")
+    assert "not written, as no format has a place for it: 'solution' (1 rows)" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "stage", "wrong"),
+    [
+        ([{**PC, "label": False}] * 2, "sft", "stage 'sft' trains on answers, but every row is labelled undesirable"),
+        ([{"prompt": "a"}, {"prompt": [ASK]}], "grpo", "1 prompts are plain text and 1 are conversations"),
+        ([{"prompt": "p", "chosen": "a", "rejected": "a"}], "grpo", ""),
+        ([{"prompt": "p", "chosen": "a", "rejected": "a"}], "dpo", "'chosen' and 'rejected' are identical"),
+    ],
+)
+def test_rows_are_judged_as_the_stage_judges_them(rows: list[dict[str, Any]], stage: str, wrong: str) -> None:
+    found = look.over(write("x.jsonl", jsonl(*rows)), How(stage=stage))
+    assert [fault.what.startswith(wrong) for fault in found.faults] == ([True] if wrong else [])
+
+
+def test_stages_that_can_train_on_rows() -> None:
+    labelled = [{**PC, "label": True}, {"prompt": "x", "completion": "y", "label": False}]
+    assert {"kto", "sft"} <= look.over(write("k.jsonl", jsonl(*labelled)), How()).trains.keys()
+    tools = jsonl({"messages": [ASK, CALL, {"role": "tool", "content": "Lima"}, LIMA], "tools": TOOLS})
+    assert "grpo" not in look.over(write("t.jsonl", tools), How()).trains
+    mixed = look.over(write("m.jsonl", jsonl(labelled[0], {"prompt": "p", "chosen": "a", "rejected": "b"})), How())
+    assert not any("no stage trains on both" in text for text in mixed.warnings)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        ('say "hi" now', "say hi now", True),
+        ("a\nb", "A b!", True),
+        ("p (q)", "p q", True),
+        ("price 1.5", "price 15", False),
+        ("2 + 2", "2 - 2", False),
+    ],
+)
+def test_what_is_near(one: str, other: str, near: bool) -> None:
+    found = look.over(write("x.jsonl", jsonl({"text": one}, {"text": other})), How())
+    assert found.survey.bare.repeated() == near

@@ -75,6 +75,7 @@ def test_the_seed_decides_which_rows_are_taken() -> None:
             (3, 10),
             "by weight no row of 'a.jsonl' is taken: it has 3, and 10 are taken of all\n  -> give other weights",
         ),
+        ((1, 1), (5, 0), "'b.jsonl' has a `weight`, but no row that is trained on\n  -> leave it out"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(weights: tuple[float, ...], sizes: tuple[int, ...], sentence: str) -> None:

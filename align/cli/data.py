@@ -48,6 +48,9 @@ def show(
     from align.recipe import load as recipes
 
     if recipes.is_recipe(data):
+        own = (model, chat_template, max_length, as_json or None, None if split == "train" else split)
+        if any(value is not None for value in own) or format != "auto":
+            raise AlignError(f"'{data}' is a recipe, which has its own model and data", "leave the other options out")
         _show_of_stage(data, stage, row, set)
         return
     if stage is not None or set:
@@ -57,20 +60,21 @@ def show(
 
     gc.disable()  # many small rows and no cycles
     found = look.over(data, look.How(split, format, None, model, chat_template, max_length), row=row)
-    if as_json:
-        print(json.dumps(words.document(found), indent=1, ensure_ascii=False))
-        return
     if not found.survey.rows:
         raise_all(found.faults, _SHOWN, "errors in the data")
     if found.row is None:
         raise AlignError(f"there is no row {row:,}: '{data}' has {found.survey.rows:,}", "count from 1")
+    if as_json:
+        print(json.dumps(words.document(found) | words.faults(found, {}), indent=1, ensure_ascii=False))
+        return
     out = Console(highlight=False)
-    for shown in (*words.summary(found), "", *words.row(found.row, row, found.tokens)):
+    for shown in words.summary(found):
         out.print(shown)
     _warn(data, found.warnings)
-    if found.faults:
-        bad = len(found.faults)
-        _warn(data, [f"{bad:,} {'row' if bad == 1 else 'rows'} cannot be used: align data check {data}"])
+    if found.bad:
+        _warn(data, [f"{found.bad:,} {'row' if found.bad == 1 else 'rows'} cannot be used: align data check {data}"])
+    for shown in ("", *words.row(found.row, row, found.tokens)):
+        out.print(shown)
 
 
 def _show_of_stage(recipe: str, stage: str | None, row: int, overrides: list[str]) -> None:
@@ -90,6 +94,7 @@ def check(
     against: Annotated[
         list[str], typer.Option(metavar="DATA", help="Held-out data: say which of its prompts are among the rows.")
     ] = [],  # noqa: B006 - typer reads the default, nobody changes it
+    against_split: Annotated[str, typer.Option(help="Of --against, the split.")] = "test",
     model: Model = None,
     chat_template: Template = None,
     max_length: MaxLength = None,
@@ -115,22 +120,24 @@ def check(
     printed.refuse_unwritable(rejects)
     gc.disable()  # many small rows and no cycles
     how = look.How(split, format, stage, model, chat_template, max_length)
-    held = [look.over(name, look.How(split, format)).survey for name in against]
-    documents, faults = [], list[AlignError]()
+    held = [look.over(name, look.How(against_split)) for name in against]
+    documents, faults, left_out = [], [fault for one in held for fault in one.faults], 0
     for name in data:
         found = look.over(name, how, rejects=rejects)
-        leaks = {one.name: survey.leaked(found.survey, one) for one in held}
+        leaks = {one.survey.name: survey.leaked(found.survey, one.survey) for one in held}
         faults += found.faults
+        left_out += found.bad - len(found.faults)
         if as_json:
-            documents.append(words.document(found) | words.faults(found.faults, leaks))
+            documents.append(words.document(found) | words.faults(found, leaks))
             continue
         _warn(name, [*found.warnings, *words.leaks(leaks)])
-        if not found.faults:
-            print(f"{name}: {found.survey.rows:,} rows, ok")
+        if not found.bad:
+            rows = found.survey.rows
+            print(f"{name}: {rows:,} {'row' if rows == 1 else 'rows'}, ok")
     if as_json:
         print(json.dumps(documents, indent=1, ensure_ascii=False))
         raise typer.Exit(Exit.BAD_INPUT if faults else Exit.DONE)
-    raise_all(faults, _SHOWN, "errors in the data")
+    raise_all(faults, _SHOWN, "errors in the data", uncounted=left_out)
 
 
 def convert(
@@ -153,9 +160,16 @@ def convert(
         raise AlignError(f"--on-bad-row does not take '{on_bad_row}'", did_you_mean(on_bad_row, ("stop", "skip")))
     printed.refuse_unwritable(to)
     printed.refuse_unwritable(rejects)
-    rows = look.How(split, format, stage).rows(data)
+    if rejects is not None and on_bad_row == "stop":
+        raise AlignError("--rejects needs --on-bad-row skip", "at `stop` the first bad row ends it")
+    how = look.How(split, format, stage)
+    look.refuse_to_harm(data, how, to, rejects)
+    rows = how.rows(data)
     done = converting.convert(rows, to, skip=on_bad_row == "skip", rejects=rejects)
     print(f"{to}: {done.rows:,} rows" + (f", {done.rejected:,} left out" if done.rejected else ""))
+    if done.dropped:
+        named = ", ".join(f"{name} ({count:,} rows)" for name, count in done.dropped.most_common(8))
+        _warn(str(to), [f"not written, as no format has a place for it: {named}"])
 
 
 def _warn(data: str, told: list[str]) -> None:

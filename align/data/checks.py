@@ -115,7 +115,8 @@ def _read(source: DataSource, root: Path, accepts: frozenset[Kind], whose: str, 
             read.examples.append(with_columns(checked, found) if columns else checked)
         except AlignError as error:
             of_a_row = error.place is not None and not isinstance(error, Unreadable)
-            (read.skipped if of_a_row and source.on_bad_row == "skip" else read.faults).append(error)
+            faults = read.skipped if of_a_row and source.on_bad_row == "skip" else read.faults
+            faults.append(error.with_traceback(None))  # whose frames hold the row
     if not read.examples:
         read.faults, read.skipped = read.faults + read.skipped, []
     return read

@@ -11,11 +11,12 @@ PLACES = 3
 """So many places of further rows are named where they are told together."""
 
 
-def raise_all(faults: list[AlignError], max_faults: int, things: str) -> None:
+def raise_all(faults: list[AlignError], max_faults: int, things: str, *, uncounted: int = 0) -> None:
     """Raise the first `max_faults` faults, those of many rows as one, and the number of the others.
 
     Args:
         things: what the others are called.
+        uncounted: further ones that were not kept.
     """
     groups: dict[tuple[str, str], list[AlignError]] = {}
     for fault in faults:
@@ -25,7 +26,7 @@ def raise_all(faults: list[AlignError], max_faults: int, things: str) -> None:
         told += [(1, fault) for fault in group] if len(group) <= ONE_BY_ONE else [(len(group), _together(group))]
     shown = FaultList()
     shown.found.extend(fault for _, fault in told[:max_faults])
-    others = sum(count for count, _ in told[max_faults:])
+    others = sum(count for count, _ in told[max_faults:]) + uncounted
     if others:
         shown.add(f"and {others:,} more {things}")
     shown.raise_any()

@@ -36,6 +36,9 @@ def weighed(
         raise AlignError(f"'{without}' has no `weight`, but other sources do", "give each of them one, or none")
     if len(given) == 1:
         raise AlignError(f"'{sources[0].source}' has a `weight`, but it is the only source", "remove the weight")
+    empty = next((source.source for source, part in zip(sources, parts, strict=True) if not part), None)
+    if empty is not None:
+        raise AlignError(f"'{empty}' has a `weight`, but no row that is trained on", "leave it out")
     whole = floor(min(len(part) * sum(given) / weight for part, weight in zip(parts, given, strict=True)))
     counts = quotas(whole, given)
     told = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.data.rows import Unreadable
@@ -19,6 +20,7 @@ class Written:
 
     rows: int = 0
     rejected: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # what rows have besides, by name
 
 
 def convert(seen: Iterable[Seen], to: Path, *, skip: bool = False, rejects: Path | None = None) -> Written:
@@ -43,6 +45,7 @@ def convert(seen: Iterable[Seen], to: Path, *, skip: bool = False, rejects: Path
             if not isinstance(one.found, AlignError):
                 sink.write(line(one.found.value))
                 done.rows += 1
+                done.dropped.update(one.found.unused)
             elif not skip or isinstance(one.found, Unreadable) or one.found.place is None:
                 raise one.found
             else:

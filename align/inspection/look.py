@@ -44,6 +44,8 @@ class How:
 
     def source(self, data: str) -> DataSource:
         """The data as a source of a recipe; raises AlignError where there is no such format."""
+        if not data:
+            raise AlignError("the name of the data is empty", "give a file, a folder, or a dataset")
         formats = get_args(sources.Format)
         if self.format not in formats:
             raise AlignError(f"there is no format '{self.format}'", did_you_mean(self.format, formats))
@@ -76,6 +78,21 @@ class How:
         return Tokens(tokenizer, self.max_length)
 
 
+def refuse_to_harm(data: str, how: How, *written: Path | None) -> None:
+    """Raises AlignError where a file that is to be written is read, would be read the next time, or is named twice."""
+    files = [file.resolve() for file in written if file is not None]
+    if len(set(files)) < len(files):
+        raise AlignError(f"'{written[0]}' is named twice as a file to write", "give another name for one of them")
+    try:
+        read = {file.resolve() for file in sources.identity(how.source(data), root=Path())}
+    except AlignError:  # it cannot be read, which is told where it is
+        read = set()
+    folder = Path(data).resolve()
+    for file in files:
+        if file in read or (folder.is_dir() and file.is_relative_to(folder)):
+            raise AlignError(f"'{file}' is among the data that are read", "give a name outside of them")
+
+
 @dataclass
 class Looked:
     """What was found.
@@ -89,6 +106,12 @@ class Looked:
     tokens: Tokens | None
     row: Seen | None = None
     trains: dict[str, bool] = field(default_factory=dict)
+    whole: bool = True  # no stage is named that leaves rows out
+
+    @property
+    def bad(self) -> int:
+        """Rows that cannot be used."""
+        return self.survey.bad + (len(self.tokens.faults) if self.tokens else 0)
 
     @property
     def faults(self) -> list[AlignError]:
@@ -98,7 +121,7 @@ class Looked:
     @property
     def warnings(self) -> list[str]:
         """What is worth a look, although each row by itself is good."""
-        return [*survey.warnings(self.survey), *(tokens.warnings(self.tokens) if self.tokens else [])]
+        return [*survey.warnings(self.survey, whole=self.whole), *(tokens.warnings(self.tokens) if self.tokens else [])]
 
 
 def over(data: str, how: How, *, row: int = 0, rejects: Path | None = None) -> Looked:
@@ -111,7 +134,8 @@ def over(data: str, how: How, *, row: int = 0, rejects: Path | None = None) -> L
     Raises:
         AlignError: an option names what is not there. Faults of the data are only collected.
     """
-    found = Looked(Survey(data), how.tokens())
+    found = Looked(Survey(data), how.tokens(), whole=how.stage is None)
+    refuse_to_harm(data, how, rejects)
     with ExitStack() as stack:
         aside = stack.enter_context(rejects.open("w", encoding="utf-8")) if rejects is not None else None
         for seen in how.rows(data):
@@ -124,20 +148,37 @@ def over(data: str, how: How, *, row: int = 0, rejects: Path | None = None) -> L
                 found.tokens.add(seen.found)
             if found.survey.rows == row:
                 found.row = seen
-    if found.tokens is not None:
-        found.tokens.finish()
+        if found.tokens is not None:
+            found.tokens.finish()
+            if aside is not None:
+                aside.writelines(line(rejected(Seen(fault, fault))) for fault in found.tokens.faults)
+    if how.stage is not None:
+        for fault in _of_the_table(found.survey, how.stage):
+            found.survey.add(Seen(fault, fault))
     found.trains = _trains(found.survey)
     return found
+
+
+def _of_the_table(found: Survey, stage: str) -> Iterator[AlignError]:
+    """What is wrong with all rows together, as `align check` finds it."""
+    accepts = load(stage, Path()).stage.rows
+    left_out = found.kinds["unpaired"] if accepts & {"chat", "prompt_completion"} and "unpaired" not in accepts else 0
+    if found.rows and left_out == found.rows:
+        yield AlignError(f"stage '{stage}' trains on answers, but every row is labelled undesirable", "give other data")
+    if "prompt" in accepts and found.texts and found.talks:
+        what = f"{found.texts:,} prompts are plain text and {found.talks:,} are conversations"
+        yield AlignError(what, "use one form for all prompts")
 
 
 def _trains(found: Survey) -> dict[str, bool]:
     """The shipped stages that can take all of the rows; of each, whether it asks only their prompts."""
     kinds = found.kinds.keys()
-    can = {}
+    can: dict[str, bool] = {}
     for name in shipped.names("stages"):
         rows = load(name, Path()).stage.rows
-        asks = "prompt" in rows and kinds <= ASKED
-        if kinds and (asks or kinds <= rows):
+        asks = "prompt" in rows and kinds <= ASKED and not found.fields["tools"]
+        desirable = "chat" in rows and kinds <= rows | {"unpaired"} and bool(found.fields["desirable"])
+        if kinds and (asks or (kinds <= rows and "prompt" not in rows) or desirable):
             can[name] = asks and kinds != {"prompt"}
     return can
 

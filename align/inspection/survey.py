@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from align.data import notes
 from align.data.checks import fits, understood
-from align.data.formats import Example, Kind
+from align.data.formats import Example, Kind, normalise
 from align.data.messages import Message
 from align.data.pairs import Side
 from align.data.rows import Found, RecordPlace
@@ -22,7 +22,7 @@ from align.inspection.counts import Lengths, Repeats
 FAULTS_KEPT: Final = 10_000
 """Faults of one survey that are kept with their places; beyond that they are only counted."""
 
-_NOISE: Final = dict.fromkeys(map(ord, " \t\n\r.,;:!?'\"`"))
+_NOISE: Final = dict.fromkeys(map(ord, " \t\n\r;:!?'\"`()[]{}-\u2013\u2014\u201c\u201d\u2018\u2019"))
 _ANSWERS: Final = ("completion", "chosen", "rejected", "text")
 
 
@@ -83,13 +83,16 @@ class Survey:
     chosen: Repeats = field(default_factory=Repeats)
     longer: int = 0
     shorter: int = 0
+    texts: int = 0  # prompts that are plain text, and those that are conversations
+    talks: int = 0
 
     def add(self, seen: Seen) -> None:
         """Count a row."""
         if isinstance(seen.found, AlignError):
             self.bad += 1
             if len(self.faults) < FAULTS_KEPT:
-                self.faults.append(seen.found)
+                self.faults.append(seen.found.with_traceback(None))  # whose frames hold the row
+                seen.found.__context__ = None
             return
         example, value, kind = seen.found, seen.found.value, seen.found.kind
         self.rows += 1
@@ -100,9 +103,12 @@ class Survey:
         self.places.add(example.place)
         canonical = example.canonical()
         self.said.add(canonical)
-        self.bare.add(canonical.casefold().translate(_NOISE))
+        self.bare.add(_bare(canonical))
         self.asked.add(example.asked())
         prompt, answers = parts(example)
+        if kind == "prompt":
+            self.texts += isinstance(prompt, str)
+            self.talks += not isinstance(prompt, str)
         if prompt is not None:
             self._length("prompt", notes.length(prompt), example.place)
         for name, answer in answers.items():
@@ -149,10 +155,20 @@ def read(
             try:
                 if isinstance(row, AlignError):
                     raise row
-                example = understood(row, source.format)
-                yield Seen(row, example if accepts is None else fits(example, row, accepts, whose))
+                if accepts is None:
+                    yield Seen(row, understood(row, source.format))
+                else:
+                    yield Seen(row, fits(normalise(row, source.format), row, accepts, whose))
             except AlignError as error:
                 yield Seen(row, error)
+
+
+def _bare(canonical: str) -> str:
+    """Without case, spaces and punctuation; a point or a comma inside a number stays."""
+    text = canonical.casefold().replace("\\n", " ").replace('\\"', "")
+    for mark in ('."', ',"', ". ", ", "):
+        text = text.replace(mark, mark[1])
+    return text.translate(_NOISE)
 
 
 def parts(example: Example) -> tuple[Side | None, dict[str, Side]]:
@@ -176,10 +192,14 @@ def _besides(value: dict[str, Any]) -> Iterator[str]:
         yield "system prompt"
 
 
-def warnings(found: Survey) -> list[str]:
-    """What is worth a look, although each row by itself is good."""
+def warnings(found: Survey, *, whole: bool = True) -> list[str]:
+    """What is worth a look, although each row by itself is good.
+
+    Args:
+        whole: no stage is named that leaves rows out.
+    """
     told = []
-    if len(found.kinds) > 1 and "preference" in found.kinds:
+    if found.kinds.keys() - {"preference", "unpaired"} and "preference" in found.kinds:
         told.append("some rows are preference pairs and others are not: no stage trains on both")
     repeats = found.said.repeated()
     if repeats:
@@ -188,18 +208,29 @@ def warnings(found: Survey) -> list[str]:
         told.append(f"{repeats:,} of {found.rows:,} rows are duplicates ({where})")
     near = found.bare.repeated() - repeats
     if near > 0:
-        told.append(
-            f"{near:,} more {'differs' if near == 1 else 'differ'} from another only in case, spaces or punctuation"
-        )
+        differs = "differs" if near == 1 else "differ"
+        told.append(f"{near:,} more {differs} from another only in case, spaces or punctuation{_first_near(found)}")
     told += notes.unused_of(found.unused)
     pairs = found.pairs
     if pairs is not None:
         told += notes.preferences_of(pairs)
     labels = [found.fields[name] for name in ("desirable", "undesirable")]
-    if found.kinds["unpaired"] == found.rows > 1 and 0 in labels:
+    if found.kinds["unpaired"] == found.rows > 1 and 0 in labels and whole:
         only = "desirable" if labels[0] else "undesirable"
         told.append(f"every answer is labelled {only}: KTO needs answers of both labels")
     return told
+
+
+def _first_near(found: Survey) -> str:
+    """The first row that is near another and not the same."""
+    if found.rows > 200_000:  # all pairs of so many are not worth their memory
+        return ""
+    same = set(found.said.pairs(len(found.said.hashes)))
+    for pair in found.bare.pairs(len(same) + 1):
+        if pair not in same:
+            earlier, later = pair
+            return f" (the first: {found.places[later]} is as {found.places[earlier]})"
+    return ""
 
 
 def leaked(trained: Survey, held: Survey) -> list[Place]:

@@ -92,7 +92,9 @@ def warnings(found: Tokens) -> list[str]:
     """What is worth a look of the tokens."""
     told = []
     if found.endless:
-        told.append(f"{found.endless:,} rows do not end with a token that the model could learn to stop at")
+        rows = "row does" if found.endless == 1 else "rows do"
+        told.append(f"{found.endless:,} {rows} not end with a token that the model could learn to stop at")
     if found.lost:
-        told.append(f"of {found.lost:,} rows nothing that is trained on is left within {found.max_length:,} tokens")
+        rows = "row" if found.lost == 1 else "rows"
+        told.append(f"{found.lost:,} {rows} would have no trained token left within {found.max_length:,} tokens")
     return told

@@ -13,7 +13,7 @@ from rich.text import Text
 from align.data.formats import Kind
 from align.data.messages import Message
 from align.data.pairs import Side
-from align.errors import AlignError, Place
+from align.errors import Place
 from align.inspection import survey, tokens
 from align.inspection.counts import Lengths
 from align.inspection.look import Looked
@@ -71,7 +71,7 @@ def facts(found: Survey, trains: Mapping[str, bool]) -> Iterator[tuple[str, str]
 
 def _in_tokens(found: Tokens) -> Iterator[tuple[str, str]]:
     """The same of what the model's tokenizer makes of the rows."""
-    yield "trained on", f"{found.learnt:,} of {found.total:,} tokens ({found.learnt / found.total:.1%})"
+    yield "trained on", f"{found.learnt:,} of {found.total:,} tokens ({100 * found.learnt / found.total:.1f} %)"
     if found.max_length is not None:
         longer = f"{found.cut:,} {_noun(found.cut, 'row')} longer" if found.cut else "no row is longer"
         yield "max_length", f"{found.max_length:,}: {longer}"
@@ -115,7 +115,8 @@ def row(seen: Seen, number: int, counted: Tokens | None) -> Iterator[RenderableT
 def leaks(found: Mapping[str, list[Place]]) -> list[str]:
     """What is said of held-out rows whose prompt is trained on, by the data that they are held out in."""
     return [
-        f"it has the prompts of {len(places):,} {_noun(len(places), 'row')} of '{name}' (first: {places[0]})"
+        f"{len(places):,} {_noun(len(places), 'row')} of '{name}' {'has' if len(places) == 1 else 'have'} "
+        f"a prompt that is trained on (first: {places[0]})"
         for name, places in found.items()
         if places
     ]
@@ -127,7 +128,7 @@ def document(found: Looked) -> dict[str, Any]:
     written: dict[str, Any] = {
         "data": rows.name,
         "rows": rows.rows,
-        "bad_rows": rows.bad,
+        "bad_rows": found.bad,
         "formats": dict(rows.formats),
         "kinds": dict(rows.kinds),
         "stages": list(found.trains),
@@ -156,10 +157,11 @@ def document(found: Looked) -> dict[str, Any]:
     return written
 
 
-def faults(found: list[AlignError], leaked: Mapping[str, list[Place]]) -> dict[str, Any]:
+def faults(found: Looked, leaked: Mapping[str, list[Place]]) -> dict[str, Any]:
     """What is wrong as JSON."""
     return {
-        "faults": [{"place": str(one.place or ""), "error": one.what, "remedy": one.remedy} for one in found],
+        "faults_left_out": found.bad - len(found.faults),
+        "faults": [{"place": str(one.place or ""), "error": one.what, "remedy": one.remedy} for one in found.faults],
         "also_held_out": {name: [str(place) for place in places] for name, places in leaked.items()},
     }
 
@@ -225,7 +227,7 @@ def _shares(counts: Mapping[str, int], rows: int) -> str:
 
 
 def _rows(count: int, rows: int) -> str:
-    return "every row" if count == rows else f"{count:,} ({count / rows:.0%})"
+    return "every row" if count == rows else f"{count:,} ({100 * count / rows:.0f} %)"
 
 
 def _noun(count: int, noun: str) -> str:

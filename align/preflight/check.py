@@ -97,7 +97,8 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.leaks(plan, whole[plan.id])
     raise_all(checking.leaked, LEAKS_SHOWN, "items of the gate that are trained on")
     assert base is not None
-    return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings, checkers, checking.skipped)
+    skipped = list({str(fault): fault for fault in checking.skipped}.values())  # of a table that two stages read
+    return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings, checkers, skipped)
 
 
 @dataclass(kw_only=True)
