@@ -42,7 +42,11 @@ def situation(label: float | None, **keys: Any) -> Situation:
         (situation(12), "qlora", ["for 12 GB, less than 24, QLoRA is usual", "takes 6 GB, which fits"]),
         (situation(24), "lora", ["for 24 GB LoRA is usual", "takes 15 GB, which fits"]),
         (situation(40), "lora", ["for 40 GB LoRA is usual, or all weights of a model of 7 billion"]),
-        (situation(80, goal="quality", devices=8), "full", ["where cost is no object", "13 GB on each of 8, shared"]),
+        (
+            situation(80, goal="quality", devices=8),
+            "full",
+            ["where cost is no object", "takes 13.9 GB on each of 8, shared"],
+        ),
         (situation(160, goal="quality"), "full", ["where cost is no object", "takes 104 GB, which fits"]),
         (situation(80, goal="quality"), "lora", ["takes 104 GB here, which does not fit: LoRA instead", "15 GB"]),
         (situation(24, tasks=5), "lora", ["for 5 tasks on one base LoRA or bottleneck adapters are usual"]),
@@ -119,6 +123,39 @@ def test_what_handbooks_give_stands_beside_what_is_computed() -> None:
     assert next(rules.compared(situation(24, needs={"lora": Needs(15 * GB, GB, exact=False)})))[1] == "~15 GB"
 
 
+@pytest.mark.parametrize("devices", [1, 2, 3, 5, 6, 7, 12, 16, 32])
+@pytest.mark.parametrize("stage", ["sft", "kto"])
+def test_an_update_has_about_sixteen_rows(devices: int, stage: str) -> None:
+    training = rules.choose(situation(80, devices=devices, stage=stage)).training
+    at_once, accumulated = training["per_device_train_batch_size"], training["gradient_accumulation_steps"]
+    assert at_once >= (2 if stage == "kto" else 1)
+    whole = at_once * accumulated * devices
+    assert rules.BATCH / 2 < whole <= rules.BATCH or accumulated == 1
+
+
+def test_activations_are_not_shared() -> None:
+    """Of 124 GB, 20 are of the row: on four devices a quarter of the rest and the row itself."""
+    now = situation(80, goal="quality", devices=4, needs={**SEVEN, "full": Needs(124 * GB, 20 * GB)})
+    assert now.of_a_device("full") == pytest.approx(46 * GB)
+    assert now.of_a_device("full", 4) == pytest.approx(106 * GB)
+    assert rules.choose(now).training["per_device_train_batch_size"] == 2
+
+
+def test_what_does_nothing_is_told() -> None:
+    assert any(
+        "2 tasks on one base come before" in text
+        for text in rules.choose(situation(80, tasks=2, goal="quality")).reasons
+    )
+    assert any(
+        "ask for all weights from 100,000 rows on" in text for text in rules.choose(situation(80, far=True)).reasons
+    )
+
+
+def test_a_prefix_takes_larger_steps() -> None:
+    needs = {"prefix_tuning": Needs(14 * GB, GB)}
+    assert rules.choose(situation(24, goal="prototype", needs=needs)).training["learning_rate"] == 1e-2
+
+
 def test_several_devices() -> None:
     assert rules.choose(situation(80, goal="quality", devices=8)).launch == {"engine": "fsdp", "processes": 8}
     assert rules.choose(situation(24, devices=2)).launch == {"processes": 2}
@@ -150,7 +187,8 @@ def test_what_the_lab_takes_is_traced(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(found.needs) == ["full", "lora", "qlora", "prefix_tuning"]
     assert all(one.exact and one.row > 0 for one in found.needs.values())
     assert found.needs["full"].peak > found.needs["lora"].peak > found.needs["qlora"].peak
-    assert (found.rows, found.parameters) == (3_000, 1_919_104) or found.parameters > 10**6
+    assert found.rows == 3_000
+    assert 1_500_000 < found.parameters < 2_500_000
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
@@ -160,6 +198,16 @@ def command(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str, s
     own = {**os.environ, "COLUMNS": "150", "NO_COLOR": "1", **environment}
     done = subprocess.run(called, cwd=cwd, env=own, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_answers_with_labels(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p {i}", "completion": "c", "label": i % 2 == 0} for i in range(40)]
+    (tmp_path / "run-1e-5.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("advise", "--model", "lab", "--data", "run-1e-5.jsonl", "--gpu", "12GB", "--out", "x.yaml")
+    code, _, said = command(*given, cwd=tmp_path)
+    assert code == 0, said
+    assert "run-1e-5.jsonl" in (tmp_path / "x.yaml").read_text()
 
 
 @pytest.mark.slow
@@ -186,11 +234,18 @@ def test_the_command(tmp_path: Path) -> None:
         (["advise", "--model", "lab", "--data", "lab/helpdesk", "--goal", "best"], "there is no goal 'best'"),
         (["advise", "--model", "lab", "--data", "no.jsonl"], "there is no file or folder 'no.jsonl'"),
         (["advise", "--model", "lab", "--data", "p.jsonl"], "'p.jsonl' has prompts without answers"),
+        (
+            ["advise", "--model", "lab", "--data", "m.jsonl"],
+            "the rows of 'm.jsonl' are of several kinds: 1 are chat, 1 are preference",
+        ),
+        (["advise", "run", "--gpu", "24GB"], "of a finished run only --json changes anything"),
         (["init"], "align init asks questions, and this is no terminal"),
     ],
 )
 def test_what_cannot_be_advised(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n')
+    pair = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    (tmp_path / "m.jsonl").write_text('{"instruction": "a", "output": "b"}\n' + pair)
     code, _, said = command(*arguments, cwd=tmp_path)
     assert code == 2
     assert sentence in said
@@ -214,7 +269,7 @@ def test_init_asks_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return measured.Measured(7 * BILLION, SEVEN, 3_000, ("a note",))
 
     monkeypatch.setattr(measured, "measure", measure)
-    answers = ["lab", "lab/helpdesk", "12GB", "1", "1", "balanced"]
+    answers = ["lab", "lab/helpdesk", "12GB", "1", "1", "balanced", "n"]
     done = CliRunner().invoke(app, ["init", "--out", "x.yaml"], input="\n".join(answers) + "\n")
     assert done.exit_code == 0, done.output
     [(base, data, stage, methods, device)] = asked

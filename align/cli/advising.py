@@ -49,6 +49,8 @@ def advise(
     if (run_dir is None) == (model is None and data is None):
         raise AlignError("give a finished run, or --model and --data", "align advise runs/NAME")
     if run_dir is not None:
+        if (gpu, gpus, tasks, goal, far, out) != (None, 1, 1, "balanced", False, None):
+            raise AlignError("of a finished run only --json changes anything", "leave the other options out")
         _on_a_run(run_dir, as_json)
         return
     if model is None or data is None:
@@ -74,7 +76,8 @@ def init(out: Out = None) -> None:
     for name, text in GOALS.items():
         print(f"  {name}: {text}")
     goal = typer.prompt("Goal", default="balanced")
-    _before(model, data, None if gpu == "this machine" else gpu, max(1, gpus), max(1, tasks), goal, False, out)
+    far = typer.confirm("Are the data far from what the base was pretrained on?", default=False)
+    _before(model, data, None if gpu == "this machine" else gpu, max(1, gpus), max(1, tasks), goal, far, out)
 
 
 def _asked_by_a_person() -> bool:
@@ -140,11 +143,16 @@ def _situation(model: str, data: str, device: Target, **asked: Any) -> tuple[Sit
     found = looked.survey
     if not found.rows:
         raise looked.faults[0]
-    stage = {"preference": "dpo", "unpaired": "kto"}.get(next(iter(found.kinds)), "sft")
+    (kind, _), *others = found.kinds.most_common()
+    stage = {"preference": "dpo", "unpaired": "kto"}.get(kind, "sft")
+    if others and {kind, *(other for other, _ in others)} & {"preference", "unpaired", "prompt"}:
+        listed = ", ".join(f"{count:,} are {name}" for name, count in found.kinds.most_common())
+        raise AlignError(f"the rows of '{data}' are of several kinds: {listed}", "give those of one stage")
     if "prompt" in found.kinds:
         what = f"'{data}' has prompts without answers, and what to reward is not known"
         raise AlignError(what, "write a recipe for grpo, rloo or ppo: docs/stages.md")
-    methods = ("prefix_tuning", "qlora", "lora") if asked["goal"] == "prototype" else ("full", "lora", "qlora")
+    prototype = asked["goal"] == "prototype" and asked["tasks"] == 1
+    methods = ("prefix_tuning", "qlora", "lora") if prototype else ("full", "lora", "qlora")
     took = measured.measure(model, data, stage, methods, device)
     notes = list(took.notes)
     if stage in ("dpo", "kto"):

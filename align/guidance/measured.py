@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError
-from align.guidance import recipe
+from align.errors import AlignError, Faults
+from align.guidance import recipe, rules
 from align.guidance.situation import Needs
 from align.planning import formula, longest, memory, questions, tracing
 from align.planning.records import Asked, Memory
@@ -47,9 +47,17 @@ def measure(base: str, data: str, stage: str, methods: tuple[str, ...], target: 
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        loaded = {method: recipe.tried(base, data, stage, method, folder) for method in methods}
+        count = rules.least(stage)
+        loaded = {method: recipe.tried(base, data, stage, method, count, folder) for method in methods}
         first = loaded[methods[0]]
-        prepared = prepare(first, weights=False)
+        try:
+            prepared = prepare(first, weights=False)
+        except AlignError as error:
+            faults = error.faults if isinstance(error, Faults) else [error]
+            own = [fault for fault in faults if fault.place is None or not fault.place.file.startswith(temporary)]
+            if own:
+                raise
+            raise AlignError(faults[0].what, faults[0].remedy) from None  # nobody wrote that file
         lengths = questions.lengths_of(first, prepared)
         asked: dict[str, Asked] = {}
         for method, one in loaded.items():
@@ -69,7 +77,8 @@ def measure(base: str, data: str, stage: str, methods: tuple[str, ...], target: 
                 most = longest.longest(prepared.rows[plan.id].train, lengths, 1, limit)[1]
                 took, exact = formula.memory(plan, prepared.base, most, target), False
             if took is not None:
-                needs[method] = Needs(target.taken(took.peak), _of_a_row(took), exact)
+                row = _of_a_row(took) // count
+                needs[method] = Needs(target.taken(took.peak) - (count - 1) * row, row, exact)
         return Measured(_parameters(prepared), needs, len(prepared.rows[stage].train), tuple(prepared.notes))
 
 

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-
+from align.errors import AlignError
 from align.guidance.rules import Choice
-from align.recipe import from_flags, load
+from align.recipe import from_flags, load, writing
 from align.recipe.plan import Loaded
 
 _WIDTH = 100  # characters of a comment
 
 
-def tried(base: str, data: str, stage: str, method: str, folder: Path) -> Loaded:
-    """A recipe that trains one row at a time by a method, with its defaults.
+def tried(base: str, data: str, stage: str, method: str, rows: int, folder: Path) -> Loaded:
+    """A recipe that trains so many rows at a time by a method, with its defaults.
 
     Raises:
         AlignError: anything that `align check` finds in a recipe's text.
     """
     path = folder / f"{method}.yaml"
-    path.write_text(_yaml(_recipe(base, data, stage, {"method": method}, {"per_device_train_batch_size": 1})), "utf-8")
-    return load.load(path)
+    path.write_text(
+        writing.dump(_recipe(base, data, stage, {"method": method}, {"per_device_train_batch_size": rows})), "utf-8"
+    )
+    try:
+        return load.load(path)
+    except AlignError as error:  # nobody wrote that file
+        raise AlignError(error.what, error.remedy) from None
 
 
 def text(base: str, data: str, stage: str, choice: Choice, *, held_out: bool) -> str:
@@ -38,7 +39,7 @@ def text(base: str, data: str, stage: str, choice: Choice, *, held_out: bool) ->
     lines = [f"# {stage} of {base} on {data}, advised by `align advise`"]
     for reason in choice.reasons:
         lines += _wrapped(reason)
-    return "\n".join(lines) + "\n" + _yaml(made)
+    return "\n".join(lines) + "\n" + writing.dump(made)
 
 
 def name_of(base: str, data: str, stage: str, method: str) -> str:
@@ -61,23 +62,6 @@ def _recipe(
         "parameterization": settings,
         "stages": {stage: {"data": data, **(extra or {}), "training": training}},
     }
-
-
-def _yaml(made: dict[str, Any]) -> str:
-    yaml, out = YAML(typ="rt", pure=True), StringIO()
-    yaml.width = 4096
-    yaml.dump(_flow(made, 0), out)
-    return re.sub(r"\b(\d+)e-(\d+)\b", r"\1.0e-\2", out.getvalue())  # as YAML 1.1 wants numbers
-
-
-def _flow(value: Any, depth: int) -> Any:
-    """The inmost mappings on a line."""
-    if not isinstance(value, dict):
-        return value
-    found = CommentedMap({key: _flow(each, depth + 1) for key, each in value.items()})
-    if depth and not any(isinstance(each, dict) for each in value.values()):
-        found.fa.set_flow_style()
-    return found
 
 
 def _wrapped(reason: str) -> list[str]:

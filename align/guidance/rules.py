@@ -54,7 +54,11 @@ def choose(now: Situation) -> Choice:
     method, why = _method(now)
     settings, of_rank = _settings(now, method)
     training, of_training = _training(now, method)
-    launch = {}
+    launch: dict[str, Any] = {}
+    if now.tasks > 1 and now.goal in ("quality", "prototype"):
+        why.append(f"{now.tasks} tasks on one base come before the goal {now.goal}")
+    if now.far and method != "full":
+        why.append(f"data far from pretraining ask for all weights from {MANY_ROWS:,} rows on; here are {now.rows:,}")
     if method == "full" and now.devices > 1 and now.fits("full") and not _alone(now):
         launch = {"engine": "fsdp", "processes": now.devices}
     elif now.devices > 1:
@@ -62,13 +66,18 @@ def choose(now: Situation) -> Choice:
     return Choice(method, settings, training, launch, (*why, *of_rank, *of_training))
 
 
+def least(stage: str) -> int:
+    """Rows that a batch has at least: KTO estimates the KL from the other answers of one."""
+    return 2 if stage == "kto" else 1
+
+
 def usual(now: Situation) -> tuple[str, str]:
     """What the handbooks say of the situation: the method, and the rule in words."""
-    if now.goal == "prototype":
-        return "prefix_tuning", "for a rapid prototype prefix tuning is usual"
     if now.tasks > 1:
         each = "one for each, switched per request"
         return "lora", f"for {now.tasks} tasks on one base LoRA or bottleneck adapters are usual: {each}"
+    if now.goal == "prototype":
+        return "prefix_tuning", "for a rapid prototype prefix tuning is usual"
     if now.goal == "quality":
         return "full", "where cost is no object training all weights is usual"
     if now.rows > MANY_ROWS and now.far:
@@ -114,10 +123,8 @@ def _alone(now: Situation) -> bool:
 
 
 def _takes(now: Situation, method: str) -> str:
-    found = now.needs[method]
-    shared = now.devices if method == "full" and not _alone(now) else 1
-    about = "" if found.exact else "about "
-    return f"takes {about}{found.peak / shared / GB:.3g} GB"
+    about = "" if now.needs[method].exact else "about "
+    return f"takes {about}{now.of_a_device(method) / GB:.3g} GB"
 
 
 _NAMES: Final = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA", "prefix_tuning": "prefix tuning"}
@@ -147,10 +154,13 @@ def _training(now: Situation, method: str) -> tuple[dict[str, Any], list[str]]:
     rate = {**defaults.get("all", {}), **defaults.get(family, {})}["learning_rate"]
     region = {"full": "1e-5 to 5e-5", "adapter": "1e-4 to 3e-4"}[family]
     why = f"learning rate {rate:g}: the default of {now.stage}"
-    if now.stage == "sft":
+    if method == "prefix_tuning":
+        rate, why = 1e-2, "learning rate 0.01: what is learnt in front of the words takes far larger steps than weights"
+    elif now.stage == "sft":
         why += f", in the region of {region}"
-    at_once = max((n for n in (1, 2, 4, 8, MOST_AT_ONCE) if n == 1 or now.fits(method, n)), default=1)
-    at_once = min(at_once, BATCH // min(now.devices, BATCH))
+    few = least(now.stage)
+    most = max(few, BATCH // now.devices)
+    at_once = max(n for n in (1, 2, 4, 8, MOST_AT_ONCE) if few <= n <= most and (n == few or now.fits(method, n)))
     accumulated = max(1, BATCH // (at_once * now.devices))
     training = {
         "learning_rate": rate,
@@ -159,8 +169,8 @@ def _training(now: Situation, method: str) -> tuple[dict[str, Any], list[str]]:
         "gradient_accumulation_steps": accumulated,
     }
     of_batch = f"{at_once} {'row' if at_once == 1 else 'rows'} at a time"
-    if now.fits(method) and at_once < min(MOST_AT_ONCE, BATCH // min(now.devices, BATCH)):
-        of_batch += f", the most that fits ({now.needs[method].of(at_once) / GB:.3g} GB)"
+    if now.fits(method, at_once) and 2 * at_once <= most:
+        of_batch += f", the most that fits ({now.of_a_device(method, at_once) / GB:.3g} GB)"
     of_batch += f", {at_once * accumulated * now.devices} rows an update"
     return training, [why, of_batch]
 

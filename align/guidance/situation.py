@@ -78,5 +78,12 @@ class Situation:
         found = self.needs.get(method)
         if found is None or self.memory is None:
             return None
-        shared = self.devices if method == "full" else 1
-        return found.of(rows) / shared <= self.memory
+        return self.of_a_device(method, rows) <= self.memory
+
+    def of_a_device(self, method: str, rows: int = 1) -> float:
+        """Bytes of each device: several share all but the rows of full training where it does not fit on one."""
+        found = self.needs[method]
+        alone = self.memory is None or found.of(rows) <= self.memory
+        if method != "full" or self.devices == 1 or alone:
+            return found.of(rows)
+        return (found.peak - found.row) / self.devices + rows * found.row
