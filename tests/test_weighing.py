@@ -99,3 +99,11 @@ def test_a_table_says_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "by weight: 40 of 40 rows of 'a.jsonl' (66.7%), 20 of 90 rows of 'b.jsonl' (33.3%)",
     ]
     assert found.sha256 == table().sha256 != table(seed=4).sha256
+
+
+def test_a_source_without_the_new_keys_is_written_as_before() -> None:
+    assert DataSource(source="x").model_dump().keys() == {
+        *("source", "split", "subset", "revision", "format", "columns", "limit"),
+    }
+    written = DataSource(source="x", weight=2.0, on_bad_row="skip").model_dump()
+    assert (written["weight"], written["on_bad_row"]) == (2.0, "skip")

@@ -11,7 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from align import user_paths
 from align.data import layout
@@ -57,6 +65,12 @@ class DataSource(BaseModel):
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, keys: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs from before these keys were there keep their fingerprints."""
+        later = {"weight": None, "on_bad_row": "stop"}
+        return {name: value for name, value in keys(self).items() if later.get(name, ...) != value}
 
     @field_validator("columns")
     @classmethod
