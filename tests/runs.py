@@ -23,7 +23,7 @@ ALIGN = (sys.executable, "-m", "align")
 RECIPE = """\
 name: small
 seed: 3
-model: {base: lab, dtype: bfloat16}
+model: {base: lab, dtype: float32}
 pipeline: sft_dpo
 parameterization: {method: qlora}
 replay: {data: lab/general, ratio: 0.25}
@@ -46,7 +46,7 @@ GATED = (
 RLHF = """\
 name: small
 seed: 3
-model: {base: lab, dtype: bfloat16}
+model: {base: lab, dtype: float32}
 pipeline: dpo_and_rlhf
 parameterization: {method: lora}
 forgetting: {probes: none}

@@ -19,7 +19,7 @@ from test_resume import kill_child, kill_parent
 RECIPE = """\
 name: acted
 seed: 3
-model: {base: lab, dtype: bfloat16}
+model: {base: lab, dtype: float32}
 parameterization: {method: METHOD}
 forgetting:
   probes: {extract: {data: extract.jsonl, metric: exact}}

@@ -20,7 +20,7 @@ from align.runner import launch
 RECIPE = """\
 name: small
 seed: 3
-model: {base: lab, dtype: bfloat16}
+model: {base: lab, dtype: float32}
 parameterization: {method: qlora}
 forgetting: {probes: none}
 stages:

@@ -110,7 +110,7 @@ def test_another_attempt_trains_as_if_it_had_made_all_itself(tmp_path: Path) -> 
 RECIPE = """\
 name: again
 seed: 3
-model: {base: lab, dtype: bfloat16}
+model: {base: lab, dtype: float32}
 parameterization: {method: lora}
 forgetting:
   probes: {extract: {data: extract.jsonl, metric: exact}}

@@ -43,6 +43,23 @@ def test_stages_inherit_and_replace(tmp_path: Path) -> None:
     assert dpo.training["learning_rate"] == 1e-6  # the stage's own for full weights
 
 
+@pytest.mark.parametrize(
+    ("dtype", "quantization", "computed"),
+    [
+        ("auto", "{}", "bfloat16"),
+        ("float32", "{}", "float32"),
+        ("float16", "{bits: 4}", "float16"),
+        ("float32", "{bnb_4bit_compute_dtype: bfloat16}", "bfloat16"),
+    ],
+)
+def test_4_bit_weights_are_computed_with_in_the_model_s_dtype(
+    tmp_path: Path, dtype: str, quantization: str, computed: str
+) -> None:
+    sets = (f"model.dtype={dtype}", f"parameterization={{method: qlora, quantization: {quantization}}}")
+    sft, _ = load(RECIPE, tmp_path, *sets).stages
+    assert (sft.method.quantization(sft.method_keys) or {})["bnb_4bit_compute_dtype"] == computed
+
+
 def test_the_lab_s_probes_are_for_the_lab(tmp_path: Path) -> None:
     assert load(RECIPE, tmp_path).recipe.forgetting.probes == "lab"
     assert load(RECIPE, tmp_path, "model.base=./mine").recipe.forgetting.probes == "general"

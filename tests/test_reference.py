@@ -30,6 +30,7 @@ from align.trainers.kept_reference import KeptReference
 from align.trainers.step_rows import StepRows, StepSampler
 from models import BASE, FULL, LORA, QLORA, Stages, preferences
 
+MORE = pytest.mark.slow  # bfloat16 is slow on many processors
 STILL = {"learning_rate": 1e-12, "bf16": True, "train_sampling_strategy": "random", "max_steps": 9}
 
 
@@ -44,8 +45,13 @@ def bfloat16(stages: Stages, program: str, method: dict[str, Any], policy: Polic
     stages.execute(stages.ticket(program, program, policy, method, **given))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize(
+    ("method", "accumulation"),
+    [
+        ("qlora", 2),
+        *(pytest.param(*one, marks=MORE) for one in [("lora", 1), ("lora", 2), ("qlora", 1), ("full", 1), ("full", 2)]),
+    ],
+)
 def test_dpo_begins_at_log_2_in_bfloat16(stages: Stages, method: str, accumulation: int) -> None:
     parts = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
     bfloat16(stages, "dpo", {"lora": LORA, "qlora": QLORA, "full": FULL}[method], eval_steps=3, **parts)
@@ -58,7 +64,7 @@ def test_dpo_begins_at_log_2_in_bfloat16(stages: Stages, method: str, accumulati
     assert stages.logged("dpo", "eval_loss") == pytest.approx([math.log(2)] * 4, abs=1e-6)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [pytest.param(False, marks=MORE), True])
 def test_layers_that_are_computed_twice_are_so_in_the_reference(stages: Stages, reentrant: bool) -> None:
     """Checkpoints of the old kind run without gradients, in which 4-bit products take another way."""
     twice = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
@@ -66,7 +72,7 @@ def test_layers_that_are_computed_twice_are_so_in_the_reference(stages: Stages, 
     assert stages.logged("dpo", "rewards/chosen") == stages.logged("dpo", "rewards/margins") == [0.0] * 9
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=MORE), "qlora"])
 def test_a_policy_that_is_trained_further_begins_at_log_2(stages: Stages, method: str) -> None:
     """Its adapter is no zero, and acts in both."""
     settings = {"lora": LORA, "qlora": QLORA}[method]
@@ -88,7 +94,7 @@ def test_an_adapter_can_be_trained_in_bfloat16_through_a_chain(stages: Stages) -
     assert stages.logged("dpo", "rewards/margins")[0] == 0.0
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=MORE), "qlora"])
 def test_kto_begins_with_rewards_of_0_in_bfloat16(stages: Stages, method: str) -> None:
     """The KL too: answers to other prompts are compared in batches of their own."""
     bfloat16(stages, "kto", {"lora": LORA, "qlora": QLORA}[method])
@@ -130,8 +136,8 @@ def trainer(model: nn.Module, args: DPOConfig, rows: list[dict[str, Any]]) -> Dp
 @pytest.mark.parametrize(
     ("method", "more", "bf16", "near"),
     [
-        ("lora", {}, True, 2e-3),
-        ("qlora", {"adapter_dtype": "bfloat16"}, True, 2e-3),
+        pytest.param("lora", {}, True, 2e-3, marks=MORE),
+        pytest.param("qlora", {"adapter_dtype": "bfloat16"}, True, 2e-3, marks=MORE),
         ("qlora", {}, True, 2e-3),
         ("lora", {}, False, 1e-4),
     ],

@@ -119,7 +119,7 @@ def test_the_page_of_a_run_as_it_was_written(gated: runs.Gated, tmp_path: Path) 
         "Loss of sft", "learning rate of sft", "Loss of dpo", "reward margin of dpo",
         "preferred answer ranked first of dpo", "learning rate of dpo",
     ]  # fmt: skip
-    assert "Base lab, 4-bit nf4, the rest bfloat16 Cost of quantising perplexity x" in text
+    assert "Base lab, 4-bit nf4, the rest float32 Cost of quantising perplexity x" in text
     assert "Data 80 rows; 16 eval rows Steps 12" in text and "Data 64 rows Steps 8" in text, "none replayed"
     assert "A limit that a gate finds broken is told, and the run goes on ( on_violation: warn )." in text
     assert "Limits of the recipe max_drop 0.05 max_mean_drop 0 max_perplexity_ratio 1.5 To do it again" in text

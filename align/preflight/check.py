@@ -12,6 +12,7 @@ from align.errors import AlignError
 from align.forgetting import probes
 from align.policy.base import Base
 from align.preflight import (
+    arithmetic,
     leaks,
     machine,
     module_names,
@@ -70,6 +71,7 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
     """
     machine.check_packages(loaded)
     checking = _Checking(loaded=loaded, offline=offline, weights=weights, commit=commit, notes=list(loaded.warnings))
+    checking.notes += arithmetic.notes(loaded.stages, loaded.recipe.model.dtype)
     base, own = checking.model(), checking.chat_template()
     rows: dict[str, StageRows | None] = {}
     for plan in loaded.stages:

@@ -103,7 +103,7 @@ def check(read: Document, root: Path) -> Loaded:
         entry = entries[node.id]
         assert entry is not None
         launch = (entry.launch or recipe.launch).launch
-        plan = _plan(recipe, node, entry.keys, entry.method or default, launch)
+        plan = _plan(recipe, node, entry.keys, _computing(entry.method or default, recipe.model.dtype), launch)
         plans.append(plan)
         warnings += [f"stage {node.id}: {text}" for text in plan.method.advise(plan.method_keys)]
         warnings += contradictions.notes(plan)
@@ -244,6 +244,17 @@ def _method(read: Document, data: dict[str, Any], at: tuple[str, ...]) -> tuple[
     except AlignError as error:
         raise read.fault((*at, "method"), error.what, error.remedy) from None
     return method, validate(read, method.Keys, data, at)
+
+
+def _computing(method: tuple[Method, ParameterizationKeys], dtype: str) -> tuple[Method, ParameterizationKeys]:
+    """With what 4-bit weights are computed in: `model.dtype` where the recipe says nothing, as in TRL's scripts."""
+    keys = method[1]
+    held = getattr(keys, "quantization", None)
+    if held is None or dtype == "auto" or "bnb_4bit_compute_dtype" in held.model_fields_set:
+        return method
+    return method[0], keys.model_copy(
+        update={"quantization": held.model_copy(update={"bnb_4bit_compute_dtype": dtype})}
+    )
 
 
 def _plan(

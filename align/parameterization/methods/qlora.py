@@ -30,7 +30,8 @@ class QuantizationKeys(BaseModel):
         True, description="quantise the scales too: 4.13 instead of 4.5 bits per weight"
     )
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="dtype to which weights are dequantised for computation"
+        "bfloat16",
+        description="dtype to which weights are dequantised for computation; `model.dtype` where that is given",
     )
 
     def arguments(self) -> dict[str, Any]:
