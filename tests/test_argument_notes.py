@@ -18,7 +18,7 @@ CHATS = [
     for n in range(24)
 ]
 PAIRS = [{"prompt": f"{n} + 1?", "chosen": f"{n + 1}", "rejected": f"{n}"} for n in range(24)]
-HEAD = "name: x\nmodel: {base: lab}\nparameterization: {method: lora}\nforgetting: {probes: none}\n"
+HEAD = "name: x\nmodel: {base: lab, dtype: float32}\nparameterization: {method: lora}\nforgetting: {probes: none}\n"
 
 
 def loaded(folder: Path, stage: str, training: dict[str, Any], **keys: Any) -> recipe_plan.Loaded:
