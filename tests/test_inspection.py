@@ -75,7 +75,7 @@ GOOD: dict[str, tuple[bytes, str, str]] = {  # by file name: content, format, ki
     "pairs.csv": (b'prompt,completion\n"one, two",three\nfour,"five\nsix"\n', "prompt_completion", "prompt_completion"),
     "questions.tsv": (b"question\tanswer\nCapital?\tLima\n", "prompt_completion", "prompt_completion"),
     "meta_math.jsonl.gz": (
-        gzip.compress(jsonl({"query": "1 + 1", "response": "2"})),
+        gzip.compress(jsonl({"query": "1 + 1", "response": "2"}), mtime=0),
         "prompt_completion",
         "prompt_completion",
     ),
@@ -172,7 +172,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {  # by what is wrong: file, content, p
     "no Parquet": ("x.parquet", b"PAR1 no", "x.parquet: the file is not readable Parquet"),
     "a cut gzip file": (
         "x.jsonl.gz",
-        gzip.compress(jsonl(PC) * 99)[:40],
+        gzip.compress(jsonl(PC) * 99, mtime=0)[:40],
         "x.jsonl.gz: the gzip file is incomplete or damaged",
     ),
     "a cut zstd file": ("x.jsonl.zst", zst(jsonl(PC) * 99)[:20], "x.jsonl.zst: the zstd file is incomplete or damaged"),

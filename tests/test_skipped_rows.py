@@ -50,7 +50,7 @@ def test_rows_with_errors_are_left_out_and_listed() -> None:
         ("x.jsonl", b"", "the file is empty"),
         ("x.json", f"[{GOOD.strip()}, oh]".encode(), "malformed JSON: expected a value"),  # what follows is not read
         ("x.csv", b'prompt,completion\na,b\n"c,d\n', "the record is not well-formed"),
-        ("x.jsonl.gz", gzip.compress(GOOD.encode() * 500)[:-30], "the gzip file is incomplete or damaged"),
+        ("x.jsonl.gz", gzip.compress(GOOD.encode() * 500, mtime=0)[:-30], "the gzip file is incomplete or damaged"),
         ("x.jsonl", (GOOD + "a\0b\n" + GOOD).encode(), "the line contains NUL characters"),
         ("x.jsonl", (EMPTY * 2).encode(), "'completion' is empty"),  # no row is left
     ],
