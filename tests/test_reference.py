@@ -64,7 +64,8 @@ def test_dpo_begins_at_log_2_in_bfloat16(stages: Stages, method: str, accumulati
     assert stages.logged("dpo", "eval_loss") == pytest.approx([math.log(2)] * 4, abs=1e-6)
 
 
-@pytest.mark.parametrize("reentrant", [pytest.param(False, marks=MORE), True])
+@MORE
+@pytest.mark.parametrize("reentrant", [False, True])
 def test_layers_that_are_computed_twice_are_so_in_the_reference(stages: Stages, reentrant: bool) -> None:
     """Checkpoints of the old kind run without gradients, in which 4-bit products take another way."""
     twice = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
@@ -82,6 +83,7 @@ def test_a_policy_that_is_trained_further_begins_at_log_2(stages: Stages, method
     assert stages.logged("dpo", "eval_rewards/chosen") == [0.0] * 6
 
 
+@MORE
 def test_an_adapter_can_be_trained_in_bfloat16_through_a_chain(stages: Stages) -> None:
     """As TRL trains it over a 4-bit base: the second stage trains the first's further, and both keep its dtype."""
     coarse = {**QLORA, "adapter_dtype": "bfloat16"}
@@ -138,7 +140,7 @@ def trainer(model: nn.Module, args: DPOConfig, rows: list[dict[str, Any]]) -> Dp
     [
         pytest.param("lora", {}, True, 2e-3, marks=MORE),
         pytest.param("qlora", {"adapter_dtype": "bfloat16"}, True, 2e-3, marks=MORE),
-        ("qlora", {}, True, 2e-3),
+        pytest.param("qlora", {}, True, 2e-3, marks=MORE),
         ("lora", {}, False, 1e-4),
     ],
 )
