@@ -79,7 +79,7 @@ DISASTERS = [
 
 def run(folder: Path, *settings: str, seed: int = 7) -> list[rollouts.Rollout]:
     """Run the recipe with some values changed; a run that fails is one too, as far as it came."""
-    given = [f"seed={seed}", "forgetting.probes=none", *settings]
+    given = [f"seed={seed}", "model.dtype=bfloat16", "forgetting.probes=none", *settings]
     arguments = [part for one in given for part in ("--set", one)]
     command = [sys.executable, "-m", "align", "run", str(RECIPE), "--run-dir", str(folder), *arguments]
     try:

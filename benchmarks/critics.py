@@ -72,10 +72,17 @@ SETUPS = [
 ]
 
 
+DTYPE = {"rlhf_qlora": ("model.dtype=bfloat16",)}  # in which the table was measured
+
+
 def run(setup: Setup, root: Path) -> str:
     """Run a setup, with SFT and reward model shared, and return its Markdown row."""
     recipe, started, folder = ROOT / f"recipes/{setup.recipe}.yaml", root / setup.chain, root / setup.name
-    given = [part for one in ("forgetting.probes=none", *setup.settings) for part in ("--set", one)]
+    given = [
+        part
+        for one in ("forgetting.probes=none", *DTYPE.get(setup.recipe, ()), *setup.settings)
+        for part in ("--set", one)
+    ]
     common = [sys.executable, "-m", "align", "run", str(recipe), *given]
     if not started.is_dir():
         clock.cpu_seconds([*common, "--run-dir", str(started), "--set", "stages.ppo.training.max_steps=4"], root)

@@ -49,15 +49,17 @@ def test_stages_inherit_and_replace(tmp_path: Path) -> None:
         ("auto", "{}", "bfloat16"),
         ("float32", "{}", "float32"),
         ("float16", "{bits: 4}", "float16"),
+        ("float32", "{bits: 8}", "bfloat16"),
         ("float32", "{bnb_4bit_compute_dtype: bfloat16}", "bfloat16"),
     ],
 )
-def test_4_bit_weights_are_computed_with_in_the_model_s_dtype(
-    tmp_path: Path, dtype: str, quantization: str, computed: str
-) -> None:
+def test_what_4_bit_weights_are_computed_in(tmp_path: Path, dtype: str, quantization: str, computed: str) -> None:
     sets = (f"model.dtype={dtype}", f"parameterization={{method: qlora, quantization: {quantization}}}")
     sft, _ = load(RECIPE, tmp_path, *sets).stages
-    assert (sft.method.quantization(sft.method_keys) or {})["bnb_4bit_compute_dtype"] == computed
+    held = sft.method_keys.model_dump()["quantization"]
+    assert held["bnb_4bit_compute_dtype"] == computed
+    given = sft.method_keys.model_dump(exclude_unset=True)["quantization"]
+    assert ("bnb_4bit_compute_dtype" in given) == ("compute" in quantization)
 
 
 def test_the_lab_s_probes_are_for_the_lab(tmp_path: Path) -> None:
@@ -222,6 +224,9 @@ def test_notes_on_a_policy_over_a_base_in_another_precision(tmp_path: Path) -> N
     own = "stages.dpo.parameterization={method: %s}"
     assert noted(quantised, own % "qlora") == noted(own % "lora") == []
     assert noted(quantised, own % "full") == [], "its base is not held in any other precision"
+    computed = own % "qlora, quantization: {bnb_4bit_compute_dtype: bfloat16}"
+    assert noted(quantised, "model.dtype=float32", computed) == [], "the same weights, computed in another"
+    assert noted(quantised, own % "qlora, quantization: {bnb_4bit_quant_type: fp4}") != []
     what = "'sft' was trained on a base with different quantisation (4 or 8 bits, or none)"
     assert noted(quantised, own % "lora") == [f"stage dpo: {what}, so its starting policy is slightly different"]
 

@@ -49,7 +49,7 @@ def plan(
     loaded = recipes.load(path, set)
     folder = folder_of(loaded.recipe.name, run_dir)
     commit = standing.commit(loaded, folder)
-    prepared = prepare(loaded, weights=False, commit=commit)
+    prepared = prepare(loaded, weights=False, commit=commit, here=gpu is None)
     made = forecast.make(loaded, prepared, folder, device)
     if calibrate:
         made = _calibrated(made, path, set, loaded)

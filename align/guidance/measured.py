@@ -51,7 +51,7 @@ def measure(base: str, data: str, stage: str, methods: tuple[str, ...], target: 
         loaded = {method: recipe.tried(base, data, stage, method, count, folder) for method in methods}
         first = loaded[methods[0]]
         try:
-            prepared = prepare(first, weights=False)
+            prepared = prepare(first, weights=False, here=False)
         except AlignError as error:
             faults = error.faults if isinstance(error, Faults) else [error]
             own = [fault for fault in faults if fault.place is None or not fault.place.file.startswith(temporary)]

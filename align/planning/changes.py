@@ -68,7 +68,7 @@ def _candidates(plan: StagePlan, target: Target) -> Iterator[tuple[str, ...]]:
 
 
 def _peak(loaded: Loaded, stage: str, target: Target, commit: str | None) -> int | None:
-    prepared = prepare(loaded, weights=False, commit=commit)
+    prepared = prepare(loaded, weights=False, commit=commit, here=False)
     stages = [one for one in loaded.stages if one.id == stage]
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunDir(Path(temporary))

@@ -211,6 +211,14 @@ def quantization(config: dict[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found else None
 
 
+def held_alike(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether a base that is quantised in these two ways has the same weights, whatever it is computed in."""
+    if one is None or other is None:
+        return one is other
+    apart = {"bnb_4bit_compute_dtype"}
+    return {k: v for k, v in one.items() if k not in apart} == {k: v for k, v in other.items() if k not in apart}
+
+
 def heads(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What safetensors files say of their tensors, by name: each begins with the length of that text."""
     for file in sorted(folder.glob("*.safetensors")):

@@ -10,7 +10,7 @@ from align.data.faults import raise_all
 from align.data.formats import GIVEN, Example
 from align.errors import AlignError
 from align.forgetting import probes
-from align.policy.base import Base
+from align.policy.base import Base, quantization
 from align.preflight import (
     arithmetic,
     leaks,
@@ -58,20 +58,22 @@ class Prepared:
     skipped: list[AlignError] = field(default_factory=list)  # faults of rows that `on_bad_row` left out
 
 
-def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, commit: str | None = None) -> Prepared:
+def prepare(
+    loaded: Loaded, *, offline: bool = False, weights: bool = True, commit: str | None = None, here: bool = True
+) -> Prepared:
     """Check all that can be checked before a model is loaded.
 
     Args:
         offline: do not look at the Hub: its names are taken on trust, and the notes say so.
         weights: fetch the weights of a model of the Hub too, not only its configuration and tokenizer.
         commit: of a model of the Hub, where the run was begun with one.
+        here: whether it would run on this machine, and what this one is slow at is worth a note.
 
     Raises:
         AlignError, Faults: all faults of the recipe's model, data and probes at once.
     """
     machine.check_packages(loaded)
     checking = _Checking(loaded=loaded, offline=offline, weights=weights, commit=commit, notes=list(loaded.warnings))
-    checking.notes += arithmetic.notes(loaded.stages, loaded.recipe.model.dtype)
     base, own = checking.model(), checking.chat_template()
     rows: dict[str, StageRows | None] = {}
     for plan in loaded.stages:
@@ -99,6 +101,9 @@ def prepare(loaded: Loaded, *, offline: bool = False, weights: bool = True, comm
         checking.leaks(plan, whole[plan.id])
     raise_all(checking.leaked, LEAKS_SHOWN, "items of the gate that are trained on")
     assert base is not None
+    if here:
+        saved = quantization(base.config)
+        checking.notes += arithmetic.notes(loaded.stages, loaded.recipe.model.dtype, saved)
     skipped = list({str(fault): fault for fault in checking.skipped}.values())  # of a table that two stages read
     return Prepared(base, whole, rewards, own, measured, checking.notes, checking.warnings, checkers, skipped)
 

@@ -11,7 +11,7 @@ from align.forgetting import probes
 from align.forgetting.keys import ForgettingKeys
 from align.parameterization import chain
 from align.penalties import keys as penalties
-from align.policy.base import Base
+from align.policy.base import Base, held_alike
 from align.recipe import optimization, pipeline, training_arguments
 from align.recipe.document import Document, dotted
 from align.stage.keys import Setting
@@ -86,7 +86,7 @@ def of_precision(plans: Sequence[StagePlan]) -> list[str]:
     notes = []
     for plan in plans:
         held[plan.id] = None if plan.trains_base else plan.method.quantization(plan.method_keys)
-        if plan.policy in held and not plan.trains_base and held[plan.policy] != held[plan.id]:
+        if plan.policy in held and not plan.trains_base and not held_alike(held[plan.policy], held[plan.id]):
             what = f"'{plan.policy}' was trained on a base with different quantisation (4 or 8 bits, or none)"
             notes.append(f"stage {plan.id}: {what}, so its starting policy is slightly different")
     return notes
@@ -103,7 +103,7 @@ def of_base_row(plans: Sequence[StagePlan], keys: ForgettingKeys) -> list[str]:
         for plan in others
         if keys.probes != "none"
         and (plan.policy, plan.program.stage.gives) == (pipeline.BASE, "policy")
-        and plan.method.quantization(plan.method_keys) != measured
+        and not held_alike(plan.method.quantization(plan.method_keys), measured)
     ]
 
 

@@ -248,13 +248,13 @@ def _method(read: Document, data: dict[str, Any], at: tuple[str, ...]) -> tuple[
 
 def _computing(method: tuple[Method, ParameterizationKeys], dtype: str) -> tuple[Method, ParameterizationKeys]:
     """With what 4-bit weights are computed in: `model.dtype` where the recipe says nothing, as in TRL's scripts."""
-    keys = method[1]
+    keys, name = method[1], "bnb_4bit_compute_dtype"
     held = getattr(keys, "quantization", None)
-    if held is None or dtype == "auto" or "bnb_4bit_compute_dtype" in held.model_fields_set:
+    if held is None or held.bits != 4 or dtype == "auto" or name in held.model_fields_set:
         return method
-    return method[0], keys.model_copy(
-        update={"quantization": held.model_copy(update={"bnb_4bit_compute_dtype": dtype})}
-    )
+    held = held.model_copy(update={name: dtype})
+    held.model_fields_set.discard(name)  # the recipe has not given it
+    return method[0], keys.model_copy(update={"quantization": held})
 
 
 def _plan(

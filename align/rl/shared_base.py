@@ -16,6 +16,7 @@ from align.parameterization import chain
 from align.parameterization import method as methods
 from align.parameterization.chain import Layer, beside
 from align.policy import stack
+from align.policy.base import held_alike
 from align.run_folder.records import Adapter, Policy, Reward, Ticket
 
 VALUE = "align_value"  # PEFT's name of the value adapter
@@ -90,7 +91,7 @@ def _same_base(reward: Reward, policy: Policy, quantization: dict[str, Any] | No
     assert model is not None
     own = (root / model.weights).resolve() if model.weights else None
     held = (run / policy.weights).resolve() if policy.weights else None
-    return model.base.identity == policy.base.identity and own == held and model.quantization == quantization
+    return model.base.identity == policy.base.identity and own == held and held_alike(model.quantization, quantization)
 
 
 def _biased(held: Sequence[Adapter], root: Path) -> list[Path]:

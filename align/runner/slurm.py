@@ -137,7 +137,7 @@ def of_recipe(
     machines = max(launch.machines for launch in launches)
     gpus = 0 if recipe.model.base == "lab" else processes
     text = script(Job(recipe.name, run.root, Path.cwd(), processes, gpus, command, machines), asked)
-    found = prepare(loaded, weights=False)
+    found = prepare(loaded, weights=False, here=False)
     run.root.mkdir(parents=True, exist_ok=True)
     return Printed(text, found.notes, found.warnings)
 
