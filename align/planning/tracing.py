@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from align.errors import AlignError
 from align.planning.records import Asked, Traced
+from align.preflight import arithmetic
 from align.run_folder import files
 
 PATIENCE = 120  # seconds for a stage; most take five
@@ -111,11 +112,7 @@ def _version(name: str) -> str | None:
 
 def _processor() -> str:
     """What decides whether a stage computes in bfloat16 on a CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), "")
+    return " ".join(arithmetic.flags()) or platform.processor()
 
 
 def _known(key: str) -> Traced | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +26,11 @@ def notes(plans: Sequence[StagePlan], dtype: str, saved: dict[str, Any] | None) 
         dtype: the recipe's `model.dtype`.
         saved: how the base is saved quantised, by its config; None for floats.
     """
-    flags = _flags_without_gpu()
+    has = _flags_without_gpu()
     slow: dict[str, tuple[str, list[str]]] = {}
     for plan in plans:
         precision, remedy = _precision(plan, dtype, saved)
-        if flags and remedy and not _FAST.get(precision, flags) & flags:
+        if has and remedy and not _FAST.get(precision, has) & has:
             slow[plan.id] = (precision, remedy)
     if not slow:
         return []
@@ -68,12 +68,13 @@ def _flags_without_gpu() -> set[str]:
     gpu = shutil.which("nvidia-smi") or any(path.exists() for path in DRIVERS)
     if platform.machine() not in ("x86_64", "AMD64") or (gpu and not hidden):
         return set()
-    return set(_flags())
+    return set(flags())
 
 
-def _flags() -> Iterator[str]:
+def flags() -> list[str]:
+    """The instructions that the processor has, as Linux names them on x86; elsewhere none."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return
-    yield from next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
+        return []
+    return next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
