@@ -27,7 +27,7 @@ from typing import Any
 from align.advice.evidence import Cell
 from align.lab.skills import SKILLS
 from align.report.chart import Chart, Colour, Dots, Mark
-from align.report.svg import PALETTE, draw
+from align.report.svg import alone, draw
 from benchmarks import clock, written_tables
 
 FIRST_SEED = 7
@@ -262,15 +262,7 @@ def picture(cells: Sequence[tuple[Remedy, Cell]], base: float, method: str) -> s
         x_name="drop of the skills",
         whole_x=False,
     )
-    return on_white(draw(chart))
-
-
-def on_white(drawn: str) -> str:
-    """A drawing of the report as a file of its own."""
-    drawn = drawn.replace("var(--sans)", "sans-serif")
-    for name, value in PALETTE.items():
-        drawn = drawn.replace(f"var(--{name})", value)
-    return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return alone(draw(chart))
 
 
 def base_mean(root: Path) -> float:

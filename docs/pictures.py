@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 
 from align.compare import build, chart
-from align.report import records
+from align.report import records, svg
 from align.report.heat_map import heat_map
-from align.report.svg import PALETTE
 
 ROOT = Path(__file__).resolve().parents[1]
 README, IMAGES = ROOT / "README.md", ROOT / "docs" / "images"
@@ -46,22 +45,13 @@ def picture(folder: Path) -> str:
     """The heat map of the run's report as a file of its own, on white."""
     forgetting = records.load(folder).forgetting
     assert forgetting is not None
-    return on_white(heat_map(forgetting))
+    return svg.alone(heat_map(forgetting))
 
 
 def compared(folders: list[Path]) -> str:
     """The drawing of `align compare --html` as a file of its own, on white."""
     found = build.compare(folders)
-    return on_white(str(chart.draw(found, found.tables[0], 1)))
-
-
-def on_white(drawn: str) -> str:
-    """A drawing of a page as a file of its own."""
-    drawn = drawn.replace("var(--sans)", "sans-serif")
-    for name, value in PALETTE.items():
-        drawn = drawn.replace(f"var(--{name})", value)
-    ground = '<rect width="100%" height="100%" fill="#fff"/>'
-    return re.sub(r"<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>{ground}', drawn, count=1) + "\n"
+    return svg.alone(str(chart.draw(found, found.tables[0], 1)))
 
 
 def shortened(text: str) -> str:

@@ -3,6 +3,7 @@ a light page, a dark page and print; the reader's own fonts write its texts."""
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -53,6 +54,15 @@ def draw(chart: Chart) -> str:
     frame, beside = _frame(chart)
     parts = [*_axes(chart, frame, beside), *(_mark(mark, frame) for mark in chart.marks), *_heads(chart, frame)]
     return element(chart.title, chart.size[0], chart.size[1], parts)
+
+
+def alone(drawn: str) -> str:
+    """A drawing of a page as a file of its own, on white."""
+    drawn = drawn.replace("var(--sans)", "sans-serif")
+    for name, value in PALETTE.items():
+        drawn = drawn.replace(f"var(--{name})", value)
+    ground = '<rect width="100%" height="100%" fill="#fff"/>'
+    return re.sub(r"<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>{ground}', drawn, count=1) + "\n"
 
 
 def element(title: str, width: float, height: float, parts: Iterable[str]) -> str:
