@@ -56,6 +56,10 @@ OPTIONS = {
     "check": ["recipe", "--set", "--offline"],
     "import": ["file", "--out", "--stage", "--processes", "--json"],
     "plan": ["recipe", "--set", "--run-dir", "--gpu", "--calibrate", "--json"],
+    "tune": [
+        *("recipe", "--stage", "--over", "--gain", "--steps", "--trials", "--minutes", "--set", "--run-dir", "--out"),
+        "--json",
+    ],
     "doctor": ["--hub", "--quick", "--json"],
     "status": ["run_dir", "--json"],
     "report": ["run_dir", "--json"],

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from align.cli import advising, data, guard, importing, lab, look, machine, plan, spectrum, train, use
+from align.cli import advising, data, guard, importing, lab, look, machine, plan, spectrum, train, tune, use
 from align.runner import signals
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Train")(train.run)
 app.command(rich_help_panel="Train")(look.check)
 app.command(rich_help_panel="Train")(plan.plan)
+app.command(rich_help_panel="Train")(tune.tune)
 app.command(rich_help_panel="Train")(advising.init)
 app.command("import", rich_help_panel="Train")(importing.import_)
 

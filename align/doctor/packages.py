@@ -20,6 +20,7 @@ _FOR = {  # what an extra is for
     "trackio": "the tracker of that name",
     "eval": "tasks of lm-evaluation-harness as probes",
     "deepspeed": "`launch: {engine: deepspeed}`",
+    "tune": "`align tune`",
 }
 
 

@@ -62,21 +62,22 @@ def is_recipe(name: str) -> bool:
     return not user_paths.there(Path(name)) and shipped.find("recipes", name) is not None
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+def load(path: Path, overrides: Sequence[str] = (), *, text: str | None = None) -> Loaded:
     """Read, override and check a recipe.
 
     Args:
         path: the YAML file; messages show it as it is given.
         overrides: `stages.dpo.beta=0.2`, each as given to `--set`.
+        text: of the file, where it has been read already.
 
     Raises:
         AlignError, Faults: every fault with file, line and column.
     """
-    read = document.read(path)
+    read = document.read(path) if text is None else document.parse(text, str(path))
     faults = FaultList()
-    for text in overrides:
+    for override in overrides:
         with faults.collect():
-            read.set(text)
+            read.set(override)
     faults.raise_any()
     return check(read, path.resolve().parent)
 

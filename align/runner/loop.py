@@ -26,7 +26,7 @@ from align.runner.child import Child
 from align.runner.executing import Executor, before, take_inputs
 from align.runner.live_page import LivePage
 from align.runner.machines import Machines
-from align.runner.options import Options
+from align.runner.options import Abandoned, Options
 from align.runner.progress import Watcher
 from align.runner.tabulate import tabulate
 from align.version import VERSION
@@ -124,6 +124,10 @@ class Run:
         if prepared.base.revision:  # a run stays with one commit of a model that goes on changing
             self._set(hub=Pinned(base=(hub.base, hub.revision), commit=prepared.base.revision))
         self.tickets = tickets.build(self.loaded, prepared, self.dir)
+        if (trial := self.options.trial) is not None:
+            plan = next(plan for plan in self.loaded.stages if plan.id == trial.stage)
+            tickets.tried(self.tickets[plan.id], trial.every, plan, self.loaded.recipe.forgetting)
+            tickets.seal(plan, self.loaded, self.tickets, self.dir)
         resolved.write(self.dir.recipe, self.loaded)
         write_skipped(self.dir, prepared.skipped)
 
@@ -190,11 +194,16 @@ class Run:
         child = Child(self.dir, self.watcher, self.page.tick, others)
         executor = Executor(self.loaded, self.dir, self.tickets, self.watcher, child, self.page, self._note)
         acting = Acting(executor, self.notifier)
-        todo = [p for p in self.loaded.stages if self.options.only in (None, p.id)]
+        todo, tried = self._todo(), self.options.trial.stage if self.options.trial else None
         try:
             for plan in todo:
                 self._note(plan, status="pending")
             for plan in todo:
+                if plan.id == tried:
+                    executor.open(plan)
+                    executor.stand(plan, 1)
+                    self._note(plan, status="done")
+                    break
                 action = acting.settle(plan)
                 if self.options.only is None:
                     executor.follow(plan, stopped=action == "stop")
@@ -202,10 +211,12 @@ class Run:
                     self._note(plan, status="stopped")
                     return Exit.GATE
                 self._note(plan, status="done")
-            self._compare(child)
+            if tried is None:
+                self._compare(child)
             child.finish()
-        except KeyboardInterrupt:
-            child.interrupt()
+        except (KeyboardInterrupt, Abandoned) as ended:
+            if isinstance(ended, KeyboardInterrupt):
+                child.interrupt()
             for id, entry in self.record.stages.items():
                 if entry.status == "running":
                     self._set_stage(id, entry.but(status="interrupted"))
@@ -220,6 +231,14 @@ class Run:
                 report.break_off(self.dir.root)  # what it shows is not the end, and it must not wait for one
                 self.watcher.say(f"the report was not written: {error}")
         return Exit.DONE
+
+    def _todo(self) -> list[StagePlan]:
+        """The stages that this execution is about; of a stage that is tried itself and what it comes from."""
+        trial = self.options.trial
+        if trial is None:
+            return [plan for plan in self.loaded.stages if self.options.only in (None, plan.id)]
+        wanted = {trial.stage, *before(self.loaded, next(p for p in self.loaded.stages if p.id == trial.stage))}
+        return [plan for plan in self.loaded.stages if plan.id in wanted]
 
     def _compare(self, child: Child) -> None:
         """Compare the branches of a run, once for each state of them."""

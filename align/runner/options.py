@@ -1,4 +1,4 @@
-"""What of a run is to be done again: `--from`, `--only` and `--fresh`."""
+"""What of a run is to be done again, `--from`, `--only` and `--fresh`; or that a stage is only tried."""
 
 from __future__ import annotations
 
@@ -8,13 +8,31 @@ from dataclasses import dataclass
 from align.errors import AlignError
 
 
+class Abandoned(Exception):
+    """A stage that is tried is not worth the rest of its training: the run ends there, without a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A stage that is only tried: the run ends with it, and nothing is decided on what it trained.
+
+    Attributes:
+        stage: its id.
+        every: steps between two measurements of the gate's items while it is trained.
+    """
+
+    stage: str
+    every: int
+
+
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """What is asked of a run beside its recipe."""
 
     from_stage: str | None = None
     only: str | None = None
     fresh: bool = False
+    trial: Trial | None = None
 
     def __post_init__(self) -> None:
         """Raises AlignError where two of them contradict each other."""

@@ -197,6 +197,15 @@ def _inside(plan: StagePlan, keys: ForgettingKeys) -> Inside | None:
     return Inside(every=keys.every, watch=keys.watch, early_stop=keys.early_stop, limits=limits, incoming=plan.policy)
 
 
+def tried(ticket: Ticket, every: int, plan: StagePlan, keys: ForgettingKeys) -> None:
+    """Have the policy of a stage that is only tried measured every so many steps, and asked nothing else. It ends at no
+    limit, so that it is to be sealed anew."""
+    ticket.prompts, ticket.latency = [], False
+    ticket.inside = None
+    if keys.probes != "none":
+        ticket.inside = _inside(plan, keys.model_copy(update={"every": every, "watch": None, "early_stop": False}))
+
+
 def wants_latency(keys: ForgettingKeys) -> bool:
     """Whether answers are to be timed, which takes a while."""
     return keys.budgets is not None and keys.budgets.latency is not None
