@@ -18,7 +18,7 @@ from align.cli.commands import app
 from align.guidance import measured, recipe, rules, words
 from align.guidance.rules import Choice
 from align.guidance.situation import GB, GOALS, Needs, Situation
-from align.planning import target
+from align.planning import questions, target
 
 BILLION = 10**9
 SEVEN = {  # what is measured of the shape of Llama 2 7B, about
@@ -288,3 +288,12 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "7 B parameters, 5,000 rows for sft, 2 x a GPU of 24 GB (25.8 GB)" in said
     assert set(GOALS) == {"balanced", "quality", "prototype", "domain", "provider"}
     assert words.document(now, choice, "x.yaml")["methods"]["qlora"]["fits"] is True
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "lora"])
+def test_on_a_gpu_only_what_can_be_recomputed_is(method: str, tmp_path: Path) -> None:
+    loaded = recipe.tried("lab", "lab/helpdesk", "sft", method, 2, tmp_path)
+    [plan] = loaded.stages
+    recomputed = method != "prefix_tuning"
+    assert questions._training(plan, target.asked("24GB"), 1)["gradient_checkpointing"] is recomputed
+    assert plan.layer.traits.recomputes is recomputed

@@ -51,6 +51,7 @@ class Traits:
         adjoins: its adapters in a policy have to follow one another, with none of another method between them.
         saves_modules: it trains modules whole besides.
         any_module: it goes on more than linear layers.
+        recomputes: its layers can be computed a second time in the backward pass (gradient checkpointing).
         imports: the module that makes PEFT know it; None where PEFT does by itself.
         trained_in: dtype of an adapter's weights in training.
         linear: what a share of its update is made of; or why there is none.
@@ -67,6 +68,7 @@ class Traits:
     adjoins: bool = False
     saves_modules: bool = False
     any_module: bool = False
+    recomputes: bool = True
     imports: str | None = None
     trained_in: Literal["float32", "bfloat16"] = "float32"
     linear: Linear | str = NOT_LINEAR

@@ -41,7 +41,7 @@ def memory(plan: StagePlan, base: Base, longest: int, target: Target) -> Memory 
     weights = total * (packed if quantized else kept) + (0 if full else 4 * trained)
     pairs = 2 if "preference" in plan.program.stage.rows else 1
     tokens = plan.global_batch[0] * longest * pairs
-    checkpointed = plan.training.get("gradient_checkpointing", target.gpu)
+    checkpointed = plan.training.get("gradient_checkpointing", target.gpu and plan.layer.traits.recomputes)
     inner = INNER * tokens * width * (2 if target.gpu else kept)
     activations = (layers * tokens * width * 2 + inner) if checkpointed else layers * inner
     logits = 0 if plan.program.stage.gives == "reward" else 4 * tokens * words * 4

@@ -113,7 +113,10 @@ def mixes(plan: StagePlan) -> bool:
 
 def _training(plan: StagePlan, target: Target, accumulated: int) -> dict[str, Any]:
     """The recipe's arguments, less what writes, measures, compiles or waits."""
-    given = {**target.arguments(plan.training), **plan.training}
+    usual = target.arguments(plan.training)
+    if not plan.layer.traits.recomputes:
+        usual["gradient_checkpointing"] = False
+    given = {**usual, **plan.training}
     left = (
         "eval_",
         "dataloader_",

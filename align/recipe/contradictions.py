@@ -135,6 +135,7 @@ def of_stage(read: Document, plan: StagePlan, layers: Layers) -> list[AlignError
         found.append(("parameterization", what, "write `bias: none`"))
     return [
         *(read.fault(("stages", plan.id, key), what, remedy) for key, what, remedy in found),
+        *_recomputed(read, plan),
         *_idle(read, plan),
     ]
 
@@ -159,6 +160,18 @@ def of_base(read: Document, plans: Sequence[StagePlan], base: Base) -> Iterator[
             path = ("stages", plan.id, "training", "router_aux_loss_coef")
             what = f"'{dotted(path)}' is for mixture-of-experts models, and '{base.name}' is not one"
             yield read.fault(path, what, "leave it out")
+
+
+def _recomputed(read: Document, plan: StagePlan) -> Iterator[AlignError]:
+    """Gradient checkpointing of a method whose layers cannot be computed twice."""
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        if plan.keys.training.get(name) and not plan.layer.traits.recomputes:
+            method = plan.method_keys.method
+            what = (
+                f"stage '{plan.id}' cannot train {method} with {name}: PEFT puts its vectors into the key-value cache, "
+            )
+            what += "which is not there when a layer is computed again"
+            yield read.fault(("stages", plan.id, "training", name), what, "leave it out, or choose p_tuning or lora")
 
 
 def _idle(read: Document, plan: StagePlan) -> Iterator[AlignError]:

@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from align.data.replay import Source
 from align.engines import choose
 from align.errors import AlignError, Exit
+from align.parameterization.chain import Layer
 from align.run_folder import files, heartbeats, messages
 from align.run_folder.messages import Told
 from align.run_folder.paths import RunDir
@@ -98,7 +99,8 @@ class Job:
         given = dict(ticket.training)
         if not given.get("fp16"):
             given.setdefault("bf16", self._bf16())
-        given.setdefault("gradient_checkpointing", cuda)
+        layer = Layer.of(ticket.parameterization, ticket.stage)
+        given.setdefault("gradient_checkpointing", cuda and layer.traits.recomputes)
         given.setdefault("ddp_find_unused_parameters", False)
         given.setdefault("eval_strategy", "steps" if self.evaluation else "no")
         if given["eval_strategy"] == "steps":

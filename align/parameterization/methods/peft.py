@@ -35,6 +35,7 @@ _UNMERGEABLE = ("beft", "lily")  # and those that learn prompts
 # On top of another adapter these compute with the base's own weight and leave out what is beneath, or do not find the
 # layers that it wraps; tests/test_methods.py.
 _ALONE = ("frod", "glora", "hra", "pvera", "shira", "supertuning", "tinylora", "vera")
+_CACHED = ("prefix_tuning", "cartridge")  # stand in the key-value cache, which PEFT cannot recompute
 _ANY_MODULE = ("ln_tuning", "beft")  # go on more than linear layers
 _ONCE = ("ln_tuning", "osf")  # PEFT lets one of them act at a time
 # What their updates are linear in; tests/test_interpolation_methods.py holds it against the merged weights.
@@ -130,6 +131,7 @@ def traits(keys: Keys) -> Traits:
         tops=keys.method not in _ALONE,
         repeats=keys.method not in _ONCE,
         inside=not prompts,
+        recomputes=keys.method not in _CACHED,
         saves_modules=bool(keys.peft.get("modules_to_save")),
         any_module=keys.method in _ANY_MODULE,
         switches=keys.peft.get("bias") in (None, False, True, "none"),
